@@ -1,0 +1,238 @@
+//! The blocking client: one connection, one request, one answer, one deadline.
+//!
+//! It runs inside sshd, sudo and whatever looks up a user. So the descriptor is closed before it returns, nothing
+//! raises SIGPIPE, and connect(2) is bounded too (it blocks while a socket's backlog is full).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send,
+    socket_with,
+};
+
+use crate::deadline::Deadline;
+use crate::frame::{self, ANSWER_MAX, HEADER, REQUEST_MAX};
+use crate::id::Uid;
+use crate::wire::{Answer, Envelope, Request, VERSION};
+use crate::{local, paths};
+
+/// Why there is no answer. None of these is ever a yes.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nothing listens on the socket.
+    #[error("no resolver listens on {}", .0.display())]
+    NoListener(PathBuf),
+    /// Somebody else listens there.
+    #[error("{} belongs to uid {owner}, not to root or {}", .path.display(), paths::RESOLVER_USER)]
+    Impostor {
+        /// The socket.
+        path: PathBuf,
+        /// Who listens.
+        owner: Uid,
+    },
+    /// The resolver did not answer in time.
+    #[error("the resolver did not answer in time")]
+    TimedOut,
+    /// The connection or the process broke.
+    #[error("talking to the resolver: {0}")]
+    Io(io::Error),
+    /// What came is no answer.
+    #[error("the resolver's answer makes no sense: {0}")]
+    Nonsense(String),
+}
+
+impl From<io::Error> for AskError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::TimedOut { Self::TimedOut } else { Self::Io(error) }
+    }
+}
+
+impl From<Errno> for AskError {
+    fn from(errno: Errno) -> Self {
+        io::Error::from(errno).into()
+    }
+}
+
+/// Asks the resolver that listens on `socket`.
+///
+/// # Errors
+/// Any of [`AskError`].
+pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, AskError> {
+    let connection = open(socket, deadline)?;
+    check_owner(&connection, socket)?;
+    exchange(connection.as_fd(), request, deadline)
+}
+
+/// Sends a request over `connection` and receives its answer.
+///
+/// # Errors
+/// Any of [`AskError`] but the first two.
+pub fn exchange(
+    connection: BorrowedFd<'_>,
+    request: &Request,
+    deadline: Deadline,
+) -> Result<Answer, AskError> {
+    let envelope = Envelope { v: VERSION, request: request.clone() };
+    let body = serde_json::to_vec(&envelope).map_err(|error| AskError::Nonsense(error.to_string()))?;
+    let frame = frame::encode(&body, REQUEST_MAX).map_err(|error| AskError::Nonsense(error.to_string()))?;
+    send_all(connection, &frame, deadline)?;
+
+    let mut header = [0; HEADER];
+    receive(connection, &mut header, deadline)?;
+    let length =
+        frame::body_length(header, ANSWER_MAX).map_err(|error| AskError::Nonsense(error.to_string()))?;
+    let mut body = vec![0; length];
+    receive(connection, &mut body, deadline)?;
+    serde_json::from_slice(&body).map_err(|error| AskError::Nonsense(error.to_string()))
+}
+
+fn open(path: &Path, deadline: Deadline) -> Result<OwnedFd, AskError> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(deadline.left()?))?;
+    match connect(&socket, &address) {
+        Ok(()) => Ok(socket),
+        Err(Errno::NOENT | Errno::CONNREFUSED) => Err(AskError::NoListener(path.to_owned())),
+        // What connect(2) says on a Unix socket whose backlog stayed full until the timeout.
+        Err(Errno::AGAIN) => Err(AskError::TimedOut),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Only root (systemd, which made the socket) or the resolver's own user is believed.
+fn check_owner(socket: &OwnedFd, path: &Path) -> Result<(), AskError> {
+    /// The number of a system user does not change under a running process.
+    static RESOLVER: OnceLock<Uid> = OnceLock::new();
+
+    let owner = Uid(socket_peercred(socket)?.uid.as_raw());
+    if owner == Uid::ROOT || RESOLVER.get() == Some(&owner) {
+        return Ok(());
+    }
+    let resolver = local::account_by_name(Path::new(paths::PASSWD), paths::RESOLVER_USER);
+    match resolver {
+        Ok(Some(account)) if account.uid == owner => {
+            let _ = RESOLVER.set(owner);
+            Ok(())
+        }
+        _ => Err(AskError::Impostor { path: path.to_owned(), owner }),
+    }
+}
+
+fn send_all(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Result<(), AskError> {
+    while !rest.is_empty() {
+        match send(socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
+            Err(Errno::AGAIN) => deadline.wait(socket, PollFlags::OUT)?,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn receive(socket: BorrowedFd<'_>, mut rest: &mut [u8], deadline: Deadline) -> Result<(), AskError> {
+    while !rest.is_empty() {
+        match recv(socket, &mut *rest, RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => return Err(AskError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok((_, received)) => rest = rest.get_mut(received..).unwrap_or_default(),
+            Err(Errno::AGAIN) => deadline.wait(socket, PollFlags::IN)?,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::Duration;
+
+    fn serve_once(reply: impl FnOnce(&mut UnixStream) + Send + 'static) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut header = [0; HEADER];
+            stream.read_exact(&mut header).unwrap();
+            let mut body = vec![0; frame::body_length(header, REQUEST_MAX).unwrap()];
+            stream.read_exact(&mut body).unwrap();
+            reply(&mut stream);
+        });
+        (dir, path)
+    }
+
+    fn talk(path: &Path, span: Duration) -> Result<Answer, AskError> {
+        let deadline = Deadline::after(span);
+        let connection = open(path, deadline)?;
+        exchange(connection.as_fd(), &Request::Status, deadline)
+    }
+
+    #[test]
+    fn an_answer_comes_back() {
+        let (_dir, path) = serve_once(|stream| {
+            stream.write_all(&frame::encode(br#"{"answer":"not-found"}"#, ANSWER_MAX).unwrap()).unwrap();
+        });
+        assert_eq!(talk(&path, Duration::from_secs(5)).unwrap(), Answer::NotFound);
+    }
+
+    #[test]
+    fn nobody_listening_is_told_from_other_failures() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = talk(&dir.path().join("nothing"), Duration::from_secs(5)).unwrap_err();
+        assert!(matches!(error, AskError::NoListener(_)), "{error}");
+    }
+
+    #[test]
+    fn a_resolver_that_says_nothing_costs_the_deadline_and_no_more() {
+        let (_dir, path) = serve_once(|stream| {
+            let _ = stream.read(&mut [0]);
+        });
+        assert!(matches!(talk(&path, Duration::from_millis(50)).unwrap_err(), AskError::TimedOut));
+    }
+
+    #[test]
+    fn a_full_backlog_costs_the_deadline_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&socket, 0).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match open(&path, Deadline::after(Duration::from_millis(50))) {
+                Ok(connection) => waiting.push(connection),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, AskError::TimedOut), "{error}");
+    }
+
+    #[test]
+    fn half_an_answer_an_endless_one_and_rubbish_are_errors() {
+        for reply in [&b"\0\0"[..], b"\0\0\0\x20{\"answer\"", b"\xff\xff\xff\xff", b"\0\0\0\x04null"] {
+            let (_dir, path) = serve_once(move |stream| stream.write_all(reply).unwrap());
+            assert!(talk(&path, Duration::from_secs(5)).is_err(), "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn a_listener_of_another_user_is_not_believed() {
+        let (_dir, path) = serve_once(|_| {});
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let connection = open(&path, deadline).unwrap();
+        let me = Uid(rustix::process::getuid().as_raw());
+        // Run by root, the listener is root; run by anybody else it is an impostor.
+        assert_eq!(check_owner(&connection, &path).is_ok(), me == Uid::ROOT);
+    }
+}

@@ -1,0 +1,661 @@
+//! The configuration, `/etc/pam_iam/config.toml`.
+//!
+//! A key that is not known, a value of the wrong kind and a setting that would be dangerous are errors that name the
+//! line. Only `access.allow` has no default: a configuration without it allows nobody rather than everybody.
+//! `docs/config.example.toml` describes every key.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::marker::PhantomData;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::ask::Mode;
+use crate::name::{IamName, LinuxName};
+use crate::wire::TOTAL_TIMEOUT_MAX;
+
+/// The longest configuration that is read, in bytes.
+const LENGTH_MAX: u64 = 1024 * 1024;
+
+/// Local groups whose members are root in all but name; mapping an IAM group to one needs `allow_privileged`.
+/// From Debian's and Red Hat's lists of system groups, and from what is known to give root (docker, lxd).
+pub const PRIVILEGED_GROUPS: &[&str] = &[
+    "adm",
+    "admin",
+    "bin",
+    "daemon",
+    "disk",
+    "docker",
+    "incus",
+    "incus-admin",
+    "kmem",
+    "kvm",
+    "libvirt",
+    "lxd",
+    "mail",
+    "mem",
+    "root",
+    "shadow",
+    "staff",
+    "sudo",
+    "sys",
+    "systemd-journal",
+    "tape",
+    "tty",
+    "utmp",
+    "wheel",
+];
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("{}: {source}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Somebody other than root could have written it.
+    #[error("{}: {problem}; run: chown root {} && chmod go-w {}", .path.display(), .path.display(), .path.display())]
+    Untrusted {
+        /// The file.
+        path: PathBuf,
+        /// Why it is not trusted.
+        problem: &'static str,
+    },
+    /// Its text is wrong.
+    #[error("{}:{line}: {message}", .path.display())]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who may do what.
+    pub access: Access,
+    /// IAM groups and the Linux groups that they stand for.
+    #[serde(default)]
+    pub groups: BTreeMap<IamName, GroupTarget>,
+    /// What accounts look like, and which local ones are adopted.
+    #[serde(default)]
+    pub accounts: Accounts,
+    /// How home directories are made.
+    #[serde(default)]
+    pub home: Home,
+    /// Who may ask for keys, and further sources of keys.
+    #[serde(default)]
+    pub keys: Keys,
+    /// How IAM is reached.
+    #[serde(default)]
+    pub aws: Aws,
+    /// How old answers may be.
+    #[serde(default)]
+    pub freshness: Freshness,
+    /// What ends an open session.
+    #[serde(default)]
+    pub sessions: Sessions,
+    /// How the importer retires accounts.
+    #[serde(default)]
+    pub importer: Importer,
+    /// How the resolver is reached.
+    #[serde(default)]
+    pub resolver: Resolver,
+}
+
+/// `[access]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Access {
+    /// Who may log in.
+    #[serde(deserialize_with = "allow")]
+    pub allow: Who,
+    /// Who may use sudo.
+    #[serde(default = "nobody", deserialize_with = "sudo")]
+    pub sudo: Who,
+}
+
+/// Whom a policy names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Who {
+    /// Nobody.
+    None,
+    /// Every IAM user.
+    All,
+    /// The members of these IAM groups.
+    #[serde(untagged)]
+    Groups(Vec<IamName>),
+}
+
+/// The Linux group that an IAM group stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GroupTarget {
+    /// Its name.
+    pub group: LinuxName,
+    /// Whether it may be one of [`PRIVILEGED_GROUPS`].
+    pub allow_privileged: bool,
+}
+
+/// `[accounts]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Accounts {
+    /// The home directory, with `{name}` for the Linux name.
+    pub home: HomePattern,
+    /// The shell.
+    pub shell: AbsolutePath,
+    /// Endings of IAM names that are dropped for the Linux name.
+    pub drop_suffix: Vec<String>,
+    /// Local accounts that IAM users of the same name may use.
+    pub adopt: Vec<LinuxName>,
+    /// The local group whose members are adopted too; none if empty.
+    pub adopt_group: String,
+}
+
+impl Default for Accounts {
+    fn default() -> Self {
+        Self {
+            home: HomePattern("/home/{name}".to_owned()),
+            shell: AbsolutePath("/bin/bash".into()),
+            drop_suffix: Vec::new(),
+            adopt: Vec::new(),
+            adopt_group: String::new(),
+        }
+    }
+}
+
+/// `[home]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Home {
+    /// What a new home directory is filled with.
+    pub skel: AbsolutePath,
+    /// What becomes of a home directory that belongs to somebody else.
+    pub on_mismatch: OnMismatch,
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Self { skel: AbsolutePath("/etc/skel".into()), on_mismatch: OnMismatch::Refuse }
+    }
+}
+
+/// What becomes of a home directory that belongs to somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnMismatch {
+    /// It stays, and the user goes without.
+    Refuse,
+    /// It is renamed to `NAME.UID`, and the user gets a new one.
+    Aside,
+}
+
+/// `[keys]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keys {
+    /// sshd's `AuthorizedKeysCommandUser`: who beside root may ask for keys.
+    pub user: String,
+    /// Further key commands.
+    pub also_run: Vec<String>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { user: "pam-iam".to_owned(), also_run: Vec::new() }
+    }
+}
+
+/// `[aws]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aws {
+    /// The region; the SDK's own chain if none.
+    pub region: Option<String>,
+    /// Where the IAM API is, instead of AWS's own address.
+    pub endpoint: Option<String>,
+    /// The profile of the SDK's configuration files.
+    pub profile: Option<String>,
+    /// The role to take on before asking.
+    pub assume_role: Option<String>,
+    /// The external id that the role's trust policy wants.
+    pub external_id: Option<String>,
+    /// Limit of one connect.
+    pub connect_timeout: Span,
+    /// Limit of one API call.
+    pub call_timeout: Span,
+    /// Limit of one question, with all its calls and retries.
+    #[serde(deserialize_with = "total_timeout")]
+    pub total_timeout: Span,
+}
+
+impl Default for Aws {
+    fn default() -> Self {
+        Self {
+            region: None,
+            endpoint: None,
+            profile: None,
+            assume_role: None,
+            external_id: None,
+            connect_timeout: Span::seconds(1),
+            call_timeout: Span::seconds(2),
+            total_timeout: Span::seconds(3),
+        }
+    }
+}
+
+/// `[freshness]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Freshness {
+    /// Older answers are checked with IAM before they are used.
+    pub max_age: Span,
+    /// How often the list of allowed users is read again.
+    pub roster: Span,
+    /// How long a last answer serves logins while IAM cannot be reached.
+    pub offline: Span,
+    /// The same for sudo.
+    pub offline_sudo: Span,
+    /// IAM look-ups a minute of names that are not on the roster.
+    pub unknown_per_minute: u32,
+}
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Self {
+            max_age: Span::seconds(10),
+            roster: Span::seconds(5 * 60),
+            offline: Span::seconds(12 * 3600),
+            offline_sudo: Span::seconds(3600),
+            unknown_per_minute: 30,
+        }
+    }
+}
+
+/// `[sessions]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sessions {
+    /// What the sweep looks at.
+    pub sweep: Sweep,
+    /// Between asking a session to end and killing it.
+    pub grace: Span,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { sweep: Sweep::Key, grace: Span::seconds(10) }
+    }
+}
+
+/// What ends an open session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sweep {
+    /// The user or the key was withdrawn.
+    Key,
+    /// The user was withdrawn.
+    Login,
+    /// Nothing.
+    Off,
+}
+
+/// `[importer]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Importer {
+    /// What becomes of the account of a user who left.
+    pub retire: Retire,
+    /// In how many complete rosters in a row the user has to be missing.
+    pub confirm: u32,
+    /// The share of the accounts that one run may retire.
+    pub max_retire: Percent,
+}
+
+impl Default for Importer {
+    fn default() -> Self {
+        Self { retire: Retire::Lock, confirm: 2, max_retire: Percent(20) }
+    }
+}
+
+/// What becomes of the account of a user who left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Retire {
+    /// Nobody can log in to it; all else stays.
+    Lock,
+    /// The home directory is packed away and the account removed.
+    Archive,
+    /// The account and its home directory are removed.
+    Delete,
+}
+
+/// A share of a whole: "20%".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub u8);
+
+impl std::str::FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
+        number
+            .filter(|&number| number <= 100)
+            .map(Self)
+            .ok_or_else(|| format!(r#"expected a share from "0%" to "100%", found {text:?}"#))
+    }
+}
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+impl Serialize for Percent {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{}%", self.0))
+    }
+}
+
+/// `[resolver]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resolver {
+    /// Who answers.
+    pub mode: Mode,
+}
+
+impl Config {
+    /// Reads the configuration, if nobody but root (or who runs this) can have written it.
+    ///
+    /// # Errors
+    /// Any of [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        let untrusted = |problem| Err(ConfigError::Untrusted { path: path.to_owned(), problem });
+        if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
+            return untrusted("does not belong to root");
+        }
+        if metadata.mode() & 0o022 != 0 {
+            return untrusted("can be written by others than its owner");
+        }
+        let mut text = String::new();
+        file.take(LENGTH_MAX).read_to_string(&mut text).map_err(unreadable)?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses the text of a configuration; `path` is for the errors.
+    ///
+    /// # Errors
+    /// [`ConfigError::Text`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let before = text.get(..start).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            ConfigError::Text { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
+        })
+    }
+
+    /// The IAM groups that say anything here, without repetition.
+    pub fn named_groups(&self) -> Vec<&IamName> {
+        let policies = [&self.access.allow, &self.access.sudo].into_iter().flat_map(|policy| policy.groups());
+        let mut all: Vec<&IamName> = policies.chain(self.groups.keys()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+}
+
+impl Who {
+    /// The groups that are named, if any.
+    pub fn groups(&self) -> &[IamName] {
+        match self {
+            Self::Groups(groups) => groups,
+            Self::None | Self::All => &[],
+        }
+    }
+}
+
+fn nobody() -> Who {
+    Who::None
+}
+
+fn allow<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+    match access(deserializer)? {
+        Who::None => Err(de::Error::custom(r#"expected "all" or a list of IAM groups, found "none""#)),
+        policy => Ok(policy),
+    }
+}
+
+fn sudo<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+    access(deserializer)
+}
+
+fn access<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+    struct Words;
+
+    impl<'de> Visitor<'de> for Words {
+        type Value = Who;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(r#""all" or a list of IAM groups"#)
+        }
+
+        fn visit_str<E: de::Error>(self, word: &str) -> Result<Who, E> {
+            match word {
+                "all" => Ok(Who::All),
+                "none" => Ok(Who::None),
+                _ => Err(E::custom(format!(r#"expected "all" or a list, found {word:?}; write [{word:?}]"#))),
+            }
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Who, A::Error> {
+            let mut groups = Vec::new();
+            while let Some(name) = list.next_element::<String>()? {
+                let group = IamName::group(&name);
+                groups.push(group.map_err(|why| de::Error::custom(format!("IAM group {name:?} {why}")))?);
+            }
+            if groups.is_empty() {
+                return Err(de::Error::custom("an empty list would allow nobody"));
+            }
+            Ok(Who::Groups(groups))
+        }
+    }
+
+    deserializer.deserialize_any(Words)
+}
+
+impl<'de> Deserialize<'de> for GroupTarget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            group: String,
+            #[serde(default)]
+            allow_privileged: bool,
+        }
+
+        struct Target;
+
+        impl<'de> Visitor<'de> for Target {
+            type Value = Table;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(r#"the name of a Linux group, or { group = "NAME", allow_privileged = true }"#)
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Table, E> {
+                Ok(Table { group: name.to_owned(), allow_privileged: false })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Table, A::Error> {
+                Table::deserialize(de::value::MapAccessDeserializer::new(map))
+            }
+        }
+
+        let Table { group, allow_privileged } = deserializer.deserialize_any(Target)?;
+        let name = LinuxName::new(&group);
+        let group = name.map_err(|why| de::Error::custom(format!("Linux group {group:?} {why}")))?;
+        if group.as_str() == "root" {
+            return Err(de::Error::custom("no IAM group maps to the group root"));
+        }
+        if PRIVILEGED_GROUPS.contains(&group.as_str()) && !allow_privileged {
+            return Err(de::Error::custom(format!(
+                r#"members of {group} are as good as root; if that is meant, write {{ group = "{group}", allow_privileged = true }}"#
+            )));
+        }
+        Ok(Self { group, allow_privileged })
+    }
+}
+
+/// Parses a string into `T` as it is read, so that an error names its line.
+fn parsed<'de, T: std::str::FromStr<Err = String>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    struct Text<T>(PhantomData<T>);
+
+    impl<T: std::str::FromStr<Err = String>> Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+            number.to_string().parse().map_err(E::custom)
+        }
+    }
+
+    deserializer.deserialize_any(Text(PhantomData))
+}
+
+/// A duration: "500ms", "10s", "5m", "12h", "7d", or 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl Span {
+    const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+}
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!(r#"expected a duration like "10s", "5m" or "12h", found {text:?}"#);
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60 * 1000,
+            "h" => 3600 * 1000,
+            "d" => 24 * 3600 * 1000,
+            "" if number == 0 => 0,
+            _ => return Err(wrong()),
+        };
+        let span = number.checked_mul(milliseconds).ok_or_else(wrong)?;
+        Ok(Self(Duration::from_millis(span)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{}ms", self.0.as_millis()))
+    }
+}
+
+fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+    let span = Span::deserialize(deserializer)?;
+    if span.0 > TOTAL_TIMEOUT_MAX || span.0.is_zero() {
+        let max = TOTAL_TIMEOUT_MAX.as_secs();
+        return Err(de::Error::custom(format!(
+            "must be more than 0 and at most {max}s, since a login waits for it"
+        )));
+    }
+    Ok(span)
+}
+
+/// An absolute path that passwd(5) can hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AbsolutePath(pub PathBuf);
+
+impl std::str::FromStr for AbsolutePath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') || text.contains(|c: char| c == ':' || c.is_control()) {
+            return Err(format!("expected an absolute path, found {text:?}"));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl<'de> Deserialize<'de> for AbsolutePath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+/// Where home directories are: an absolute path whose last part holds `{name}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HomePattern(String);
+
+impl HomePattern {
+    /// The home directory of `name`.
+    pub fn of(&self, name: &LinuxName) -> String {
+        self.0.replace("{name}", name.as_str())
+    }
+}
+
+impl std::str::FromStr for HomePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let AbsolutePath(path) = text.parse()?;
+        let own = path.file_name().is_some_and(|last| last.to_string_lossy().contains("{name}"));
+        let parts = text.split('/').any(|part| part == "." || part == "..");
+        if !own || parts || text.ends_with('/') {
+            return Err(format!("expected an absolute path whose last part holds {{name}}, found {text:?}"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for HomePattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}

@@ -1,0 +1,46 @@
+//! One deadline for a whole call.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// The moment by which a call has to be over.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// `span` from now.
+    pub fn after(span: Duration) -> Self {
+        Self(Instant::now() + span)
+    }
+
+    /// What is left.
+    ///
+    /// # Errors
+    /// `TimedOut` when nothing is.
+    pub fn left(self) -> io::Result<Duration> {
+        self.0
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
+            .ok_or_else(|| io::Error::from(io::ErrorKind::TimedOut))
+    }
+
+    /// Waits until `fd` is ready for `flags` (or has failed, which the next call on it will tell).
+    ///
+    /// # Errors
+    /// `TimedOut`, or what poll(2) says. A signal that the host process handles does not end the wait.
+    pub fn wait(self, fd: impl AsFd, flags: PollFlags) -> io::Result<()> {
+        loop {
+            let left = self.left()?;
+            let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+            match poll(&mut [PollFd::new(&fd, flags)], Some(&timeout)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Numeric ids, and the range that is ours.
+//!
+//! The range is a constant and no setting: "is this account ours?" is answered by looking at its uid, without I/O.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The first id of the range that ids of IAM users and groups are hashed into.
+///
+/// The range 1879048192..=2147483646 is what systemd's table of uids leaves unused:
+/// <https://systemd.io/UIDS-GIDS/> ("HIC SVNT LEONES" begins at 2147483648; 1879048191 is the last id of the
+/// container range).
+pub const FIRST: u32 = 1_879_048_192;
+
+/// The last id of the range.
+pub const LAST: u32 = 2_147_483_646;
+
+/// A user id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Uid(pub u32);
+
+/// A group id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Gid(pub u32);
+
+impl Uid {
+    /// The superuser, who is never ours, whatever a configuration says.
+    pub const ROOT: Self = Self(0);
+
+    /// Whether an account with this uid was made from an IAM user.
+    pub fn is_ours(self) -> bool {
+        (FIRST..=LAST).contains(&self.0)
+    }
+
+    /// The gid of the user's own group: every account of ours has a group of its own name and number.
+    pub fn private_group(self) -> Gid {
+        Gid(self.0)
+    }
+}
+
+impl Gid {
+    /// Whether a group with this gid was made from IAM.
+    pub fn is_ours(self) -> bool {
+        (FIRST..=LAST).contains(&self.0)
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Gid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_range_is_closed_at_both_ends() {
+        assert!(Uid(FIRST).is_ours() && Uid(LAST).is_ours());
+        assert!(!Uid(FIRST - 1).is_ours() && !Uid(LAST + 1).is_ours());
+        assert!(!Uid::ROOT.is_ours() && !Uid(65_534).is_ours() && !Gid(1000).is_ours());
+    }
+}

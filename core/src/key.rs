@@ -1,0 +1,121 @@
+//! SSH public keys: type and base64, parsed and written anew, and their fingerprints.
+//!
+//! Key bodies are never passed on as they came: a line feed in a comment would smuggle in a second key with options
+//! of its own.
+
+use std::fmt;
+
+use base64ct::{Base64, Base64Unpadded, Encoding};
+use sha2::{Digest, Sha256};
+
+/// The longest key in its wire form that is taken: sshd's own limit for a line (8 KiB) leaves room for less.
+const BLOB_MAX: usize = 6 * 1024;
+
+/// A public key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKey {
+    algorithm: String,
+    blob: Vec<u8>,
+}
+
+/// Why a text is no public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not `TYPE BASE64`.
+    #[error("is not of the form TYPE BASE64")]
+    Form,
+    /// The second word is not base64, or too much of it.
+    #[error("has no valid base64 body")]
+    Base64,
+    /// The body is of another type than the first word says.
+    #[error("has a body of another type than it says")]
+    Type,
+}
+
+impl PublicKey {
+    /// Parses `TYPE BASE64 [COMMENT]` and drops the comment.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let mut words = text.split(' ').filter(|word| !word.is_empty());
+        let (algorithm, body) = (words.next().ok_or(KeyError::Form)?, words.next().ok_or(KeyError::Form)?);
+        let body = body.trim_end_matches('\n');
+        if body.len() > BLOB_MAX * 4 / 3 {
+            return Err(KeyError::Base64);
+        }
+        let blob = Base64::decode_vec(body).map_err(|_| KeyError::Base64)?;
+        let known = algorithm.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.@".contains(&b));
+        if !known || first_string(&blob) != Some(algorithm.as_bytes()) {
+            return Err(KeyError::Type);
+        }
+        Ok(Self { algorithm: algorithm.to_owned(), blob })
+    }
+
+    /// The fingerprint as ssh-keygen(1) and sshd's `%f` write it: `SHA256:` and unpadded base64.
+    pub fn fingerprint(&self) -> String {
+        format!("SHA256:{}", Base64Unpadded::encode_string(&Sha256::digest(&self.blob)))
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.algorithm, Base64::encode_string(&self.blob))
+    }
+}
+
+/// The string that a key in wire form begins with, its type (RFC 4253, section 6.6).
+fn first_string(blob: &[u8]) -> Option<&[u8]> {
+    let (length, rest) = blob.split_first_chunk::<4>()?;
+    rest.get(..usize::try_from(u32::from_be_bytes(*length)).ok()?)
+}
+
+/// The keys in `SSH_AUTH_INFO_0`, which sshd hands to PAM: a line `METHOD TYPE BASE64` for each method that
+/// succeeded. Lines of other methods and lines that make no sense are passed over.
+pub fn authenticated_with(ssh_auth_info: &str) -> Vec<PublicKey> {
+    let keys = ssh_auth_info.lines().filter_map(|line| line.strip_prefix("publickey "));
+    keys.filter_map(|key| PublicKey::parse(key).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe";
+    /// What `ssh-keygen -lf` prints for it.
+    const FINGERPRINT: &str = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
+
+    #[test]
+    fn the_fingerprint_is_ssh_keygens() {
+        assert_eq!(PublicKey::parse(ED25519).unwrap().fingerprint(), FINGERPRINT);
+    }
+
+    #[test]
+    fn comments_are_dropped_and_nothing_smuggled_in() {
+        for comment in ["", " ann@host", " x\ncommand=\"/bin/sh\" ssh-ed25519 AAAA", "\n", " \n\n"] {
+            let key = PublicKey::parse(&format!("{ED25519}{comment}")).unwrap();
+            assert_eq!(key.to_string(), ED25519);
+        }
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        let body = ED25519.split(' ').nth(1).unwrap();
+        assert_eq!(PublicKey::parse(""), Err(KeyError::Form));
+        assert_eq!(PublicKey::parse(body), Err(KeyError::Form));
+        assert_eq!(PublicKey::parse("ssh-ed25519 A*"), Err(KeyError::Base64));
+        assert_eq!(PublicKey::parse(&format!("ssh-rsa {body}")), Err(KeyError::Type));
+        assert_eq!(PublicKey::parse(&format!("command=\"x\" {ED25519}")), Err(KeyError::Base64));
+        assert_eq!(PublicKey::parse(&format!("{ED25519}\nssh-rsa AAAA")), Err(KeyError::Base64));
+        assert_eq!(PublicKey::parse(&format!("ssh-rsa {}", "A".repeat(20_000))), Err(KeyError::Base64));
+        assert_eq!(PublicKey::parse("ssh-rsa /////w=="), Err(KeyError::Type));
+    }
+
+    #[test]
+    fn the_keys_of_ssh_auth_info_are_found_among_other_methods() {
+        let info = format!("password\npublickey {ED25519}\npublickey nonsense\nkeyboard-interactive/pam\n");
+        let found: Vec<String> = authenticated_with(&info).iter().map(ToString::to_string).collect();
+        assert_eq!(found, [ED25519]);
+        assert!(authenticated_with("").is_empty());
+    }
+}

@@ -1,0 +1,27 @@
+//! What the parts of pam_iam share: names and ids, configuration, the wire, the blocking client.
+//!
+//! Every part links this crate, also the two that are loaded into foreign processes (sshd, sudo and whatever looks
+//! up a user). So nothing here starts a thread, installs a signal handler, keeps a descriptor open past a call,
+//! prints to standard output, blocks past its deadline or panics.
+
+#![forbid(unsafe_code)]
+
+pub mod ask;
+pub mod client;
+#[cfg(feature = "config")]
+pub mod config;
+pub mod deadline;
+pub mod escape;
+pub mod frame;
+pub mod id;
+#[cfg(feature = "keys")]
+pub mod key;
+pub mod local;
+#[cfg(feature = "log")]
+pub mod log;
+pub mod name;
+pub mod once;
+pub mod paths;
+#[cfg(feature = "config")]
+pub mod standing;
+pub mod wire;

@@ -1,0 +1,26 @@
+//! Where things are. Each path stands here once; the packages, the drop-ins and the box follow it.
+
+/// The configuration.
+pub const CONFIG: &str = "/etc/pam_iam/config.toml";
+
+/// `NAME=VALUE` lines with the `AWS_*` variables that the AWS SDK in the resolver is to see. The unit reads it as
+/// its `EnvironmentFile`; whoever runs `iam-resolver --once` reads it in its place.
+pub const ENVIRONMENT: &str = "/etc/pam_iam/environment";
+
+/// The resolver's socket.
+pub const SOCKET: &str = "/run/pam_iam/resolver.sock";
+
+/// The resolver.
+pub const RESOLVER: &str = "/usr/libexec/pam_iam/iam-resolver";
+
+/// The system user that the resolver runs as.
+pub const RESOLVER_USER: &str = "iam-resolver";
+
+/// The local accounts, see passwd(5).
+pub const PASSWD: &str = "/etc/passwd";
+
+/// The local groups, see group(5).
+pub const GROUP: &str = "/etc/group";
+
+/// Defaults for new accounts, see login.defs(5).
+pub const LOGIN_DEFS: &str = "/etc/login.defs";

@@ -1,0 +1,375 @@
+//! What is asked and answered: one request and one answer per connection, or per run of `iam-resolver --once`.
+//!
+//! A request is `{"v":1,"ask":"user-by-name","name":"alice"}`, an answer `{"answer":"user",...}`. A request that the
+//! resolver does not know is answered with an error, so that an older resolver and a newer client get along.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Gid, Uid};
+use crate::name::LinuxName;
+
+/// The version of the protocol.
+pub const VERSION: u32 = 1;
+
+/// The longest `aws.total_timeout` that a configuration may ask for.
+pub const TOTAL_TIMEOUT_MAX: Duration = Duration::from_secs(8);
+
+/// How long a client waits for its answer. Longer than the resolver ever works on one question, since a client
+/// that gives up first denies logins that would have been granted.
+pub const CLIENT_DEADLINE: Duration = Duration::from_secs(10);
+
+const _: () = assert!(CLIENT_DEADLINE.as_millis() > TOTAL_TIMEOUT_MAX.as_millis());
+
+/// A request with the version of its protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`VERSION`] of the sender.
+    pub v: u32,
+    /// The question.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// A question to the resolver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Request {
+    /// getpwnam(3).
+    UserByName {
+        /// The Linux name.
+        name: LinuxName,
+    },
+    /// getpwuid(3).
+    UserByUid {
+        /// The uid.
+        uid: Uid,
+    },
+    /// getgrnam(3).
+    GroupByName {
+        /// The Linux name.
+        name: LinuxName,
+    },
+    /// getgrgid(3).
+    GroupByGid {
+        /// The gid.
+        gid: Gid,
+    },
+    /// getgrouplist(3): the supplementary groups of a user.
+    GroupsOf {
+        /// The Linux name.
+        name: LinuxName,
+    },
+    /// The active public keys of a user.
+    Keys {
+        /// The Linux name.
+        name: LinuxName,
+        /// The uid that the asking program is about to log in. An account that is left over from a deleted user of
+        /// the same name gets no keys.
+        uid: Uid,
+        /// Only the key with this fingerprint, if given (`SHA256:...`, as ssh-keygen(1) writes it).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fingerprint: Option<String>,
+    },
+    /// Whether a user may do something.
+    Decide {
+        /// The Linux name.
+        name: LinuxName,
+        /// The uid that the asking program saw.
+        uid: Uid,
+        /// What.
+        policy: Policy,
+    },
+    /// The users who may log in.
+    Roster,
+    /// How the resolver is.
+    Status,
+}
+
+/// What a decision is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// To log in (`access.allow`).
+    Login,
+    /// To use sudo (`access.sudo`).
+    Sudo,
+}
+
+/// The resolver's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// An account.
+    User(User),
+    /// A group.
+    Group(Group),
+    /// The supplementary groups of a user.
+    Groups {
+        /// Their gids.
+        gids: Vec<Gid>,
+    },
+    /// The active public keys of a user, maybe none.
+    Keys {
+        /// The keys.
+        keys: Vec<Key>,
+    },
+    /// Whether a user may do something.
+    Decision(Decision),
+    /// The users who may log in.
+    Roster(Roster),
+    /// How the resolver is.
+    Status(Status),
+    /// There is no such account or group, says IAM.
+    NotFound,
+    /// No answer.
+    Error {
+        /// What kind of failure.
+        kind: Failure,
+        /// For the log.
+        message: String,
+    },
+}
+
+/// Why there is no answer. None of these is ever a yes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failure {
+    /// IAM cannot be reached and no earlier answer serves.
+    Unavailable,
+    /// The request makes no sense to this resolver.
+    BadRequest,
+    /// The peer may not ask this.
+    Forbidden,
+    /// The configuration does not allow an answer.
+    Configuration,
+}
+
+/// An account, as passwd(5) would have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// The Linux name.
+    pub name: LinuxName,
+    /// The uid.
+    pub uid: Uid,
+    /// The user's own group.
+    pub gid: Gid,
+    /// The IAM name.
+    pub gecos: String,
+    /// The home directory.
+    pub home: String,
+    /// The shell.
+    pub shell: String,
+}
+
+/// A group, as group(5) would have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// The Linux name.
+    pub name: LinuxName,
+    /// The gid.
+    pub gid: Gid,
+    /// The members, as far as the roster knows them.
+    pub members: Vec<LinuxName>,
+}
+
+/// An active public key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// IAM's id of it (`APKA...`).
+    pub id: String,
+    /// The IAM user whose key it is.
+    pub iam_name: String,
+    /// `TYPE BASE64`. Who prints it parses it first (`key::PublicKey`).
+    pub line: String,
+}
+
+/// A decision with its reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Yes or no.
+    pub allow: bool,
+    /// Why.
+    pub reason: Reason,
+    /// The IAM user, if there is one.
+    pub iam_name: Option<String>,
+    /// The IAM user's id, if there is one.
+    pub iam_id: Option<String>,
+    /// The IAM group that decided, if one did.
+    pub group: Option<String>,
+    /// Where the answer comes from.
+    pub source: Source,
+    /// How old what IAM said is, in seconds.
+    pub age: u64,
+}
+
+/// Where an answer comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// IAM was asked for it.
+    Iam,
+    /// It is younger than `freshness.max_age`.
+    Cache,
+    /// IAM cannot be reached, and an older answer still serves.
+    Offline,
+}
+
+/// Why a decision is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The user is in a group that is allowed.
+    InGroup,
+    /// The configuration allows all.
+    All,
+    /// The user is in none of the groups that are allowed.
+    NotInGroup,
+    /// The configuration allows this to nobody.
+    PolicyNone,
+    /// The user may not even log in.
+    NoLogin,
+    /// IAM has no user of this name.
+    NoSuchUser,
+    /// Two IAM users claim this name.
+    Ambiguous,
+    /// An older IAM user has the same uid.
+    UidTaken,
+    /// The account has another uid than the IAM user: it is left over from a deleted user of the same name.
+    UidMismatch,
+    /// The account is local and not adopted.
+    Local,
+    /// IAM denies this host to look at the user.
+    Denied,
+    /// The user's own group would be called like a group that means something on this host.
+    NameOfGroup,
+}
+
+impl Reason {
+    /// The reason as the log writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InGroup => "in-group",
+            Self::All => "all",
+            Self::NotInGroup => "not-in-group",
+            Self::PolicyNone => "policy-none",
+            Self::NoLogin => "no-login",
+            Self::NoSuchUser => "no-such-user",
+            Self::Ambiguous => "ambiguous",
+            Self::UidTaken => "uid-taken",
+            Self::UidMismatch => "uid-mismatch",
+            Self::Local => "local",
+            Self::Denied => "denied",
+            Self::NameOfGroup => "name-of-group",
+        }
+    }
+
+    /// The reason as the user is told it, after "NAME: ".
+    pub fn for_user(self, policy: Policy) -> &'static str {
+        match (self, policy) {
+            (Self::InGroup | Self::All, _) => "allowed",
+            (Self::NotInGroup, Policy::Login) => {
+                "you are in none of the IAM groups that may log in to this host"
+            }
+            (Self::NotInGroup, Policy::Sudo) => {
+                "you are in none of the IAM groups that may use sudo on this host"
+            }
+            (Self::PolicyNone, Policy::Login) => "no IAM user may log in to this host",
+            (Self::PolicyNone, Policy::Sudo) => "no IAM user may use sudo on this host",
+            (Self::NoLogin, _) => "you may no longer log in to this host",
+            (Self::NoSuchUser, _) => "there is no such IAM user",
+            (Self::Ambiguous, _) => "two IAM users claim this name, so neither gets it",
+            (Self::UidTaken, _) => "another IAM user has the same uid",
+            (Self::UidMismatch, _) => "this account belonged to an earlier IAM user of the same name",
+            (Self::Local, _) => "this is a local account",
+            (Self::Denied, _) => "this host is not allowed to look you up in IAM",
+            (Self::NameOfGroup, _) => "this is the name of a group on this host, so no IAM user gets it",
+        }
+    }
+}
+
+impl Source {
+    /// The source as the log writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iam => "iam",
+            Self::Cache => "cache",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// The users who may log in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roster {
+    /// Sorted by name. Names that are refused are left out.
+    pub users: Vec<User>,
+    /// Whether every group that may log in was found. Only a complete list says who has left.
+    pub complete: bool,
+    /// How old the list is, in seconds.
+    pub age: u64,
+}
+
+/// How the resolver is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of the resolver.
+    pub version: String,
+    /// Seconds since its start.
+    pub uptime: u64,
+    /// How old the roster is, in seconds; none before the first.
+    pub roster_age: Option<u64>,
+    /// How many IAM users may log in, by the roster.
+    pub roster_users: usize,
+    /// How many names are remembered.
+    pub known: usize,
+    /// Calls to the IAM API since the start.
+    pub calls: u64,
+    /// How many of them failed.
+    pub errors: u64,
+    /// What the last failure was.
+    pub last_error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_looks_as_documented() {
+        let request = Request::UserByName { name: LinuxName::new("alice").unwrap() };
+        let text = serde_json::to_string(&Envelope { v: VERSION, request: request.clone() }).unwrap();
+        assert_eq!(text, r#"{"v":1,"ask":"user-by-name","name":"alice"}"#);
+        assert_eq!(serde_json::from_str::<Envelope>(&text).unwrap().request, request);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_is_no_request() {
+        assert!(serde_json::from_str::<Envelope>(r#"{"v":1,"ask":"user-by-name","name":"a/b"}"#).is_err());
+        assert!(serde_json::from_str::<Envelope>(r#"{"v":1,"ask":"make-coffee"}"#).is_err());
+    }
+
+    #[test]
+    fn a_reason_is_called_the_same_on_the_wire_and_in_the_log() {
+        for reason in [
+            Reason::InGroup,
+            Reason::All,
+            Reason::NotInGroup,
+            Reason::PolicyNone,
+            Reason::NoLogin,
+            Reason::NoSuchUser,
+            Reason::Ambiguous,
+            Reason::UidTaken,
+            Reason::UidMismatch,
+            Reason::Local,
+            Reason::Denied,
+            Reason::NameOfGroup,
+        ] {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+        for source in [Source::Iam, Source::Cache, Source::Offline] {
+            assert_eq!(serde_json::to_value(source).unwrap(), source.as_str());
+        }
+    }
+}

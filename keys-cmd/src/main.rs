@@ -1,0 +1,131 @@
+//! `iam-authorized-keys`: sshd's AuthorizedKeysCommand.
+//!
+//! sshd starts it, as `keys.user` of the configuration, for every key that a client offers:
+//!
+//! ```text
+//! AuthorizedKeysCommand /usr/libexec/pam_iam/iam-authorized-keys --uid %U %u %f
+//! ```
+//!
+//! It prints the active IAM keys of an account of ours or an adopted one, nothing for any other, and then what the
+//! further key commands of the configuration print. sshd disregards all keys of a command that fails, so the exit
+//! status is 0 unless the keys of one of our accounts cannot be told.
+
+mod also_run;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use pam_iam_core::ask::Resolver;
+use pam_iam_core::config::Config;
+use pam_iam_core::escape::Value;
+use pam_iam_core::id::Uid;
+use pam_iam_core::key::PublicKey;
+use pam_iam_core::log::{Level, Log};
+use pam_iam_core::name::LinuxName;
+use pam_iam_core::paths;
+use pam_iam_core::standing::{Standing, standing};
+use pam_iam_core::wire::{Answer, Request};
+
+const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] USER [FINGERPRINT]";
+
+/// What sshd asks.
+struct Question {
+    config: String,
+    /// The uid that sshd is about to log in. Without it, the one that the account has now.
+    uid: Option<Uid>,
+    user: String,
+    fingerprint: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let Some(question) = question(std::env::args().skip(1)) else {
+        let _ = writeln!(std::io::stderr(), "{USAGE}");
+        return ExitCode::from(2);
+    };
+    let mut log = Log::to_syslog("iam-authorized-keys");
+    match run(&question, &mut log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            let user = Value(&question.user);
+            log.write(Level::Error, format!("event=keys user={user} result=fail error={}", Value(&why)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn question(mut arguments: impl Iterator<Item = String>) -> Option<Question> {
+    let (mut config, mut uid) = (paths::CONFIG.to_owned(), None);
+    let user = loop {
+        match arguments.next()? {
+            option if option == "--config" => config = arguments.next()?,
+            option if option == "--uid" => uid = Some(Uid(arguments.next()?.parse().ok()?)),
+            user => break user,
+        }
+    };
+    let fingerprint = arguments.next().filter(|fingerprint| !fingerprint.is_empty());
+    arguments.next().is_none().then_some(Question { config, uid, user, fingerprint })
+}
+
+fn run(question: &Question, log: &mut Log) -> Result<(), String> {
+    let found = || users::get_user_by_name(&question.user).map(|user| Uid(user.uid()));
+    let Some(uid) = question.uid.or_else(found) else { return Ok(()) };
+    let config = match Config::load(Path::new(&question.config)) {
+        Ok(config) => config,
+        Err(error) if uid.is_ours() => return Err(error.to_string()),
+        // A local account does without; whether it is adopted, PAM asks again and is stricter.
+        Err(error) => {
+            log.write(Level::Error, error);
+            return Ok(());
+        }
+    };
+    if standing(&question.user, uid, &config.accounts, Path::new(paths::GROUP)) != Standing::Local {
+        print(&keys(question, uid, &config)?)?;
+    }
+    also_run::run(&config.keys.also_run, question, uid, log);
+    Ok(())
+}
+
+/// The lines for sshd: type, base64 and the IAM name as comment.
+fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, String> {
+    let name = LinuxName::new(&question.user).map_err(|why| format!("the name {why}"))?;
+    let request = Request::Keys { name, uid, fingerprint: question.fingerprint.clone() };
+    let answer = Resolver::new(config.resolver.mode).ask(&request).map_err(|error| error.to_string())?;
+    let keys = match answer {
+        Answer::Keys { keys } => keys,
+        Answer::Error { message, .. } => return Err(message),
+        _ => return Err("the resolver answered another question".to_owned()),
+    };
+    let line = |key: &pam_iam_core::wire::Key| {
+        let parsed = PublicKey::parse(&key.line).ok()?;
+        let name = pam_iam_core::name::IamName::user(&key.iam_name).ok()?;
+        let wanted = question.fingerprint.as_ref().is_none_or(|wanted| *wanted == parsed.fingerprint());
+        wanted.then(|| format!("{parsed} {name}\n"))
+    };
+    Ok(keys.iter().filter_map(line).collect())
+}
+
+fn print(lines: &str) -> Result<(), String> {
+    let mut output = std::io::stdout();
+    output.write_all(lines.as_bytes()).and_then(|()| output.flush()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Option<(Option<Uid>, String, Option<String>)> {
+        let question = question(line.split(' ').map(str::to_owned))?;
+        Some((question.uid, question.user, question.fingerprint))
+    }
+
+    #[test]
+    fn arguments_are_those_of_sshd() {
+        assert_eq!(parse("alice"), Some((None, "alice".into(), None)));
+        assert_eq!(parse("alice SHA256:x"), Some((None, "alice".into(), Some("SHA256:x".into()))));
+        assert_eq!(parse("--uid 7 alice"), Some((Some(Uid(7)), "alice".into(), None)));
+        assert_eq!(parse("--uid x alice"), None);
+        assert_eq!(parse("--uid 7"), None);
+        assert_eq!(parse("alice SHA256:x more"), None);
+    }
+}

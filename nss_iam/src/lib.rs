@@ -1,0 +1,183 @@
+//! `libnss_iam.so.2`: accounts and groups exist the moment IAM has them.
+//!
+//! glibc loads this into every process that looks up a user or group, sshd and sudo among them. It asks the
+//! resolver's socket and nobody else, starts no process and no thread, keeps no descriptor, and never panics across
+//! the boundary. Local accounts do not come here: `files` stands before `iam` in nsswitch.conf. This file is the C
+//! interface of nss(5); [`lookup`] asks and [`reply`] lays out the answer in the caller's memory.
+
+#![expect(unsafe_code, reason = "the C interface of nss(5)")]
+
+mod lookup;
+mod reply;
+
+use std::ffi::{CStr, c_char, c_int, c_long};
+use std::panic::catch_unwind;
+
+use libc::{gid_t, group, passwd, size_t, uid_t};
+use lookup::Found;
+use pam_iam_core::id::{Gid, Uid};
+use reply::{Area, GroupList};
+
+/// `enum nss_status` of nss.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Look again with a larger buffer, if `errno` is ERANGE.
+    TryAgain = -2,
+    /// This service cannot answer now; the next one may.
+    Unavailable = -1,
+    /// There is no such entry.
+    NotFound = 0,
+    /// Here it is.
+    Success = 1,
+}
+
+/// getpwnam_r(3)
+///
+/// # Safety
+/// As nss(5) has it: `name` is a C string, `result` and `errnop` may be written, `buffer` has `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_iam_getpwnam_r(
+    name: *const c_char,
+    result: *mut passwd,
+    buffer: *mut c_char,
+    length: size_t,
+    errnop: *mut c_int,
+) -> Status {
+    guard("getpwnam_r", errnop, || {
+        // SAFETY: `name` is a C string, and `buffer` has `length` bytes that are ours until we return.
+        let (name, area) = unsafe { (text(name), Area::new(buffer, length)) };
+        // SAFETY: glibc hands over a `struct passwd` to be filled.
+        answer(lookup::user_by_name(name), |user| unsafe { reply::passwd(&user, result, area) })
+    })
+}
+
+/// getpwuid_r(3)
+///
+/// # Safety
+/// As for [`_nss_iam_getpwnam_r`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_iam_getpwuid_r(
+    uid: uid_t,
+    result: *mut passwd,
+    buffer: *mut c_char,
+    length: size_t,
+    errnop: *mut c_int,
+) -> Status {
+    guard("getpwuid_r", errnop, || {
+        // SAFETY: `buffer` has `length` bytes that are ours until we return.
+        let area = unsafe { Area::new(buffer, length) };
+        // SAFETY: glibc hands over a `struct passwd` to be filled.
+        answer(lookup::user_by_uid(Uid(uid)), |user| unsafe { reply::passwd(&user, result, area) })
+    })
+}
+
+/// getgrnam_r(3)
+///
+/// # Safety
+/// As for [`_nss_iam_getpwnam_r`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_iam_getgrnam_r(
+    name: *const c_char,
+    result: *mut group,
+    buffer: *mut c_char,
+    length: size_t,
+    errnop: *mut c_int,
+) -> Status {
+    guard("getgrnam_r", errnop, || {
+        // SAFETY: `name` is a C string, and `buffer` has `length` bytes that are ours until we return.
+        let (name, area) = unsafe { (text(name), Area::new(buffer, length)) };
+        // SAFETY: glibc hands over a `struct group` to be filled.
+        answer(lookup::group_by_name(name), |found| unsafe { reply::group(&found, result, area) })
+    })
+}
+
+/// getgrgid_r(3)
+///
+/// # Safety
+/// As for [`_nss_iam_getpwnam_r`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_iam_getgrgid_r(
+    gid: gid_t,
+    result: *mut group,
+    buffer: *mut c_char,
+    length: size_t,
+    errnop: *mut c_int,
+) -> Status {
+    guard("getgrgid_r", errnop, || {
+        // SAFETY: `buffer` has `length` bytes that are ours until we return.
+        let area = unsafe { Area::new(buffer, length) };
+        // SAFETY: glibc hands over a `struct group` to be filled.
+        answer(lookup::group_by_gid(Gid(gid)), |found| unsafe { reply::group(&found, result, area) })
+    })
+}
+
+/// initgroups(3) and getgrouplist(3): adds the supplementary groups of `user`, whose primary group is `group`.
+///
+/// # Safety
+/// As nss(5) has it: `user` is a C string; `*groups` was allocated by malloc(3) and has room for `*size` gids, of
+/// which `*start` are taken.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_iam_initgroups_dyn(
+    user: *const c_char,
+    group: gid_t,
+    start: *mut c_long,
+    size: *mut c_long,
+    groups: *mut *mut gid_t,
+    limit: c_long,
+    errnop: *mut c_int,
+) -> Status {
+    guard("initgroups_dyn", errnop, || {
+        // SAFETY: `user` is a C string.
+        let user = unsafe { text(user) };
+        answer(lookup::groups_of(user, Gid(group)), |gids| {
+            // SAFETY: glibc hands over its growing list of gids.
+            let mut list = unsafe { GroupList::new(start, size, groups, limit) };
+            gids.iter().filter(|gid| gid.0 != group).try_for_each(|gid| list.push(*gid))
+        })
+    })
+}
+
+/// Runs the body of an entry point, catches its panic and tells `errno` what glibc expects beside each status.
+fn guard(entry: &str, errnop: *mut c_int, body: impl FnOnce() -> Status + std::panic::UnwindSafe) -> Status {
+    reply::silence_panics();
+    let status = catch_unwind(|| {
+        lookup::panic_if_tested(entry);
+        body()
+    });
+    let status = status.unwrap_or_else(|_| {
+        reply::log_panic(entry);
+        Status::Unavailable
+    });
+    let errno = match status {
+        Status::Success => return status,
+        Status::TryAgain => libc::ERANGE,
+        Status::NotFound => libc::ENOENT,
+        Status::Unavailable => libc::EAGAIN,
+    };
+    if !errnop.is_null() {
+        // SAFETY: glibc hands over where it wants errno.
+        unsafe { *errnop = errno };
+    }
+    status
+}
+
+fn answer<T>(found: Found<T>, fill: impl FnOnce(T) -> Result<(), reply::TooSmall>) -> Status {
+    match found {
+        Found::Yes(entry) => fill(entry).map_or(Status::TryAgain, |()| Status::Success),
+        Found::No => Status::NotFound,
+        Found::Unknown => Status::Unavailable,
+    }
+}
+
+/// A C string as a name; what is not UTF-8 is nobody's name.
+///
+/// # Safety
+/// `name` is null or a C string that outlives the call.
+unsafe fn text<'a>(name: *const c_char) -> &'a str {
+    if name.is_null() {
+        return "";
+    }
+    // SAFETY: by the caller's contract.
+    unsafe { CStr::from_ptr(name) }.to_str().unwrap_or_default()
+}

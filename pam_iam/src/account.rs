@@ -1,0 +1,258 @@
+//! The account phase: may this user do this now?
+
+use std::path::Path;
+
+use pam_iam_core::ask::Resolver;
+use pam_iam_core::config::{Config, ConfigError};
+use pam_iam_core::escape::Value;
+use pam_iam_core::id::Uid;
+use pam_iam_core::name::LinuxName;
+use pam_iam_core::paths;
+use pam_iam_core::standing::{Standing, could_be_adopted, standing};
+use pam_iam_core::wire::{Answer, Decision, Policy, Request};
+use users::os::unix::UserExt;
+
+use crate::arguments::Arguments;
+use crate::host::{Host, Outcome, Severity};
+
+/// What the user is told when nobody can tell whether they may.
+const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
+
+/// An account as this host knows it, and whose it is.
+pub struct Subject {
+    /// The name.
+    pub name: String,
+    /// The uid.
+    pub uid: Uid,
+    /// The primary group.
+    pub gid: u32,
+    /// The home directory.
+    pub home: std::path::PathBuf,
+    /// Whose the account is.
+    pub standing: Standing,
+    /// The configuration, or why there is none.
+    pub config: Result<Config, ConfigError>,
+}
+
+impl Subject {
+    /// The account `name`, by NSS as the application itself sees it. A look-up that fails reads as "no such account",
+    /// and that is refused.
+    pub fn look_up(name: String, config: &Path) -> Option<Self> {
+        let user = users::get_user_by_name(&name)?;
+        let uid = Uid(user.uid());
+        let loaded = Config::load(config);
+        let group_file = Path::new(paths::GROUP);
+        let standing = match &loaded {
+            // uid 0 is the host's, whatever the configuration says.
+            _ if uid == Uid::ROOT => Standing::Local,
+            Ok(config) => standing(&name, uid, &config.accounts, group_file),
+            Err(_) if uid.is_ours() => Standing::Ours,
+            Err(_) => {
+                let text = std::fs::read_to_string(config).unwrap_or_default();
+                if could_be_adopted(&name, uid, &text, group_file) {
+                    Standing::Adopted
+                } else {
+                    Standing::Local
+                }
+            }
+        };
+        let (gid, home) = (user.primary_group_id(), user.home_dir().to_owned());
+        Some(Self { name, uid, gid, home, standing, config: loaded })
+    }
+}
+
+/// The body of `pam_sm_acct_mgmt`.
+pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
+    let Some(name) = subject_name(host, arguments.policy) else {
+        host.log(Severity::Warning, "event=account result=deny reason=no-user");
+        return Outcome::UnknownUser;
+    };
+    let Some(subject) = Subject::look_up(name.clone(), &arguments.config) else {
+        let line = Line::new(host, arguments.policy, &name);
+        host.log(Severity::Warning, &line.refused("no-such-account"));
+        return Outcome::UnknownUser;
+    };
+    let line = Line::new(host, arguments.policy, &name);
+    if subject.standing == Standing::Local {
+        if arguments.debug {
+            host.log(Severity::Debug, &format!("{} result=ignore reason=local", line.start()));
+        }
+        return Outcome::Ignore;
+    }
+    match decide(&subject, arguments.policy) {
+        Ok(decision) => {
+            let severity = if decision.allow { Severity::Info } else { Severity::Warning };
+            host.log(severity, &line.decided(&decision));
+            if decision.allow {
+                return Outcome::Success;
+            }
+            host.tell(&format!("{}: {}.", subject.name, decision.reason.for_user(arguments.policy)));
+            Outcome::Denied
+        }
+        Err(why) => {
+            host.log(Severity::Error, &format!("{} error={}", line.refused("unavailable"), Value(&why)));
+            host.tell(&format!("{}: {UNAVAILABLE}.", subject.name));
+            Outcome::Unavailable
+        }
+    }
+}
+
+/// Whose account is checked. sudo sets `PAM_RUSER` to who invoked it; with `targetpw` and the like `PAM_USER` is
+/// somebody else.
+fn subject_name(host: &mut impl Host, policy: Policy) -> Option<String> {
+    let requesting = host.requesting_user();
+    let name = if policy == Policy::Sudo && !requesting.is_empty() { Some(requesting) } else { host.user() };
+    name.filter(|name| !name.is_empty())
+}
+
+fn decide(subject: &Subject, policy: Policy) -> Result<Decision, String> {
+    let config = subject.config.as_ref().map_err(ToString::to_string)?;
+    let name = LinuxName::new(&subject.name).map_err(|why| format!("the name {why}"))?;
+    let request = Request::Decide { name, uid: subject.uid, policy };
+    match Resolver::new(config.resolver.mode).ask(&request) {
+        Ok(Answer::Decision(decision)) => Ok(decision),
+        Ok(Answer::Error { message, .. }) => Err(message),
+        Ok(_) => Err("the resolver answered another question".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The audit line of an account decision.
+struct Line {
+    event: &'static str,
+    user: String,
+    service: String,
+    rhost: String,
+}
+
+impl Line {
+    fn new(host: &impl Host, policy: Policy, user: &str) -> Self {
+        let event = match policy {
+            Policy::Login => "login",
+            Policy::Sudo => "sudo",
+        };
+        Self { event, user: user.to_owned(), service: host.service(), rhost: host.remote_host() }
+    }
+
+    fn start(&self) -> String {
+        format!("event={} user={}", self.event, Value(&self.user))
+    }
+
+    fn refused(&self, reason: &str) -> String {
+        let (service, rhost) = (Value(&self.service), Value(&self.rhost));
+        format!("{} service={service} rhost={rhost} result=deny reason={reason}", self.start())
+    }
+
+    fn decided(&self, decision: &Decision) -> String {
+        let text = |text: &Option<String>| Value(text.as_deref().unwrap_or_default()).to_string();
+        format!(
+            "{} iam_name={} iam_id={} group={} service={} rhost={} result={} reason={} source={} age={}s",
+            self.start(),
+            text(&decision.iam_name),
+            text(&decision.iam_id),
+            text(&decision.group),
+            Value(&self.service),
+            Value(&self.rhost),
+            if decision.allow { "allow" } else { "deny" },
+            decision.reason.as_str(),
+            decision.source.as_str(),
+            decision.age,
+        )
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use pam_iam_core::wire::{Reason, Source};
+    use std::ffi::CStr;
+
+    /// A host that remembers what it was told.
+    #[derive(Default)]
+    pub struct FakeHost {
+        pub user: Option<String>,
+        pub requesting: String,
+        pub told: Vec<String>,
+        pub logged: Vec<String>,
+    }
+
+    impl Host for FakeHost {
+        fn user(&mut self) -> Option<String> {
+            self.user.clone()
+        }
+        fn requesting_user(&self) -> String {
+            self.requesting.clone()
+        }
+        fn service(&self) -> String {
+            "sshd".into()
+        }
+        fn remote_host(&self) -> String {
+            "192.0.2.1 result=allow".into()
+        }
+        fn environment(&mut self, _: &CStr) -> Option<String> {
+            None
+        }
+        fn tell(&mut self, message: &str) {
+            self.told.push(message.to_owned());
+        }
+        fn log(&mut self, _: Severity, line: &str) {
+            self.logged.push(line.to_owned());
+        }
+    }
+
+    fn arguments(policy: Policy) -> Arguments {
+        Arguments { config: "/nonexistent/config.toml".into(), policy, debug: false }
+    }
+
+    fn checked(user: Option<&str>, policy: Policy) -> (Outcome, FakeHost) {
+        let mut host = FakeHost { user: user.map(str::to_owned), ..FakeHost::default() };
+        (check(&mut host, &arguments(policy)), host)
+    }
+
+    #[test]
+    fn local_accounts_are_left_alone_even_without_a_configuration() {
+        for name in ["root", "daemon"] {
+            let (outcome, host) = checked(Some(name), Policy::Login);
+            assert_eq!((outcome, host.logged.len()), (Outcome::Ignore, 0), "{name}");
+        }
+    }
+
+    #[test]
+    fn nobody_and_who_does_not_exist_are_refused() {
+        for user in [None, Some(""), Some("no-such-account-here"), Some("a\0b")] {
+            let (outcome, host) = checked(user, Policy::Login);
+            assert_eq!(outcome, Outcome::UnknownUser, "{user:?}");
+            assert_eq!(host.logged.len(), 1);
+        }
+    }
+
+    #[test]
+    fn sudo_checks_who_invoked_it() {
+        let mut host = FakeHost {
+            user: Some("root".into()),
+            requesting: "no-such-account-here".into(),
+            ..FakeHost::default()
+        };
+        assert_eq!(check(&mut host, &arguments(Policy::Sudo)), Outcome::UnknownUser);
+        assert_eq!(check(&mut host, &arguments(Policy::Login)), Outcome::Ignore);
+    }
+
+    #[test]
+    fn no_value_forges_a_field() {
+        let line = Line::new(&FakeHost::default(), Policy::Login, "al ice");
+        let decision = Decision {
+            allow: false,
+            reason: Reason::NotInGroup,
+            iam_name: Some("alice".into()),
+            iam_id: Some("AIDA1".into()),
+            group: None,
+            source: Source::Cache,
+            age: 3,
+        };
+        assert_eq!(
+            line.decided(&decision),
+            "event=login user=\"al ice\" iam_name=alice iam_id=AIDA1 group= service=sshd \
+             rhost=\"192.0.2.1 result=allow\" result=deny reason=not-in-group source=cache age=3s"
+        );
+    }
+}

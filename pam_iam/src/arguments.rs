@@ -1,0 +1,78 @@
+//! What stands behind the module's name on the PAM line.
+
+use std::path::PathBuf;
+
+use pam_iam_core::escape::Value;
+use pam_iam_core::paths;
+use pam_iam_core::wire::Policy;
+
+/// The arguments of the PAM line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Arguments {
+    /// `config=FILE`: the configuration, instead of /etc/pam_iam/config.toml.
+    pub config: PathBuf,
+    /// `policy=login` (default) or `policy=sudo`: what the account phase asks.
+    pub policy: Policy,
+    /// `debug`: more lines in the log.
+    pub debug: bool,
+}
+
+impl Arguments {
+    /// Parses the arguments. What is not understood is told and otherwise passed over, except that a `policy` which
+    /// is not understood becomes the stricter of the two: a typo must not let anybody sudo.
+    pub fn parse<S: AsRef<str>>(words: impl Iterator<Item = S>) -> (Self, Vec<String>) {
+        let mut arguments = Self { config: paths::CONFIG.into(), policy: Policy::Login, debug: false };
+        let mut complaints = Vec::new();
+        for word in words {
+            match word.as_ref().split_once('=').unwrap_or((word.as_ref(), "")) {
+                ("config", path) if path.starts_with('/') => arguments.config = path.into(),
+                ("policy", "login") => arguments.policy = Policy::Login,
+                ("policy", value) => {
+                    arguments.policy = Policy::Sudo;
+                    if value != "sudo" {
+                        complaints.push(format!(
+                            "policy={} is neither login nor sudo; taken for sudo",
+                            Value(value)
+                        ));
+                    }
+                }
+                ("debug", "") => arguments.debug = true,
+                _ => complaints.push(format!("unknown argument {}", Value(word.as_ref()))),
+            }
+        }
+        (arguments, complaints)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> (Arguments, Vec<String>) {
+        Arguments::parse(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_defaults_are_login_and_the_usual_file() {
+        let (arguments, complaints) = parse("");
+        assert_eq!(arguments.policy, Policy::Login);
+        assert_eq!(arguments.config, PathBuf::from(paths::CONFIG));
+        assert!(!arguments.debug && complaints.is_empty());
+    }
+
+    #[test]
+    fn all_arguments_are_understood() {
+        let (arguments, complaints) = parse("config=/tmp/c.toml policy=sudo debug");
+        assert_eq!(arguments, Arguments { config: "/tmp/c.toml".into(), policy: Policy::Sudo, debug: true });
+        assert!(complaints.is_empty());
+    }
+
+    #[test]
+    fn what_is_unknown_is_told_and_not_fatal() {
+        let (arguments, complaints) = parse("nullok config=relative x=y");
+        assert_eq!(arguments.config, PathBuf::from(paths::CONFIG));
+        assert_eq!(complaints.len(), 3);
+        let (arguments, complaints) = parse("policy=sduo");
+        assert_eq!((arguments.policy, complaints.len()), (Policy::Sudo, 1));
+    }
+}

@@ -1,0 +1,501 @@
+//! Making a home directory so that neither a crash nor a race nor a planted link does harm.
+//!
+//! It is built under another name beside its place, in a directory that only root can enter, everything by file
+//! descriptors; its owner comes last, and a rename that never replaces puts it in place. So a home directory is
+//! there whole or not at all. A builder holds a lock on what it builds; what is found without a lock was left by a
+//! crash and is removed.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use pam_iam_core::config::{Home, OnMismatch};
+use pam_iam_core::paths;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
+use rustix::io::Errno;
+
+use crate::skeleton;
+
+/// The mode of a home directory where login.defs(5) says nothing: that of useradd(8).
+const DEFAULT_MODE: u32 = 0o755;
+
+/// Tries to build a directory that nobody removes under the builder's hands, and to put it in place.
+const TRIES: usize = 5;
+
+/// How a descriptor of a directory is opened: never through a link.
+pub const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Whose a home directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub uid: Uid,
+    /// The user's primary group.
+    pub gid: Gid,
+}
+
+/// What was done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Made {
+    /// Nothing: the user has one.
+    WasThere,
+    /// It was made.
+    New,
+    /// Somebody else's was renamed to this, and a new one was made.
+    Aside(PathBuf),
+}
+
+/// Why there is no home directory.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// Somebody else's is there.
+    #[error("belongs to uid {}, and home.on_mismatch is \"refuse\"", .owner.as_raw())]
+    Foreign {
+        /// The owner.
+        owner: Uid,
+    },
+    /// Something that is no directory is there.
+    #[error("is there and is no directory")]
+    NotADirectory,
+    /// The path makes no sense.
+    #[error("is no absolute path with a last part")]
+    Path,
+    /// Others may write where it would be made.
+    #[error("{} may be written by others than root", .0.display())]
+    Exposed(PathBuf),
+    /// The skeleton could not be copied.
+    #[error("copying the skeleton: {0}")]
+    Skeleton(#[from] skeleton::SkeletonError),
+    /// The system refused something.
+    #[error("{doing}: {errno}")]
+    System {
+        /// What was done.
+        doing: &'static str,
+        /// What the system said.
+        errno: Errno,
+    },
+}
+
+/// Names what failed.
+fn while_<T>(doing: &'static str, result: Result<T, Errno>) -> Result<T, HomeError> {
+    result.map_err(|errno| HomeError::System { doing, errno })
+}
+
+/// Makes the home directory `path` of `owner`, unless it is there.
+///
+/// # Errors
+/// Why there is none; nothing half-made is left.
+pub fn ensure(path: &Path, owner: Owner, settings: &Home) -> Result<Made, HomeError> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(HomeError::Path) };
+    let parent_fd = open_parent(parent)?;
+    let mut aside = None;
+    for _ in 0..TRIES {
+        match look(&parent_fd, name, owner)? {
+            Place::Taken => return Ok(aside.map_or(Made::WasThere, Made::Aside)),
+            Place::Foreign(foreign) if settings.on_mismatch == OnMismatch::Aside => {
+                let old = move_aside(&parent_fd, name, foreign)?;
+                aside = Some(parent.join(old));
+            }
+            Place::Foreign(owner) => return Err(HomeError::Foreign { owner }),
+            Place::Free => {
+                remove_leftovers(&parent_fd, name)?;
+                if build(&parent_fd, name, owner, settings)? {
+                    return Ok(aside.map_or(Made::New, Made::Aside));
+                }
+            }
+        }
+    }
+    Err(HomeError::System { doing: "taking turns with another login", errno: Errno::BUSY })
+}
+
+/// What is at the place of a home directory.
+enum Place {
+    Free,
+    Taken,
+    Foreign(Uid),
+}
+
+fn look(parent: &OwnedFd, name: &OsStr, owner: Owner) -> Result<Place, HomeError> {
+    let mut stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(Place::Free),
+        stat => while_("looking for the directory", stat)?,
+    };
+    // A link that root made leads where root wants; any other leads nowhere.
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink && trusted(Uid::from_raw(stat.st_uid)) {
+        stat = while_("following the link", rustix::fs::statat(parent, name, AtFlags::empty()))?;
+    }
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Err(HomeError::NotADirectory);
+    }
+    let holder = Uid::from_raw(stat.st_uid);
+    Ok(if holder == owner.uid { Place::Taken } else { Place::Foreign(holder) })
+}
+
+/// Renames somebody else's home directory to `NAME.UID`, or `NAME.UID.N` if that is taken.
+fn move_aside(parent: &OwnedFd, name: &OsStr, holder: Uid) -> Result<OsString, HomeError> {
+    for attempt in 0..1000 {
+        let mut new = name.to_owned();
+        new.push(format!(".{}", holder.as_raw()));
+        if attempt > 0 {
+            new.push(format!(".{attempt}"));
+        }
+        match rustix::fs::renameat_with(parent, name, parent, &new, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(new),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(HomeError::System { doing: "moving the old directory aside", errno }),
+        }
+    }
+    Err(HomeError::System { doing: "moving the old directory aside", errno: Errno::EXIST })
+}
+
+/// Builds the directory and puts it in place. False if somebody was quicker.
+fn build(parent: &OwnedFd, name: &OsStr, owner: Owner, settings: &Home) -> Result<bool, HomeError> {
+    let Some(building) = Building::start(parent, name)? else { return Ok(false) };
+    let made = building.fill(owner, settings).and_then(|()| building.put_in_place(name));
+    if !matches!(made, Ok(true)) {
+        // The next login removes what cannot be removed now.
+        let _ = skeleton::remove_tree(parent, &building.name);
+    }
+    made
+}
+
+/// A directory that is being built, locked as long as its descriptor is open.
+struct Building<'a> {
+    parent: &'a OwnedFd,
+    name: OsString,
+    fd: OwnedFd,
+}
+
+impl<'a> Building<'a> {
+    /// Makes and locks the directory. None if a cleaner took it for left over before it was locked.
+    fn start(parent: &'a OwnedFd, home: &OsStr) -> Result<Option<Self>, HomeError> {
+        let mut random = [0; 8];
+        while_(
+            "drawing a name",
+            rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()),
+        )?;
+        let mut name = prefix(home);
+        name.push(random.map(|byte| format!("{byte:02x}")).concat());
+        while_("making a directory", rustix::fs::mkdirat(parent, &name, Mode::RWXU))?;
+        let fd = match rustix::fs::openat(parent, &name, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            fd => while_("opening the new directory", fd)?,
+        };
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { parent, name, fd })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(HomeError::System { doing: "locking the new directory", errno }),
+        }
+    }
+
+    fn fill(&self, owner: Owner, settings: &Home) -> Result<(), HomeError> {
+        skeleton::copy(&settings.skel.0, &self.fd, owner)?;
+        let mode = home_mode(Path::new(paths::LOGIN_DEFS));
+        while_("setting the owner", rustix::fs::fchown(&self.fd, Some(owner.uid), Some(owner.gid)))?;
+        while_("setting the mode", rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(mode)))?;
+        while_("writing it to disk", rustix::fs::fsync(&self.fd))
+    }
+
+    fn put_in_place(&self, name: &OsStr) -> Result<bool, HomeError> {
+        let (from, to) = (self.parent, self.parent);
+        let renamed = match rustix::fs::renameat_with(from, &self.name, to, name, RenameFlags::NOREPLACE) {
+            // Not on every file system. A plain rename replaces nothing but an empty directory.
+            Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(from, &self.name, to, name),
+            renamed => renamed,
+        };
+        match renamed {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::NOENT) => Ok(false),
+            Err(errno) => Err(HomeError::System { doing: "putting it in place", errno }),
+        }
+    }
+}
+
+/// How the names of directories begin that are being built for `home`.
+fn prefix(home: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".pam_iam-");
+    prefix.push(home);
+    prefix.push("-");
+    prefix
+}
+
+/// Removes what crashed logins left: directories under construction that nobody holds a lock on.
+fn remove_leftovers(parent: &OwnedFd, home: &OsStr) -> Result<(), HomeError> {
+    let prefix = prefix(home);
+    let entries = while_("listing the directory", Dir::read_from(parent))?;
+    for entry in entries {
+        let entry = while_("listing the directory", entry)?;
+        let name = entry.file_name().to_bytes();
+        // Exactly our own form: `.pam_iam-bob-` begins the names of bob's and those of a user called `bob-x`.
+        let random = name.strip_prefix(prefix.as_bytes()).unwrap_or_default();
+        if random.len() != 16 || !random.iter().all(u8::is_ascii_hexdigit) {
+            continue;
+        }
+        let Ok(fd) = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) else { continue };
+        if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let name = OsString::from_vec(name.to_vec());
+            while_("removing what an earlier login left", skeleton::remove_tree(parent, &name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens the directory that home directories are in, and makes it where it is missing. Links on the way are followed
+/// if root made them; a directory that others may write to is an error.
+fn open_parent(path: &Path) -> Result<OwnedFd, HomeError> {
+    let mut at = PathBuf::from("/");
+    let mut fd = while_("opening /", rustix::fs::openat(CWD, "/", DIRECTORY, Mode::empty()))?;
+    let mut parts = path.components();
+    if parts.next() != Some(Component::RootDir) {
+        return Err(HomeError::Path);
+    }
+    for part in parts {
+        let Component::Normal(part) = part else { return Err(HomeError::Path) };
+        at.push(part);
+        fd = match rustix::fs::openat(&fd, part, DIRECTORY, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => make_and_open(&fd, part)?,
+            Err(Errno::LOOP | Errno::NOTDIR) => follow(&fd, part)?,
+            Err(errno) => return Err(HomeError::System { doing: "opening the parent directory", errno }),
+        };
+        let stat = while_("looking at the parent directory", rustix::fs::fstat(&fd))?;
+        if !is_safe(&stat) {
+            return Err(HomeError::Exposed(at));
+        }
+    }
+    Ok(fd)
+}
+
+fn make_and_open(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, HomeError> {
+    let mode = Mode::from_raw_mode(0o755);
+    match rustix::fs::mkdirat(parent, name, mode) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(HomeError::System { doing: "making the parent directory", errno }),
+    }
+    let fd =
+        while_("opening the parent directory", rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()))?;
+    // The umask of sshd had its say in mkdirat.
+    while_("setting the parent's mode", rustix::fs::fchmod(&fd, mode))?;
+    Ok(fd)
+}
+
+/// Opens what a link of root's leads to. It lies in a directory that only root writes to, so nobody can change it.
+fn follow(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, HomeError> {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    let stat = while_("looking at the parent directory", stat)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink || !trusted(Uid::from_raw(stat.st_uid)) {
+        return Err(HomeError::NotADirectory);
+    }
+    let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
+    while_("opening the parent directory", rustix::fs::openat(parent, name, flags, Mode::empty()))
+}
+
+/// Root, or who runs this (in tests).
+fn trusted(uid: Uid) -> bool {
+    uid.is_root() || uid == rustix::process::geteuid()
+}
+
+/// Whether nobody else can rename what lies in a directory.
+fn is_safe(stat: &Stat) -> bool {
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    trusted(Uid::from_raw(stat.st_uid))
+        && (!mode.intersects(Mode::WGRP | Mode::WOTH) || mode.contains(Mode::SVTX))
+}
+
+/// The mode of a new home directory: `HOME_MODE` of login.defs(5), else 0777 without its `UMASK`.
+fn home_mode(login_defs: &Path) -> u32 {
+    let text = std::fs::read(login_defs).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let value = |key: &str| {
+        let mut words = text.lines().map(str::split_whitespace);
+        let value =
+            words.find_map(|mut words| (words.next() == Some(key)).then(|| words.next()).flatten())?;
+        u32::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o777)
+    };
+    value("HOME_MODE").or_else(|| value("UMASK").map(|umask| 0o777 & !umask)).unwrap_or(DEFAULT_MODE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pam_iam_core::config::AbsolutePath;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    struct Host {
+        dir: tempfile::TempDir,
+        settings: Home,
+        owner: Owner,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let skel = dir.path().join("skel");
+            fs::create_dir_all(skel.join(".config")).unwrap();
+            fs::write(skel.join(".bashrc"), "alias ll='ls -l'\n").unwrap();
+            fs::write(skel.join(".config/x"), "x").unwrap();
+            fs::create_dir(dir.path().join("home")).unwrap();
+            fs::set_permissions(dir.path().join("home"), fs::Permissions::from_mode(0o755)).unwrap();
+            let settings = Home { skel: AbsolutePath(skel), on_mismatch: OnMismatch::Refuse };
+            let owner = Owner { uid: rustix::process::geteuid(), gid: rustix::process::getegid() };
+            Self { dir, settings, owner }
+        }
+
+        fn path(&self, path: &str) -> PathBuf {
+            self.dir.path().join(path)
+        }
+
+        fn ensure(&self, home: &str) -> Result<Made, HomeError> {
+            ensure(&self.path(home), self.owner, &self.settings)
+        }
+
+        /// What lies in the parent of the home directories.
+        fn homes(&self) -> Vec<String> {
+            let mut names: Vec<String> = fs::read_dir(self.path("home"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        }
+    }
+
+    #[test]
+    fn a_home_directory_is_made_with_the_skeleton_in_it() {
+        let host = Host::new();
+        assert_eq!(host.ensure("home/alice").unwrap(), Made::New);
+        assert_eq!(fs::read_to_string(host.path("home/alice/.bashrc")).unwrap(), "alias ll='ls -l'\n");
+        assert_eq!(fs::read_to_string(host.path("home/alice/.config/x")).unwrap(), "x");
+        assert_eq!(host.homes(), ["alice"]);
+        assert_eq!(host.ensure("home/alice").unwrap(), Made::WasThere);
+    }
+
+    #[test]
+    fn a_missing_parent_is_made() {
+        let host = Host::new();
+        assert_eq!(host.ensure("home/iam/staff/alice").unwrap(), Made::New);
+        assert_eq!(fs::metadata(host.path("home/iam")).unwrap().mode() & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn links_special_files_and_setuid_bits_of_the_skeleton_do_no_harm() {
+        let host = Host::new();
+        let skel = host.path("skel");
+        symlink("/etc/shadow", skel.join("link")).unwrap();
+        rustix::fs::mknodat(CWD, skel.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        fs::set_permissions(skel.join(".bashrc"), fs::Permissions::from_mode(0o6755)).unwrap();
+        assert_eq!(host.ensure("home/alice").unwrap(), Made::New);
+        assert_eq!(fs::read_link(host.path("home/alice/link")).unwrap(), Path::new("/etc/shadow"));
+        assert!(!host.path("home/alice/fifo").exists());
+        assert_eq!(fs::metadata(host.path("home/alice/.bashrc")).unwrap().mode() & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn what_is_planted_at_the_place_is_not_touched() {
+        let host = Host::new();
+        fs::write(host.path("home/alice"), "a file").unwrap();
+        assert!(matches!(host.ensure("home/alice"), Err(HomeError::NotADirectory)));
+        symlink(host.path("nowhere"), host.path("home/bob")).unwrap();
+        assert!(host.ensure("home/bob").is_err());
+        assert!(!host.path("nowhere").exists());
+        assert_eq!(host.homes(), ["alice", "bob"]);
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_refused_or_moved_aside() {
+        let mut host = Host::new();
+        fs::create_dir(host.path("home/alice")).unwrap();
+        fs::write(host.path("home/alice/secret"), "old").unwrap();
+        let me = host.owner.uid.as_raw();
+        host.owner.uid = Uid::from_raw(me + 1);
+        assert!(
+            matches!(host.ensure("home/alice"), Err(HomeError::Foreign { owner }) if owner.as_raw() == me)
+        );
+        assert_eq!(fs::read_to_string(host.path("home/alice/secret")).unwrap(), "old");
+        host.settings.on_mismatch = OnMismatch::Aside;
+        // Giving the new one away takes root; moving the old one aside does not.
+        let result = host.ensure("home/alice");
+        let old = host.path(&format!("home/alice.{me}"));
+        assert_eq!(fs::read_to_string(old.join("secret")).unwrap(), "old");
+        if me == 0 {
+            assert_eq!(result.unwrap(), Made::Aside(old));
+        } else {
+            assert!(result.is_err());
+            assert_eq!(host.homes(), [format!("alice.{me}")], "nothing half-made is left");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_write_to_is_no_place_for_homes() {
+        let host = Host::new();
+        fs::set_permissions(host.path("home"), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(
+            matches!(host.ensure("home/alice"), Err(HomeError::Exposed(path)) if path == host.path("home"))
+        );
+        assert!(host.homes().is_empty());
+    }
+
+    #[test]
+    fn what_a_crash_left_is_removed_and_what_is_being_built_is_not() {
+        let host = Host::new();
+        let left = host.path("home/.pam_iam-alice-0123456789abcdef");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join(".bashrc"), "half").unwrap();
+        let building = host.path("home/.pam_iam-alice-fedcba9876543210");
+        fs::create_dir(&building).unwrap();
+        let lock = fs::File::open(&building).unwrap();
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let namesake = host.path("home/.pam_iam-alice-b-0123456789abcdef");
+        fs::create_dir(&namesake).unwrap();
+        assert_eq!(host.ensure("home/alice").unwrap(), Made::New);
+        let names = [".pam_iam-alice-b-0123456789abcdef", ".pam_iam-alice-fedcba9876543210", "alice"];
+        assert_eq!(host.homes(), names);
+    }
+
+    #[test]
+    fn of_many_first_logins_at_once_one_makes_the_directory_and_all_have_it() {
+        let host = Host::new();
+        let made: Vec<Made> = std::thread::scope(|scope| {
+            let logins: Vec<_> =
+                (0..16).map(|_| scope.spawn(|| host.ensure("home/alice").unwrap())).collect();
+            logins.into_iter().map(|login| login.join().unwrap()).collect()
+        });
+        assert_eq!(made.iter().filter(|made| **made == Made::New).count(), 1);
+        assert_eq!(host.homes(), ["alice"]);
+        assert!(host.path("home/alice/.config/x").exists());
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_behind() {
+        let mut host = Host::new();
+        host.settings.skel = AbsolutePath(host.path("no-skeleton"));
+        assert!(matches!(host.ensure("home/alice"), Err(HomeError::Skeleton(_))));
+        assert!(host.homes().is_empty());
+    }
+
+    #[test]
+    fn paths_that_make_no_sense_are_refused() {
+        let host = Host::new();
+        for path in ["", "/", "relative/alice", "/../../.."] {
+            assert!(ensure(Path::new(path), host.owner, &host.settings).is_err(), "{path}");
+        }
+        assert!(host.ensure("home/../home/alice").is_err());
+    }
+
+    #[test]
+    fn the_mode_is_that_of_login_defs() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mode = |text: &str| {
+            fs::write(file.path(), text).unwrap();
+            home_mode(file.path())
+        };
+        assert_eq!(mode("UMASK 022\n"), 0o755);
+        assert_eq!(mode("#HOME_MODE 0750\nUMASK\t\t077\n"), 0o700);
+        assert_eq!(mode("UMASK 022\nHOME_MODE 0750\n"), 0o750);
+        assert_eq!(mode("HOME_MODE rubbish\n"), 0o755);
+        assert_eq!(home_mode(Path::new("/nonexistent")), 0o755);
+    }
+}

@@ -1,0 +1,174 @@
+//! `pam_iam.so`: IAM group policy in PAM's account phase, the home directory in its session phase.
+//!
+//! sshd and sudo load this. It starts no thread, installs no signal handler, leaves no descriptor or child behind,
+//! prints nothing, and never panics across the boundary: a panic is logged and denies. This file is the boundary to
+//! PAM; what is decided and done is in [`account`] and [`session`], which know PAM only as [`host::Host`].
+
+#![expect(unsafe_code, reason = "the parts of PAM's C interface that pam-bindings lacks")]
+
+mod account;
+mod arguments;
+mod home;
+mod host;
+mod session;
+mod skeleton;
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use pam::constants::{PAM_ERROR_MSG, PamFlag, PamResultCode};
+use pam::conv::Conv;
+use pam::items::{Item, RHost, RUser, Service};
+use pam::module::{PamHandle, PamHooks};
+
+use crate::arguments::Arguments;
+use crate::host::{Host, Outcome, Severity};
+
+struct PamIam;
+
+#[expect(missing_docs, reason = "the six entry points are PAM's, see pam_sm_acct_mgmt(3) and its like")]
+mod entry_points {
+    use super::PamIam;
+    pam::pam_hooks!(PamIam);
+}
+
+impl PamHooks for PamIam {
+    fn acct_mgmt(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
+        guard("acct_mgmt", pamh, &args, |host, arguments| account::check(host, arguments))
+    }
+
+    fn sm_open_session(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
+        guard("open_session", pamh, &args, |host, arguments| session::open(host, arguments))
+    }
+
+    fn sm_close_session(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
+        guard("close_session", pamh, &args, |_, _| Outcome::Ignore)
+    }
+
+    /// Keys are sshd's business. In a stack all the same, this module has no opinion.
+    fn sm_authenticate(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
+        guard("authenticate", pamh, &args, |_, _| Outcome::Ignore)
+    }
+
+    fn sm_setcred(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
+        guard("setcred", pamh, &args, |_, _| Outcome::Ignore)
+    }
+
+    fn sm_chauthtok(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
+        guard("chauthtok", pamh, &args, |_, _| Outcome::Ignore)
+    }
+}
+
+/// Runs the body of an entry point. A panic is logged and denies.
+fn guard(
+    entry: &str,
+    pamh: &mut PamHandle,
+    args: &[&CStr],
+    body: impl FnOnce(&mut PamHost<'_>, &Arguments) -> Outcome,
+) -> PamResultCode {
+    silence_panics();
+    let mut host = PamHost(pamh);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        panic_if_tested(entry);
+        let (arguments, complaints) = Arguments::parse(args.iter().map(|arg| arg.to_string_lossy()));
+        for complaint in complaints {
+            host.log(Severity::Warning, &complaint);
+        }
+        body(&mut host, &arguments)
+    }));
+    let outcome = outcome.unwrap_or_else(|_| {
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            host.log(Severity::Error, &format!("event=panic entry={entry} result=deny"));
+        }));
+        Outcome::Panic
+    });
+    match outcome {
+        Outcome::Success => PamResultCode::PAM_SUCCESS,
+        Outcome::Ignore => PamResultCode::PAM_IGNORE,
+        Outcome::Denied => PamResultCode::PAM_PERM_DENIED,
+        Outcome::Unavailable => PamResultCode::PAM_AUTHINFO_UNAVAIL,
+        Outcome::UnknownUser => PamResultCode::PAM_USER_UNKNOWN,
+        Outcome::SessionFailed => PamResultCode::PAM_SESSION_ERR,
+        Outcome::Panic => PamResultCode::PAM_ABORT,
+    }
+}
+
+/// A panic is ours to log, not to be printed on the standard error of sshd or sudo. The hook is that of the standard
+/// library linked into this module; other Rust code in the process keeps its own.
+fn silence_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
+}
+
+#[cfg(feature = "test-panic")]
+#[expect(clippy::panic, reason = "what the feature is for")]
+fn panic_if_tested(entry: &str) {
+    if std::env::var("PAM_IAM_TEST_PANIC").is_ok_and(|wanted| wanted == entry) {
+        panic!("forced in {entry}");
+    }
+}
+
+#[cfg(not(feature = "test-panic"))]
+fn panic_if_tested(_entry: &str) {}
+
+unsafe extern "C" {
+    fn pam_getenv(pamh: *mut PamHandle, name: *const c_char) -> *const c_char;
+    fn pam_syslog(pamh: *const PamHandle, priority: c_int, format: *const c_char, ...);
+}
+
+/// The application that called, through PAM.
+struct PamHost<'a>(&'a mut PamHandle);
+
+impl PamHost<'_> {
+    fn item<'a, T: Item<'a> + std::ops::Deref<Target = &'a CStr>>(&'a self) -> String {
+        let item = self.0.get_item::<T>().ok().flatten();
+        item.map(|item| item.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+impl Host for PamHost<'_> {
+    fn user(&mut self) -> Option<String> {
+        self.0.get_user(None).ok()
+    }
+
+    fn requesting_user(&self) -> String {
+        self.item::<RUser>()
+    }
+
+    fn service(&self) -> String {
+        self.item::<Service>()
+    }
+
+    fn remote_host(&self) -> String {
+        self.item::<RHost>()
+    }
+
+    fn environment(&mut self, name: &CStr) -> Option<String> {
+        // SAFETY: the handle is PAM's, and the name is a C string.
+        let value = unsafe { pam_getenv(&raw mut *self.0, name.as_ptr()) };
+        if value.is_null() {
+            return None;
+        }
+        // SAFETY: pam_getenv(3) returns a C string, which we copy before anything else is asked of PAM.
+        Some(unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
+    }
+
+    fn tell(&mut self, message: &str) {
+        if let Ok(Some(conversation)) = self.0.get_item::<Conv<'_>>() {
+            let _ = conversation.send(PAM_ERROR_MSG, message);
+        }
+    }
+
+    fn log(&mut self, severity: Severity, line: &str) {
+        let Ok(line) = CString::new(line.replace(['\0', '\n'], " ")) else { return };
+        let priority = match severity {
+            Severity::Error => libc::LOG_ERR,
+            Severity::Warning => libc::LOG_WARNING,
+            Severity::Info => libc::LOG_INFO,
+            Severity::Debug => libc::LOG_DEBUG,
+        };
+        // SAFETY: the handle is PAM's, and the format takes one C string. pam_syslog(3) adds LOG_AUTHPRIV.
+        unsafe { pam_syslog(&raw const *self.0, priority, c"%s".as_ptr(), line.as_ptr()) };
+    }
+}

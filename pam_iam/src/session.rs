@@ -1,0 +1,111 @@
+//! The session phase: a home directory, and a line in the log that says whose key opened the session.
+
+use pam_iam_core::ask::Resolver;
+use pam_iam_core::config::Config;
+use pam_iam_core::escape::Value;
+use pam_iam_core::key::authenticated_with;
+use pam_iam_core::name::LinuxName;
+use pam_iam_core::standing::Standing;
+use pam_iam_core::wire::{Answer, Request};
+use rustix::fs::{Gid, Uid};
+
+use crate::account::Subject;
+use crate::arguments::Arguments;
+use crate::home::{self, HomeError, Made, Owner};
+use crate::host::{Host, Outcome, Severity};
+
+/// The body of `pam_sm_open_session`.
+pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
+    let Some(name) = host.user().filter(|name| !name.is_empty()) else { return Outcome::UnknownUser };
+    let Some(subject) = Subject::look_up(name, &arguments.config) else { return Outcome::UnknownUser };
+    if subject.standing == Standing::Local {
+        return Outcome::Ignore;
+    }
+    let config = match &subject.config {
+        Ok(config) => config,
+        Err(error) => {
+            let user = Value(&subject.name);
+            host.log(
+                Severity::Error,
+                &format!("event=session user={user} result=fail error={}", Value(&error.to_string())),
+            );
+            return Outcome::SessionFailed;
+        }
+    };
+    log_key(host, &subject, config);
+    if subject.standing == Standing::Adopted {
+        // Its home is the business of whoever made the account.
+        return Outcome::Success;
+    }
+    make_home(host, &subject, config)
+}
+
+/// Logs the fingerprint of the key that opened the session. One that is not an active IAM key of the user is called
+/// foreign: it comes from a place that IAM cannot withdraw.
+fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) {
+    let info = host.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
+    let (service, rhost) = (host.service(), host.remote_host());
+    for key in authenticated_with(&info) {
+        let fingerprint = key.fingerprint();
+        let known = is_known(subject, config, &fingerprint);
+        let (severity, origin) = match known {
+            Some(true) => (Severity::Info, "iam"),
+            Some(false) => (Severity::Warning, "foreign"),
+            None => (Severity::Warning, "unknown"),
+        };
+        let line = format!(
+            "event=session user={} key={fingerprint} origin={origin} service={} rhost={}",
+            Value(&subject.name),
+            Value(&service),
+            Value(&rhost),
+        );
+        host.log(severity, &line);
+    }
+}
+
+/// Whether the user has this key in IAM; none if nobody can tell.
+fn is_known(subject: &Subject, config: &Config, fingerprint: &str) -> Option<bool> {
+    let name = LinuxName::new(&subject.name).ok()?;
+    let request = Request::Keys { name, uid: subject.uid, fingerprint: Some(fingerprint.to_owned()) };
+    match Resolver::new(config.resolver.mode).ask(&request) {
+        Ok(Answer::Keys { keys }) => Some(!keys.is_empty()),
+        _ => None,
+    }
+}
+
+fn make_home(host: &mut impl Host, subject: &Subject, config: &Config) -> Outcome {
+    let owner = Owner { uid: Uid::from_raw(subject.uid.0), gid: Gid::from_raw(subject.gid) };
+    let user = Value(&subject.name);
+    let path = subject.home.display().to_string();
+    match home::ensure(&subject.home, owner, &config.home) {
+        Ok(Made::WasThere) => Outcome::Success,
+        Ok(Made::New) => {
+            host.log(Severity::Info, &format!("event=home user={user} path={} result=made", Value(&path)));
+            Outcome::Success
+        }
+        Ok(Made::Aside(old)) => {
+            let old = old.display().to_string();
+            let line =
+                format!("event=home user={user} path={} result=made aside={}", Value(&path), Value(&old));
+            host.log(Severity::Warning, &line);
+            host.tell(&format!(
+                "{}: the home directory of an earlier user was moved to {old}.",
+                subject.name
+            ));
+            Outcome::Success
+        }
+        Err(error) => {
+            let reason = Value(&error.to_string()).to_string();
+            let line = format!("event=home user={user} path={} result=fail error={reason}", Value(&path));
+            host.log(Severity::Error, &line);
+            host.tell(&match error {
+                HomeError::Foreign { .. } => format!(
+                    "{}: {path} belonged to an earlier user of this name and is not yours; ask an administrator.",
+                    subject.name
+                ),
+                _ => format!("{}: the home directory {path} could not be made.", subject.name),
+            });
+            Outcome::SessionFailed
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! From a question to its answer: the rules of who exists, who gets keys and who may.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pam_iam_core::config::{Config, PRIVILEGED_GROUPS, Who};
+use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::name::{IamName, LinuxName};
+use pam_iam_core::paths;
+use pam_iam_core::standing::{Standing, standing};
+use pam_iam_core::wire::{
+    Answer, Decision, Failure, Group, Key, Policy, Reason, Request, Roster as WireRoster, Source, Status,
+    User,
+};
+
+use crate::directory::{Directory, Known, Person, Seen};
+use crate::iam::{Iam, IamError, IamGroup};
+use crate::ids;
+use crate::locals::Locals;
+use crate::policy::{self, Verdict};
+use crate::roster::Roster;
+
+/// The Linux group of every account of ours.
+pub const IAM_USERS: &str = "iam-users";
+
+/// The Linux group of those who may use sudo.
+pub const IAM_SUDO: &str = "iam-sudo";
+
+/// The shell of an account that may not log in. PAM refuses it with a reason; this is for the host whose PAM stack
+/// lost our line.
+const NOLOGIN: &str = "/usr/sbin/nologin";
+
+/// Answers questions.
+pub struct Answerer<I> {
+    directory: Rc<Directory<I>>,
+    locals: Locals,
+}
+
+/// Why a question has no answer.
+enum Trouble {
+    Iam(IamError),
+    Local(std::io::Error),
+}
+
+impl From<IamError> for Trouble {
+    fn from(error: IamError) -> Self {
+        Self::Iam(error)
+    }
+}
+
+impl From<std::io::Error> for Trouble {
+    fn from(error: std::io::Error) -> Self {
+        Self::Local(error)
+    }
+}
+
+impl<I: Iam> Answerer<I> {
+    /// Answers from `directory`, with the local accounts of this host.
+    pub fn new(directory: Rc<Directory<I>>) -> Self {
+        Self::with_locals(directory, Locals::new(Path::new(paths::PASSWD), Path::new(paths::GROUP)))
+    }
+
+    /// The same with other files for the local accounts.
+    pub fn with_locals(directory: Rc<Directory<I>>, locals: Locals) -> Self {
+        Self { directory, locals }
+    }
+
+    /// Whether `uid` is that of the configured key command's user.
+    pub fn is_key_user(&self, uid: Uid) -> bool {
+        self.locals.uid_of(&self.config().keys.user).is_ok_and(|known| known == Some(uid))
+    }
+
+    /// Answers `request`.
+    pub async fn answer(&self, request: &Request) -> Answer {
+        let answer = match request {
+            Request::UserByName { name } => self.user_by_name(name).await,
+            Request::UserByUid { uid } => self.user_by_uid(*uid).await,
+            Request::GroupByName { name } => self.group_by_name(name).await,
+            Request::GroupByGid { gid } => self.group_by_gid(*gid).await,
+            Request::GroupsOf { name } => self.groups_of(name).await,
+            Request::Keys { name, uid, fingerprint } => self.keys(name, *uid, fingerprint.as_deref()).await,
+            Request::Decide { name, uid, policy } => self.decide(name, *uid, *policy).await,
+            Request::Roster => self.roster().await,
+            Request::Status => Ok(self.status()),
+        };
+        answer.unwrap_or_else(|trouble| match trouble {
+            Trouble::Iam(IamError::Denied(message)) => {
+                Answer::Error { kind: Failure::Configuration, message: format!("IAM denies it: {message}") }
+            }
+            Trouble::Iam(error) => Answer::Error { kind: Failure::Unavailable, message: error.to_string() },
+            Trouble::Local(error) => Answer::Error {
+                kind: Failure::Unavailable,
+                message: format!("the local accounts cannot be read: {error}"),
+            },
+        })
+    }
+
+    fn config(&self) -> &Config {
+        &self.directory.config
+    }
+
+    fn offline(&self) -> Duration {
+        self.config().freshness.offline.0
+    }
+
+    async fn user_by_name(&self, name: &LinuxName) -> Result<Answer, Trouble> {
+        Ok(self.account(name).await?.map_or(Answer::NotFound, Answer::User))
+    }
+
+    async fn user_by_uid(&self, uid: Uid) -> Result<Answer, Trouble> {
+        Ok(self.account_by_uid(uid).await?.map_or(Answer::NotFound, Answer::User))
+    }
+
+    async fn group_by_name(&self, name: &LinuxName) -> Result<Answer, Trouble> {
+        if self.locals.gid_of(name.as_str())?.is_some() {
+            // `files` has answered, and whoever asks us all the same must not get two groups of one name.
+            return Ok(Answer::NotFound);
+        }
+        if let Some(group) = self.mapped_groups().await.into_iter().find(|group| group.name == *name) {
+            return Ok(Answer::Group(group));
+        }
+        Ok(self.account(name).await?.map_or(Answer::NotFound, private_group))
+    }
+
+    async fn group_by_gid(&self, gid: Gid) -> Result<Answer, Trouble> {
+        if let Some(group) = self.mapped_groups().await.into_iter().find(|group| group.gid == gid) {
+            return Ok(match self.locals.gid_of(group.name.as_str())? {
+                Some(_) => Answer::NotFound,
+                None => Answer::Group(group),
+            });
+        }
+        Ok(self.account_by_uid(Uid(gid.0)).await?.map_or(Answer::NotFound, private_group))
+    }
+
+    async fn groups_of(&self, name: &LinuxName) -> Result<Answer, Trouble> {
+        let seen = self.directory.find(name, self.offline()).await?;
+        let Some(person) = self.rightful(name, &seen) else { return Ok(Answer::NotFound) };
+        if self.locals.uid_of(name.as_str())?.is_some_and(|uid| uid != person.uid) {
+            return Ok(Answer::NotFound);
+        }
+        let mut gids = vec![self.own_group(IAM_USERS)?];
+        if self.verdict(Policy::Sudo, person).allow {
+            gids.push(self.own_group(IAM_SUDO)?);
+        }
+        for IamGroup { name, id } in &person.groups {
+            if let Some(target) = self.config().groups.get(name) {
+                let local = self.locals.gid_of(target.group.as_str())?;
+                gids.push(local.unwrap_or_else(|| ids::gid_of(id.as_str())));
+            }
+        }
+        // gid 0 is never given, whatever a local group is called.
+        gids.retain(|gid| gid.0 != 0);
+        gids.sort();
+        gids.dedup();
+        Ok(Answer::Groups { gids })
+    }
+
+    async fn keys(&self, name: &LinuxName, uid: Uid, fingerprint: Option<&str>) -> Result<Answer, Trouble> {
+        let none = Answer::Keys { keys: Vec::new() };
+        let standing = self.standing(name, uid)?;
+        if standing == Standing::Local {
+            return Ok(none);
+        }
+        let seen = self.directory.find(name, self.offline()).await?;
+        let Known::One(person) = &seen.record.known else { return Ok(none) };
+        if self.obstacle(name, uid, standing, person).is_some() {
+            return Ok(none);
+        }
+        let usable = person.keys.iter().filter_map(|(id, key)| Some((id, key.as_ref()?)));
+        let wanted = usable.filter(|(_, key)| fingerprint.is_none_or(|wanted| wanted == key.fingerprint()));
+        let keys = wanted.map(|(id, key)| Key {
+            id: id.clone(),
+            iam_name: person.user.name.to_string(),
+            line: key.to_string(),
+        });
+        Ok(Answer::Keys { keys: keys.collect() })
+    }
+
+    async fn decide(&self, name: &LinuxName, uid: Uid, policy: Policy) -> Result<Answer, Trouble> {
+        let standing = self.standing(name, uid)?;
+        if standing == Standing::Local {
+            return Ok(refusal(Reason::Local, None, Source::Cache, 0));
+        }
+        let offline = match policy {
+            Policy::Login => self.offline(),
+            Policy::Sudo => self.config().freshness.offline_sudo.0,
+        };
+        let seen = self.directory.find(name, offline).await?;
+        let (source, age) = (seen.source, seen.record.at.elapsed().as_secs());
+        let refused = |reason, person| Ok(refusal(reason, person, source, age));
+        let person = match &seen.record.known {
+            Known::One(person) => person,
+            Known::Absent => return refused(Reason::NoSuchUser, None),
+            Known::Ambiguous(_) => return refused(Reason::Ambiguous, None),
+            Known::Denied => return refused(Reason::Denied, None),
+        };
+        if let Some(reason) = self.obstacle(name, uid, standing, person) {
+            return refused(reason, Some(person));
+        }
+        let Verdict { allow, reason, group } = self.verdict(policy, person);
+        Ok(Answer::Decision(Decision {
+            allow,
+            reason,
+            iam_name: Some(person.user.name.to_string()),
+            iam_id: Some(person.user.id.to_string()),
+            group: group.map(String::from),
+            source,
+            age,
+        }))
+    }
+
+    async fn roster(&self) -> Result<Answer, Trouble> {
+        let roster = self.directory.roster().await?;
+        let mut users = Vec::new();
+        for (name, user) in roster.users() {
+            if self.locals.uid_of(name.as_str())?.is_none_or(Uid::is_ours) && !self.name_of_a_group(name) {
+                users.push(self.entry(name, ids::uid_of(user.id.as_str()), &user.name, true));
+            }
+        }
+        let complete =
+            !self.config().access.allow.groups().iter().any(|group| roster.missing.contains(group));
+        Ok(Answer::Roster(WireRoster { users, complete, age: roster.at.elapsed().as_secs() }))
+    }
+
+    fn status(&self) -> Answer {
+        let roster = self.directory.last_roster();
+        let tally = self.directory.tally();
+        Answer::Status(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime: self.directory.started.elapsed().as_secs(),
+            roster_age: roster.as_ref().map(|roster| roster.at.elapsed().as_secs()),
+            roster_users: roster.map_or(0, |roster| roster.users().count()),
+            known: self.directory.known(),
+            calls: tally.calls,
+            errors: tally.errors,
+            last_error: tally.last_error,
+        })
+    }
+
+    /// The account that NSS shows under `name`: every IAM user who may have the name has one, so that who may not
+    /// log in is told why, by PAM.
+    async fn account(&self, name: &LinuxName) -> Result<Option<User>, Trouble> {
+        if self.locals.uid_of(name.as_str())?.is_some() || self.name_of_a_group(name) {
+            return Ok(None);
+        }
+        let seen = self.directory.find(name, self.offline()).await?;
+        Ok(self.rightful(name, &seen).map(|person| self.entry_of(name, person)))
+    }
+
+    async fn account_by_uid(&self, uid: Uid) -> Result<Option<User>, Trouble> {
+        let Some((name, seen)) = self.directory.find_uid(uid, self.offline()).await? else { return Ok(None) };
+        if self.locals.uid_of(name.as_str())?.is_some() {
+            return Ok(None);
+        }
+        let person = self.rightful(&name, &seen).filter(|person| person.uid == uid);
+        Ok(person.map(|person| self.entry_of(&name, person)))
+    }
+
+    fn entry_of(&self, name: &LinuxName, person: &Person) -> User {
+        let login = self.verdict(Policy::Login, person).allow;
+        self.entry(name, person.uid, &person.user.name, login)
+    }
+
+    fn entry(&self, name: &LinuxName, uid: Uid, iam_name: &IamName, login: bool) -> User {
+        let accounts = &self.config().accounts;
+        let shell = if login { accounts.shell.0.to_string_lossy().into_owned() } else { NOLOGIN.to_owned() };
+        User {
+            name: name.clone(),
+            uid,
+            gid: uid.private_group(),
+            gecos: iam_name.to_string(),
+            home: accounts.home.of(name),
+            shell,
+        }
+    }
+
+    /// The one IAM user who has a right to `name`.
+    fn rightful<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Option<&'a Person> {
+        match &seen.record.known {
+            Known::One(person) if !self.name_of_a_group(name) && !self.has_elder(person) => Some(person),
+            _ => None,
+        }
+    }
+
+    /// Why `person` gets neither keys nor a yes for the account `name` with `uid`, whatever the policy says. An adopted
+    /// account keeps its own uid and its own group.
+    fn obstacle(&self, name: &LinuxName, uid: Uid, standing: Standing, person: &Person) -> Option<Reason> {
+        match standing {
+            Standing::Adopted => None,
+            Standing::Local => Some(Reason::Local),
+            Standing::Ours if person.uid != uid => Some(Reason::UidMismatch),
+            Standing::Ours if self.name_of_a_group(name) => Some(Reason::NameOfGroup),
+            Standing::Ours if self.has_elder(person) => Some(Reason::UidTaken),
+            Standing::Ours => None,
+        }
+    }
+
+    fn has_elder(&self, person: &Person) -> bool {
+        let roster = self.directory.last_roster();
+        roster.is_some_and(|roster| roster.elder_with(person.uid, &person.user).is_some())
+    }
+
+    /// Whether an account called `name` would have a private group that is called like one that means something.
+    /// sudo compares group names, so an IAM user called `sudo`, `wheel` or `admin` would be root by `%sudo` and the
+    /// like.
+    fn name_of_a_group(&self, name: &LinuxName) -> bool {
+        let word = name.as_str();
+        // A local account brings the local group of its name along; its group is its own.
+        let local_account = matches!(self.locals.uid_of(word), Ok(Some(_)));
+        let local_group = || !matches!(self.locals.gid_of(word), Ok(None));
+        let mapped = || self.config().groups.values().any(|target| target.group == *name);
+        let special = [IAM_USERS, IAM_SUDO].contains(&word) || PRIVILEGED_GROUPS.contains(&word);
+        special || mapped() || (!local_account && local_group())
+    }
+
+    fn verdict(&self, policy: Policy, person: &Person) -> Verdict {
+        let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
+        policy::decide(&self.config().access, policy, &groups)
+    }
+
+    fn standing(&self, name: &LinuxName, uid: Uid) -> Result<Standing, Trouble> {
+        let standing = standing(name.as_str(), uid, &self.config().accounts, &self.locals.group);
+        // An account is adopted only as it stands in /etc/passwd.
+        let as_it_stands = self.locals.uid_of(name.as_str())? == Some(uid);
+        Ok(if standing == Standing::Adopted && !as_it_stands { Standing::Local } else { standing })
+    }
+
+    /// The gid of one of our own two groups: the local group's, where there is one.
+    fn own_group(&self, name: &str) -> Result<Gid, Trouble> {
+        Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
+    }
+
+    /// Our own groups and those that IAM groups map to, with the members that the roster knows.
+    async fn mapped_groups(&self) -> Vec<Group> {
+        let roster = self.directory.roster().await.ok();
+        let mut groups = Vec::new();
+        for (name, members) in [
+            (IAM_USERS, roster.as_deref().map(everybody)),
+            (IAM_SUDO, roster.as_deref().map(|roster| self.sudoers(roster))),
+        ] {
+            if let Ok(linux) = LinuxName::new(name) {
+                groups.push(Group {
+                    name: linux,
+                    gid: ids::gid_of(name),
+                    members: members.unwrap_or_default(),
+                });
+            }
+        }
+        let mapped = self.config().groups.iter().filter_map(|(iam, target)| {
+            let roster = roster.as_deref()?;
+            let (gid, members) = (roster.gid_of(iam)?, roster.members(iam).to_vec());
+            Some(Group { name: target.group.clone(), gid, members })
+        });
+        groups.extend(mapped);
+        groups
+    }
+
+    fn sudoers(&self, roster: &Roster) -> Vec<LinuxName> {
+        let mut names = match &self.config().access.sudo {
+            Who::None => Vec::new(),
+            Who::All => everybody(roster),
+            Who::Groups(groups) => groups.iter().flat_map(|group| roster.members(group)).cloned().collect(),
+        };
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+fn everybody(roster: &Roster) -> Vec<LinuxName> {
+    roster.users().map(|(name, _)| name.clone()).collect()
+}
+
+fn private_group(user: User) -> Answer {
+    Answer::Group(Group { name: user.name, gid: user.gid, members: Vec::new() })
+}
+
+fn refusal(reason: Reason, person: Option<&Person>, source: Source, age: u64) -> Answer {
+    Answer::Decision(Decision {
+        allow: false,
+        reason,
+        iam_name: person.map(|person| person.user.name.to_string()),
+        iam_id: person.map(|person| person.user.id.to_string()),
+        group: None,
+        source,
+        age,
+    })
+}

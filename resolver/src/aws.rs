@@ -1,0 +1,319 @@
+//! IAM by the AWS SDK.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_sdk_iam::Client;
+use aws_sdk_iam::config::retry::RetryConfig;
+use aws_sdk_iam::config::{ProvideCredentials, SharedCredentialsProvider};
+use aws_sdk_iam::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_iam::types::{EncodingType, StatusType, User};
+use aws_smithy_http_client::Builder;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use pam_iam_core::config::Aws as Settings;
+use pam_iam_core::name::IamName;
+
+use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, Tally};
+
+/// Tries per call, within `aws.total_timeout`.
+const ATTEMPTS: u32 = 3;
+
+/// The first pause between two tries; each further one is twice as long, with jitter.
+const BACKOFF: Duration = Duration::from_millis(50);
+
+/// Entries per page: the most that IAM gives.
+const PAGE: i32 = 1000;
+
+/// More pages than any account can fill (5,000 users, 300 groups); who sends more is no IAM.
+const PAGES_MAX: usize = 1000;
+
+/// IAM is one service for the whole partition: where nothing names a region, this one signs.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// The trusted certificates in one file, where the distributions have it. The SDK's own way opens every file of
+/// /etc/ssl/certs (about 170) at each start.
+const CA_BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
+
+/// The variables by which an operator names another such file.
+const CA_BUNDLE_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
+
+/// IAM by the AWS SDK.
+pub struct AwsIam {
+    client: Client,
+    tally: RefCell<Tally>,
+}
+
+impl AwsIam {
+    /// A client with the credentials of the SDK's own chain (environment, profile, web identity, instance profile
+    /// over IMDSv2), and in the role that the configuration names, if any. Nothing is asked yet.
+    pub async fn new(settings: &Settings) -> Self {
+        let shared = loader(settings).load().await;
+        let mut config = aws_sdk_iam::config::Builder::from(&shared);
+        if let Some(endpoint) = &settings.endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        if let Some(role) = &settings.assume_role {
+            config = config.credentials_provider(assumed(role, settings, &shared).await);
+        }
+        Self { client: Client::from_conf(config.build()), tally: RefCell::default() }
+    }
+
+    /// Waits for a call, classifies its failure and counts it.
+    async fn call<T, E>(&self, call: impl Future<Output = Result<T, SdkError<E>>>) -> Result<T, IamError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        self.tally.borrow_mut().calls += 1;
+        let answer = call.await.map_err(classify);
+        self.note(answer)
+    }
+
+    fn note<T>(&self, answer: Result<T, IamError>) -> Result<T, IamError> {
+        if let Err(error @ (IamError::Denied(_) | IamError::Unreachable(_))) = &answer {
+            let mut tally = self.tally.borrow_mut();
+            tally.errors += 1;
+            tally.last_error = Some(error.to_string());
+        }
+        answer
+    }
+}
+
+impl Iam for AwsIam {
+    async fn user(&self, name: &IamName) -> Result<IamUser, IamError> {
+        let answer = self.call(self.client.get_user().user_name(name.as_str()).send()).await?;
+        let user = answer.user().ok_or_else(|| nonsense("GetUser without a user"))?;
+        iam_user(user)
+    }
+
+    async fn groups_of(&self, name: &IamName) -> Result<Vec<IamGroup>, IamError> {
+        paged(async |marker| {
+            let call = self.client.list_groups_for_user().user_name(name.as_str());
+            let page = self.call(call.max_items(PAGE).set_marker(marker).send()).await?;
+            let groups = page.groups().iter().map(|group| iam_group(group.group_name(), group.group_id()));
+            Ok((groups.collect::<Result<_, _>>()?, next(page.is_truncated(), page.marker())?))
+        })
+        .await
+    }
+
+    async fn active_keys_of(&self, name: &IamName) -> Result<Vec<String>, IamError> {
+        paged(async |marker| {
+            let call = self.client.list_ssh_public_keys().user_name(name.as_str());
+            let page = self.call(call.max_items(PAGE).set_marker(marker).send()).await?;
+            let active = page.ssh_public_keys().iter().filter(|key| *key.status() == StatusType::Active);
+            let ids = active.map(|key| key.ssh_public_key_id().to_owned()).collect();
+            Ok((ids, next(page.is_truncated(), page.marker())?))
+        })
+        .await
+    }
+
+    async fn key_body(&self, name: &IamName, key: &str) -> Result<String, IamError> {
+        let call = self.client.get_ssh_public_key().user_name(name.as_str()).ssh_public_key_id(key);
+        let answer = self.call(call.encoding(EncodingType::Ssh).send()).await?;
+        let key = answer.ssh_public_key().ok_or_else(|| nonsense("GetSSHPublicKey without a key"))?;
+        Ok(key.ssh_public_key_body().to_owned())
+    }
+
+    async fn group(&self, name: &IamName) -> Result<(IamGroup, Vec<IamUser>), IamError> {
+        let mut found = None;
+        let members = paged(async |marker| {
+            let call = self.client.get_group().group_name(name.as_str());
+            let page = self.call(call.max_items(PAGE).set_marker(marker).send()).await?;
+            let group = page.group().ok_or_else(|| nonsense("GetGroup without a group"))?;
+            found = Some(iam_group(group.group_name(), group.group_id())?);
+            let users = page.users().iter().map(iam_user).collect::<Result<_, _>>()?;
+            Ok((users, next(page.is_truncated(), page.marker())?))
+        })
+        .await?;
+        Ok((found.ok_or_else(|| nonsense("GetGroup without a page"))?, members))
+    }
+
+    async fn all_users(&self) -> Result<Vec<IamUser>, IamError> {
+        paged(async |marker| {
+            let page = self.call(self.client.list_users().max_items(PAGE).set_marker(marker).send()).await?;
+            let users = page.users().iter().map(iam_user).collect::<Result<_, _>>()?;
+            Ok((users, next(page.is_truncated(), page.marker())?))
+        })
+        .await
+    }
+
+    fn tally(&self) -> Tally {
+        self.tally.borrow().clone()
+    }
+}
+
+fn loader(settings: &Settings) -> ConfigLoader {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(settings.connect_timeout.0)
+        .operation_attempt_timeout(settings.call_timeout.0)
+        .operation_timeout(settings.total_timeout.0)
+        .build();
+    let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(BACKOFF);
+    let tls = Provider::Rustls(CryptoMode::Ring);
+    let http = match TlsContext::builder().with_trust_store(trust_store()).build() {
+        Ok(context) => Builder::new().tls_provider(tls).tls_context(context).build_https(),
+        Err(_) => Builder::new().tls_provider(tls).build_https(),
+    };
+    let region = settings.region.clone().map(Region::new);
+    let region = aws_config::meta::region::RegionProviderChain::first_try(region)
+        .or_default_provider()
+        .or_else(Region::new(DEFAULT_REGION));
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .timeout_config(timeouts)
+        .retry_config(retries)
+        .region(region);
+    if let Ok(name) = AppName::new("pam_iam") {
+        loader = loader.app_name(name);
+    }
+    if let Some(profile) = &settings.profile {
+        loader = loader.profile_name(profile);
+    }
+    loader
+}
+
+/// The trust store of the distribution's bundle, or of the SDK's own choice where there is none.
+fn trust_store() -> TrustStore {
+    let named = CA_BUNDLE_VARIABLES.iter().filter_map(std::env::var_os);
+    let usual = CA_BUNDLES.iter().map(Into::into);
+    let bundle = named.chain(usual).find_map(|path| std::fs::read(Path::new(&path)).ok());
+    match bundle {
+        Some(pem) => TrustStore::empty().with_pem_certificate(pem),
+        None => TrustStore::default(),
+    }
+}
+
+/// Credentials of `role`, whose sessions carry this host's name, so that CloudTrail tells the hosts apart.
+async fn assumed(role: &str, settings: &Settings, shared: &SdkConfig) -> impl ProvideCredentials + use<> {
+    let mut provider = AssumeRoleProvider::builder(role).configure(shared).session_name(session_name());
+    if let Some(id) = &settings.external_id {
+        provider = provider.external_id(id);
+    }
+    match shared.credentials_provider() {
+        Some(own) => SharedCredentialsProvider::new(provider.build_from_provider(own).await),
+        None => SharedCredentialsProvider::new(provider.build().await),
+    }
+}
+
+/// `pam_iam-HOST`: 2 to 64 of `[\w+=,.@-]` (STS API reference, `AssumeRole`).
+fn session_name() -> String {
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_string_lossy().into_owned();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+=,.@-_".contains(c);
+    format!("pam_iam-{host}").chars().map(|c| if allowed(c) { c } else { '-' }).take(64).collect()
+}
+
+/// All entries of a list, page by page.
+async fn paged<T>(
+    mut page: impl AsyncFnMut(Option<String>) -> Result<(Vec<T>, Option<String>), IamError>,
+) -> Result<Vec<T>, IamError> {
+    let mut all = Vec::new();
+    let mut marker = None;
+    for _ in 0..PAGES_MAX {
+        let (mut entries, next) = page(marker.clone()).await?;
+        all.append(&mut entries);
+        if next.is_none() {
+            return Ok(all);
+        }
+        if next == marker {
+            return Err(nonsense("a list that leads to the same page again"));
+        }
+        marker = next;
+    }
+    Err(nonsense("a list without an end"))
+}
+
+/// The marker of the next page. A page that says it is cut off and not where is an error, and never the end.
+fn next(is_truncated: bool, marker: Option<&str>) -> Result<Option<String>, IamError> {
+    match (is_truncated, marker) {
+        (false, _) => Ok(None),
+        (true, Some(marker)) if !marker.is_empty() => Ok(Some(marker.to_owned())),
+        (true, _) => Err(nonsense("a page that is cut off and has no marker")),
+    }
+}
+
+fn iam_user(user: &User) -> Result<IamUser, IamError> {
+    let name =
+        IamName::user(user.user_name()).map_err(|why| nonsense(&format!("a user whose name {why}")))?;
+    let id =
+        IamId::new(user.user_id()).ok_or_else(|| nonsense(&format!("user {name} without a proper id")))?;
+    Ok(IamUser { name, id, created: user.create_date().secs() })
+}
+
+fn iam_group(name: &str, id: &str) -> Result<IamGroup, IamError> {
+    let name = IamName::group(name).map_err(|why| nonsense(&format!("a group whose name {why}")))?;
+    let id = IamId::new(id).ok_or_else(|| nonsense(&format!("group {name} without a proper id")))?;
+    Ok(IamGroup { name, id })
+}
+
+fn nonsense(what: &str) -> IamError {
+    IamError::Unreachable(format!("IAM answered with {what}"))
+}
+
+/// Which failures are answers. Refused or expired credentials are none: they say nothing about the user.
+fn classify<E>(error: SdkError<E>) -> IamError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
+    match code {
+        Some("NoSuchEntity") => IamError::NoSuchEntity,
+        Some("AccessDenied" | "AccessDeniedException") => {
+            let message = error.as_service_error().and_then(ProvideErrorMetadata::message);
+            IamError::Denied(message.unwrap_or("no reason given").to_owned())
+        }
+        _ => IamError::Unreachable(chain(&error)),
+    }
+}
+
+/// An error with what caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn pages(script: &[(&[u32], Option<&str>)]) -> Result<Vec<u32>, IamError> {
+        let mut pages = script.iter();
+        paged(async |_| {
+            let (entries, marker) = pages.next().unwrap();
+            Ok((entries.to_vec(), marker.map(str::to_owned)))
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_list_is_read_to_its_end() {
+        assert_eq!(pages(&[(&[1, 2], Some("a")), (&[], Some("b")), (&[3], None)]).await.unwrap(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_turns_in_a_circle_or_breaks_off_is_no_answer() {
+        assert!(pages(&[(&[1], Some("a")), (&[2], Some("a"))]).await.is_err());
+        assert!(next(true, None).is_err() && next(true, Some("")).is_err());
+        assert_eq!(next(false, Some("x")), Ok(None));
+    }
+
+    #[test]
+    fn a_session_is_named_after_the_host() {
+        let name = session_name();
+        assert!(name.starts_with("pam_iam-") && (9..=64).contains(&name.len()), "{name}");
+    }
+}

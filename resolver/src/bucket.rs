@@ -1,0 +1,57 @@
+//! A token bucket: so many look-ups a minute, and a burst of as many at once.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A token bucket.
+#[derive(Debug)]
+pub struct Bucket {
+    /// What it holds when full, and what flows in a minute.
+    capacity: f64,
+    level: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// A full bucket of `per_minute` tokens.
+    pub fn new(per_minute: u32) -> Self {
+        let capacity = f64::from(per_minute);
+        Self { capacity, level: capacity, filled: Instant::now() }
+    }
+
+    /// Takes a token, if there is one.
+    pub fn take(&mut self) -> bool {
+        let now = Instant::now();
+        let minutes = now.duration_since(self.filled).as_secs_f64() / Duration::from_secs(60).as_secs_f64();
+        self.level = (self.level + minutes * self.capacity).min(self.capacity);
+        self.filled = now;
+        if self.level < 1.0 {
+            return false;
+        }
+        self.level -= 1.0;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let mut bucket = Bucket::new(30);
+        assert_eq!((0..1000).filter(|_| bucket.take()).count(), 30);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!((0..1000).filter(|_| bucket.take()).count(), 5);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!((0..1000).filter(|_| bucket.take()).count(), 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bucket_of_nothing_never_gives() {
+        let mut bucket = Bucket::new(0);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(!bucket.take());
+    }
+}

@@ -1,0 +1,167 @@
+//! An IAM in memory, for the unit tests.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use pam_iam_core::config::Config;
+use pam_iam_core::name::{IamName, LinuxName};
+
+use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, Tally};
+use crate::ids;
+
+/// A key that `ssh-keygen` made.
+pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe";
+/// Its fingerprint.
+pub const FINGERPRINT: &str = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
+
+pub struct Person {
+    pub id: String,
+    pub created: i64,
+    pub groups: Vec<String>,
+    pub keys: Vec<(String, String)>,
+}
+
+/// An IAM in memory. Every call takes [`Self::CALL`].
+#[derive(Default)]
+pub struct FakeIam {
+    pub people: RefCell<BTreeMap<String, Person>>,
+    pub calls: RefCell<Vec<String>>,
+    pub failure: RefCell<Option<IamError>>,
+    pub denied: RefCell<Vec<String>>,
+    made: Cell<u32>,
+}
+
+impl FakeIam {
+    pub const CALL: Duration = Duration::from_millis(20);
+
+    pub fn add(&self, name: &str, groups: &[&str]) {
+        self.made.set(self.made.get() + 1);
+        let person = Person {
+            id: id(self.made.get()),
+            created: i64::from(self.made.get()),
+            groups: groups.iter().map(|&group| group.to_owned()).collect(),
+            keys: vec![(format!("APKA{:016}", self.made.get()), KEY.to_owned())],
+        };
+        self.people.borrow_mut().insert(name.to_owned(), person);
+    }
+
+    pub fn fail(&self, failure: Option<IamError>) {
+        *self.failure.borrow_mut() = failure;
+    }
+
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Person)) {
+        change(self.people.borrow_mut().get_mut(name).unwrap());
+    }
+
+    /// The calls since the last time, sorted.
+    pub fn take_calls(&self) -> Vec<String> {
+        let mut calls = std::mem::take(&mut *self.calls.borrow_mut());
+        calls.sort();
+        calls
+    }
+
+    async fn call<T>(
+        &self,
+        action: &str,
+        name: &str,
+        answer: impl FnOnce(&BTreeMap<String, Person>) -> Option<T>,
+    ) -> Result<T, IamError> {
+        self.calls.borrow_mut().push(format!("{action} {name}"));
+        tokio::time::sleep(Self::CALL).await;
+        if let Some(failure) = &*self.failure.borrow() {
+            return Err(failure.clone());
+        }
+        if self.denied.borrow().iter().any(|denied| denied == name) {
+            return Err(IamError::Denied("not you".into()));
+        }
+        answer(&self.people.borrow()).ok_or(IamError::NoSuchEntity)
+    }
+}
+
+fn user(name: &str, person: &Person) -> IamUser {
+    IamUser {
+        name: IamName::user(name).unwrap(),
+        id: IamId::new(&person.id).unwrap(),
+        created: person.created,
+    }
+}
+
+fn group(name: &str) -> IamGroup {
+    IamGroup {
+        name: IamName::group(name).unwrap(),
+        id: IamId::new(&format!("AGPA{name:0>17}").replace('-', "0")).unwrap(),
+    }
+}
+
+impl Iam for FakeIam {
+    async fn user(&self, name: &IamName) -> Result<IamUser, IamError> {
+        // IAM's names are unique without regard to case, and a look-up may disregard it too.
+        let find = |people: &BTreeMap<String, Person>| {
+            let mut all = people.iter();
+            all.find(|(known, _)| known.eq_ignore_ascii_case(name.as_str()))
+                .map(|(name, person)| user(name, person))
+        };
+        self.call("GetUser", name.as_str(), find).await
+    }
+
+    async fn groups_of(&self, name: &IamName) -> Result<Vec<IamGroup>, IamError> {
+        let groups = |person: &Person| person.groups.iter().map(|name| group(name)).collect();
+        self.call("ListGroupsForUser", name.as_str(), |people| people.get(name.as_str()).map(groups)).await
+    }
+
+    async fn active_keys_of(&self, name: &IamName) -> Result<Vec<String>, IamError> {
+        let ids = |person: &Person| person.keys.iter().map(|(id, _)| id.clone()).collect();
+        self.call("ListSSHPublicKeys", name.as_str(), |people| people.get(name.as_str()).map(ids)).await
+    }
+
+    async fn key_body(&self, name: &IamName, key: &str) -> Result<String, IamError> {
+        let body =
+            |person: &Person| person.keys.iter().find(|(id, _)| id == key).map(|(_, body)| body.clone());
+        self.call("GetSSHPublicKey", name.as_str(), |people| people.get(name.as_str()).and_then(body)).await
+    }
+
+    async fn group(&self, name: &IamName) -> Result<(IamGroup, Vec<IamUser>), IamError> {
+        let members = |people: &BTreeMap<String, Person>| {
+            let mut known = people.values().flat_map(|person| &person.groups);
+            known.any(|known| known == name.as_str()).then(|| {
+                let members =
+                    people.iter().filter(|(_, person)| person.groups.iter().any(|g| g == name.as_str()));
+                (group(name.as_str()), members.map(|(name, person)| user(name, person)).collect())
+            })
+        };
+        self.call("GetGroup", name.as_str(), members).await
+    }
+
+    async fn all_users(&self) -> Result<Vec<IamUser>, IamError> {
+        self.call("ListUsers", "", |people| {
+            Some(people.iter().map(|(name, person)| user(name, person)).collect())
+        })
+        .await
+    }
+
+    fn tally(&self) -> Tally {
+        Tally { calls: self.calls.borrow().len() as u64, ..Tally::default() }
+    }
+}
+
+pub fn id(number: u32) -> String {
+    format!("AIDA{number:017}")
+}
+
+/// Two ids with the same uid. By the birthday bound some 20,000 ids suffice.
+pub fn ids_that_meet() -> (String, String) {
+    let mut seen = std::collections::HashMap::new();
+    (0..)
+        .find_map(|number| seen.insert(ids::uid_of(&id(number)), id(number)).map(|one| (one, id(number))))
+        .unwrap()
+}
+
+pub fn config(text: &str) -> Config {
+    Config::parse(text, Path::new("config.toml")).unwrap()
+}
+
+pub fn linux(name: &str) -> LinuxName {
+    LinuxName::new(name).unwrap()
+}

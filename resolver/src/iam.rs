@@ -1,0 +1,92 @@
+//! What the resolver wants from IAM, apart from how it is got.
+
+use std::fmt;
+use std::future::Future;
+
+use pam_iam_core::name::IamName;
+
+/// The immutable id of an IAM user or group (`AIDA...`, `AGPA...`): it is never given to another one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IamId(String);
+
+impl IamId {
+    /// Parses an id: 16 to 128 word characters (API reference, type `idType`).
+    pub fn new(id: &str) -> Option<Self> {
+        let word = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        (word && (16..=128).contains(&id.len())).then(|| Self(id.to_owned()))
+    }
+
+    /// The id as IAM spells it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for IamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An IAM user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IamUser {
+    /// The name as IAM spells it.
+    pub name: IamName,
+    /// The id.
+    pub id: IamId,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+}
+
+/// An IAM group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IamGroup {
+    /// The name as IAM spells it.
+    pub name: IamName,
+    /// The id.
+    pub id: IamId,
+}
+
+/// Why IAM gave no answer, or which answer it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IamError {
+    /// There is no such user, group or key: an answer.
+    #[error("there is no such entity")]
+    NoSuchEntity,
+    /// This host may not ask that: an answer about one user, a mistake in the configuration about a list.
+    #[error("access denied: {0}")]
+    Denied(String),
+    /// No answer: not reached, throttled, refused credentials, or nonsense.
+    #[error("IAM cannot be reached: {0}")]
+    Unreachable(String),
+}
+
+/// The calls that are made, each list paged to its end.
+pub trait Iam: 'static {
+    /// `GetUser`
+    fn user(&self, name: &IamName) -> impl Future<Output = Result<IamUser, IamError>>;
+    /// `ListGroupsForUser`
+    fn groups_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<IamGroup>, IamError>>;
+    /// `ListSSHPublicKeys`: the ids of the active ones.
+    fn active_keys_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<String>, IamError>>;
+    /// `GetSSHPublicKey`: the body as IAM stores it, not to be trusted before it is parsed.
+    fn key_body(&self, name: &IamName, key: &str) -> impl Future<Output = Result<String, IamError>>;
+    /// `GetGroup`
+    fn group(&self, name: &IamName) -> impl Future<Output = Result<(IamGroup, Vec<IamUser>), IamError>>;
+    /// `ListUsers`
+    fn all_users(&self) -> impl Future<Output = Result<Vec<IamUser>, IamError>>;
+    /// How many calls were made, how many of them failed, and how the last failure read.
+    fn tally(&self) -> Tally;
+}
+
+/// Counters of calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Calls made, retries not counted apart.
+    pub calls: u64,
+    /// Those that brought no answer.
+    pub errors: u64,
+    /// Why the last of them did not.
+    pub last_error: Option<String>,
+}

@@ -1,0 +1,53 @@
+//! The uid of an IAM user, from its immutable id. Documented with test vectors in docs/uids.md.
+
+use pam_iam_core::id::{FIRST, Gid, LAST, Uid};
+use sha2::{Digest, Sha256};
+
+/// How many ids there are: 2^28 - 1.
+const COUNT: u64 = (LAST - FIRST) as u64 + 1;
+
+/// The uid of the IAM user with this `UserId`.
+pub fn uid_of(user_id: &str) -> Uid {
+    Uid(hash(user_id))
+}
+
+/// The gid of the IAM group with this `GroupId`, or of one of our own groups by its name.
+pub fn gid_of(group_id: &str) -> Gid {
+    Gid(hash(group_id))
+}
+
+/// The first 8 bytes of the SHA-256 of `id` as a number in network byte order, modulo 2^28 - 1, plus 1879048192.
+fn hash(id: &str) -> u32 {
+    let digest = Sha256::digest(id.as_bytes());
+    let number = digest.iter().take(8).fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+    let offset = u32::try_from(number % COUNT).unwrap_or_default();
+    FIRST + offset
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_vectors_hold() {
+        let text = include_str!("../../docs/uids.md");
+        let row = |line: &str| {
+            let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
+            let id = cells.next()?.trim_end_matches('`').to_owned();
+            Some((id, cells.next()?.parse::<u32>().ok()?))
+        };
+        let vectors: Vec<(String, u32)> = text.lines().filter_map(row).collect();
+        assert!(vectors.len() >= 5, "no vectors found in docs/uids.md");
+        for (id, number) in vectors {
+            assert_eq!(uid_of(&id), Uid(number), "{id}");
+            assert_eq!(gid_of(&id), Gid(number), "{id}");
+        }
+    }
+
+    #[test]
+    fn every_hash_is_in_our_range() {
+        for number in 0..10_000 {
+            assert!(uid_of(&format!("AIDA{number:017}")).is_ours());
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! `iam-resolver --once`: one request from standard input, one answer on standard output.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use pam_iam_core::frame::{self, HEADER, REQUEST_MAX};
+use pam_iam_core::log::Log;
+use pam_iam_core::wire::{Answer, Failure};
+use rustix::fs::Mode;
+use tokio::task::LocalSet;
+
+use crate::answer::Answerer;
+use crate::aws::AwsIam;
+use crate::directory::Directory;
+use crate::server;
+
+/// Answers one request and exits: 0 if there was an answer, whatever it said.
+///
+/// Whoever starts it has its rights already, so nobody is asked for credentials here; and the peer's deadline ends
+/// the wait for a request.
+pub fn main(config: &Path) -> ExitCode {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let mut log = Log::to_syslog("iam-resolver");
+    let Some(body) = request() else { return ExitCode::FAILURE };
+    let answer = match (server::parse(&body), crate::configuration(config, &mut log)) {
+        (Err(message), _) => Answer::Error { kind: Failure::BadRequest, message },
+        (_, None) => Answer::Error {
+            kind: Failure::Configuration,
+            message: format!("{} has an error; run: iam-resolver check-config", config.display()),
+        },
+        (Ok(request), Some(config)) => {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+                return ExitCode::FAILURE;
+            };
+            LocalSet::new().block_on(&runtime, async {
+                let iam = AwsIam::new(&config.aws).await;
+                Answerer::new(Directory::new(iam, config, log)).answer(&request).await
+            })
+        }
+    };
+    let sent = server::encode(&answer).and_then(|frame| std::io::stdout().write_all(&frame));
+    if sent.and_then(|()| std::io::stdout().flush()).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn request() -> Option<Vec<u8>> {
+    let mut input = std::io::stdin().lock();
+    let mut header = [0; HEADER];
+    input.read_exact(&mut header).ok()?;
+    let mut body = vec![0; frame::body_length(header, REQUEST_MAX).ok()?];
+    input.read_exact(&mut body).ok()?;
+    Some(body)
+}

@@ -1,0 +1,77 @@
+//! Who may do what: pure functions of a user and the configuration.
+
+use pam_iam_core::config::{Access, Who};
+use pam_iam_core::name::IamName;
+use pam_iam_core::wire::{Policy, Reason};
+
+/// What a policy says about a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Yes or no.
+    pub allow: bool,
+    /// Why.
+    pub reason: Reason,
+    /// The IAM group that decided, if one did.
+    pub group: Option<IamName>,
+}
+
+/// What `access` says about a user who is in `groups`. Who may not log in may not use sudo either, so that taking a
+/// user out of the login groups takes everything.
+pub fn decide(access: &Access, policy: Policy, groups: &[IamName]) -> Verdict {
+    let login = judge(&access.allow, groups);
+    match policy {
+        Policy::Login => login,
+        Policy::Sudo if !login.allow => Verdict { reason: Reason::NoLogin, ..login },
+        Policy::Sudo => judge(&access.sudo, groups),
+    }
+}
+
+fn judge(who: &Who, groups: &[IamName]) -> Verdict {
+    match who {
+        Who::None => Verdict { allow: false, reason: Reason::PolicyNone, group: None },
+        Who::All => Verdict { allow: true, reason: Reason::All, group: None },
+        Who::Groups(allowed) => match allowed.iter().find(|group| groups.contains(group)) {
+            Some(group) => Verdict { allow: true, reason: Reason::InGroup, group: Some(group.clone()) },
+            None => Verdict { allow: false, reason: Reason::NotInGroup, group: None },
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<IamName> {
+        names.iter().map(|name| IamName::group(name).unwrap()).collect()
+    }
+
+    fn verdict(allow: &Who, sudo: &Who, policy: Policy, groups: &[&str]) -> (bool, Reason) {
+        let access = Access { allow: allow.clone(), sudo: sudo.clone() };
+        let verdict = decide(&access, policy, &names(groups));
+        (verdict.allow, verdict.reason)
+    }
+
+    #[test]
+    fn members_of_an_allowed_group_may() {
+        let (users, admins) = (Who::Groups(names(&["users"])), Who::Groups(names(&["admins"])));
+        assert_eq!(verdict(&users, &admins, Policy::Login, &["x", "users"]), (true, Reason::InGroup));
+        assert_eq!(verdict(&users, &admins, Policy::Login, &["admins"]), (false, Reason::NotInGroup));
+        assert_eq!(verdict(&users, &admins, Policy::Login, &["Users"]), (false, Reason::NotInGroup));
+        assert_eq!(verdict(&users, &admins, Policy::Sudo, &["users", "admins"]), (true, Reason::InGroup));
+        assert_eq!(verdict(&users, &admins, Policy::Sudo, &["users"]), (false, Reason::NotInGroup));
+    }
+
+    #[test]
+    fn sudo_without_login_is_nothing() {
+        let (users, admins) = (Who::Groups(names(&["users"])), Who::Groups(names(&["admins"])));
+        assert_eq!(verdict(&users, &admins, Policy::Sudo, &["admins"]), (false, Reason::NoLogin));
+        assert_eq!(verdict(&users, &Who::All, Policy::Sudo, &[]), (false, Reason::NoLogin));
+    }
+
+    #[test]
+    fn all_and_none_mean_what_they_say() {
+        assert_eq!(verdict(&Who::All, &Who::None, Policy::Login, &[]), (true, Reason::All));
+        assert_eq!(verdict(&Who::All, &Who::All, Policy::Sudo, &[]), (true, Reason::All));
+        assert_eq!(verdict(&Who::All, &Who::None, Policy::Sudo, &["root"]), (false, Reason::PolicyNone));
+    }
+}

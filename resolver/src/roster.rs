@@ -1,0 +1,225 @@
+//! The list of users who may log in, and the members of every group that the configuration names.
+//!
+//! It answers what no single look-up can: who has this uid, who is in this group, is this name worth a call.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::future::{join_all, try_join};
+use pam_iam_core::config::{Config, Who};
+use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::name::{IamName, LinuxName};
+use tokio::time::Instant;
+
+use crate::iam::{Iam, IamError, IamGroup, IamUser};
+use crate::ids;
+
+/// The list of users who may log in.
+#[derive(Debug)]
+pub struct Roster {
+    users: BTreeMap<LinuxName, IamUser>,
+    names: HashMap<Uid, LinuxName>,
+    groups: HashMap<IamName, Members>,
+    /// Who is left out, and why; sorted.
+    pub refused: Vec<String>,
+    /// Groups that the configuration names and IAM does not have.
+    pub missing: Vec<IamName>,
+    /// When it was read.
+    pub at: Instant,
+}
+
+#[derive(Debug)]
+struct Members {
+    gid: Gid,
+    names: Vec<LinuxName>,
+}
+
+impl Roster {
+    /// Reads the list: GetGroup for every group that is named, and ListUsers where all are allowed.
+    ///
+    /// # Errors
+    /// The first call that failed: half a list is none.
+    pub async fn read<I: Iam>(iam: &I, config: &Config) -> Result<Self, IamError> {
+        let groups =
+            join_all(config.named_groups().into_iter().map(async |name| match iam.group(name).await {
+                Err(IamError::NoSuchEntity) => Ok((name, None)),
+                group => group.map(|group| (name, Some(group))),
+            }));
+        let groups = async { groups.await.into_iter().collect::<Result<Vec<_>, _>>() };
+        let everybody = async {
+            match config.access.allow {
+                Who::All => iam.all_users().await,
+                Who::None | Who::Groups(_) => Ok(Vec::new()),
+            }
+        };
+        let (groups, everybody) = try_join(groups, everybody).await?;
+        Ok(Self::assemble(config, groups, everybody))
+    }
+
+    fn assemble(
+        config: &Config,
+        groups: Vec<(&IamName, Option<(IamGroup, Vec<IamUser>)>)>,
+        everybody: Vec<IamUser>,
+    ) -> Self {
+        let missing = groups.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| (*name).clone());
+        let missing = missing.collect();
+        let found = || groups.iter().filter_map(|(name, found)| found.as_ref().map(|found| (*name, found)));
+        let allowed = found().filter(|(name, _)| config.access.allow.groups().contains(name));
+        let allowed = allowed.flat_map(|(_, (_, members))| members.clone()).chain(everybody);
+        let (users, names, refused) = accounts(allowed.collect(), &config.accounts.drop_suffix);
+
+        let linux = |user: &IamUser| {
+            let name = user.name.to_linux(&config.accounts.drop_suffix).ok()?;
+            users.get(&name).is_some_and(|known| known.id == user.id).then_some(name)
+        };
+        let groups = found().map(|(name, (group, members))| {
+            let mut names: Vec<LinuxName> = members.iter().filter_map(linux).collect();
+            names.sort();
+            (name.clone(), Members { gid: ids::gid_of(group.id.as_str()), names })
+        });
+        let groups = groups.collect();
+        Self { groups, users, names, refused, missing, at: Instant::now() }
+    }
+
+    /// The users by their Linux names.
+    pub fn users(&self) -> impl Iterator<Item = (&LinuxName, &IamUser)> {
+        self.users.iter()
+    }
+
+    /// Whether a user of this name may log in.
+    pub fn has(&self, name: &LinuxName) -> bool {
+        self.users.contains_key(name)
+    }
+
+    /// The user with this uid.
+    pub fn name_of(&self, uid: Uid) -> Option<&LinuxName> {
+        self.names.get(&uid)
+    }
+
+    /// The one on the list who has this uid and came before `user`, if that is somebody else.
+    pub fn elder_with(&self, uid: Uid, user: &IamUser) -> Option<&IamUser> {
+        let holder = self.users.get(self.names.get(&uid)?)?;
+        (holder.id != user.id && came_before(holder, user)).then_some(holder)
+    }
+
+    /// The members of an IAM group that the configuration names, as far as they may log in.
+    pub fn members(&self, group: &IamName) -> &[LinuxName] {
+        self.groups.get(group).map_or(&[], |group| &group.names)
+    }
+
+    /// The gid of an IAM group that the configuration names, from its GroupId.
+    pub fn gid_of(&self, group: &IamName) -> Option<Gid> {
+        self.groups.get(group).map(|group| group.gid)
+    }
+}
+
+/// Which of two users is the elder; the id breaks a tie.
+fn came_before(one: &IamUser, other: &IamUser) -> bool {
+    (one.created, &one.id) < (other.created, &other.id)
+}
+
+type Accounts = (BTreeMap<LinuxName, IamUser>, HashMap<Uid, LinuxName>, Vec<String>);
+
+/// Gives every user a name and a uid. A name that two claim goes to neither, a uid that two have to the elder.
+fn accounts(mut everybody: Vec<IamUser>, drop_suffix: &[String]) -> Accounts {
+    everybody.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
+    everybody.dedup();
+    let mut refused = Vec::new();
+    let mut claims: BTreeMap<LinuxName, Vec<IamUser>> = BTreeMap::new();
+    for user in everybody {
+        match user.name.to_linux(drop_suffix) {
+            Ok(name) => claims.entry(name).or_default().push(user),
+            Err(why) => refused.push(format!("{}: its Linux name {why}", user.name)),
+        }
+    }
+    let mut sole = Vec::new();
+    for (name, claimants) in claims {
+        let ids: Vec<&str> = claimants.iter().map(|user| user.name.as_str()).collect();
+        match <[IamUser; 1]>::try_from(claimants.clone()) {
+            Ok([user]) => sole.push((name, user)),
+            Err(_) => refused.push(format!("{}: all of them would be called {name}", ids.join(", "))),
+        }
+    }
+    sole.sort_by(|(_, one), (_, other)| (one.created, &one.id).cmp(&(other.created, &other.id)));
+    let (mut users, mut names) = (BTreeMap::new(), HashMap::new());
+    for (name, user) in sole {
+        let uid = ids::uid_of(user.id.as_str());
+        match names.get(&uid) {
+            Some(elder) => {
+                refused.push(format!("{}: has the uid {uid} of {elder}, who came first", user.name))
+            }
+            None => {
+                names.insert(uid, name.clone());
+                users.insert(name, user);
+            }
+        }
+    }
+    refused.sort();
+    (users, names, refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeIam, config, id, linux};
+
+    fn user(name: &str, id: &str, created: i64) -> IamUser {
+        IamUser { name: IamName::user(name).unwrap(), id: crate::iam::IamId::new(id).unwrap(), created }
+    }
+
+    fn names(everybody: Vec<IamUser>) -> (Vec<String>, Vec<String>) {
+        let (users, _, refused) = accounts(everybody, &[]);
+        (users.into_keys().map(String::from).collect(), refused)
+    }
+
+    #[test]
+    fn a_name_that_two_claim_goes_to_neither() {
+        let (names, refused) =
+            names(vec![user("a@b", &id(1), 1), user("a.at.b", &id(2), 2), user("c", &id(3), 3)]);
+        assert_eq!(names, ["c"]);
+        assert_eq!(
+            refused,
+            ["a.at.b, a@b: all of them would be called a.at.b".replace("a.at.b, a@b", "a@b, a.at.b")]
+        );
+    }
+
+    #[test]
+    fn a_uid_that_two_have_goes_to_the_elder() {
+        let (one, other) = crate::fake::ids_that_meet();
+        let (names, refused) = names(vec![user("late", &one, 20), user("early", &other, 10)]);
+        assert_eq!(names, ["early"]);
+        assert!(refused[0].starts_with("late: has the uid "), "{refused:?}");
+    }
+
+    #[test]
+    fn a_name_that_linux_cannot_have_is_left_out_with_a_reason() {
+        let (names, refused) = names(vec![user("12345", &id(1), 1), user("-x", &id(2), 2)]);
+        assert!(names.is_empty());
+        assert_eq!(
+            refused,
+            ["-x: its Linux name begins with '-' or '.'", "12345: its Linux name is all digits"]
+        );
+    }
+
+    #[tokio::test]
+    async fn the_list_holds_the_members_of_the_allowed_groups_and_knows_the_others() {
+        let iam = FakeIam::default();
+        iam.add("alice", &["users"]);
+        iam.add("carol", &["users", "admins"]);
+        iam.add("eve", &["admins"]);
+        let config = config("[access]\nallow = ['users']\nsudo = ['admins', 'nobody-made-this']");
+        let roster = Roster::read(&iam, &config).await.unwrap();
+        assert_eq!(roster.users().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["alice", "carol"]);
+        assert_eq!(roster.members(&IamName::group("admins").unwrap()), [linux("carol")]);
+        assert_eq!(roster.missing, [IamName::group("nobody-made-this").unwrap()]);
+        let carol = roster.users().last().unwrap().1;
+        assert_eq!(roster.name_of(ids::uid_of(carol.id.as_str())), Some(&linux("carol")));
+    }
+
+    #[tokio::test]
+    async fn half_a_list_is_none() {
+        let iam = FakeIam::default();
+        iam.add("alice", &["users"]);
+        iam.fail(Some(IamError::Unreachable("throttled".into())));
+        assert!(Roster::read(&iam, &config("[access]\nallow = ['users']")).await.is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! The socket: who asks, within what limits.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pam_iam_core::frame::{self, ANSWER_MAX, HEADER, REQUEST_MAX};
+use pam_iam_core::id::Uid;
+use pam_iam_core::wire::{Answer, Envelope, Failure, Request, VERSION};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use crate::answer::Answerer;
+use crate::iam::Iam;
+
+/// Connections at once. Each may cost a few descriptors; the unit's `LimitNOFILE` has room for all.
+const CONNECTIONS_MAX: usize = 512;
+
+/// Connections at once of one user other than root, so that no user keeps the others waiting.
+const CONNECTIONS_PER_UID: usize = 64;
+
+/// How long a client may take to send its request, and to receive its answer. Ours do it in less than 1 ms.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// After a failed accept (no descriptors left), how long until the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until the future is dropped.
+pub async fn serve<I: Iam>(listener: UnixListener, answerer: Rc<Answerer<I>>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let users = Rc::new(RefCell::new(HashMap::new()));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(peer) = stream.peer_cred().map(|peer| Uid(peer.uid())) else { continue };
+        let Some(place) = Place::take(&users, peer) else { continue };
+        let answerer = Rc::clone(&answerer);
+        spawn_local(async move {
+            // A client that goes away has nothing to be told.
+            let _ = converse(stream, peer, &answerer).await;
+            drop((slot, place));
+        });
+    }
+}
+
+/// One connection's place among those of its user.
+struct Place {
+    users: Rc<RefCell<HashMap<Uid, usize>>>,
+    uid: Uid,
+}
+
+impl Place {
+    fn take(users: &Rc<RefCell<HashMap<Uid, usize>>>, uid: Uid) -> Option<Self> {
+        let mut counts = users.borrow_mut();
+        let count = counts.entry(uid).or_default();
+        if uid != Uid::ROOT && *count >= CONNECTIONS_PER_UID {
+            return None;
+        }
+        *count += 1;
+        Some(Self { users: Rc::clone(users), uid })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.users.borrow_mut();
+        if let Some(count) = counts.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.uid);
+            }
+        }
+    }
+}
+
+async fn converse<I: Iam>(mut stream: UnixStream, peer: Uid, answerer: &Answerer<I>) -> io::Result<()> {
+    let request = timeout(PATIENCE, receive(&mut stream)).await??;
+    let answer = match parse(&request) {
+        Ok(request) if may_ask(peer, &request, answerer) => answerer.answer(&request).await,
+        Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
+        Err(message) => Answer::Error { kind: Failure::BadRequest, message },
+    };
+    let frame = encode(&answer)?;
+    timeout(PATIENCE, stream.write_all(&frame)).await?
+}
+
+async fn receive(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).await?;
+    let length = frame::body_length(header, REQUEST_MAX).map_err(io::Error::other)?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok(body)
+}
+
+/// Parses a request, or says why it is none.
+///
+/// # Errors
+/// A message for the client.
+pub fn parse(body: &[u8]) -> Result<Request, String> {
+    let envelope: Envelope = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    if envelope.v != VERSION {
+        return Err(format!("protocol version {}, where this resolver speaks {VERSION}", envelope.v));
+    }
+    Ok(envelope.request)
+}
+
+/// An answer as a frame.
+///
+/// # Errors
+/// That it is too long.
+pub fn encode(answer: &Answer) -> io::Result<Vec<u8>> {
+    frame::encode(&serde_json::to_vec(answer)?, ANSWER_MAX).map_err(io::Error::other)
+}
+
+/// What /etc/passwd would show is open to all, keys are for the key command, the rest is for root.
+fn may_ask<I: Iam>(peer: Uid, request: &Request, answerer: &Answerer<I>) -> bool {
+    match request {
+        Request::UserByName { .. }
+        | Request::UserByUid { .. }
+        | Request::GroupByName { .. }
+        | Request::GroupByGid { .. }
+        | Request::GroupsOf { .. } => true,
+        Request::Keys { .. } => peer == Uid::ROOT || answerer.is_key_user(peer),
+        Request::Decide { .. } | Request::Roster | Request::Status => peer == Uid::ROOT,
+    }
+}

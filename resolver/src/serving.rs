@@ -1,0 +1,128 @@
+//! `iam-resolver serve`: the daemon's life from the socket to SIGTERM.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pam_iam_core::log::{Level, Log};
+use sd_notify::NotifyState;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::answer::Answerer;
+use crate::aws::AwsIam;
+use crate::directory::Directory;
+use crate::iam::Iam;
+use crate::server;
+
+/// Everybody may connect; who may ask what is told from the peer's credentials.
+const SOCKET_MODE: u32 = 0o666;
+
+/// After a failed reading of the roster, the pause before the next.
+const ROSTER_RETRY: Duration = Duration::from_secs(30);
+
+/// The roster is read at up to this share of its interval earlier or later, so that the hosts of a fleet that was
+/// started together do not ask together.
+const JITTER: f64 = 0.1;
+
+/// Serves until SIGTERM or SIGINT.
+pub fn main(config_path: &Path, socket: &Path) -> ExitCode {
+    let mut log = log();
+    let Some(config) = crate::configuration(config_path, &mut log) else { return ExitCode::FAILURE };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&mut log, "starting", &error),
+    };
+    let outcome = LocalSet::new().block_on(&runtime, async {
+        let (listener, bound) = listen(socket)?;
+        let iam = AwsIam::new(&config.aws).await;
+        let directory = Directory::new(iam, config, self::log());
+        spawn_local(keep_roster(Rc::clone(&directory)));
+        let answerer = Rc::new(Answerer::new(directory));
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        tokio::select! {
+            () = server::serve(listener, answerer) => {}
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        if bound {
+            // The next resolver makes its own; between the two, clients see that nobody listens.
+            let _ = std::fs::remove_file(socket);
+        }
+        Ok(())
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&mut log, &socket.display().to_string(), &error),
+    }
+}
+
+/// The journal under systemd, standard error elsewhere: a daemon in the foreground talks to who started it.
+fn log() -> Log {
+    Log::to_stderr()
+}
+
+fn failed(log: &mut Log, what: &str, error: &io::Error) -> ExitCode {
+    log.write(Level::Error, format!("{what}: {error}"));
+    ExitCode::FAILURE
+}
+
+/// The socket that systemd passes, or one at `path`; and whether it is our own to remove.
+fn listen(path: &Path) -> io::Result<(UnixListener, bool)> {
+    if let Some(fd) = sd_notify::listen_fds()?.next() {
+        let listener = std::os::unix::net::UnixListener::from(passed(fd));
+        listener.set_nonblocking(true)?;
+        return Ok((UnixListener::from_std(listener)?, false));
+    }
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    Ok((listener, true))
+}
+
+#[expect(unsafe_code, reason = "there is no safe way from a passed number to a descriptor")]
+fn passed(fd: RawFd) -> OwnedFd {
+    // SAFETY: sd_listen_fds(3): the descriptor was passed to this process, which takes it once, at its start.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Removes the socket of a resolver that was killed, but never that of one that lives, and nothing but a socket.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, "is there, and is no socket"))
+        }
+        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            Err(io::Error::new(io::ErrorKind::AddrInUse, "another resolver listens there"))
+        }
+        Ok(_) => std::fs::remove_file(path),
+    }
+}
+
+/// Reads the roster again and again.
+async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>) {
+    loop {
+        let pause = match directory.read_roster().await {
+            Ok(_) => directory.config.freshness.roster.0,
+            Err(_) => ROSTER_RETRY,
+        };
+        tokio::time::sleep(pause.mul_f64(1.0 - JITTER + 2.0 * JITTER * random())).await;
+    }
+}
+
+/// A number from 0 to 1.
+fn random() -> f64 {
+    let mut byte = [0];
+    match rustix::rand::getrandom(&mut byte, rustix::rand::GetRandomFlags::NONBLOCK) {
+        Ok(_) => f64::from(byte[0]) / f64::from(u8::MAX),
+        Err(_) => 0.5,
+    }
+}

@@ -1,0 +1,1 @@
+//! The test box as the end-to-end tests use it.
