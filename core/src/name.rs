@@ -291,11 +291,11 @@ mod tests {
             suffix in prop::option::of("@[a-z.]{1,6}"),
         ) {
             let suffixes: Vec<String> = suffix.into_iter().collect();
-            if let Ok(iam) = IamName::user(&name) {
-                if let Ok(linux) = iam.to_linux(&suffixes) {
-                    prop_assert!(LinuxName::new(linux.as_str()).is_ok());
-                    prop_assert!(candidates(&linux, &suffixes).contains(&iam));
-                }
+            if let Ok(iam) = IamName::user(&name)
+                && let Ok(linux) = iam.to_linux(&suffixes)
+            {
+                prop_assert!(LinuxName::new(linux.as_str()).is_ok());
+                prop_assert!(candidates(&linux, &suffixes).contains(&iam));
             }
         }
 

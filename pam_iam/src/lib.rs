@@ -27,7 +27,6 @@ use crate::host::{Host, Outcome, Severity};
 
 struct PamIam;
 
-#[expect(missing_docs, reason = "the six entry points are PAM's, see pam_sm_acct_mgmt(3) and its like")]
 mod entry_points {
     use super::PamIam;
     pam::pam_hooks!(PamIam);

@@ -136,7 +136,8 @@ impl<I: Iam> Directory<I> {
             return Ok(Seen { record, source: Source::Cache });
         }
         let remembered = known.as_ref().is_some_and(|record| !matches!(record.known, Known::Absent));
-        if !remembered && !self.worth_a_call(name).await {
+        let under_way = self.state.borrow().fetches.contains_key(name);
+        if !remembered && !under_way && !self.worth_a_call(name).await {
             let record = Rc::new(Record { known: Known::Absent, at: Instant::now() });
             return Ok(Seen { record, source: Source::Cache });
         }
@@ -191,6 +192,12 @@ impl<I: Iam> Directory<I> {
     /// The roster as it was last read, if ever.
     pub fn last_roster(&self) -> Option<Rc<Roster>> {
         self.state.borrow().roster.clone()
+    }
+
+    /// The IAM behind it.
+    #[cfg(test)]
+    pub fn iam(&self) -> &I {
+        &self.iam
     }
 
     /// How many names are remembered.
