@@ -1,1 +1,242 @@
-//! The test box as the end-to-end tests use it.
+//! The test box as the end-to-end tests use it: `tests/box run` with an agent in it that runs one command after the
+//! other.
+//!
+//! ```no_run
+//! let machine = pam_iam_tests::Machine::new().start();
+//! assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");
+//! ```
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "support of tests: a failure here is a failed test"
+)]
+
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
+}
+
+/// A file of the built release.
+pub fn built(name: &str) -> PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    target.join("release").join(name)
+}
+
+/// A box to be started.
+#[derive(Default)]
+pub struct Builder {
+    fixtures: Option<Value>,
+    config: Option<String>,
+    once: bool,
+}
+
+impl Builder {
+    /// These users and groups instead of the default ones.
+    #[must_use]
+    pub fn fixtures(mut self, fixtures: Value) -> Self {
+        self.fixtures = Some(fixtures);
+        self
+    }
+
+    /// The default `[access]` and then `more`.
+    #[must_use]
+    pub fn settings(self, more: &str) -> Self {
+        self.config(&format!("[access]\nallow = ['ssh-users']\nsudo = ['ssh-admins']\n{more}\n"))
+    }
+
+    /// This text as the whole configuration.
+    #[must_use]
+    pub fn config(mut self, text: &str) -> Self {
+        self.config = Some(text.to_owned());
+        self
+    }
+
+    /// No daemon: a process per question.
+    #[must_use]
+    pub fn without_daemon(mut self) -> Self {
+        self.once = true;
+        self
+    }
+
+    /// Starts the box.
+    pub fn start(self) -> Machine {
+        let dir =
+            std::env::temp_dir().join(format!("pam_iam-e2e-{}-{:p}", std::process::id(), &raw const self));
+        std::fs::create_dir_all(&dir).expect("a folder for the box's files");
+        let mut command = Command::new(repository().join("tests/box"));
+        command.arg("run");
+        if let Some(fixtures) = &self.fixtures {
+            std::fs::write(dir.join("fixtures.json"), fixtures.to_string()).expect("fixtures");
+            command.arg("--fixtures").arg(dir.join("fixtures.json"));
+        }
+        if let Some(config) = &self.config {
+            std::fs::write(dir.join("config.toml"), config).expect("configuration");
+            command.arg("--config").arg(dir.join("config.toml"));
+        }
+        if self.once {
+            command.args(["--resolver", "once"]);
+        }
+        command.args(["--", "python3", "-I", "-B"]).arg(repository().join("tests/lib/agent.py"));
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("tests/box starts");
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let pipes = (input.expect("a pipe"), BufReader::new(output.expect("a pipe")));
+        let machine = Machine { child, pipes: RefCell::new(Some(pipes)), dir };
+        machine.sh("true").succeeds();
+        machine
+    }
+}
+
+/// A box at work. It ends with this value.
+pub struct Machine {
+    child: Child,
+    pipes: RefCell<Option<(ChildStdin, BufReader<ChildStdout>)>>,
+    dir: PathBuf,
+}
+
+/// What a command did.
+#[derive(Debug, Deserialize)]
+pub struct Done {
+    /// Its exit status, or the negative number of the signal that killed it.
+    pub status: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained.
+    pub stderr: String,
+    #[serde(skip)]
+    what: String,
+}
+
+/// A call that the box's IAM received.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub struct Call {
+    /// The API action, or `IMDS` for a metadata request.
+    pub action: String,
+    /// Its parameters.
+    pub params: Value,
+}
+
+impl Machine {
+    /// A box with the default fixtures: alice in ssh-users, carol in ssh-users and ssh-admins, bob in neither, and IAM
+    /// users called root and daemon in both.
+    #[expect(clippy::new_ret_no_self, reason = "a builder is where a box begins")]
+    pub fn new() -> Builder {
+        Builder::default()
+    }
+
+    /// Runs a program as root.
+    pub fn run(&self, argv: &[&str]) -> Done {
+        self.run_with(argv, "")
+    }
+
+    fn run_with(&self, argv: &[&str], stdin: &str) -> Done {
+        let mut pipes = self.pipes.borrow_mut();
+        let (input, output) = pipes.as_mut().expect("the box is at work");
+        let request = json!({"argv": argv, "stdin": stdin});
+        writeln!(input, "{request}").and_then(|()| input.flush()).expect("the box takes a command");
+        let mut line = String::new();
+        output.read_line(&mut line).expect("the box answers");
+        assert!(!line.is_empty(), "the box ended before or during {argv:?}");
+        let mut done: Done = serde_json::from_str(&line).expect("an answer");
+        done.what = argv.join(" ");
+        done
+    }
+
+    /// Runs a shell script as root.
+    pub fn sh(&self, script: &str) -> Done {
+        self.run(&["bash", "-c", script])
+    }
+
+    /// Logs in as `user` with the first fixture key and runs a command.
+    pub fn ssh(&self, user: &str, command: &str) -> Done {
+        self.run(&["box-ssh", user, command])
+    }
+
+    /// The same with another key, by its name in `BOX_KEYS`.
+    pub fn ssh_with(&self, key: &str, user: &str, command: &str) -> Done {
+        self.sh(&format!("box-ssh -i $BOX_KEYS/{key} {user} {command}"))
+    }
+
+    /// Changes IAM: a line of Python in which `iam` is a boto3 client.
+    pub fn iam(&self, python: &str) -> String {
+        let script = format!("import boto3, json\niam = boto3.client('iam')\n{python}\n");
+        let done = self.run_with(&["bash", "-c", "exec $BOX_PYTHON -"], &script);
+        done.succeeds()
+    }
+
+    /// Sets a fault or delay of IAM: `fail=throttle`, `delay=2&only=GetUser`.
+    pub fn fault(&self, query: &str) {
+        self.sh(&format!("curl -sSf \"$BOX_CTL?{query}\"")).succeeds();
+    }
+
+    /// Forgets the calls that IAM received.
+    pub fn clear_calls(&self) {
+        self.fault("clear");
+    }
+
+    /// The calls that IAM received.
+    pub fn calls(&self) -> Vec<Call> {
+        let log = self.sh("curl -sSf \"$BOX_CTL?log\"").succeeds();
+        let log: Value = serde_json::from_str(&log).expect("a log");
+        serde_json::from_value(log["calls"].clone()).expect("calls")
+    }
+
+    /// The API actions among them, sorted.
+    pub fn actions(&self) -> Vec<String> {
+        let mut actions: Vec<String> = self.calls().into_iter().map(|call| call.action).collect();
+        actions.retain(|action| action != "IMDS");
+        actions.sort();
+        actions
+    }
+
+    /// A log of the box: `sshd`, `resolver`, `authpriv` or `iam`.
+    pub fn log(&self, name: &str) -> String {
+        self.sh(&format!("cat $BOX_LOG/{name}.log")).succeeds()
+    }
+
+    /// Waits until a script succeeds, at most 20 s.
+    pub fn wait_until(&self, script: &str) {
+        self.sh(&format!("until {script}; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.05; done")).succeeds();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let logs =
+                self.sh("tail -n 12 $BOX_LOG/{authpriv,resolver,sshd}.log; tail -n 12 $BOX_LOG/iam.log");
+            eprintln!("{}", logs.stdout);
+        }
+        // The agent ends with its input, and the box with the agent.
+        self.pipes.take();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Done {
+    /// What it printed, without the last line feed. Fails the test if the command failed.
+    #[track_caller]
+    pub fn succeeds(self) -> String {
+        assert_eq!(self.status, 0, "{}\nstdout: {}\nstderr: {}", self.what, self.stdout, self.stderr);
+        self.stdout.trim_end_matches('\n').to_owned()
+    }
+
+    /// What it complained. Fails the test if the command succeeded or was killed.
+    #[track_caller]
+    pub fn fails(self) -> String {
+        assert!(self.status > 0, "{} ended with {}\nstdout: {}", self.what, self.status, self.stdout);
+        self.stderr
+    }
+}

@@ -1,0 +1,176 @@
+//! When parts are missing, broken or silent: local accounts are free, and nobody gets in who should not.
+
+use pam_iam_tests::Machine;
+use serde_json::json;
+
+/// A key with which the local root logs in.
+fn local_root(machine: &Machine) {
+    machine.sh("mkdir -p -m 700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/local; cp /root/local.pub /root/.ssh/authorized_keys").succeeds();
+}
+
+fn root_logs_in(machine: &Machine) {
+    assert_eq!(machine.sh("box-ssh -i /root/local root id -u").succeeds(), "0");
+}
+
+#[test]
+fn while_iam_is_away_known_users_and_local_accounts_log_in() {
+    for fault in ["hang", "reset", "503", "throttle", "truncated"] {
+        let machine =
+            Machine::new().settings("[freshness]\nmax_age = 0\n[aws]\ntotal_timeout = '500ms'").start();
+        local_root(&machine);
+        machine.ssh("alice", "true").succeeds();
+        machine.fault(&format!("fail={fault}"));
+        machine.ssh("alice", "true").succeeds();
+        machine.run(&["getent", "passwd", "carol"]).fails();
+        machine.ssh("carol", "true").fails();
+        root_logs_in(&machine);
+        assert!(machine.log("authpriv").contains("source=offline"), "{fault}");
+        machine.fault("fail=");
+        machine.wait_until("box-ssh carol true 2>/dev/null");
+    }
+}
+
+#[test]
+fn denied_is_an_answer_and_the_answer_is_no() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
+    machine.ssh("alice", "true").succeeds();
+    machine.fault("fail=denied&only=ListGroupsForUser");
+    machine.ssh("alice", "true").fails();
+    assert!(machine.log("resolver").contains("user alice: IAM denies this host to look"));
+}
+
+#[test]
+fn a_killed_resolver_is_started_again_and_logins_wait_for_it() {
+    let machine = Machine::new().start();
+    machine.ssh("alice", "true").succeeds();
+    machine.sh("pkill -9 -f 'iam-resolver serve'").succeeds();
+    machine.ssh("alice", "true").succeeds();
+}
+
+#[test]
+fn a_resolver_that_hangs_keeps_no_local_account_out() {
+    let machine = Machine::new().start();
+    local_root(&machine);
+    machine.sh("pkill -STOP -f 'iam-resolver serve'").succeeds();
+    root_logs_in(&machine);
+    machine.run(&["sudo", "-n", "true"]).succeeds();
+}
+
+#[test]
+fn a_broken_configuration_keeps_iam_users_out_and_local_accounts_in() {
+    let machine = Machine::new().start();
+    local_root(&machine);
+    machine.ssh("alice", "true").succeeds();
+    machine.sh("sed -i s/allow/alow/ /etc/pam_iam/config.toml").succeeds();
+    machine.ssh("alice", "true").fails();
+    root_logs_in(&machine);
+    assert!(machine.log("authpriv").contains("/etc/pam_iam/config.toml:2: unknown field `alow`"));
+    let message =
+        machine.sh("/usr/libexec/pam_iam/iam-resolver check-config /etc/pam_iam/config.toml").fails();
+    assert!(message.contains("config.toml:2: unknown field `alow`, expected `allow` or `sudo`"), "{message}");
+    machine
+        .sh("sed -i s/alow/allow/ /etc/pam_iam/config.toml; chmod o+w /etc/pam_iam/config.toml")
+        .succeeds();
+    machine.ssh("alice", "true").fails();
+    root_logs_in(&machine);
+}
+
+#[test]
+fn a_configuration_with_a_typo_starts_no_resolver_and_lets_nobody_in() {
+    let machine = Machine::new().config("[access]\nallow = ['ssh-users']\nsuod = 'all'\n").start();
+    machine.run(&["getent", "passwd", "alice"]).fails();
+    machine.ssh("alice", "true").fails();
+    assert!(machine.log("resolver").contains("unknown field `suod`"));
+}
+
+#[test]
+fn what_is_not_for_everybody_is_for_root_and_the_key_command() {
+    let machine = Machine::new().start();
+    let ask = |user: &str, request: serde_json::Value| {
+        let script = format!(
+            "import socket
+request = b'''{request}'''
+client = socket.socket(socket.AF_UNIX)
+client.connect('/run/pam_iam/resolver.sock')
+client.sendall(len(request).to_bytes(4, 'big') + request)
+print(client.makefile('rb').read()[4:].decode())"
+        );
+        machine
+            .run(&[
+                "setpriv",
+                "--reuid",
+                user,
+                "--regid",
+                "65534",
+                "--clear-groups",
+                "python3",
+                "-c",
+                &script,
+            ])
+            .succeeds()
+    };
+    let uid: u32 = machine.sh("id -u alice").succeeds().parse().unwrap();
+    let keys = json!({"v": 1, "ask": "keys", "name": "alice", "uid": uid});
+    let decide = json!({"v": 1, "ask": "decide", "name": "alice", "uid": uid, "policy": "login"});
+    let user = json!({"v": 1, "ask": "user-by-name", "name": "alice"});
+    assert!(ask("nobody", keys.clone()).contains("forbidden"));
+    assert!(ask("nobody", decide.clone()).contains("forbidden"));
+    assert!(ask("nobody", json!({"v": 1, "ask": "status"})).contains("forbidden"));
+    assert!(ask("nobody", user).contains("\"answer\":\"user\""));
+    assert!(ask("pam-iam", keys).contains("\"answer\":\"keys\""));
+    assert!(ask("pam-iam", decide.clone()).contains("forbidden"));
+    assert!(ask("root", decide).contains("\"allow\":true"));
+    assert!(ask("root", json!({"v": 1, "ask": "make-coffee"})).contains("bad-request"));
+    assert!(ask("root", json!({"v": 2, "ask": "status"})).contains("protocol version 2"));
+}
+
+#[test]
+fn a_socket_that_somebody_else_holds_is_not_believed() {
+    let machine = Machine::new().start();
+    machine.ssh("alice", "true").succeeds();
+    // As if the directory had been left open for everybody.
+    machine.sh("rm /run/pam_iam/resolver.sock; chown nobody /run/pam_iam").succeeds();
+    let impostor = "import json, os, socket
+listener = socket.socket(socket.AF_UNIX)
+listener.bind('/run/pam_iam/mine')
+os.chmod('/run/pam_iam/mine', 0o666)
+listener.listen(100)
+os.rename('/run/pam_iam/mine', '/run/pam_iam/resolver.sock')
+user = dict(answer='user', name='eve', uid=1900000000, gid=1900000000, gecos='', home='/', shell='/bin/sh')
+decision = dict(answer='decision', allow=True, reason='all', source='iam', age=0)
+while True:
+    client = listener.accept()[0]
+    asked = client.recv(65536)
+    answer = json.dumps(user if b'user-by' in asked else decision).encode()
+    try:
+        client.sendall(len(answer).to_bytes(4, 'big') + answer)
+    except OSError:
+        pass";
+    machine
+        .sh(&format!(
+            "setpriv --reuid nobody --regid 65534 --clear-groups python3 -c \"{impostor}\" >/dev/null 2>&1 &"
+        ))
+        .succeeds();
+    machine.wait_until("test -S /run/pam_iam/resolver.sock");
+    machine.run(&["getent", "passwd", "eve"]).fails();
+    let uid = 1_900_000_000;
+    machine.sh(&format!("echo 'alice:x:{uid}:{uid}::/home/alice:/bin/bash' >>/etc/passwd")).succeeds();
+    machine.sh("pamtester sshd alice acct_mgmt").fails();
+    assert!(machine.log("authpriv").contains("belongs to uid 65534"));
+}
+
+#[test]
+fn further_key_commands_are_run_for_every_account() {
+    let machine = Machine::new().settings("[keys]\nalso_run = ['/usr/local/bin/also %u %f']").start();
+    machine.sh("printf '#!/bin/sh\necho \"# $1 $2\"; cat /etc/also.pub\n' >/usr/local/bin/also; chmod 755 /usr/local/bin/also
+        ssh-keygen -q -t ed25519 -N '' -f /root/also; cp /root/also.pub /etc/also.pub; useradd -m local").succeeds();
+    machine.sh("box-ssh -i /root/also local true").succeeds();
+    assert!(
+        machine
+            .sh("/usr/libexec/pam_iam/iam-authorized-keys local SHA256:x")
+            .succeeds()
+            .starts_with("# local SHA256:x\nssh-ed25519 ")
+    );
+    let keys = machine.sh("/usr/libexec/pam_iam/iam-authorized-keys alice").succeeds();
+    assert!(keys.starts_with("ssh-rsa ") && keys.contains("# alice"), "{keys}");
+}

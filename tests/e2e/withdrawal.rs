@@ -1,0 +1,82 @@
+//! What IAM withdraws is withdrawn at the next login. `max_age = 0` asks IAM each time.
+
+use pam_iam_tests::Machine;
+
+fn machine() -> Machine {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
+    machine.ssh("alice", "true").succeeds();
+    machine
+}
+
+const KEY: &str = "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']\n";
+
+#[test]
+fn an_inactive_key_opens_no_door() {
+    let machine = machine();
+    machine.iam(&format!(
+        "{KEY}iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')"
+    ));
+    assert!(machine.ssh("alice", "true").fails().contains("Permission denied (publickey"));
+    machine.iam(&format!(
+        "{KEY}iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Active')"
+    ));
+    machine.ssh("alice", "true").succeeds();
+}
+
+#[test]
+fn a_deleted_key_opens_no_door() {
+    let machine = machine();
+    machine.iam(&format!("{KEY}iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)"));
+    assert!(machine.ssh("alice", "true").fails().contains("Permission denied (publickey"));
+}
+
+#[test]
+fn a_user_who_left_the_group_is_out() {
+    let machine = machine();
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    assert!(machine.ssh("alice", "true").fails().contains("none of the IAM groups that may log in"));
+}
+
+#[test]
+fn a_deleted_user_is_out() {
+    let machine = machine();
+    machine.iam(&format!(
+        "{KEY}iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)
+iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')
+iam.delete_user(UserName='alice')"
+    ));
+    machine.ssh("alice", "true").fails();
+    machine.run(&["getent", "passwd", "alice"]).fails();
+}
+
+#[test]
+fn who_takes_the_name_of_a_deleted_user_does_not_get_the_home() {
+    let machine = machine();
+    machine.ssh("alice", "echo private >notes; chmod 700 .").succeeds();
+    machine.iam(&format!(
+        "body = None
+{KEY}body = iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Encoding='SSH')['SSHPublicKey']['SSHPublicKeyBody']
+iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)
+iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')
+iam.delete_user(UserName='alice')
+iam.create_user(UserName='alice')
+iam.add_user_to_group(UserName='alice', GroupName='ssh-users')
+iam.upload_ssh_public_key(UserName='alice', SSHPublicKeyBody=body)"
+    ));
+    machine.ssh("alice", "cat /home/alice/notes").fails();
+    assert!(machine.log("authpriv").contains("event=home user=alice path=/home/alice result=fail"));
+}
+
+#[test]
+fn sudo_is_withdrawn_while_the_session_is_open() {
+    let machine = machine();
+    machine.sh("(box-ssh carol 'sudo -n true && touch first; while ! test -e go; do sleep 0.05; done; sudo -n true 2>answer; echo $? >second' >/dev/null 2>&1 &)").succeeds();
+    machine.wait_until("test -e /home/carol/first");
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    machine.sh("touch /home/carol/go").succeeds();
+    machine.wait_until("test -s /home/carol/second");
+    assert_eq!(machine.sh("cat /home/carol/second").succeeds(), "1");
+    assert!(
+        machine.sh("cat /home/carol/answer").succeeds().contains("none of the IAM groups that may use sudo")
+    );
+}

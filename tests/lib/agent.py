@@ -1,0 +1,17 @@
+"""Runs commands in a box for the end-to-end tests: one JSON request a line, one JSON answer a line."""
+
+import json
+import subprocess
+import sys
+
+LIMIT_SECONDS = 120
+
+for line in sys.stdin:
+    request = json.loads(line)
+    try:
+        done = subprocess.run(request["argv"], capture_output=True, text=True, errors="replace",
+                              input=request.get("stdin", ""), timeout=LIMIT_SECONDS)
+        answer = {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+    except subprocess.TimeoutExpired:
+        answer = {"status": 124, "stdout": "", "stderr": f"took more than {LIMIT_SECONDS} s"}
+    print(json.dumps(answer), flush=True)
