@@ -6,8 +6,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
+use once_cell::sync::OnceCell;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
@@ -107,21 +107,16 @@ fn open(path: &Path, deadline: Deadline) -> Result<OwnedFd, AskError> {
 
 /// Only root (systemd, which made the socket) or the resolver's own user is believed.
 fn check_owner(socket: &OwnedFd, path: &Path) -> Result<(), AskError> {
-    /// The number of a system user does not change under a running process.
-    static RESOLVER: OnceLock<Uid> = OnceLock::new();
+    /// The number of a system user does not change under a running process; a failed look-up is tried again.
+    static RESOLVER: OnceCell<Uid> = OnceCell::new();
 
     let owner = Uid(socket_peercred(socket)?.uid.as_raw());
-    if owner == Uid::ROOT || RESOLVER.get() == Some(&owner) {
+    let look_up = || local::account_by_name(Path::new(paths::PASSWD), paths::RESOLVER_USER).ok().flatten();
+    let resolver = || RESOLVER.get_or_try_init(|| look_up().map(|account| account.uid).ok_or(())).ok();
+    if owner == Uid::ROOT || resolver() == Some(&owner) {
         return Ok(());
     }
-    let resolver = local::account_by_name(Path::new(paths::PASSWD), paths::RESOLVER_USER);
-    match resolver {
-        Ok(Some(account)) if account.uid == owner => {
-            let _ = RESOLVER.set(owner);
-            Ok(())
-        }
-        _ => Err(AskError::Impostor { path: path.to_owned(), owner }),
-    }
+    Err(AskError::Impostor { path: path.to_owned(), owner })
 }
 
 fn send_all(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Result<(), AskError> {

@@ -388,6 +388,10 @@ impl Config {
     /// # Errors
     /// Any of [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&Self::trusted_text(path)?, path)
+    }
+
+    fn trusted_text(path: &Path) -> Result<String, ConfigError> {
         let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
@@ -400,7 +404,7 @@ impl Config {
         }
         let mut text = String::new();
         file.take(LENGTH_MAX).read_to_string(&mut text).map_err(unreadable)?;
-        Self::parse(&text, path)
+        Ok(text)
     }
 
     /// Parses the text of a configuration; `path` is for the errors.
@@ -414,6 +418,17 @@ impl Config {
             let line = before.matches('\n').count() + 1;
             ConfigError::Text { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
         })
+    }
+
+    /// `keys.also_run` of a configuration that has a mistake elsewhere: those commands may be how the operator gets in
+    /// to mend it. Nothing, if the file is not even TOML or not to be trusted.
+    pub fn rescue_commands(path: &Path) -> Vec<String> {
+        let text = Self::trusted_text(path).unwrap_or_default();
+        let table: toml::Table = toml::from_str(&text).unwrap_or_default();
+        let commands =
+            table.get("keys").and_then(|keys| keys.get("also_run")).and_then(toml::Value::as_array);
+        let commands = commands.map(Vec::as_slice).unwrap_or_default();
+        commands.iter().filter_map(|command| command.as_str().map(str::to_owned)).collect()
     }
 
     /// The IAM groups that say anything here, without repetition.
@@ -792,5 +807,16 @@ mod tests {
             assert!(error.contains("can be written by others") && error.contains("chmod go-w"), "{error}");
         }
         assert!(Config::load(Path::new("/nonexistent/config.toml")).is_err());
+    }
+
+    #[test]
+    fn a_mistake_elsewhere_keeps_the_further_key_commands() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[access]\nalow = 'all'\n[keys]\nalso_run = ['/bin/rescue %u']").unwrap();
+        assert!(Config::load(file.path()).is_err());
+        assert_eq!(Config::rescue_commands(file.path()), ["/bin/rescue %u"]);
+        std::fs::write(file.path(), "[keys\nalso_run = ['/bin/rescue %u']").unwrap();
+        assert!(Config::rescue_commands(file.path()).is_empty());
+        assert!(Config::rescue_commands(Path::new("/nonexistent")).is_empty());
     }
 }

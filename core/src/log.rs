@@ -38,6 +38,11 @@ impl Log {
         Self(Sink::Stderr)
     }
 
+    /// A log that nobody reads.
+    pub fn silent() -> Self {
+        Self(Sink::None)
+    }
+
     /// A log to /dev/log as `program`.
     pub fn to_syslog(program: &str) -> Self {
         let formatter = Formatter3164 {
@@ -48,15 +53,6 @@ impl Log {
         };
         let logger = open().map(|socket| Logger::new(LoggerBackend::Unix(socket), formatter));
         Self(logger.map_or(Sink::None, |logger| Sink::Syslog(Box::new(logger))))
-    }
-
-    /// A log on standard error for a service of systemd, else to /dev/log.
-    pub fn for_service(program: &str) -> Self {
-        if std::env::var_os("JOURNAL_STREAM").is_some() {
-            Self::to_stderr()
-        } else {
-            Self::to_syslog(program)
-        }
     }
 
     /// Writes a line. A line feed in it becomes a space: a line stays a line.

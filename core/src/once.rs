@@ -15,7 +15,7 @@ use rustix::event::PollFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::client::{self, AskError};
 use crate::deadline::Deadline;
@@ -73,6 +73,8 @@ impl Running {
         command.arg("--once").arg("--config").arg(&once.config);
         command.env_clear().env("PATH", SAFE_PATH).env("HOME", home()).envs(aws_variables(&once.environment));
         command.current_dir("/").process_group(0);
+        // All ids become the effective ones: under sudo the real uid is the invoker's, who could signal the process.
+        command.uid(rustix::process::geteuid().as_raw()).gid(rustix::process::getegid().as_raw());
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         command.stdin(Stdio::from(above_standard(&socket)?));
         command.stdout(Stdio::from(above_standard(&socket)?));
@@ -83,23 +85,24 @@ impl Running {
         Ok(Self { child, pidfd })
     }
 
-    /// Waits for the exit until the deadline, then kills.
+    /// Waits for the exit until the deadline, then kills whatever is left of the process group.
     fn end(&mut self, deadline: Deadline) {
         let exited = self.pidfd.take().is_some_and(|pidfd| deadline.wait(&pidfd, PollFlags::IN).is_ok());
-        if !exited {
-            self.kill();
-        }
-        // The host may have reaped it, or have told the kernel to (SIGCHLD ignored): then this says ECHILD.
-        let _ = self.child.wait();
-    }
-
-    fn kill(&mut self) {
+        // As long as nobody has reaped the process, its number is the group's. A host that reaps every child has taken
+        // that away, and then the number is not to be signalled.
         let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        // A process that was reaped behind our back has no group any more, and its number is not to be signalled.
-        if let (Ok(None), Some(group)) = (self.child.try_wait(), group) {
+        if let Some(group) = group.filter(|group| !exited || is_zombie(*group)) {
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
+        // ECHILD, if the host has reaped it, or has told the kernel to (SIGCHLD ignored).
+        let _ = self.child.wait();
     }
+}
+
+/// Whether `child` has exited and is still ours to reap.
+fn is_zombie(child: Pid) -> bool {
+    let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(rustix::process::waitid(WaitId::Pid(child), flags), Ok(Some(_)))
 }
 
 /// A copy of `fd` that is none of the three standard descriptors. A host may have closed those, and then a fresh
@@ -199,6 +202,22 @@ printf "\\000\\000\\000\\$(printf %03o ${{#body}})%s" "$body""#
             }
         };
         assert!(matches!(error, AskError::TimedOut), "{error}");
+        // Reading ends when the last writer is gone.
+        assert_eq!(reader.join().unwrap().unwrap(), b"");
+    }
+
+    #[test]
+    fn what_the_process_started_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .unwrap();
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || std::fs::read(fifo)
+        });
+        let (_dir, once) = tells(&format!("sleep 1000 >{} & echo done", fifo.display()));
+        assert_eq!(told(&once), "done");
         // Reading ends when the last writer is gone.
         assert_eq!(reader.join().unwrap().unwrap(), b"");
     }

@@ -1,10 +1,11 @@
 //! Whose an account is: ours, adopted, or somebody else's. Answered without asking anybody but /etc/group.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::Accounts;
 use crate::id::Uid;
-use crate::local;
+use crate::local::{self, Account};
+use crate::paths;
 
 /// Whose an account is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +18,26 @@ pub enum Standing {
     Local,
 }
 
-/// Whose the account `name` with `uid` is. `group_file` is /etc/group.
+/// Where the local accounts and groups are.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// passwd(5)
+    pub passwd: PathBuf,
+    /// group(5)
+    pub group: PathBuf,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self { passwd: paths::PASSWD.into(), group: paths::GROUP.into() }
+    }
+}
+
+/// Whose the account `name` with `uid` is. Only an account that stands in passwd(5) with this uid is adopted.
 ///
-/// An `adopt_group` that cannot be read adopts its members: a group file that is gone must not free an account from
+/// An `adopt_group` that cannot be read adopts every local account: a file that is gone must not free an account from
 /// what IAM says about it.
-pub fn standing(name: &str, uid: Uid, accounts: &Accounts, group_file: &Path) -> Standing {
+pub fn standing(name: &str, uid: Uid, accounts: &Accounts, files: &Files) -> Standing {
     if uid == Uid::ROOT {
         return Standing::Local;
     }
@@ -29,34 +45,53 @@ pub fn standing(name: &str, uid: Uid, accounts: &Accounts, group_file: &Path) ->
         return Standing::Ours;
     }
     let listed = accounts.adopt.iter().any(|adopted| adopted.as_str() == name);
-    let adopted = listed || in_adopt_group(name, &accounts.adopt_group, group_file);
+    if !listed && accounts.adopt_group.is_empty() {
+        return Standing::Local;
+    }
+    let account = match local::account_by_name(&files.passwd, name) {
+        Ok(Some(account)) if account.uid == uid => account,
+        Ok(_) => return Standing::Local,
+        Err(_) => return Standing::Adopted,
+    };
+    let adopted = listed || is_member(&account, &accounts.adopt_group, &files.group);
     if adopted { Standing::Adopted } else { Standing::Local }
 }
 
-fn in_adopt_group(name: &str, adopt_group: &str, group_file: &Path) -> bool {
-    if adopt_group.is_empty() {
-        return false;
-    }
-    match local::group_by_name(group_file, adopt_group) {
-        Ok(Some(group)) => group.members.iter().any(|member| member == name),
+/// Whether an account is in a local group: listed there, or with it as the primary group.
+fn is_member(account: &Account, group: &str, group_file: &Path) -> bool {
+    match local::group_by_name(group_file, group) {
+        Ok(Some(group)) => group.gid == account.gid || group.members.contains(&account.name),
         Ok(None) => false,
         Err(_) => true,
     }
 }
 
 /// Whether an account might be adopted by a configuration that cannot be parsed: its text names the account or one
-/// of its groups. Then it is treated as adopted, which refuses it; every other local account stays free, so that a
-/// typo does not keep the operator out.
-pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, group_file: &Path) -> bool {
-    let named = |word: &str| {
-        broken_config.contains(&format!("\"{word}\"")) || broken_config.contains(&format!("'{word}'"))
+/// of its groups, or hides names behind escapes. Then it is treated as adopted, which refuses it; every other local
+/// account stays free, so that a typo does not keep the operator out.
+pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files) -> bool {
+    if uid == Uid::ROOT || uid.is_ours() || uid.0 < FIRST_HUMAN {
+        return false;
+    }
+    let text: Vec<&str> = broken_config.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let words = || {
+        text.iter().flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c)))
     };
-    let in_named_group = || {
-        let mut groups = local::groups(group_file).unwrap_or_default().into_iter();
-        groups.any(|group| named(&group.name) && group.members.iter().any(|member| member == name))
+    let named = |wanted: &str| words().any(|word| word == wanted);
+    if named(name) || text.iter().any(|line| line.contains('\\')) {
+        return true;
+    }
+    let (Ok(Some(account)), Ok(groups)) =
+        (local::account_by_name(&files.passwd, name), local::groups(&files.group))
+    else {
+        return false;
     };
-    uid != Uid::ROOT && !uid.is_ours() && (named(name) || in_named_group())
+    let mut groups = groups.into_iter().filter(|group| named(&group.name));
+    groups.any(|group| group.gid == account.gid || group.members.contains(&account.name))
 }
+
+/// The first uid of people; below are system users (login.defs(5), `UID_MIN`), whom nobody adopts by accident.
+const FIRST_HUMAN: u32 = 1000;
 
 #[cfg(test)]
 mod tests {
@@ -64,42 +99,55 @@ mod tests {
     use crate::id;
     use crate::name::LinuxName;
 
-    fn group_file() -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "synced:x:2000:ann,root\n").unwrap();
-        file
+    fn files() -> (tempfile::TempDir, Files) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files { passwd: dir.path().join("passwd"), group: dir.path().join("group") };
+        let line = |name: &str, uid: u32, gid: u32| format!("{name}:x:{uid}:{gid}::/home/{name}:/bin/sh\n");
+        let accounts = [("root", 0, 0), ("bob", 1001, 1001), ("ann", 1002, 1002), ("dave", 1003, 2000)];
+        let accounts = accounts.map(|(name, uid, gid)| line(name, uid, gid)).concat();
+        std::fs::write(&files.passwd, accounts + &line("ec2-user", 1000, 1000)).unwrap();
+        std::fs::write(&files.group, "synced:x:2000:ann,root\n").unwrap();
+        (dir, files)
     }
 
     #[test]
     fn an_account_is_ours_by_its_uid_alone() {
         let none = Accounts::default();
-        assert_eq!(standing("x", Uid(id::FIRST), &none, Path::new("/nonexistent")), Standing::Ours);
-        assert_eq!(standing("ec2-user", Uid(1000), &none, Path::new("/nonexistent")), Standing::Local);
+        let nowhere = Files { passwd: "/nonexistent".into(), group: "/nonexistent".into() };
+        assert_eq!(standing("x", Uid(id::FIRST), &none, &nowhere), Standing::Ours);
+        assert_eq!(standing("ec2-user", Uid(1000), &none, &nowhere), Standing::Local);
     }
 
     #[test]
     fn accounts_are_adopted_by_name_or_group_and_root_never() {
-        let groups = group_file();
+        let (_dir, files) = files();
         let listed = Accounts {
-            adopt: ["bob", "root"].map(|name| LinuxName::new(name).unwrap()).to_vec(),
+            adopt: ["bob", "root", "ghost"].map(|name| LinuxName::new(name).unwrap()).to_vec(),
             ..Accounts::default()
         };
-        assert_eq!(standing("bob", Uid(1001), &listed, groups.path()), Standing::Adopted);
-        assert_eq!(standing("root", Uid(0), &listed, groups.path()), Standing::Local);
+        assert_eq!(standing("bob", Uid(1001), &listed, &files), Standing::Adopted);
+        assert_eq!(standing("bob", Uid(1009), &listed, &files), Standing::Local, "another bob");
+        assert_eq!(standing("ghost", Uid(1005), &listed, &files), Standing::Local, "not in passwd(5)");
+        assert_eq!(standing("root", Uid(0), &listed, &files), Standing::Local);
         let grouped = Accounts { adopt_group: "synced".into(), ..Accounts::default() };
-        assert_eq!(standing("ann", Uid(1002), &grouped, groups.path()), Standing::Adopted);
-        assert_eq!(standing("bob", Uid(1001), &grouped, groups.path()), Standing::Local);
-        assert_eq!(standing("root", Uid(0), &grouped, groups.path()), Standing::Local);
-        assert_eq!(standing("bob", Uid(1001), &grouped, Path::new("/nonexistent")), Standing::Adopted);
+        assert_eq!(standing("ann", Uid(1002), &grouped, &files), Standing::Adopted);
+        assert_eq!(standing("dave", Uid(1003), &grouped, &files), Standing::Adopted, "by the primary group");
+        assert_eq!(standing("bob", Uid(1001), &grouped, &files), Standing::Local);
+        assert_eq!(standing("root", Uid(0), &grouped, &files), Standing::Local);
+        let blind = Files { group: "/nonexistent".into(), ..files };
+        assert_eq!(standing("bob", Uid(1001), &grouped, &blind), Standing::Adopted);
     }
 
     #[test]
     fn a_broken_configuration_frees_no_account_that_it_names() {
-        let groups = group_file();
-        let broken = "[accounts\nadopt = [\"bob\"]\nadopt_group = 'synced'";
-        assert!(could_be_adopted("bob", Uid(1001), broken, groups.path()));
-        assert!(could_be_adopted("ann", Uid(1002), broken, groups.path()));
-        assert!(!could_be_adopted("ec2-user", Uid(1000), broken, groups.path()));
-        assert!(!could_be_adopted("root", Uid(0), broken, groups.path()));
+        let (_dir, files) = files();
+        let broken = "# ec2-user stays local\n[accounts\nadopt = [\"bob\"]\nadopt_group = 'synced'";
+        for (name, uid) in [("bob", 1001), ("ann", 1002), ("dave", 1003)] {
+            assert!(could_be_adopted(name, Uid(uid), broken, &files), "{name}");
+        }
+        assert!(could_be_adopted("bob", Uid(1001), "adopt = [bob]", &files), "without quotes");
+        assert!(could_be_adopted("bob", Uid(1001), "adopt = ['b\\u006fb']", &files), "behind an escape");
+        assert!(!could_be_adopted("ec2-user", Uid(1000), broken, &files));
+        assert!(!could_be_adopted("root", Uid(0), "adopt = ['root']", &files));
     }
 }

@@ -1,26 +1,73 @@
 //! Further key commands, for every account: what they print goes to sshd as it is.
 
-use std::process::{Command, Stdio};
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 
+use pam_iam_core::deadline::Deadline;
 use pam_iam_core::escape::Value;
 use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
+use pam_iam_core::wire::CLIENT_DEADLINE;
+use rustix::event::PollFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::Question;
 
-/// Runs `commands` one after the other. One that fails is logged, and the others count all the same.
+/// The most that one command may print. sshd reads no line of more than 8 KiB; this is room for many keys.
+const OUTPUT_MAX: usize = 1024 * 1024;
+
+/// Runs `commands` one after the other and prints what they print. As sshd has it, a command that fails has no keys;
+/// one that hangs fails after [`CLIENT_DEADLINE`]. It is logged, and the others count all the same.
 pub fn run(commands: &[String], question: &Question, uid: Uid, log: &mut Log) {
     for command in commands {
         let mut words = command.split_whitespace().map(|word| expand(word, question, uid));
         let Some(program) = words.next() else { continue };
-        let status = Command::new(&program).args(words).stdin(Stdio::null()).stderr(Stdio::null()).status();
-        let problem = match status {
-            Ok(status) if status.success() => continue,
-            Ok(status) => status.to_string(),
-            Err(error) => error.to_string(),
-        };
-        let line = format!("event=also-run command={} error={}", Value(command), Value(&problem));
-        log.write(Level::Warning, line);
+        let output = output_of(Command::new(&program).args(words));
+        let printed = output.and_then(|keys| {
+            let mut stdout = io::stdout();
+            stdout.write_all(&keys)?;
+            // The next command begins a line of its own.
+            if keys.last().is_some_and(|last| *last != b'\n') { stdout.write_all(b"\n") } else { Ok(()) }
+        });
+        if let Err(error) = printed {
+            let (command, error) = (Value(command).to_string(), error.to_string());
+            log.write(Level::Warning, format!("event=also-run command={command} error={}", Value(&error)));
+        }
+    }
+}
+
+/// What a command prints, if it succeeds in time.
+fn output_of(command: &mut Command) -> io::Result<Vec<u8>> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    let mut child = command.spawn()?;
+    let deadline = Deadline::after(CLIENT_DEADLINE);
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+    let output = read(&mut child, deadline).and_then(|output| {
+        deadline.wait(rustix::process::pidfd_open(group, PidfdFlags::empty())?, PollFlags::IN)?;
+        Ok(output)
+    });
+    if output.is_err() {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    let status = child.wait()?;
+    let output = output?;
+    if status.success() { Ok(output) } else { Err(io::Error::other(status.to_string())) }
+}
+
+fn read(child: &mut Child, deadline: Deadline) -> io::Result<Vec<u8>> {
+    let mut pipe = child.stdout.take().ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))?;
+    let (mut output, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        deadline.wait(&pipe, PollFlags::IN)?;
+        let count = pipe.read(&mut part)?;
+        if count == 0 {
+            return Ok(output);
+        }
+        output.extend_from_slice(part.get(..count).unwrap_or_default());
+        if output.len() > OUTPUT_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
     }
 }
 
@@ -48,6 +95,19 @@ fn expand(word: &str, question: &Question, uid: Uid) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn printed(script: &str) -> io::Result<String> {
+        let output = output_of(Command::new("/bin/sh").args(["-c", script]))?;
+        Ok(String::from_utf8(output).unwrap())
+    }
+
+    #[test]
+    fn a_command_that_fails_or_floods_has_no_keys() {
+        assert_eq!(printed("echo a; echo b").unwrap(), "a\nb\n");
+        assert!(printed("echo a; exit 1").is_err());
+        assert!(printed("yes").is_err());
+        assert!(output_of(&mut Command::new("/nonexistent")).is_err());
+    }
 
     #[test]
     fn tokens_are_replaced_once() {

@@ -24,7 +24,7 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::paths;
-use pam_iam_core::standing::{Standing, standing};
+use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Request};
 
 const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] USER [FINGERPRINT]";
@@ -70,16 +70,18 @@ fn question(mut arguments: impl Iterator<Item = String>) -> Option<Question> {
 fn run(question: &Question, log: &mut Log) -> Result<(), String> {
     let found = || users::get_user_by_name(&question.user).map(|user| Uid(user.uid()));
     let Some(uid) = question.uid.or_else(found) else { return Ok(()) };
-    let config = match Config::load(Path::new(&question.config)) {
+    let path = Path::new(&question.config);
+    let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) if uid.is_ours() => return Err(error.to_string()),
         // A local account does without; whether it is adopted, PAM asks again and is stricter.
         Err(error) => {
             log.write(Level::Error, error);
+            also_run::run(&Config::rescue_commands(path), question, uid, log);
             return Ok(());
         }
     };
-    if standing(&question.user, uid, &config.accounts, Path::new(paths::GROUP)) != Standing::Local {
+    if standing(&question.user, uid, &config.accounts, &Files::default()) != Standing::Local {
         print(&keys(question, uid, &config)?)?;
     }
     also_run::run(&config.keys.also_run, question, uid, log);

@@ -7,8 +7,7 @@ use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::escape::Value;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::paths;
-use pam_iam_core::standing::{Standing, could_be_adopted, standing};
+use pam_iam_core::standing::{Files, Standing, could_be_adopted, standing};
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
 use users::os::unix::UserExt;
 
@@ -41,15 +40,15 @@ impl Subject {
         let user = users::get_user_by_name(&name)?;
         let uid = Uid(user.uid());
         let loaded = Config::load(config);
-        let group_file = Path::new(paths::GROUP);
+        let files = Files::default();
         let standing = match &loaded {
             // uid 0 is the host's, whatever the configuration says.
             _ if uid == Uid::ROOT => Standing::Local,
-            Ok(config) => standing(&name, uid, &config.accounts, group_file),
+            Ok(config) => standing(&name, uid, &config.accounts, &files),
             Err(_) if uid.is_ours() => Standing::Ours,
             Err(_) => {
-                let text = std::fs::read_to_string(config).unwrap_or_default();
-                if could_be_adopted(&name, uid, &text, group_file) {
+                let text = std::fs::read(config).unwrap_or_default();
+                if could_be_adopted(&name, uid, &String::from_utf8_lossy(&text), &files) {
                     Standing::Adopted
                 } else {
                     Standing::Local

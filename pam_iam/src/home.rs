@@ -51,7 +51,7 @@ pub enum Made {
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
     /// Somebody else's is there.
-    #[error("belongs to uid {}, and home.on_mismatch is \"refuse\"", .owner.as_raw())]
+    #[error("belongs to uid {}; see home.on_mismatch", .owner.as_raw())]
     Foreign {
         /// The owner.
         owner: Uid,
@@ -94,7 +94,7 @@ pub fn ensure(path: &Path, owner: Owner, settings: &Home) -> Result<Made, HomeEr
     for _ in 0..TRIES {
         match look(&parent_fd, name, owner)? {
             Place::Taken => return Ok(aside.map_or(Made::WasThere, Made::Aside)),
-            Place::Foreign(foreign) if settings.on_mismatch == OnMismatch::Aside => {
+            Place::Foreign(foreign) if settings.on_mismatch == OnMismatch::Aside && is_former(foreign) => {
                 let old = move_aside(&parent_fd, name, foreign)?;
                 aside = Some(parent.join(old));
             }
@@ -110,6 +110,12 @@ pub fn ensure(path: &Path, owner: Owner, settings: &Home) -> Result<Made, HomeEr
     Err(HomeError::System { doing: "taking turns with another login", errno: Errno::BUSY })
 }
 
+/// Whether a directory's owner is an earlier IAM user. A directory of root, or of a local user, is never moved: an IAM
+/// user who is called like a directory in /home or /srv must not get its place.
+fn is_former(owner: Uid) -> bool {
+    pam_iam_core::id::Uid(owner.as_raw()).is_ours()
+}
+
 /// What is at the place of a home directory.
 enum Place {
     Free,
@@ -123,14 +129,18 @@ fn look(parent: &OwnedFd, name: &OsStr, owner: Owner) -> Result<Place, HomeError
         stat => while_("looking for the directory", stat)?,
     };
     // A link that root made leads where root wants; any other leads nowhere.
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink && trusted(Uid::from_raw(stat.st_uid)) {
+    let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+    if link && trusted(Uid::from_raw(stat.st_uid)) {
         stat = while_("following the link", rustix::fs::statat(parent, name, AtFlags::empty()))?;
     }
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return Err(HomeError::NotADirectory);
-    }
     let holder = Uid::from_raw(stat.st_uid);
-    Ok(if holder == owner.uid { Place::Taken } else { Place::Foreign(holder) })
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory if holder == owner.uid => Ok(Place::Taken),
+        // A link is never moved aside: what it leads to is what belongs to somebody.
+        FileType::Directory if link => Err(HomeError::Foreign { owner: holder }),
+        FileType::Directory => Ok(Place::Foreign(holder)),
+        _ => Err(HomeError::NotADirectory),
+    }
 }
 
 /// Renames somebody else's home directory to `NAME.UID`, or `NAME.UID.N` if that is taken.
@@ -405,27 +415,21 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_somebody_else_is_refused_or_moved_aside() {
+    fn a_directory_of_somebody_else_is_refused() {
         let mut host = Host::new();
         fs::create_dir(host.path("home/alice")).unwrap();
         fs::write(host.path("home/alice/secret"), "old").unwrap();
         let me = host.owner.uid.as_raw();
         host.owner.uid = Uid::from_raw(me + 1);
-        assert!(
-            matches!(host.ensure("home/alice"), Err(HomeError::Foreign { owner }) if owner.as_raw() == me)
-        );
-        assert_eq!(fs::read_to_string(host.path("home/alice/secret")).unwrap(), "old");
-        host.settings.on_mismatch = OnMismatch::Aside;
-        // Giving the new one away takes root; moving the old one aside does not.
-        let result = host.ensure("home/alice");
-        let old = host.path(&format!("home/alice.{me}"));
-        assert_eq!(fs::read_to_string(old.join("secret")).unwrap(), "old");
-        if me == 0 {
-            assert_eq!(result.unwrap(), Made::Aside(old));
-        } else {
-            assert!(result.is_err());
-            assert_eq!(host.homes(), [format!("alice.{me}")], "nothing half-made is left");
+        // Moved aside is only what an earlier IAM user left: this one is root's or a local user's.
+        for on_mismatch in [OnMismatch::Refuse, OnMismatch::Aside] {
+            host.settings.on_mismatch = on_mismatch;
+            assert!(
+                matches!(host.ensure("home/alice"), Err(HomeError::Foreign { owner }) if owner.as_raw() == me)
+            );
+            assert_eq!(host.homes(), ["alice"]);
         }
+        assert_eq!(fs::read_to_string(host.path("home/alice/secret")).unwrap(), "old");
     }
 
     #[test]

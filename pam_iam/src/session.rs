@@ -32,22 +32,29 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
             return Outcome::SessionFailed;
         }
     };
-    log_key(host, &subject, config);
+    let foreign = log_key(host, &subject, config);
     if subject.standing == Standing::Adopted {
-        // Its home is the business of whoever made the account.
+        // Its home, and the keys in it, are the business of whoever made the account.
         return Outcome::Success;
+    }
+    if foreign && config.keys.also_run.is_empty() {
+        host.tell(&format!("{}: this key is not one of your active keys in IAM.", subject.name));
+        return Outcome::SessionFailed;
     }
     make_home(host, &subject, config)
 }
 
 /// Logs the fingerprint of the key that opened the session. One that is not an active IAM key of the user is called
-/// foreign: it comes from a place that IAM cannot withdraw.
-fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) {
+/// foreign: it comes from a place that IAM cannot withdraw, and sshd's rule that keeps such keys out (`Match Group
+/// iam-users`) did not hold. True if there is one.
+fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) -> bool {
+    let mut foreign = false;
     let info = host.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
     let (service, rhost) = (host.service(), host.remote_host());
     for key in authenticated_with(&info) {
         let fingerprint = key.fingerprint();
         let known = is_known(subject, config, &fingerprint);
+        foreign |= known == Some(false);
         let (severity, origin) = match known {
             Some(true) => (Severity::Info, "iam"),
             Some(false) => (Severity::Warning, "foreign"),
@@ -61,6 +68,7 @@ fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) {
         );
         host.log(severity, &line);
     }
+    foreign
 }
 
 /// Whether the user has this key in IAM; none if nobody can tell.

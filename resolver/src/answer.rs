@@ -1,20 +1,19 @@
 //! From a question to its answer: the rules of who exists, who gets keys and who may.
 
-use std::path::Path;
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use pam_iam_core::config::{Config, PRIVILEGED_GROUPS, Who};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IamName, LinuxName};
-use pam_iam_core::paths;
-use pam_iam_core::standing::{Standing, standing};
+use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{
     Answer, Decision, Failure, Group, Key, Policy, Reason, Request, Roster as WireRoster, Source, Status,
-    User,
+    TOTAL_TIMEOUT_MAX, User,
 };
 
-use crate::directory::{Directory, Known, Person, Seen};
+use crate::directory::{Age, Directory, Known, Person, Seen};
 use crate::iam::{Iam, IamError, IamGroup};
 use crate::ids;
 use crate::locals::Locals;
@@ -26,6 +25,17 @@ pub const IAM_USERS: &str = "iam-users";
 
 /// The Linux group of those who may use sudo.
 pub const IAM_SUDO: &str = "iam-sudo";
+
+static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
+static IAM_SUDO_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_SUDO));
+
+#[expect(clippy::expect_used, reason = "a constant, parsed in every test run")]
+fn constant(name: &str) -> LinuxName {
+    LinuxName::new(name).expect("a valid name")
+}
+
+/// What an answer may take beyond `aws.total_timeout`, in which all its calls are over.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The shell of an account that may not log in. PAM refuses it with a reason; this is for the host whose PAM stack
 /// lost our line.
@@ -58,7 +68,7 @@ impl From<std::io::Error> for Trouble {
 impl<I: Iam> Answerer<I> {
     /// Answers from `directory`, with the local accounts of this host.
     pub fn new(directory: Rc<Directory<I>>) -> Self {
-        Self::with_locals(directory, Locals::new(Path::new(paths::PASSWD), Path::new(paths::GROUP)))
+        Self::with_locals(directory, Locals::new(Files::default()))
     }
 
     /// The same with other files for the local accounts.
@@ -71,14 +81,26 @@ impl<I: Iam> Answerer<I> {
         self.locals.uid_of(&self.config().keys.user).is_ok_and(|known| known == Some(uid))
     }
 
-    /// Answers `request`.
-    pub async fn answer(&self, request: &Request) -> Answer {
+    /// Answers `request` of the user `peer`, in a time that the client waits for.
+    pub async fn answer(&self, request: &Request, peer: Uid) -> Answer {
+        let limit = match request {
+            Request::Roster => TOTAL_TIMEOUT_MAX,
+            _ => self.config().aws.total_timeout.0 + GRACE,
+        };
+        let late = |_| Answer::Error { kind: Failure::Unavailable, message: "no answer in time".to_owned() };
+        tokio::time::timeout(limit, self.answer_in_time(request, peer)).await.unwrap_or_else(late)
+    }
+
+    async fn answer_in_time(&self, request: &Request, peer: Uid) -> Answer {
+        // sshd and sudo ask as root, and see what IAM says now. To anybody else NSS is for showing names, which may be
+        // as old as the roster: no user makes this host call IAM in a loop.
+        let age = if peer == Uid::ROOT { self.age() } else { self.leisurely() };
         let answer = match request {
-            Request::UserByName { name } => self.user_by_name(name).await,
-            Request::UserByUid { uid } => self.user_by_uid(*uid).await,
-            Request::GroupByName { name } => self.group_by_name(name).await,
-            Request::GroupByGid { gid } => self.group_by_gid(*gid).await,
-            Request::GroupsOf { name } => self.groups_of(name).await,
+            Request::UserByName { name } => self.user_by_name(name, age).await,
+            Request::UserByUid { uid } => self.user_by_uid(*uid, age).await,
+            Request::GroupByName { name } => self.group_by_name(name, age).await,
+            Request::GroupByGid { gid } => self.group_by_gid(*gid, age).await,
+            Request::GroupsOf { name } => self.groups_of(name, age).await,
             Request::Keys { name, uid, fingerprint } => self.keys(name, *uid, fingerprint.as_deref()).await,
             Request::Decide { name, uid, policy } => self.decide(name, *uid, *policy).await,
             Request::Roster => self.roster().await,
@@ -100,42 +122,54 @@ impl<I: Iam> Answerer<I> {
         &self.directory.config
     }
 
-    fn offline(&self) -> Duration {
-        self.config().freshness.offline.0
+    fn age(&self) -> Age {
+        let freshness = &self.config().freshness;
+        Age { fresh: freshness.max_age.0, offline: freshness.offline.0 }
     }
 
-    async fn user_by_name(&self, name: &LinuxName) -> Result<Answer, Trouble> {
-        Ok(self.account(name).await?.map_or(Answer::NotFound, Answer::User))
+    fn leisurely(&self) -> Age {
+        let freshness = &self.config().freshness;
+        Age { fresh: freshness.roster.0.max(freshness.max_age.0), offline: freshness.offline.0 }
     }
 
-    async fn user_by_uid(&self, uid: Uid) -> Result<Answer, Trouble> {
-        Ok(self.account_by_uid(uid).await?.map_or(Answer::NotFound, Answer::User))
+    async fn user_by_name(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
+        Ok(self.account(name, age).await?.map_or(Answer::NotFound, Answer::User))
     }
 
-    async fn group_by_name(&self, name: &LinuxName) -> Result<Answer, Trouble> {
+    async fn user_by_uid(&self, uid: Uid, age: Age) -> Result<Answer, Trouble> {
+        Ok(self.account_by_uid(uid, age).await?.map_or(Answer::NotFound, Answer::User))
+    }
+
+    async fn group_by_name(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
         if self.locals.gid_of(name.as_str())?.is_some() {
             // `files` has answered, and whoever asks us all the same must not get two groups of one name.
             return Ok(Answer::NotFound);
         }
-        if let Some(group) = self.mapped_groups().await.into_iter().find(|group| group.name == *name) {
+        if let Some(group) = self.own_groups().await.into_iter().find(|group| group.name == *name) {
             return Ok(Answer::Group(group));
         }
-        Ok(self.account(name).await?.map_or(Answer::NotFound, private_group))
-    }
-
-    async fn group_by_gid(&self, gid: Gid) -> Result<Answer, Trouble> {
-        if let Some(group) = self.mapped_groups().await.into_iter().find(|group| group.gid == gid) {
-            return Ok(match self.locals.gid_of(group.name.as_str())? {
-                Some(_) => Answer::NotFound,
-                None => Answer::Group(group),
-            });
+        if self.config().groups.values().any(|target| target.group == *name) {
+            let mapped = self.mapped_groups().await?.into_iter().find(|group| group.name == *name);
+            return Ok(mapped.map_or(Answer::NotFound, Answer::Group));
         }
-        Ok(self.account_by_uid(Uid(gid.0)).await?.map_or(Answer::NotFound, private_group))
+        Ok(self.account(name, age).await?.map_or(Answer::NotFound, private_group))
     }
 
-    async fn groups_of(&self, name: &LinuxName) -> Result<Answer, Trouble> {
-        let seen = self.directory.find(name, self.offline()).await?;
-        let Some(person) = self.rightful(name, &seen) else { return Ok(Answer::NotFound) };
+    async fn group_by_gid(&self, gid: Gid, age: Age) -> Result<Answer, Trouble> {
+        let mut found = self.own_groups().await.into_iter().find(|group| group.gid == gid);
+        if found.is_none() && !self.config().groups.is_empty() {
+            found = self.mapped_groups().await?.into_iter().find(|group| group.gid == gid);
+        }
+        match found {
+            Some(group) if self.locals.gid_of(group.name.as_str())?.is_some() => Ok(Answer::NotFound),
+            Some(group) => Ok(Answer::Group(group)),
+            None => Ok(self.account_by_uid(Uid(gid.0), age).await?.map_or(Answer::NotFound, private_group)),
+        }
+    }
+
+    async fn groups_of(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
+        let seen = self.directory.find(name, age).await?;
+        let Some(person) = self.rightful(name, &seen)? else { return Ok(Answer::NotFound) };
         if self.locals.uid_of(name.as_str())?.is_some_and(|uid| uid != person.uid) {
             return Ok(Answer::NotFound);
         }
@@ -143,7 +177,9 @@ impl<I: Iam> Answerer<I> {
         if self.verdict(Policy::Sudo, person).allow {
             gids.push(self.own_group(IAM_SUDO)?);
         }
-        for IamGroup { name, id } in &person.groups {
+        // Who may not log in has no group either: cron and the like do not ask whether a user may.
+        let login = self.verdict(Policy::Login, person).allow;
+        for IamGroup { name, id } in person.groups.iter().filter(|_| login) {
             if let Some(target) = self.config().groups.get(name) {
                 let local = self.locals.gid_of(target.group.as_str())?;
                 gids.push(local.unwrap_or_else(|| ids::gid_of(id.as_str())));
@@ -162,9 +198,9 @@ impl<I: Iam> Answerer<I> {
         if standing == Standing::Local {
             return Ok(none);
         }
-        let seen = self.directory.find(name, self.offline()).await?;
+        let seen = self.directory.find(name, self.age()).await?;
         let Known::One(person) = &seen.record.known else { return Ok(none) };
-        if self.obstacle(name, uid, standing, person).is_some() {
+        if self.obstacle(name, uid, standing, person)?.is_some() {
             return Ok(none);
         }
         let usable = person.keys.iter().filter_map(|(id, key)| Some((id, key.as_ref()?)));
@@ -182,11 +218,11 @@ impl<I: Iam> Answerer<I> {
         if standing == Standing::Local {
             return Ok(refusal(Reason::Local, None, Source::Cache, 0));
         }
-        let offline = match policy {
-            Policy::Login => self.offline(),
-            Policy::Sudo => self.config().freshness.offline_sudo.0,
+        let age = match policy {
+            Policy::Login => self.age(),
+            Policy::Sudo => Age { offline: self.config().freshness.offline_sudo.0, ..self.age() },
         };
-        let seen = self.directory.find(name, offline).await?;
+        let seen = self.directory.find(name, age).await?;
         let (source, age) = (seen.source, seen.record.at.elapsed().as_secs());
         let refused = |reason, person| Ok(refusal(reason, person, source, age));
         let person = match &seen.record.known {
@@ -195,7 +231,7 @@ impl<I: Iam> Answerer<I> {
             Known::Ambiguous(_) => return refused(Reason::Ambiguous, None),
             Known::Denied => return refused(Reason::Denied, None),
         };
-        if let Some(reason) = self.obstacle(name, uid, standing, person) {
+        if let Some(reason) = self.obstacle(name, uid, standing, person)? {
             return refused(reason, Some(person));
         }
         let Verdict { allow, reason, group } = self.verdict(policy, person);
@@ -214,7 +250,7 @@ impl<I: Iam> Answerer<I> {
         let roster = self.directory.roster().await?;
         let mut users = Vec::new();
         for (name, user) in roster.users() {
-            if self.locals.uid_of(name.as_str())?.is_none_or(Uid::is_ours) && !self.name_of_a_group(name) {
+            if self.locals.uid_of(name.as_str())?.is_none_or(Uid::is_ours) && !self.name_of_a_group(name)? {
                 users.push(self.entry(name, ids::uid_of(user.id.as_str()), &user.name, true));
             }
         }
@@ -240,20 +276,20 @@ impl<I: Iam> Answerer<I> {
 
     /// The account that NSS shows under `name`: every IAM user who may have the name has one, so that who may not
     /// log in is told why, by PAM.
-    async fn account(&self, name: &LinuxName) -> Result<Option<User>, Trouble> {
-        if self.locals.uid_of(name.as_str())?.is_some() || self.name_of_a_group(name) {
+    async fn account(&self, name: &LinuxName, age: Age) -> Result<Option<User>, Trouble> {
+        if self.locals.uid_of(name.as_str())?.is_some() || self.name_of_a_group(name)? {
             return Ok(None);
         }
-        let seen = self.directory.find(name, self.offline()).await?;
-        Ok(self.rightful(name, &seen).map(|person| self.entry_of(name, person)))
+        let seen = self.directory.find(name, age).await?;
+        Ok(self.rightful(name, &seen)?.map(|person| self.entry_of(name, person)))
     }
 
-    async fn account_by_uid(&self, uid: Uid) -> Result<Option<User>, Trouble> {
-        let Some((name, seen)) = self.directory.find_uid(uid, self.offline()).await? else { return Ok(None) };
+    async fn account_by_uid(&self, uid: Uid, age: Age) -> Result<Option<User>, Trouble> {
+        let Some((name, seen)) = self.directory.find_uid(uid, age).await? else { return Ok(None) };
         if self.locals.uid_of(name.as_str())?.is_some() {
             return Ok(None);
         }
-        let person = self.rightful(&name, &seen).filter(|person| person.uid == uid);
+        let person = self.rightful(&name, &seen)?.filter(|person| person.uid == uid);
         Ok(person.map(|person| self.entry_of(&name, person)))
     }
 
@@ -276,42 +312,49 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The one IAM user who has a right to `name`.
-    fn rightful<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Option<&'a Person> {
-        match &seen.record.known {
-            Known::One(person) if !self.name_of_a_group(name) && !self.has_elder(person) => Some(person),
-            _ => None,
-        }
+    fn rightful<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Result<Option<&'a Person>, Trouble> {
+        let Known::One(person) = &seen.record.known else { return Ok(None) };
+        let refused = self.name_of_a_group(name)? || self.uid_is_taken(person);
+        Ok((!refused).then_some(person))
     }
 
     /// Why `person` gets neither keys nor a yes for the account `name` with `uid`, whatever the policy says. An adopted
     /// account keeps its own uid and its own group.
-    fn obstacle(&self, name: &LinuxName, uid: Uid, standing: Standing, person: &Person) -> Option<Reason> {
-        match standing {
+    fn obstacle(
+        &self,
+        name: &LinuxName,
+        uid: Uid,
+        standing: Standing,
+        person: &Person,
+    ) -> Result<Option<Reason>, Trouble> {
+        Ok(match standing {
             Standing::Adopted => None,
             Standing::Local => Some(Reason::Local),
             Standing::Ours if person.uid != uid => Some(Reason::UidMismatch),
-            Standing::Ours if self.name_of_a_group(name) => Some(Reason::NameOfGroup),
-            Standing::Ours if self.has_elder(person) => Some(Reason::UidTaken),
+            Standing::Ours if self.name_of_a_group(name)? => Some(Reason::NameOfGroup),
+            Standing::Ours if self.uid_is_taken(person) => Some(Reason::UidTaken),
             Standing::Ours => None,
-        }
+        })
     }
 
-    fn has_elder(&self, person: &Person) -> bool {
-        let roster = self.directory.last_roster();
-        roster.is_some_and(|roster| roster.elder_with(person.uid, &person.user).is_some())
+    /// Whether the uid of `person` is an older user's, or the gid of a group of ours, which would then be the user's
+    /// primary group.
+    fn uid_is_taken(&self, person: &Person) -> bool {
+        let gid = person.uid.private_group();
+        [IAM_USERS, IAM_SUDO].map(ids::gid_of).contains(&gid) || self.directory.has_elder(person)
     }
 
     /// Whether an account called `name` would have a private group that is called like one that means something.
     /// sudo compares group names, so an IAM user called `sudo`, `wheel` or `admin` would be root by `%sudo` and the
     /// like.
-    fn name_of_a_group(&self, name: &LinuxName) -> bool {
+    fn name_of_a_group(&self, name: &LinuxName) -> Result<bool, Trouble> {
         let word = name.as_str();
+        let mapped = self.config().groups.values().any(|target| target.group == *name);
+        if mapped || [IAM_USERS, IAM_SUDO].contains(&word) || PRIVILEGED_GROUPS.contains(&word) {
+            return Ok(true);
+        }
         // A local account brings the local group of its name along; its group is its own.
-        let local_account = matches!(self.locals.uid_of(word), Ok(Some(_)));
-        let local_group = || !matches!(self.locals.gid_of(word), Ok(None));
-        let mapped = || self.config().groups.values().any(|target| target.group == *name);
-        let special = [IAM_USERS, IAM_SUDO].contains(&word) || PRIVILEGED_GROUPS.contains(&word);
-        special || mapped() || (!local_account && local_group())
+        Ok(self.locals.uid_of(word)?.is_none() && self.locals.gid_of(word)?.is_some())
     }
 
     fn verdict(&self, policy: Policy, person: &Person) -> Verdict {
@@ -323,12 +366,10 @@ impl<I: Iam> Answerer<I> {
     /// something else, and gets nothing of it.
     fn standing(&self, name: &LinuxName, uid: Uid) -> Result<Standing, Trouble> {
         let local = self.locals.uid_of(name.as_str())?;
-        let standing = standing(name.as_str(), uid, &self.config().accounts, &self.locals.group);
-        Ok(match (standing, local) {
-            (Standing::Ours, None) => Standing::Ours,
-            (standing, Some(local)) if local == uid => standing,
-            _ => Standing::Local,
-        })
+        if local.is_some_and(|local| local != uid) {
+            return Ok(Standing::Local);
+        }
+        Ok(standing(name.as_str(), uid, &self.config().accounts, &self.locals.files))
     }
 
     /// The gid of one of our own two groups: the local group's, where there is one.
@@ -336,29 +377,32 @@ impl<I: Iam> Answerer<I> {
         Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
     }
 
-    /// Our own groups and those that IAM groups map to, with the members that the roster knows.
-    async fn mapped_groups(&self) -> Vec<Group> {
+    /// Our own two groups, with the members that the roster knows. They are there without a roster too: sshd's rule
+    /// about keys goes by the name of the first.
+    async fn own_groups(&self) -> [Group; 2] {
         let roster = self.directory.roster().await.ok();
-        let mut groups = Vec::new();
-        for (name, members) in [
-            (IAM_USERS, roster.as_deref().map(everybody)),
-            (IAM_SUDO, roster.as_deref().map(|roster| self.sudoers(roster))),
-        ] {
-            if let Ok(linux) = LinuxName::new(name) {
-                groups.push(Group {
-                    name: linux,
-                    gid: ids::gid_of(name),
-                    members: members.unwrap_or_default(),
-                });
-            }
-        }
-        let mapped = self.config().groups.iter().filter_map(|(iam, target)| {
-            let roster = roster.as_deref()?;
+        let members = |members: fn(&Self, &Roster) -> Vec<LinuxName>| {
+            roster.as_deref().map(|roster| members(self, roster)).unwrap_or_default()
+        };
+        let group = |name: &LazyLock<LinuxName>, members| Group {
+            name: (**name).clone(),
+            gid: ids::gid_of(name.as_str()),
+            members,
+        };
+        [
+            group(&IAM_USERS_NAME, members(|_, roster| everybody(roster))),
+            group(&IAM_SUDO_NAME, members(Self::sudoers)),
+        ]
+    }
+
+    /// The groups that IAM groups map to.
+    async fn mapped_groups(&self) -> Result<Vec<Group>, Trouble> {
+        let roster = self.directory.roster().await?;
+        let groups = self.config().groups.iter().filter_map(|(iam, target)| {
             let (gid, members) = (roster.gid_of(iam)?, roster.members(iam).to_vec());
             Some(Group { name: target.group.clone(), gid, members })
         });
-        groups.extend(mapped);
-        groups
+        Ok(groups.collect())
     }
 
     fn sudoers(&self, roster: &Roster) -> Vec<LinuxName> {
@@ -443,8 +487,8 @@ mod tests {
                 "root:x:0:\nann:x:1001:\ndocker:x:998:\nwebteam:x:2000:\nsynced:x:2001:syn\n",
             )
             .unwrap();
-            let directory = Directory::new(iam, config(CONFIG), Log::to_stderr());
-            let answerer = Answerer::with_locals(Rc::clone(&directory), Locals::new(&passwd, &group));
+            let directory = Directory::new(iam, config(CONFIG), Log::silent());
+            let answerer = Answerer::with_locals(Rc::clone(&directory), Locals::new(Files { passwd, group }));
             Self { answerer, directory, _dir: dir }
         }
 
@@ -453,7 +497,7 @@ mod tests {
         }
 
         async fn ask(&self, request: Request) -> Answer {
-            self.answerer.answer(&request).await
+            self.answerer.answer(&request, Uid::ROOT).await
         }
 
         async fn decide(&self, name: &str, uid: Uid, policy: Policy) -> (bool, Reason) {
@@ -493,7 +537,7 @@ mod tests {
 
     const LOGIN: Policy = Policy::Login;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn iam_users_have_accounts_and_who_may_not_log_in_has_no_shell() {
         let host = Host::new();
         let alice = host.user("alice").await.unwrap();
@@ -504,7 +548,7 @@ mod tests {
         assert_eq!(host.ask(Request::UserByUid { uid: uid(1) }).await, Answer::User(alice));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn an_iam_user_named_like_a_local_account_gets_nothing() {
         let host = Host::new();
         for (name, local, number) in [("root", 0, 4), ("ec2-user", 1000, 5), ("daemon", 1, 8)] {
@@ -519,7 +563,7 @@ mod tests {
         assert_eq!(host.iam().calls.borrow().len(), 0, "a local account costs no call");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn an_iam_user_named_like_a_group_gets_nothing() {
         let host = Host::new();
         // sudo looks at the names of groups: a private group called sudo, wheel, admin or iam-sudo would be root.
@@ -538,7 +582,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn adopted_accounts_keep_their_uids_and_get_keys_and_decisions() {
         let host = Host::new();
         for (name, local) in [("ann", 1001), ("syn", 1002)] {
@@ -553,7 +597,7 @@ mod tests {
         assert_eq!(host.decide("ann", Uid(1001), LOGIN).await, (false, Reason::NotInGroup));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn an_account_left_by_a_deleted_user_serves_nobody_who_took_the_name() {
         let host = Host::new();
         assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
@@ -564,7 +608,7 @@ mod tests {
         assert_eq!(host.decide("alice", uid(9), LOGIN).await, (true, Reason::InGroup));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn of_two_users_with_one_uid_the_later_is_refused() {
         let host = Host::new();
         let (one, other) = ids_that_meet();
@@ -581,7 +625,7 @@ mod tests {
         assert_eq!(host.user("late").await, None);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn only_the_key_that_is_asked_for_is_served() {
         let host = Host::new();
         assert_eq!(host.keys("alice", uid(1), None).await, 1);
@@ -590,7 +634,7 @@ mod tests {
         assert_eq!(host.keys("alice", uid(2), None).await, 0, "another's uid");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn groups_follow_iam_and_the_table() {
         let host = Host::new();
         let (users, sudo) = (ids::gid_of(IAM_USERS), ids::gid_of(IAM_SUDO));
@@ -600,6 +644,11 @@ mod tests {
         assert_eq!(host.gids("carol").await, all);
         assert_eq!(host.gids("alice").await, [users]);
         assert_eq!(host.gids("bob").await, [users], "who may not log in is still under the rule for keys");
+        host.iam().change("carol", |carol| carol.groups.retain(|group| group != "users"));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(host.gids("carol").await, [users], "who may no longer log in has no group of use to cron");
+        host.iam().change("carol", |carol| carol.groups.push("users".into()));
+        tokio::time::advance(Duration::from_secs(10)).await;
         let group = |name: &str, gid, members: &[&str]| {
             Answer::Group(Group {
                 name: linux(name),
@@ -619,7 +668,7 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn sudo_is_for_its_groups_and_its_offline_limit_is_shorter() {
         let host = Host::new();
         assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (true, Reason::InGroup));
@@ -633,21 +682,52 @@ mod tests {
         assert_eq!(host.decide("carol", uid(3), LOGIN).await, (true, Reason::InGroup));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn nobody_but_root_makes_this_host_call_iam_in_a_loop() {
+        let host = Host::new();
+        let ask = async |peer| {
+            let request = Request::UserByName { name: linux("alice") };
+            assert!(matches!(host.answerer.answer(&request, peer).await, Answer::User(_)));
+            host.iam().take_calls().len()
+        };
+        assert_eq!(ask(Uid(65_534)).await, 4);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(ask(Uid(65_534)).await, 0);
+        assert_eq!(ask(Uid::ROOT).await, 3);
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn no_question_takes_longer_than_its_client_waits() {
+        let host = Host::new();
+        host.iam().hang();
+        for request in [
+            Request::GroupByName { name: linux("dev") },
+            Request::GroupByGid { gid: Gid(uid(1).0) },
+            Request::UserByName { name: linux("alice") },
+            Request::Roster,
+        ] {
+            let began = tokio::time::Instant::now();
+            assert!(matches!(host.ask(request.clone()).await, Answer::Error { .. }), "{request:?}");
+            assert!(began.elapsed() < pam_iam_core::wire::CLIENT_DEADLINE, "{request:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn without_the_list_of_local_accounts_nobody_is_anybody() {
         let host = Host::new();
-        let missing = Locals::new(Path::new("/nonexistent/passwd"), Path::new("/nonexistent/group"));
+        let missing =
+            Locals::new(Files { passwd: "/nonexistent/passwd".into(), group: "/nonexistent/group".into() });
         let blind = Answerer::with_locals(Rc::clone(&host.directory), missing);
         for request in [
             Request::UserByName { name: linux("alice") },
             Request::Keys { name: linux("alice"), uid: uid(1), fingerprint: None },
             Request::Decide { name: linux("alice"), uid: uid(1), policy: LOGIN },
         ] {
-            assert!(matches!(blind.answer(&request).await, Answer::Error { .. }), "{request:?}");
+            assert!(matches!(blind.answer(&request, Uid::ROOT).await, Answer::Error { .. }), "{request:?}");
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn the_roster_lists_who_may_have_an_account() {
         let host = Host::new();
         let Answer::Roster(roster) = host.ask(Request::Roster).await else { panic!() };

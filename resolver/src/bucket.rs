@@ -20,16 +20,17 @@ impl Bucket {
         Self { capacity, level: capacity, filled: Instant::now() }
     }
 
-    /// Takes a token, if there is one.
-    pub fn take(&mut self) -> bool {
+    /// Takes so many tokens, if they are there.
+    pub fn take(&mut self, tokens: usize) -> bool {
         let now = Instant::now();
         let minutes = now.duration_since(self.filled).as_secs_f64() / Duration::from_secs(60).as_secs_f64();
         self.level = (self.level + minutes * self.capacity).min(self.capacity);
         self.filled = now;
-        if self.level < 1.0 {
+        let wanted = f64::from(u32::try_from(tokens).unwrap_or(u32::MAX));
+        if self.level < wanted {
             return false;
         }
-        self.level -= 1.0;
+        self.level -= wanted;
         true
     }
 }
@@ -38,20 +39,20 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_bucket_gives_its_burst_and_then_its_rate() {
         let mut bucket = Bucket::new(30);
-        assert_eq!((0..1000).filter(|_| bucket.take()).count(), 30);
+        assert_eq!((0..1000).filter(|_| bucket.take(1)).count(), 30);
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert_eq!((0..1000).filter(|_| bucket.take()).count(), 5);
+        assert_eq!((0..1000).filter(|_| bucket.take(1)).count(), 5);
         tokio::time::advance(Duration::from_secs(3600)).await;
-        assert_eq!((0..1000).filter(|_| bucket.take()).count(), 30);
+        assert_eq!((0..1000).filter(|_| bucket.take(1)).count(), 30);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_bucket_of_nothing_never_gives() {
         let mut bucket = Bucket::new(0);
         tokio::time::advance(Duration::from_secs(3600)).await;
-        assert!(!bucket.take());
+        assert!(!bucket.take(1));
     }
 }

@@ -17,6 +17,7 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::wire::Source;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
 use crate::bucket::Bucket;
@@ -25,14 +26,22 @@ use crate::ids;
 use crate::roster::Roster;
 use crate::sshkey;
 
-/// After IAM could not be reached, how long nobody waits for it again.
+/// After IAM could not be reached for a user, how long nobody waits for that again. By user, since a failure for one
+/// must not serve an old answer for another.
 const BACK_OFF: Duration = Duration::from_secs(2);
+
+/// After the roster could not be read, how long nobody tries again, but who keeps it.
+const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);
+
+/// How long one reading of the roster may take: 5,000 users are 5 pages one after the other. Who waits for it does so
+/// for `aws.total_timeout` at the most.
+const ROSTER_LIMIT: Duration = Duration::from_secs(60);
 
 /// How old the roster has to be to be read again out of turn, when a name that is not on it comes and the bucket of
 /// look-ups is empty.
 const ROSTER_URGENT: Duration = Duration::from_secs(30);
 
-/// How many names that IAM does not have are remembered.
+/// How many names are remembered before those that stand for nobody are forgotten.
 const ABSENT_MAX: usize = 10_000;
 
 /// What IAM says about the owner of a Linux name.
@@ -49,7 +58,7 @@ pub enum Known {
 }
 
 /// An IAM user with all that a login needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Person {
     /// The user.
     pub user: IamUser,
@@ -98,9 +107,19 @@ struct State {
     fetches: HashMap<LinuxName, Fetch<Record>>,
     roster: Option<Rc<Roster>>,
     roster_fetch: Option<Fetch<Roster>>,
+    roster_failed: Option<(Instant, IamError)>,
     bucket: Bucket,
-    /// Until when IAM is taken for unreachable, and why.
-    back_off: Option<(Instant, IamError)>,
+    /// Until when IAM is taken for unreachable as to a user, and why.
+    back_off: HashMap<LinuxName, (Instant, IamError)>,
+}
+
+/// How old an answer may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Age {
+    /// Up to this age it is taken without asking.
+    pub fresh: Duration,
+    /// Up to this age it is taken while IAM cannot be reached.
+    pub offline: Duration,
 }
 
 impl<I: Iam> Directory<I> {
@@ -112,8 +131,9 @@ impl<I: Iam> Directory<I> {
             fetches: HashMap::new(),
             roster: None,
             roster_fetch: None,
+            roster_failed: None,
             bucket: Bucket::new(config.freshness.unknown_per_minute),
-            back_off: None,
+            back_off: HashMap::new(),
         };
         Rc::new(Self {
             iam,
@@ -124,27 +144,27 @@ impl<I: Iam> Directory<I> {
         })
     }
 
-    /// Who `name` is, by an answer that is not older than `freshness.max_age`, or not older than `offline` while IAM
-    /// cannot be reached.
+    /// Who `name` is.
     ///
     /// # Errors
-    /// [`IamError::Unreachable`] when there is no such answer.
-    pub async fn find(self: &Rc<Self>, name: &LinuxName, offline: Duration) -> Result<Seen, IamError> {
-        let known = self.state.borrow().records.get(name).cloned();
-        let age = known.as_ref().map(|record| record.at.elapsed());
-        if let Some(record) = known.clone().filter(|_| age < Some(self.config.freshness.max_age.0)) {
+    /// [`IamError::Unreachable`] when there is no answer that is young enough.
+    pub async fn find(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Seen, IamError> {
+        let known = self.record(name);
+        if let Some(record) = known.clone().filter(|record| record.at.elapsed() < age.fresh) {
             return Ok(Seen { record, source: Source::Cache });
         }
-        let remembered = known.as_ref().is_some_and(|record| !matches!(record.known, Known::Absent));
+        let somebody =
+            known.is_some_and(|record| matches!(record.known, Known::One(_) | Known::Ambiguous(_)));
         let under_way = self.state.borrow().fetches.contains_key(name);
-        if !remembered && !under_way && !self.worth_a_call(name).await {
+        if !somebody && !under_way && !self.worth_a_call(name).await? {
             let record = Rc::new(Record { known: Known::Absent, at: Instant::now() });
             return Ok(Seen { record, source: Source::Cache });
         }
         match self.fetch(name).await {
             Ok(record) => Ok(Seen { record, source: Source::Iam }),
             Err(error) => {
-                let usable = known.filter(|record| record.at.elapsed() < offline);
+                // Looked up anew: half an answer may have taken something away from it.
+                let usable = self.record(name).filter(|record| record.at.elapsed() < age.offline);
                 usable.map(|record| Seen { record, source: Source::Offline }).ok_or(error)
             }
         }
@@ -158,7 +178,7 @@ impl<I: Iam> Directory<I> {
     pub async fn find_uid(
         self: &Rc<Self>,
         uid: Uid,
-        offline: Duration,
+        age: Age,
     ) -> Result<Option<(LinuxName, Seen)>, IamError> {
         let name = self.state.borrow().names.get(&uid).cloned();
         let name = match name {
@@ -168,13 +188,13 @@ impl<I: Iam> Directory<I> {
                 None => return Ok(None),
             },
         };
-        let known = self.state.borrow().records.get(&name).cloned();
-        let recent = known.filter(|record| record.at.elapsed() < self.config.freshness.roster.0);
-        let seen = match recent {
-            Some(record) => Seen { record, source: Source::Cache },
-            None => self.find(&name, offline).await?,
-        };
+        let age = Age { fresh: age.fresh.max(self.config.freshness.roster.0), ..age };
+        let seen = self.find(&name, age).await?;
         Ok(Some((name, seen)))
+    }
+
+    fn record(&self, name: &LinuxName) -> Option<Rc<Record>> {
+        self.state.borrow().records.get(name).cloned()
     }
 
     /// The roster, read now if there is none yet.
@@ -182,11 +202,32 @@ impl<I: Iam> Directory<I> {
     /// # Errors
     /// Why it could not be read.
     pub async fn roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
-        let known = self.state.borrow().roster.clone();
-        match known {
+        match self.last_roster() {
             Some(roster) => Ok(roster),
-            None => self.read_roster().await,
+            None => self.roster_now().await,
         }
+    }
+
+    /// The roster, read now, unless it could not be read a moment ago.
+    async fn roster_now(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
+        if let Some((at, error)) = &self.state.borrow().roster_failed
+            && at.elapsed() < ROSTER_BACK_OFF
+        {
+            return Err(error.clone());
+        }
+        self.limited(self.read_roster()).await
+    }
+
+    /// Whether another user who came first has the uid of `person`, by the roster and by who was seen.
+    pub fn has_elder(&self, person: &Person) -> bool {
+        let elder = |other: &IamUser| {
+            other.id != person.user.id && (other.created, &other.id) < (person.user.created, &person.user.id)
+        };
+        let state = self.state.borrow();
+        let seen = state.names.get(&person.uid).and_then(|name| state.records.get(name));
+        let seen =
+            seen.is_some_and(|record| matches!(&record.known, Known::One(other) if elder(&other.user)));
+        seen || state.roster.as_ref().is_some_and(|roster| roster.holder_of(person.uid).is_some_and(elder))
     }
 
     /// The roster as it was last read, if ever.
@@ -215,15 +256,16 @@ impl<I: Iam> Directory<I> {
     /// # Errors
     /// Why it could not be read. An earlier one stays.
     pub async fn read_roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
-        let running = self.state.borrow().roster_fetch.clone();
+        // One that is over and still here has panicked.
+        let running = self.state.borrow().roster_fetch.clone().filter(|fetch| fetch.peek().is_none());
         let fetch = running.unwrap_or_else(|| {
             let this = Rc::clone(self);
-            let fetch = async move {
-                let result = this.limited(Roster::read(&this.iam, &this.config)).await.map(Rc::new);
+            let fetch = shared(async move {
+                let reading = bounded(ROSTER_LIMIT, Roster::read(&this.iam, &this.config));
+                let result = reading.await.map(Rc::new);
                 this.roster_read(&result);
                 result
-            };
-            let fetch = fetch.boxed_local().shared();
+            });
             self.state.borrow_mut().roster_fetch = Some(fetch.clone());
             fetch
         });
@@ -232,7 +274,12 @@ impl<I: Iam> Directory<I> {
 
     fn roster_read(&self, result: &Result<Rc<Roster>, IamError>) {
         let before = self.last_roster();
-        self.state.borrow_mut().roster_fetch = None;
+        let failed = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        {
+            let mut state = self.state.borrow_mut();
+            state.roster_fetch = None;
+            state.roster_failed = failed;
+        }
         match result {
             Ok(roster) => {
                 let told = before.as_ref().map(|roster| (&roster.refused, &roster.missing));
@@ -253,43 +300,51 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Whether an unknown name may cost calls: it is on the roster, or the bucket has a token, or a roster that is
-    /// read for the occasion has it. So neither guessers of names cost much nor are new users kept out.
-    async fn worth_a_call(self: &Rc<Self>, name: &LinuxName) -> bool {
+    /// Whether an unknown name may cost calls: it is on the roster, or the bucket has a token for each user who could
+    /// stand behind it, or a roster that is read for the occasion has it. So neither guessers of names cost much nor
+    /// are new users kept out.
+    ///
+    /// # Errors
+    /// The bucket is empty and nobody can tell.
+    async fn worth_a_call(self: &Rc<Self>, name: &LinuxName) -> Result<bool, IamError> {
         let roster = self.last_roster();
-        if roster.as_ref().is_some_and(|roster| roster.has(name)) || self.state.borrow_mut().bucket.take() {
-            return true;
+        if roster.as_ref().is_some_and(|roster| roster.has(name)) {
+            return Ok(true);
         }
-        let old = roster.is_none_or(|roster| roster.at.elapsed() > ROSTER_URGENT);
-        old && self.read_roster().await.is_ok_and(|roster| roster.has(name))
+        let candidates = name::candidates(name, &self.config.accounts.drop_suffix).len();
+        if self.state.borrow_mut().bucket.take(candidates) {
+            return Ok(true);
+        }
+        match roster {
+            Some(roster) if roster.at.elapsed() <= ROSTER_URGENT => Ok(false),
+            _ => Ok(self.roster_now().await?.has(name)),
+        }
     }
 
     async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
-        let running = self.state.borrow().fetches.get(name).cloned();
+        // One that is over and still here has panicked.
+        let running = self.state.borrow().fetches.get(name).cloned().filter(|fetch| fetch.peek().is_none());
         if let Some(fetch) = running {
             return fetch.await;
         }
-        if let Some((until, error)) = &self.state.borrow().back_off
+        if let Some((until, error)) = self.state.borrow().back_off.get(name)
             && Instant::now() < *until
         {
             return Err(error.clone());
         }
         let (this, asked) = (Rc::clone(self), name.clone());
-        let fetch = async move {
+        let fetch = shared(async move {
             let result = this.limited(this.ask(&asked)).await.map(Rc::new);
             this.fetched(&asked, &result);
             result
-        };
-        let fetch = fetch.boxed_local().shared();
+        });
         self.state.borrow_mut().fetches.insert(name.clone(), fetch.clone());
         fetch.await
     }
 
     /// Bounds whatever is asked of IAM by `aws.total_timeout`.
     async fn limited<T>(&self, work: impl Future<Output = Result<T, IamError>>) -> Result<T, IamError> {
-        let limit = self.config.aws.total_timeout.0;
-        let late = |_| Err(IamError::Unreachable(format!("no answer within {} ms", limit.as_millis())));
-        timeout(limit, work).await.unwrap_or_else(late)
+        bounded(self.config.aws.total_timeout.0, work).await
     }
 
     fn fetched(&self, name: &LinuxName, result: &Result<Rc<Record>, IamError>) {
@@ -298,22 +353,25 @@ impl<I: Iam> Directory<I> {
         let record = match result {
             Ok(record) => record,
             Err(error) => {
-                state.back_off = Some((Instant::now() + BACK_OFF, error.clone()));
+                let now = Instant::now();
+                state.back_off.retain(|_, (until, _)| now < *until);
+                state.back_off.insert(name.clone(), (now + BACK_OFF, error.clone()));
                 drop(state);
                 self.warn(format!("user {name}: {error}"));
                 return;
             }
         };
-        state.back_off = None;
-        match &record.known {
-            Known::One(person) => {
-                state.names.insert(person.uid, name.clone());
-            }
-            Known::Absent => state.forget_some_absent(),
-            Known::Ambiguous(_) | Known::Denied => {}
+        state.back_off.remove(name);
+        if let Known::Absent | Known::Denied = record.known {
+            state.forget_some_absent();
         }
         let before = state.records.insert(name.clone(), Rc::clone(record));
         drop(state);
+        if let Known::One(person) = &record.known
+            && !self.has_elder(person)
+        {
+            self.state.borrow_mut().names.insert(person.uid, name.clone());
+        }
         self.tell_news(name, before.as_deref(), record);
     }
 
@@ -337,14 +395,19 @@ impl<I: Iam> Directory<I> {
         let at = Instant::now();
         let candidates = name::candidates(name, &self.config.accounts.drop_suffix);
         let answers = join_all(candidates.iter().map(|candidate| self.look_up(name, candidate))).await;
-        let (mut found, mut denied) = (Vec::new(), false);
-        for answer in answers {
+        let (mut found, mut denied, mut unreachable) = (Vec::new(), false, None);
+        for (candidate, answer) in candidates.iter().zip(answers) {
             match answer {
                 Ok(person) => found.push(person),
-                Err(IamError::NoSuchEntity) => {}
-                Err(IamError::Denied(_)) => denied = true,
-                Err(error) => return Err(error),
+                Err(IamError::Unreachable(why)) => unreachable = Some(IamError::Unreachable(why)),
+                Err(error) => {
+                    denied |= matches!(error, IamError::Denied(_));
+                    self.forget(name, candidate);
+                }
             }
+        }
+        if let Some(error) = unreachable {
+            return Err(error);
         }
         let known = match (found.len(), found.pop()) {
             (1, Some(person)) => Known::One(person),
@@ -365,16 +428,54 @@ impl<I: Iam> Directory<I> {
             self.iam.active_keys_of(candidate),
         );
         let (user, groups, key_ids) = calls.await;
+        // An explicit no from any of the three wins over the silence of another.
+        let noes = [user.as_ref().err(), groups.as_ref().err(), key_ids.as_ref().err()];
+        let no = noes.into_iter().flatten().find(|error| !matches!(error, IamError::Unreachable(_)));
+        if let Some(no) = no {
+            return Err(no.clone());
+        }
+        self.take_away(name, candidate, groups.as_deref().ok(), key_ids.as_deref().ok());
         let (user, groups, key_ids) = (user?, groups?, key_ids?);
         if user.name != *candidate {
             // IAM's names are unique without regard to case, Linux names are not: `Bob` is not `bob`.
             return Err(IamError::NoSuchEntity);
         }
-        let known = self.state.borrow().records.get(name).cloned();
+        let known = self.record(name);
         let keys = key_ids.iter().map(|id| self.key(&user, id, known.as_deref()));
         let keys = join_all(keys).await.into_iter().collect::<Result<Vec<_>, _>>()?;
         let keys = keys.into_iter().flatten().collect();
         Ok(Person { uid: ids::uid_of(user.id.as_str()), user, groups, keys })
+    }
+
+    /// Forgets what is remembered of `user` under `name`: IAM has just said that there is no such user any more.
+    fn forget(&self, name: &LinuxName, user: &IamName) {
+        let known = self.record(name);
+        if known
+            .is_some_and(|record| matches!(&record.known, Known::One(person) if person.user.name == *user))
+        {
+            self.state.borrow_mut().records.remove(name);
+        }
+    }
+
+    /// Takes what IAM no longer lists away from what is remembered of `user`, so that the remembered serves while the
+    /// rest of the answer is missing and still overrides nothing that IAM has said. Its age stays.
+    fn take_away(
+        &self,
+        name: &LinuxName,
+        user: &IamName,
+        groups: Option<&[IamGroup]>,
+        key_ids: Option<&[String]>,
+    ) {
+        let Some(record) = self.record(name) else { return };
+        let Known::One(person) = &record.known else { return };
+        if person.user.name != *user {
+            return;
+        }
+        let mut person = person.clone();
+        person.groups.retain(|known| groups.is_none_or(|groups| groups.contains(known)));
+        person.keys.retain(|(known, _)| key_ids.is_none_or(|ids| ids.contains(known)));
+        let record = Record { known: Known::One(person), at: record.at };
+        self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
     }
 
     /// A key by its id, under which its body never changes: what is known is not asked again.
@@ -409,11 +510,25 @@ impl<I: Iam> Directory<I> {
     }
 }
 
+/// A future that runs on its own, whoever still waits for it, and that many can wait for.
+fn shared<T: 'static>(work: impl Future<Output = Result<Rc<T>, IamError>> + 'static) -> Fetch<T> {
+    let task = spawn_local(work);
+    let outcome = async move {
+        task.await.unwrap_or_else(|error| Err(IamError::Unreachable(format!("the look-up failed: {error}"))))
+    };
+    outcome.boxed_local().shared()
+}
+
+async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T, IamError>>) -> Result<T, IamError> {
+    let late = |_| Err(IamError::Unreachable(format!("no answer within {} ms", limit.as_millis())));
+    timeout(limit, work).await.unwrap_or_else(late)
+}
+
 impl State {
     /// Keeps guessers of names from filling the memory.
     fn forget_some_absent(&mut self) {
         if self.records.len() >= ABSENT_MAX {
-            self.records.retain(|_, record| !matches!(record.known, Known::Absent));
+            self.records.retain(|_, record| !matches!(record.known, Known::Absent | Known::Denied));
         }
     }
 }
@@ -426,11 +541,15 @@ mod tests {
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
     fn directory(text: &str) -> Rc<Directory<FakeIam>> {
-        Directory::new(FakeIam::default(), config(text), Log::to_stderr())
+        Directory::new(FakeIam::default(), config(text), Log::silent())
     }
 
     async fn find(directory: &Rc<Directory<FakeIam>>, name: &str) -> Result<Seen, IamError> {
-        directory.find(&linux(name), DAY).await
+        directory.find(&linux(name), age(directory)).await
+    }
+
+    fn age(directory: &Directory<FakeIam>) -> Age {
+        Age { fresh: directory.config.freshness.max_age.0, offline: DAY }
     }
 
     fn groups(seen: &Seen) -> Vec<String> {
@@ -442,7 +561,7 @@ mod tests {
 
     const USERS: &str = "[access]\nallow = ['users']";
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_login_costs_what_is_promised() {
         let directory = directory(USERS);
         directory.iam.add("alice", &["users"]);
@@ -466,7 +585,7 @@ mod tests {
         assert_eq!(directory.iam.take_calls(), again.map(|action| format!("{action} alice")));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn all_who_ask_for_one_user_share_one_fetch() {
         let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
         directory.iam.add("alice", &["users"]);
@@ -481,7 +600,7 @@ mod tests {
         assert_eq!(began.elapsed(), FakeIam::CALL);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn what_iam_withdraws_is_gone_when_the_answer_is_too_old() {
         let directory = directory(USERS);
         directory.iam.add("alice", &["users"]);
@@ -498,7 +617,7 @@ mod tests {
         assert!(matches!(find(&directory, "alice").await.unwrap().record.known, Known::Absent));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn while_iam_is_unreachable_the_last_answer_serves_until_it_is_too_old() {
         let directory = directory(USERS);
         directory.iam.add("alice", &["users"]);
@@ -514,7 +633,7 @@ mod tests {
         assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Iam);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_name_that_two_users_claim_is_nobodys() {
         let directory = directory(USERS);
         directory.iam.add("a@b", &["users"]);
@@ -524,7 +643,7 @@ mod tests {
         assert!(matches!(find(&directory, "a.at.b").await.unwrap().record.known, Known::Ambiguous(_)));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_name_of_another_case_is_another_name() {
         let directory = directory(USERS);
         directory.iam.add("Bob", &["users"]);
@@ -532,7 +651,7 @@ mod tests {
         assert!(matches!(find(&directory, "Bob").await.unwrap().record.known, Known::One(_)));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn denied_means_no_and_not_unreachable() {
         let directory = directory(USERS);
         directory.iam.add("alice", &["users"]);
@@ -542,7 +661,7 @@ mod tests {
         assert!(matches!(find(&directory, "alice").await.unwrap().record.known, Known::Denied));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn guessed_names_cost_what_the_bucket_holds_and_a_new_user_still_gets_in() {
         let directory = directory(USERS);
         directory.iam.add("alice", &["users"]);
@@ -565,20 +684,121 @@ mod tests {
         assert!(matches!(find(&directory, "alice").await.unwrap().record.known, Known::One(_)));
     }
 
-    #[tokio::test(start_paused = true)]
+    fn unreachable() -> Option<IamError> {
+        Some(IamError::Unreachable("throttled".into()))
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn a_failure_for_one_user_serves_no_old_answer_for_another() {
+        let directory = directory(USERS);
+        directory.iam.add("alice", &["users"]);
+        find(&directory, "alice").await.unwrap();
+        directory.iam.change("alice", |alice| alice.groups.clear());
+        tokio::time::advance(Duration::from_secs(11)).await;
+        directory.iam.fail(unreachable());
+        assert!(find(&directory, "zzz").await.is_err());
+        directory.iam.fail(None);
+        let seen = find(&directory, "alice").await.unwrap();
+        assert_eq!((seen.source, groups(&seen).len()), (Source::Iam, 0));
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn what_iam_has_said_is_not_overridden_because_the_rest_is_missing() {
+        for missing in ["ListSSHPublicKeys", "GetUser"] {
+            let directory = directory(USERS);
+            directory.iam.add("alice", &["users"]);
+            find(&directory, "alice").await.unwrap();
+            directory.iam.change("alice", |alice| alice.groups.clear());
+            directory.iam.fail(unreachable());
+            directory.iam.fail_only(missing);
+            tokio::time::advance(Duration::from_secs(11)).await;
+            let seen = find(&directory, "alice").await.unwrap();
+            assert_eq!((seen.source, groups(&seen).len()), (Source::Offline, 0), "without {missing}");
+        }
+        let directory = directory(USERS);
+        directory.iam.add("alice", &["users"]);
+        find(&directory, "alice").await.unwrap();
+        directory.iam.people.borrow_mut().clear();
+        directory.iam.fail(unreachable());
+        directory.iam.fail_only("GetUser");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert!(matches!(find(&directory, "alice").await.unwrap().record.known, Known::Absent));
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn a_candidate_that_is_gone_is_forgotten_while_another_cannot_be_asked() {
+        let directory = directory("[access]\nallow = ['users']\n[accounts]\ndrop_suffix = ['@example.com']");
+        directory.iam.add("alice@example.com", &["users"]);
+        assert_eq!(groups(&find(&directory, "alice").await.unwrap()), ["users"]);
+        directory.iam.people.borrow_mut().clear();
+        directory.iam.mute("alice");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert!(find(&directory, "alice").await.is_err(), "no old answer about the one who is gone");
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn a_name_that_reads_in_many_ways_costs_as_many_tokens() {
+        let directory = directory(USERS);
+        directory.iam.add("alice", &["users"]);
+        directory.read_roster().await.unwrap();
+        directory.iam.take_calls();
+        for guess in 0..100 {
+            find(&directory, &format!("g{guess}.at.b.at.c.at.d")).await.unwrap();
+        }
+        let lookups = directory.iam.take_calls().iter().filter(|call| call.starts_with("GetUser")).count();
+        assert!((24..=40).contains(&lookups), "{lookups}");
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn a_roster_that_cannot_be_read_is_not_asked_for_again_and_again() {
+        let directory = directory(USERS);
+        directory.iam.fail(unreachable());
+        for number in 0..100 {
+            assert!(directory.find_uid(Uid(1_900_000_000 + number), age(&directory)).await.is_err());
+        }
+        assert_eq!(directory.iam.take_calls(), ["GetGroup users"]);
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn with_an_empty_bucket_and_no_roster_nobody_can_tell() {
+        let directory = directory("[access]\nallow = ['users']\n[freshness]\nunknown_per_minute = 0");
+        directory.iam.add("alice", &["users"]);
+        directory.iam.fail(unreachable());
+        assert!(find(&directory, "alice").await.is_err(), "which is not the same as: there is no alice");
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn denied_names_cost_tokens_too() {
+        let directory = directory(USERS);
+        directory.read_roster().await.ok();
+        directory.iam.take_calls();
+        for round in 0..3 {
+            for guess in 0..100 {
+                let name = format!("guess{guess}");
+                directory.iam.denied.borrow_mut().push(name.clone());
+                let _ = find(&directory, &name).await;
+            }
+            let lookups =
+                directory.iam.take_calls().iter().filter(|call| call.starts_with("GetUser")).count();
+            assert!(lookups <= 40, "{lookups} in round {round}");
+            tokio::time::advance(Duration::from_secs(11)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_uid_is_found_by_the_roster_and_by_who_was_seen() {
         let directory = directory(USERS);
         directory.iam.add("alice", &["users"]);
         directory.iam.add("bob", &[]);
         let uid = |number| ids::uid_of(&crate::fake::id(number));
         let name = |found: Option<(LinuxName, Seen)>| found.map(|(name, _)| name);
-        assert_eq!(name(directory.find_uid(uid(1), DAY).await.unwrap()), Some(linux("alice")));
-        assert_eq!(name(directory.find_uid(uid(2), DAY).await.unwrap()), None);
+        assert_eq!(name(directory.find_uid(uid(1), age(&directory)).await.unwrap()), Some(linux("alice")));
+        assert_eq!(name(directory.find_uid(uid(2), age(&directory)).await.unwrap()), None);
         find(&directory, "bob").await.unwrap();
-        assert_eq!(name(directory.find_uid(uid(2), DAY).await.unwrap()), Some(linux("bob")));
+        assert_eq!(name(directory.find_uid(uid(2), age(&directory)).await.unwrap()), Some(linux("bob")));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn nothing_takes_longer_than_the_total_timeout() {
         let directory = directory("[access]\nallow = ['users']\n[aws]\ntotal_timeout = '10ms'");
         directory.iam.add("alice", &["users"]);

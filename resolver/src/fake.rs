@@ -31,6 +31,9 @@ pub struct FakeIam {
     pub failure: RefCell<Option<IamError>>,
     pub denied: RefCell<Vec<String>>,
     made: Cell<u32>,
+    hanging: Cell<bool>,
+    muted: RefCell<Vec<String>>,
+    only: RefCell<String>,
 }
 
 impl FakeIam {
@@ -49,6 +52,21 @@ impl FakeIam {
 
     pub fn fail(&self, failure: Option<IamError>) {
         *self.failure.borrow_mut() = failure;
+    }
+
+    /// No call is answered any more.
+    pub fn hang(&self) {
+        self.hanging.set(true);
+    }
+
+    /// Only calls of `action` fail, with what [`Self::fail`] says.
+    pub fn fail_only(&self, action: &str) {
+        *self.only.borrow_mut() = action.to_owned();
+    }
+
+    /// Calls about `name` bring no answer.
+    pub fn mute(&self, name: &str) {
+        self.muted.borrow_mut().push(name.to_owned());
     }
 
     pub fn change(&self, name: &str, change: impl FnOnce(&mut Person)) {
@@ -70,8 +88,15 @@ impl FakeIam {
     ) -> Result<T, IamError> {
         self.calls.borrow_mut().push(format!("{action} {name}"));
         tokio::time::sleep(Self::CALL).await;
-        if let Some(failure) = &*self.failure.borrow() {
+        if self.hanging.get() {
+            std::future::pending::<()>().await;
+        }
+        let hit = self.only.borrow().is_empty() || *self.only.borrow() == action;
+        if let Some(failure) = self.failure.borrow().as_ref().filter(|_| hit) {
             return Err(failure.clone());
+        }
+        if self.muted.borrow().iter().any(|muted| muted == name) {
+            return Err(IamError::Unreachable("muted".into()));
         }
         if self.denied.borrow().iter().any(|denied| denied == name) {
             return Err(IamError::Denied("not you".into()));

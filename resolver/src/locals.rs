@@ -4,19 +4,18 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local;
+use pam_iam_core::standing::Files;
 
 /// /etc/passwd and /etc/group.
 #[derive(Debug)]
 pub struct Locals {
-    /// Where passwd(5) is.
-    pub passwd: PathBuf,
-    /// Where group(5) is.
-    pub group: PathBuf,
+    /// Where they are.
+    pub files: Files,
     users: RefCell<Cached<Uid>>,
     groups: RefCell<Cached<Gid>>,
 }
@@ -34,9 +33,8 @@ type Cached<T> = Option<(Version, Names<T>)>;
 
 impl Locals {
     /// The files at these places.
-    pub fn new(passwd: &Path, group: &Path) -> Self {
-        let (users, groups) = (RefCell::default(), RefCell::default());
-        Self { passwd: passwd.to_owned(), group: group.to_owned(), users, groups }
+    pub fn new(files: Files) -> Self {
+        Self { files, users: RefCell::default(), groups: RefCell::default() }
     }
 
     /// The uid of the local account `name`.
@@ -44,8 +42,8 @@ impl Locals {
     /// # Errors
     /// Those of reading the file: nobody is taken for "not local" because of one.
     pub fn uid_of(&self, name: &str) -> io::Result<Option<Uid>> {
-        let read = || Ok(local::accounts(&self.passwd)?.into_iter().map(|a| (a.name, a.uid)).collect());
-        Ok(current(&self.users, &self.passwd, read)?.get(name).copied())
+        let read = || Ok(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid)).collect());
+        Ok(current(&self.users, &self.files.passwd, read)?.get(name).copied())
     }
 
     /// The gid of the local group `name`.
@@ -53,8 +51,8 @@ impl Locals {
     /// # Errors
     /// Those of reading the file.
     pub fn gid_of(&self, name: &str) -> io::Result<Option<Gid>> {
-        let read = || Ok(local::groups(&self.group)?.into_iter().map(|g| (g.name, g.gid)).collect());
-        Ok(current(&self.groups, &self.group, read)?.get(name).copied())
+        let read = || Ok(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid)).collect());
+        Ok(current(&self.groups, &self.files.group, read)?.get(name).copied())
     }
 }
 
@@ -89,7 +87,7 @@ mod tests {
         let (passwd, group) = (dir.path().join("passwd"), dir.path().join("group"));
         std::fs::write(&passwd, "ann:x:1000:1000::/:/bin/sh\n").unwrap();
         std::fs::write(&group, "").unwrap();
-        let locals = Locals::new(&passwd, &group);
+        let locals = Locals::new(Files { passwd: passwd.clone(), group });
         assert_eq!(locals.uid_of("ann").unwrap(), Some(Uid(1000)));
         assert_eq!(locals.uid_of("bob").unwrap(), None);
         std::fs::write(&passwd, "ann:x:1000:1000::/:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n").unwrap();

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use pam_iam_core::frame::{self, HEADER, REQUEST_MAX};
+use pam_iam_core::id::Uid;
 use pam_iam_core::log::Log;
 use pam_iam_core::wire::{Answer, Failure};
 use rustix::fs::Mode;
@@ -20,6 +21,7 @@ use crate::server;
 /// Whoever starts it has its rights already, so nobody is asked for credentials here; and the peer's deadline ends
 /// the wait for a request.
 pub fn main(config: &Path) -> ExitCode {
+    close_inherited();
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let mut log = Log::to_syslog("iam-resolver");
     let Some(body) = request() else { return ExitCode::FAILURE };
@@ -35,12 +37,19 @@ pub fn main(config: &Path) -> ExitCode {
             };
             LocalSet::new().block_on(&runtime, async {
                 let iam = AwsIam::new(&config.aws).await;
-                Answerer::new(Directory::new(iam, config, log)).answer(&request).await
+                Answerer::new(Directory::new(iam, config, log)).answer(&request, Uid::ROOT).await
             })
         }
     };
     let sent = server::encode(&answer).and_then(|frame| std::io::stdout().write_all(&frame));
     if sent.and_then(|()| std::io::stdout().flush()).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Closes what sshd or sudo had open: logs, pipes, sockets of other users.
+#[expect(unsafe_code, reason = "no safe crate has close_range(2)")]
+fn close_inherited() {
+    // SAFETY: nothing of ours is open yet but the three standard descriptors.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 
 fn request() -> Option<Vec<u8>> {

@@ -94,10 +94,9 @@ impl Roster {
         self.names.get(&uid)
     }
 
-    /// The one on the list who has this uid and came before `user`, if that is somebody else.
-    pub fn elder_with(&self, uid: Uid, user: &IamUser) -> Option<&IamUser> {
-        let holder = self.users.get(self.names.get(&uid)?)?;
-        (holder.id != user.id && came_before(holder, user)).then_some(holder)
+    /// The user with this uid, as IAM has it.
+    pub fn holder_of(&self, uid: Uid) -> Option<&IamUser> {
+        self.users.get(self.names.get(&uid)?)
     }
 
     /// The members of an IAM group that the configuration names, as far as they may log in.
@@ -109,11 +108,6 @@ impl Roster {
     pub fn gid_of(&self, group: &IamName) -> Option<Gid> {
         self.groups.get(group).map(|group| group.gid)
     }
-}
-
-/// Which of two users is the elder; the id breaks a tie.
-fn came_before(one: &IamUser, other: &IamUser) -> bool {
-    (one.created, &one.id) < (other.created, &other.id)
 }
 
 type Accounts = (BTreeMap<LinuxName, IamUser>, HashMap<Uid, LinuxName>, Vec<String>);
@@ -196,7 +190,7 @@ mod tests {
         );
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn the_list_holds_the_members_of_the_allowed_groups_and_knows_the_others() {
         let iam = FakeIam::default();
         iam.add("alice", &["users"]);
@@ -211,7 +205,7 @@ mod tests {
         assert_eq!(roster.name_of(ids::uid_of(carol.id.as_str())), Some(&linux("carol")));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn half_a_list_is_none() {
         let iam = FakeIam::default();
         iam.add("alice", &["users"]);

@@ -25,8 +25,14 @@ const CONNECTIONS_MAX: usize = 512;
 /// Connections at once of one user other than root, so that no user keeps the others waiting.
 const CONNECTIONS_PER_UID: usize = 64;
 
+/// Of all connections, how many are for root (sshd, sudo) and the key command alone.
+const CONNECTIONS_RESERVED: usize = 128;
+
 /// How long a client may take to send its request, and to receive its answer. Ours do it in less than 1 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same for who is neither root nor the key command.
+const PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(500);
 
 /// After a failed accept (no descriptors left), how long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -42,11 +48,16 @@ pub async fn serve<I: Iam>(listener: UnixListener, answerer: Rc<Answerer<I>>) {
             continue;
         };
         let Ok(peer) = stream.peer_cred().map(|peer| Uid(peer.uid())) else { continue };
+        let trusted = peer == Uid::ROOT || answerer.is_key_user(peer);
+        if !trusted && slots.available_permits() < CONNECTIONS_RESERVED {
+            continue;
+        }
         let Some(place) = Place::take(&users, peer) else { continue };
+        let patience = if trusted { PATIENCE } else { PATIENCE_WITH_OTHERS };
         let answerer = Rc::clone(&answerer);
         spawn_local(async move {
             // A client that goes away has nothing to be told.
-            let _ = converse(stream, peer, &answerer).await;
+            let _ = converse(stream, peer, patience, &answerer).await;
             drop((slot, place));
         });
     }
@@ -82,15 +93,20 @@ impl Drop for Place {
     }
 }
 
-async fn converse<I: Iam>(mut stream: UnixStream, peer: Uid, answerer: &Answerer<I>) -> io::Result<()> {
-    let request = timeout(PATIENCE, receive(&mut stream)).await??;
+async fn converse<I: Iam>(
+    mut stream: UnixStream,
+    peer: Uid,
+    patience: Duration,
+    answerer: &Answerer<I>,
+) -> io::Result<()> {
+    let request = timeout(patience, receive(&mut stream)).await??;
     let answer = match parse(&request) {
-        Ok(request) if may_ask(peer, &request, answerer) => answerer.answer(&request).await,
+        Ok(request) if may_ask(peer, &request, answerer) => answerer.answer(&request, peer).await,
         Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
         Err(message) => Answer::Error { kind: Failure::BadRequest, message },
     };
     let frame = encode(&answer)?;
-    timeout(PATIENCE, stream.write_all(&frame)).await?
+    timeout(patience, stream.write_all(&frame)).await?
 }
 
 async fn receive(stream: &mut UnixStream) -> io::Result<Vec<u8>> {

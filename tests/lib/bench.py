@@ -1,0 +1,128 @@
+"""The measurements of tests/bench. Runs in a box."""
+
+import ctypes
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+PAIRS, WARM_UP = 60, 5
+LOOKUPS = 5000
+LOADS = 40
+RUNS = 100
+KEY_COMMAND = "/usr/libexec/pam_iam/iam-authorized-keys"
+RESOLVER = "/usr/libexec/pam_iam/iam-resolver"
+
+
+def seconds(command, **kwargs):
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                   **kwargs)
+    return time.perf_counter() - start
+
+
+def login():
+    key = f"{os.environ['BOX_KEYS']}/alice"
+    subprocess.run(["useradd", "-m", "-s", "/bin/bash", "local"], check=True)
+    os.makedirs("/home/local/.ssh", mode=0o700)
+    public = subprocess.run(["ssh-keygen", "-y", "-f", key], check=True, capture_output=True).stdout
+    Path("/home/local/.ssh/authorized_keys").write_bytes(public)
+    subprocess.run(["chown", "-R", "local:", "/home/local/.ssh"], check=True)
+    local, iam = ["box-ssh", "-i", key, "local", "true"], ["box-ssh", "-i", key, "alice", "true"]
+    for _ in range(WARM_UP):
+        seconds(local), seconds(iam)
+    pairs = [(seconds(local), seconds(iam)) for _ in range(PAIRS)]
+    print(f"{PAIRS} pairs of logins, in turn, the same key for both")
+    print(f"local account, authorized_keys   {median(a for a, _ in pairs) * 1000:7.1f} ms")
+    print(f"IAM user, resolver warm          {median(b for _, b in pairs) * 1000:7.1f} ms")
+    print(f"ratio                            {median(b / a for a, b in pairs):7.3f}")
+
+
+def lookups(name):
+    """The median time of getpwnam_r(3), in microseconds."""
+    libc = ctypes.CDLL(None)
+    entry, buffer, found = ctypes.create_string_buffer(64), ctypes.create_string_buffer(4096), ctypes.c_void_p()
+    size = ctypes.c_size_t(4096)
+    call, encoded = libc.getpwnam_r, name.encode()
+    times = []
+    for at in range(LOOKUPS + 100):
+        start = time.perf_counter_ns()
+        call(encoded, entry, buffer, size, ctypes.byref(found))
+        if at >= 100:
+            times.append(time.perf_counter_ns() - start)
+    return median(times) / 1000
+
+
+def nss():
+    def measured(name):
+        # nsswitch.conf is read at the start of a process.
+        command = [sys.executable, "-I", "-B", __file__, "lookups", name]
+        return median(float(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(5))
+
+    names = {"known IAM user": "alice", "unknown name": "nobody-has-this-name", "local user": "daemon"}
+    ours = Path("/etc/nsswitch.conf").read_text()
+    results = {}
+    for line, text in (("with", ours), ("without", re.sub(r" iam$", "", ours, flags=re.M))):
+        Path("/etc/nsswitch.conf").write_text(text)
+        for what, name in names.items():
+            results[what, line] = measured(name)
+    print(f"getpwnam_r(3), median of {LOOKUPS} calls, median of 5 processes")
+    print(f"{'':18}{'with our line':>16}{'without it':>16}{'difference':>16}")
+    for what in names:
+        a, b = results[what, "with"], results[what, "without"]
+        print(f"{what:18}{a:13.1f} us{b:13.1f} us{a - b:13.1f} us")
+
+
+def load(path):
+    start = time.perf_counter_ns()
+    ctypes.CDLL(path)
+    return (time.perf_counter_ns() - start) / 1000
+
+
+def size():
+    pam = next(iter(glob.glob("/usr/lib/*-linux-gnu/security/pam_iam.so") + ["/usr/lib64/security/pam_iam.so"]))
+    nss_module = next(iter(glob.glob("/usr/lib/*-linux-gnu/libnss_iam.so.2") + ["/usr/lib64/libnss_iam.so.2"]))
+    print(f"{'':16}{'size':>12}{'relocations':>14}{'dlopen':>12}")
+    for path in (pam, nss_module):
+        relocations = subprocess.run(["readelf", "-rW", path], check=True, capture_output=True, text=True).stdout
+        count = sum(1 for line in relocations.splitlines() if re.match(r"[0-9a-f]{12,}", line))
+        command = [sys.executable, "-I", "-B", __file__, "load", path]
+        times = [float(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(LOADS)]
+        name = os.path.basename(path)
+        print(f"{name:16}{os.path.getsize(path) / 1024:8.0f} KiB{count:14}{median(times):9.0f} us")
+    command = [KEY_COMMAND, "alice"]
+    subprocess.run(command, check=True, capture_output=True)
+    times = [seconds(command) for _ in range(RUNS)]
+    # GNU time forks from a small process: a child's peak counts what its parent had when it was forked.
+    peak = subprocess.run(["/usr/bin/time", "-f", "%M", *command], check=True, capture_output=True, text=True).stderr
+    print(f"iam-authorized-keys: {median(times) * 1000:.1f} ms start to finish, {int(peak.split()[-1]) / 1024:.1f} MiB peak")
+    print(f"iam-resolver: {os.path.getsize(RESOLVER) / 1024 / 1024:.1f} MiB")
+    status = Path(f"/proc/{subprocess.check_output(['pgrep', '-x', 'iam-resolver'], text=True).strip()}/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+    print(f"iam-resolver serve: {peak / 1024:.1f} MiB peak")
+
+
+def once():
+    uid = subprocess.check_output(["id", "-u", "alice"], text=True).strip()
+    shutil.copy("/etc/pam_iam/config.toml", "/etc/pam_iam/once.toml")
+    with open("/etc/pam_iam/once.toml", "a", encoding="ascii") as config:
+        config.write('[resolver]\nmode = "once"\n')
+    command = [KEY_COMMAND, "--config", "/etc/pam_iam/once.toml", "--uid", uid, "alice"]
+    environment = {"PATH": "/usr/bin:/bin"}
+    times = [seconds(command, env=environment) for _ in range(RUNS // 4)]
+    print(f"iam-authorized-keys by iam-resolver --once: {median(times) * 1000:.1f} ms start to finish")
+    print("(3 metadata requests and 4 calls to the box's IAM)")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "lookups":
+        print(lookups(sys.argv[2]))
+    elif sys.argv[1] == "load":
+        print(load(sys.argv[2]))
+    else:
+        {"login": login, "nss": nss, "size": size, "once": once}[sys.argv[1]]()
