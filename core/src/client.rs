@@ -22,6 +22,9 @@ use crate::id::Uid;
 use crate::wire::{Answer, Envelope, Request, VERSION};
 use crate::{local, paths};
 
+/// Bytes of the first read: an account, a decision or a few keys with their header.
+const FIRST_READ: usize = 8 * 1024;
+
 /// Why there is no answer. None of these is ever a yes.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -83,12 +86,7 @@ pub fn exchange(
     let frame = frame::encode(&body, REQUEST_MAX).map_err(|error| AskError::Nonsense(error.to_string()))?;
     send_all(connection, &frame, deadline)?;
 
-    let mut header = [0; HEADER];
-    receive(connection, &mut header, deadline)?;
-    let length =
-        frame::body_length(header, ANSWER_MAX).map_err(|error| AskError::Nonsense(error.to_string()))?;
-    let mut body = vec![0; length];
-    receive(connection, &mut body, deadline)?;
+    let body = receive(connection, deadline)?;
     serde_json::from_slice(&body).map_err(|error| AskError::Nonsense(error.to_string()))
 }
 
@@ -131,17 +129,26 @@ fn send_all(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Resu
     Ok(())
 }
 
-fn receive(socket: BorrowedFd<'_>, mut rest: &mut [u8], deadline: Deadline) -> Result<(), AskError> {
-    while !rest.is_empty() {
-        match recv(socket, &mut *rest, RecvFlags::DONTWAIT) {
+/// Receives a frame and returns its body. The first read has room for all but long answers, so that one suffices.
+fn receive(socket: BorrowedFd<'_>, deadline: Deadline) -> Result<Vec<u8>, AskError> {
+    let mut frame = vec![0; FIRST_READ];
+    let (mut received, mut wanted) = (0, HEADER);
+    while received < wanted {
+        set_socket_timeout(socket, Timeout::Recv, Some(deadline.left()?))?;
+        match recv(socket, frame.get_mut(received..).unwrap_or_default(), RecvFlags::empty()) {
             Ok((_, 0)) => return Err(AskError::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok((_, received)) => rest = rest.get_mut(received..).unwrap_or_default(),
-            Err(Errno::AGAIN) => deadline.wait(socket, PollFlags::IN)?,
+            Ok((_, count)) => received += count,
+            Err(Errno::AGAIN) => return Err(AskError::TimedOut),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
+        if let Some(header) = frame.first_chunk::<HEADER>().filter(|_| received >= HEADER) {
+            let length = frame::body_length(*header, ANSWER_MAX);
+            wanted = HEADER + length.map_err(|error| AskError::Nonsense(error.to_string()))?;
+            frame.resize(wanted.max(frame.len()), 0);
+        }
     }
-    Ok(())
+    Ok(frame.get(HEADER..wanted).unwrap_or_default().to_vec())
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files
     }
     let text: Vec<&str> = broken_config.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
     let words = || {
-        text.iter().flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c)))
+        text.iter().flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && !"./_-".contains(c)))
     };
     let named = |wanted: &str| words().any(|word| word == wanted);
     if named(name) || text.iter().any(|line| line.contains('\\')) {
@@ -148,6 +148,10 @@ mod tests {
         assert!(could_be_adopted("bob", Uid(1001), "adopt = [bob]", &files), "without quotes");
         assert!(could_be_adopted("bob", Uid(1001), "adopt = ['b\\u006fb']", &files), "behind an escape");
         assert!(!could_be_adopted("ec2-user", Uid(1000), broken, &files));
+        assert!(
+            !could_be_adopted("bob", Uid(1001), "also_run = ['/opt/bob/bin/keys']", &files),
+            "a part of a path"
+        );
         assert!(!could_be_adopted("root", Uid(0), "adopt = ['root']", &files));
     }
 }

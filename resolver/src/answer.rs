@@ -92,6 +92,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     async fn answer_in_time(&self, request: &Request, peer: Uid) -> Answer {
+        self.locals.refresh();
         // sshd and sudo ask as root, and see what IAM says now. To anybody else NSS is for showing names, which may be
         // as old as the roster: no user makes this host call IAM in a loop.
         let age = if peer == Uid::ROOT { self.age() } else { self.leisurely() };

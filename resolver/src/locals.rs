@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::rc::Rc;
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local;
@@ -28,53 +27,67 @@ struct Version {
     modified: (i64, i64),
 }
 
-type Names<T> = Rc<HashMap<String, T>>;
-type Cached<T> = Option<(Version, Names<T>)>;
+type Cached<T> = Option<(Version, HashMap<String, T>)>;
 
 impl Locals {
     /// The files at these places.
     pub fn new(files: Files) -> Self {
-        Self { files, users: RefCell::default(), groups: RefCell::default() }
+        let locals = Self { files, users: RefCell::default(), groups: RefCell::default() };
+        locals.refresh();
+        locals
+    }
+
+    /// Reads the files again, if they have changed. Called once for each question; what is asked after that is asked
+    /// of the same reading, or of none.
+    pub fn refresh(&self) {
+        let users =
+            || Ok(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid)).collect());
+        let groups = || Ok(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid)).collect());
+        refresh(&self.users, &self.files.passwd, users);
+        refresh(&self.groups, &self.files.group, groups);
     }
 
     /// The uid of the local account `name`.
     ///
     /// # Errors
-    /// Those of reading the file: nobody is taken for "not local" because of one.
+    /// The file cannot be read: nobody is taken for "not local" because of that.
     pub fn uid_of(&self, name: &str) -> io::Result<Option<Uid>> {
-        let read = || Ok(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid)).collect());
-        Ok(current(&self.users, &self.files.passwd, read)?.get(name).copied())
+        look_up(&self.users, &self.files.passwd, name)
     }
 
     /// The gid of the local group `name`.
     ///
     /// # Errors
-    /// Those of reading the file.
+    /// The file cannot be read.
     pub fn gid_of(&self, name: &str) -> io::Result<Option<Gid>> {
-        let read = || Ok(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid)).collect());
-        Ok(current(&self.groups, &self.files.group, read)?.get(name).copied())
+        look_up(&self.groups, &self.files.group, name)
     }
 }
 
-fn current<T>(
+fn look_up<T: Copy>(cached: &RefCell<Cached<T>>, path: &Path, name: &str) -> io::Result<Option<T>> {
+    match &*cached.borrow() {
+        Some((_, names)) => Ok(names.get(name).copied()),
+        None => Err(io::Error::other(format!("{} cannot be read", path.display()))),
+    }
+}
+
+fn refresh<T>(
     cached: &RefCell<Cached<T>>,
     path: &Path,
     read: impl FnOnce() -> io::Result<HashMap<String, T>>,
-) -> io::Result<Names<T>> {
-    let metadata = std::fs::metadata(path)?;
+) {
+    let Ok(metadata) = std::fs::metadata(path) else {
+        *cached.borrow_mut() = None;
+        return;
+    };
     let version = Version {
         inode: metadata.ino(),
         size: metadata.size(),
         modified: (metadata.mtime(), metadata.mtime_nsec()),
     };
-    if let Some((known, names)) = &*cached.borrow()
-        && *known == version
-    {
-        return Ok(Rc::clone(names));
+    if cached.borrow().as_ref().is_none_or(|(known, _)| *known != version) {
+        *cached.borrow_mut() = read().ok().map(|names| (version, names));
     }
-    let names = Rc::new(read()?);
-    *cached.borrow_mut() = Some((version, Rc::clone(&names)));
-    Ok(names)
 }
 
 #[cfg(test)]
@@ -91,8 +104,10 @@ mod tests {
         assert_eq!(locals.uid_of("ann").unwrap(), Some(Uid(1000)));
         assert_eq!(locals.uid_of("bob").unwrap(), None);
         std::fs::write(&passwd, "ann:x:1000:1000::/:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n").unwrap();
+        locals.refresh();
         assert_eq!(locals.uid_of("bob").unwrap(), Some(Uid(1001)));
         std::fs::remove_file(&passwd).unwrap();
+        locals.refresh();
         assert!(locals.uid_of("ann").is_err());
     }
 }

@@ -8,6 +8,7 @@
 mod answer;
 mod aws;
 mod bucket;
+mod connection;
 mod directory;
 #[cfg(test)]
 mod fake;

@@ -3,20 +3,23 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pam_iam_core::frame::{self, ANSWER_MAX, HEADER, REQUEST_MAX};
+use pam_iam_core::frame::{self, ANSWER_MAX};
 use pam_iam_core::id::Uid;
 use pam_iam_core::wire::{Answer, Envelope, Failure, Request, VERSION};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use rustix::net::{SocketFlags, accept_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use crate::answer::Answerer;
+use crate::connection::Connection;
 use crate::iam::Iam;
 
 /// Connections at once. Each may cost a few descriptors; the unit's `LimitNOFILE` has room for all.
@@ -38,16 +41,16 @@ const PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(500);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the future is dropped.
-pub async fn serve<I: Iam>(listener: UnixListener, answerer: Rc<Answerer<I>>) {
+pub async fn serve<I: Iam>(listener: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let users = Rc::new(RefCell::new(HashMap::new()));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok(connection) = accept(&listener).await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let Ok(peer) = stream.peer_cred().map(|peer| Uid(peer.uid())) else { continue };
+        let Ok(peer) = connection.peer() else { continue };
         let trusted = peer == Uid::ROOT || answerer.is_key_user(peer);
         if !trusted && slots.available_permits() < CONNECTIONS_RESERVED {
             continue;
@@ -57,7 +60,7 @@ pub async fn serve<I: Iam>(listener: UnixListener, answerer: Rc<Answerer<I>>) {
         let answerer = Rc::clone(&answerer);
         spawn_local(async move {
             // A client that goes away has nothing to be told.
-            let _ = converse(stream, peer, patience, &answerer).await;
+            let _ = converse(connection, peer, patience, &answerer).await;
             drop((slot, place));
         });
     }
@@ -94,28 +97,26 @@ impl Drop for Place {
 }
 
 async fn converse<I: Iam>(
-    mut stream: UnixStream,
+    mut connection: Connection,
     peer: Uid,
     patience: Duration,
     answerer: &Answerer<I>,
 ) -> io::Result<()> {
-    let request = timeout(patience, receive(&mut stream)).await??;
+    let request = timeout(patience, connection.receive()).await??;
     let answer = match parse(&request) {
         Ok(request) if may_ask(peer, &request, answerer) => answerer.answer(&request, peer).await,
         Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
         Err(message) => Answer::Error { kind: Failure::BadRequest, message },
     };
     let frame = encode(&answer)?;
-    timeout(patience, stream.write_all(&frame)).await?
+    timeout(patience, connection.send(&frame)).await?
 }
 
-async fn receive(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header).await?;
-    let length = frame::body_length(header, REQUEST_MAX).map_err(io::Error::other)?;
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    Ok(body)
+async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Connection> {
+    listener
+        .async_io(Interest::READABLE, |fd| Ok(accept_with(fd, SocketFlags::CLOEXEC)?))
+        .await
+        .map(Connection::new)
 }
 
 /// Parses a request, or says why it is none.

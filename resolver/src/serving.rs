@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -10,7 +11,8 @@ use std::time::Duration;
 
 use pam_iam_core::log::{Level, Log};
 use sd_notify::NotifyState;
-use tokio::net::UnixListener;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 
@@ -74,16 +76,27 @@ fn failed(log: &mut Log, what: &str, error: &io::Error) -> ExitCode {
 }
 
 /// The socket that systemd passes, or one at `path`; and whether it is our own to remove.
-fn listen(path: &Path) -> io::Result<(UnixListener, bool)> {
-    if let Some(fd) = sd_notify::listen_fds()?.next() {
-        let listener = std::os::unix::net::UnixListener::from(passed(fd));
-        listener.set_nonblocking(true)?;
-        return Ok((UnixListener::from_std(listener)?, false));
-    }
-    remove_stale(path)?;
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
-    Ok((listener, true))
+fn listen(path: &Path) -> io::Result<(AsyncFd<OwnedFd>, bool)> {
+    let (listener, ours) = match sd_notify::listen_fds()?.next() {
+        Some(fd) => (UnixListener::from(passed(fd)), false),
+        None => {
+            remove_stale(path)?;
+            let listener = UnixListener::bind(path)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+            (listener, true)
+        }
+    };
+    listener.set_nonblocking(true)?;
+    Ok((watched(listener.into())?, ours))
+}
+
+#[expect(
+    unsafe_code,
+    reason = "tokio's own listener registers each connection with epoll, which most never need"
+)]
+fn watched(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned, so it stays open, and the same, as long as it is registered.
+    Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
 }
 
 #[expect(unsafe_code, reason = "there is no safe way from a passed number to a descriptor")]
@@ -100,7 +113,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             Err(io::Error::new(io::ErrorKind::AlreadyExists, "is there, and is no socket"))
         }
-        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+        Ok(_) if UnixStream::connect(path).is_ok() => {
             Err(io::Error::new(io::ErrorKind::AddrInUse, "another resolver listens there"))
         }
         Ok(_) => std::fs::remove_file(path),

@@ -66,7 +66,6 @@ fn the_log_tells_who_came_by_which_key_and_why() {
     let machine = Machine::new().start();
     machine.ssh("alice", "true").succeeds();
     machine.ssh("bob", "true").fails();
-    let log = machine.log("authpriv");
     let fingerprint = machine.sh("ssh-keygen -lf $BOX_KEYS/alice | cut -d' ' -f2").succeeds();
     let id = machine.iam("print(iam.get_user(UserName='alice')['User']['UserId'])");
     for line in [
@@ -78,7 +77,7 @@ fn the_log_tells_who_came_by_which_key_and_why() {
         "event=login user=bob iam_name=bob".to_owned(),
         "result=deny reason=not-in-group".to_owned(),
     ] {
-        assert!(log.contains(&line), "{line}\n--- is not in\n{log}");
+        machine.logs("authpriv", &line);
     }
 }
 
@@ -126,6 +125,22 @@ fn a_key_that_lies_in_the_home_directory_opens_no_door() {
 }
 
 #[test]
+fn a_planted_key_opens_no_session_where_sshds_rule_does_not_hold_either() {
+    let machine = Machine::new().start();
+    machine.ssh("alice", "mkdir -m 700 .ssh").succeeds();
+    machine.sh("ssh-keygen -q -t ed25519 -N '' -f /root/planted; cp /root/planted.pub /home/alice/.ssh/authorized_keys
+        chown -R alice: /home/alice/.ssh; sed -i '/^group:/s/ iam$//' /etc/nsswitch.conf").succeeds();
+    assert!(
+        machine
+            .sh("box-ssh -i /root/planted alice echo in")
+            .fails()
+            .contains("not one of your active keys in IAM")
+    );
+    machine.logs("authpriv", "origin=foreign");
+    assert_eq!(machine.ssh("alice", "echo in").succeeds(), "in");
+}
+
+#[test]
 fn sudo_says_why_not_and_agrees_with_its_listing() {
     let machine = Machine::new().start();
     assert!(machine.ssh("carol", "sudo -n -l").succeeds().contains("(ALL : ALL) NOPASSWD: ALL"));
@@ -135,7 +150,7 @@ fn sudo_says_why_not_and_agrees_with_its_listing() {
     assert!(
         machine.ssh("alice", "sudo -n true").fails().contains("none of the IAM groups that may use sudo")
     );
-    assert!(machine.log("authpriv").contains("event=sudo user=alice iam_name=alice"));
+    machine.logs("authpriv", "event=sudo user=alice iam_name=alice");
 }
 
 #[test]

@@ -49,22 +49,37 @@ iam.delete_user(UserName='alice')"
     machine.run(&["getent", "passwd", "alice"]).fails();
 }
 
-#[test]
-fn who_takes_the_name_of_a_deleted_user_does_not_get_the_home() {
-    let machine = machine();
-    machine.ssh("alice", "echo private >notes; chmod 700 .").succeeds();
-    machine.iam(&format!(
-        "body = None
-{KEY}body = iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Encoding='SSH')['SSHPublicKey']['SSHPublicKeyBody']
+/// Deletes alice in IAM and makes her again, with the same name, group and key.
+const RECREATE: &str = "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
+body = iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Encoding='SSH')['SSHPublicKey']['SSHPublicKeyBody']
 iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)
 iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')
 iam.delete_user(UserName='alice')
 iam.create_user(UserName='alice')
 iam.add_user_to_group(UserName='alice', GroupName='ssh-users')
-iam.upload_ssh_public_key(UserName='alice', SSHPublicKeyBody=body)"
-    ));
-    machine.ssh("alice", "cat /home/alice/notes").fails();
-    assert!(machine.log("authpriv").contains("event=home user=alice path=/home/alice result=fail"));
+iam.upload_ssh_public_key(UserName='alice', SSHPublicKeyBody=body)";
+
+#[test]
+fn who_takes_the_name_of_a_deleted_user_does_not_get_the_home() {
+    let machine = machine();
+    machine.ssh("alice", "echo private >notes; chmod 700 .").succeeds();
+    machine.iam(RECREATE);
+    assert!(machine.ssh("alice", "cat /home/alice/notes").fails().contains("belonged to an earlier user"));
+    machine.logs("authpriv", "event=home user=alice path=/home/alice result=fail");
+}
+
+#[test]
+fn the_home_of_a_deleted_user_is_moved_aside_where_that_is_wanted() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[home]\non_mismatch = 'aside'").start();
+    let uid = machine.ssh("alice", "echo private >notes; chmod 700 .; id -u").succeeds();
+    machine.iam(RECREATE);
+    machine.ssh("alice", "cat notes").fails();
+    machine.logs("authpriv", &format!("path=/home/alice result=made aside=/home/alice.{uid}"));
+    assert_eq!(machine.ssh("alice", "stat -c %U .").succeeds(), "alice");
+    assert_eq!(
+        machine.sh(&format!("stat -c %u /home/alice.{uid}; cat /home/alice.{uid}/notes")).succeeds(),
+        format!("{uid}\nprivate")
+    );
 }
 
 #[test]

@@ -205,6 +205,16 @@ impl Machine {
         self.sh(&format!("cat $BOX_LOG/{name}.log")).succeeds()
     }
 
+    /// Waits until a log of the box holds `text`: who logs does not wait for the line to be written.
+    #[track_caller]
+    pub fn logs(&self, name: &str, text: &str) {
+        let script = format!(
+            "until grep -qF -e \"$1\" $BOX_LOG/{name}.log; do [ $SECONDS -lt 10 ] || exit 1; sleep 0.02; done"
+        );
+        let done = self.run(&["bash", "-c", &script, "bash", text]);
+        assert_eq!(done.status, 0, "{text}\n--- is not in\n{}", self.log(name));
+    }
+
     /// Waits until a script succeeds, at most 20 s.
     pub fn wait_until(&self, script: &str) {
         self.sh(&format!("until {script}; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.05; done")).succeeds();
@@ -233,10 +243,10 @@ impl Done {
         self.stdout.trim_end_matches('\n').to_owned()
     }
 
-    /// What it complained. Fails the test if the command succeeded or was killed.
+    /// What it said, on standard output and standard error. Fails the test if the command succeeded or was killed.
     #[track_caller]
     pub fn fails(self) -> String {
         assert!(self.status > 0, "{} ended with {}\nstdout: {}", self.what, self.status, self.stdout);
-        self.stderr
+        self.stdout + &self.stderr
     }
 }
