@@ -1,6 +1,8 @@
 //! What is shipped is what works.
 
-use pam_iam_tests::Machine;
+use std::process::Command;
+
+use pam_iam_tests::{Machine, repository};
 
 #[test]
 fn the_shipped_files_are_what_their_readers_want() {
@@ -56,4 +58,64 @@ fn a_role_is_taken_on_where_one_is_named() {
     let assumed = calls.iter().find(|call| call.action == "AssumeRole").expect("AssumeRole");
     assert_eq!(assumed.params["RoleSessionName"], "pam_iam-box");
     assert_eq!(assumed.params["ExternalId"], "x-1");
+}
+
+#[test]
+fn credentials_come_from_the_environment_or_a_profile_too() {
+    let machine = Machine::new().settings("[resolver]\nmode = 'once'").start();
+    // No instance any more, and so no role of it.
+    machine
+        .sh("ip address del 169.254.169.254/32 dev lo; pkill -x iam-resolver; id=$(id -u alice) || true")
+        .succeeds();
+    let uid = machine.iam("print(iam.get_user(UserName='alice')['User']['UserId'])");
+    let uid = machine.run(&["/usr/libexec/pam_iam/iam-resolver", "uid", &uid]).succeeds();
+    let keys = format!("/usr/libexec/pam_iam/iam-authorized-keys --uid {uid} alice");
+    machine.sh(&keys).fails();
+    machine.sh("cp /etc/pam_iam/environment /root/before
+        printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' $AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY >>/etc/pam_iam/environment").succeeds();
+    assert!(machine.sh(&keys).succeeds().starts_with("ssh-rsa "));
+    machine.sh("cp /root/before /etc/pam_iam/environment; mkdir -p /root/.aws; printf '\n[aws]\nprofile = \"ops\"\n' >>/etc/pam_iam/config.toml
+        printf '[ops]\naws_access_key_id=%s\naws_secret_access_key=%s\n' $AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY >/root/.aws/credentials").succeeds();
+    assert!(machine.sh(&keys).succeeds().starts_with("ssh-rsa "));
+}
+
+#[test]
+fn arguments_of_the_pam_line_are_read_and_unknown_ones_are_told() {
+    let machine = Machine::new().start();
+    machine.sh("echo 'account required pam_iam.so nullok debug' >/etc/pam.d/probe").succeeds();
+    machine.sh("pamtester probe alice acct_mgmt").succeeds();
+    machine.logs("authpriv", "unknown argument nullok");
+    machine.sh("echo 'account required pam_iam.so policy=sudo' >/etc/pam.d/probe").succeeds();
+    machine.sh("pamtester probe alice acct_mgmt").fails();
+    machine.sh("echo 'account required pam_iam.so config=/etc/elsewhere.toml' >/etc/pam.d/probe").succeeds();
+    machine.sh("pamtester probe alice acct_mgmt").fails();
+    machine.logs("authpriv", "/etc/elsewhere.toml: No such file");
+}
+
+#[test]
+fn the_stand_in_for_the_cloud_is_strict() {
+    let machine = Machine::new().start();
+    let metadata =
+        "curl -s -o /dev/null -w '%{http_code}' http://169.254.169.254/latest/meta-data/placement/region";
+    assert_eq!(machine.sh(metadata).succeeds(), "401");
+    let unsigned = "curl -s -o /dev/null -w '%{http_code}' $AWS_ENDPOINT_URL -d 'Action=GetUser&Version=2010-05-08&UserName=alice'";
+    assert_eq!(machine.sh(unsigned).succeeds(), "403");
+    let forged = "AWS_SECRET_ACCESS_KEY=wrong $BOX_PYTHON -c \"import boto3; boto3.client('iam').get_user(UserName='alice')\"";
+    assert!(machine.sh(forged).fails().contains("SignatureDoesNotMatch"));
+}
+
+#[test]
+fn a_box_ends_with_its_command_and_leaves_nothing_behind() {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(repository().join("tests/box")).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let before = mounts();
+    let script = "touch /etc/marker; useradd left-over; sleep 1000 & echo $(hostname) $BOX_KEYS; exit 7";
+    assert_eq!(run(&["run", "--", "sh", "-c", script]), (Some(7), "box /run/box/keys\n".to_owned()));
+    assert_eq!(run(&["run", "--", "/nonexistent"]).0, Some(127));
+    assert_eq!(mounts(), before);
+    assert!(!std::path::Path::new("/etc/marker").exists());
+    assert!(!std::fs::read_to_string("/etc/passwd").unwrap().contains("left-over"));
 }

@@ -229,7 +229,7 @@ def start_iam(order):
     os.close(ready_out)
     server.stdin.write(json.dumps(setup).encode())
     server.stdin.close()
-    return server, ready_in
+    return ready_in
 
 
 def start_resolver():
@@ -325,11 +325,8 @@ def main():
     os.umask(0o022)
     LOGS.mkdir(mode=0o755)
     keep_authpriv_log()
-    install_done = threading.Event()
-    run("ip", "link", "set", "lo", "up")
-    server, ready = None, None
     install(order)
-    server, ready = start_iam(order)
+    ready = start_iam(order)
     start_sshd()
     environment = command_environment(order)
     if os.read(ready, 16) != b"ready\n":
@@ -338,9 +335,10 @@ def main():
     if resolver:
         wait_for("the resolver", lambda: resolver.given_up or roster_read())
     if order["accounts"] == "importer":
+        if not os.path.exists("/usr/sbin/iam-importer"):
+            sys.exit("tests/box: --accounts importer: there is no iam-importer yet")
         run("/usr/sbin/iam-importer")
     wait_for("sshd", lambda: listening(22))
-    del install_done, server
     cwd = order["cwd"] if os.path.isdir(order["cwd"]) else "/"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -353,9 +351,11 @@ def main():
     except OSError as error:
         sys.stderr.write(f"tests/box: {order['argv'][0]}: {error.strerror}\n")
         status = 127
-    if status != 0 and os.environ.get("BOX_SHOW_LOGS"):
-        for log in sorted(LOGS.glob("*.log")):
-            sys.stderr.write(f"--- {log.name}\n{log.read_text(errors='replace')}")
+    if order["keep_logs"] is not None:
+        for log in LOGS.glob("*.log"):
+            kept = os.open(log.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=order["keep_logs"])
+            with open(kept, "wb") as file:
+                file.write(log.read_bytes())
     sys.stdout.flush()
     os._exit(status if status >= 0 else 128 - status)
 
