@@ -8,10 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -19,6 +17,12 @@ use serde::{Deserialize, Serialize};
 use crate::ask::Mode;
 use crate::name::{IamName, LinuxName};
 use crate::wire::TOTAL_TIMEOUT_MAX;
+
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use values::{AbsolutePath, HomePattern, Percent, Span};
 
 /// The longest configuration that is read, in bytes.
 const LENGTH_MAX: u64 = 1024 * 1024;
@@ -346,34 +350,6 @@ pub enum Retire {
     Delete,
 }
 
-/// A share of a whole: "20%".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Percent(pub u8);
-
-impl std::str::FromStr for Percent {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
-        number
-            .filter(|&number| number <= 100)
-            .map(Self)
-            .ok_or_else(|| format!(r#"expected a share from "0%" to "100%", found {text:?}"#))
-    }
-}
-
-impl<'de> Deserialize<'de> for Percent {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
-}
-
-impl Serialize for Percent {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{}%", self.0))
-    }
-}
-
 /// `[resolver]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -543,75 +519,6 @@ impl<'de> Deserialize<'de> for GroupTarget {
     }
 }
 
-/// Parses a string into `T` as it is read, so that an error names its line.
-fn parsed<'de, T: std::str::FromStr<Err = String>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    struct Text<T>(PhantomData<T>);
-
-    impl<T: std::str::FromStr<Err = String>> Visitor<'_> for Text<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a string")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-            text.parse().map_err(E::custom)
-        }
-
-        fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
-            number.to_string().parse().map_err(E::custom)
-        }
-    }
-
-    deserializer.deserialize_any(Text(PhantomData))
-}
-
-/// A duration: "500ms", "10s", "5m", "12h", "7d", or 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub Duration);
-
-impl Span {
-    const fn seconds(seconds: u64) -> Self {
-        Self(Duration::from_secs(seconds))
-    }
-}
-
-impl std::str::FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!(r#"expected a duration like "10s", "5m" or "12h", found {text:?}"#);
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        let milliseconds = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60 * 1000,
-            "h" => 3600 * 1000,
-            "d" => 24 * 3600 * 1000,
-            "" if number == 0 => 0,
-            _ => return Err(wrong()),
-        };
-        let span = number.checked_mul(milliseconds).ok_or_else(wrong)?;
-        Ok(Self(Duration::from_millis(span)))
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{}ms", self.0.as_millis()))
-    }
-}
-
 fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
     let span = Span::deserialize(deserializer)?;
     if span.0 > TOTAL_TIMEOUT_MAX || span.0.is_zero() {
@@ -621,202 +528,4 @@ fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::
         )));
     }
     Ok(span)
-}
-
-/// An absolute path that passwd(5) can hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AbsolutePath(pub PathBuf);
-
-impl std::str::FromStr for AbsolutePath {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if !text.starts_with('/') || text.contains(|c: char| c == ':' || c.is_control()) {
-            return Err(format!("expected an absolute path, found {text:?}"));
-        }
-        Ok(Self(text.into()))
-    }
-}
-
-impl<'de> Deserialize<'de> for AbsolutePath {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
-}
-
-/// Where home directories are: an absolute path whose last part holds `{name}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct HomePattern(String);
-
-impl HomePattern {
-    /// The home directory of `name`.
-    pub fn of(&self, name: &LinuxName) -> String {
-        self.0.replace("{name}", name.as_str())
-    }
-}
-
-impl std::str::FromStr for HomePattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let AbsolutePath(path) = text.parse()?;
-        let own = path.file_name().is_some_and(|last| last.to_string_lossy().contains("{name}"));
-        let parts = text.split('/').any(|part| part == "." || part == "..");
-        if !own || parts || text.ends_with('/') {
-            return Err(format!("expected an absolute path whose last part holds {{name}}, found {text:?}"));
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl<'de> Deserialize<'de> for HomePattern {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const EXAMPLE: &str = include_str!("../../docs/config.example.toml");
-    const LEAST: &str = "[access]\nallow = ['ssh-users']\nsudo = ['ssh-admins']";
-
-    fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(text, Path::new("config.toml"))
-    }
-
-    fn error(text: &str) -> String {
-        parse(text).unwrap_err().to_string()
-    }
-
-    /// The keys of the code as `section.key`.
-    fn keys() -> Vec<String> {
-        let value = serde_json::to_value(parse(LEAST).unwrap()).unwrap();
-        let sections = value.as_object().unwrap().iter();
-        sections
-            .flat_map(|(section, keys)| {
-                keys.as_object().unwrap().keys().map(move |key| format!("{section}.{key}"))
-            })
-            .collect()
-    }
-
-    #[test]
-    fn the_example_has_every_key_and_its_default() {
-        assert_eq!(
-            parse(EXAMPLE).unwrap(),
-            parse(LEAST).unwrap(),
-            "a default in the example is not the code's"
-        );
-        let mut section = String::new();
-        let mut documented = Vec::new();
-        for line in EXAMPLE.lines() {
-            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-                section = name.to_owned();
-            }
-            let line = line.strip_prefix("# ").unwrap_or(line);
-            if let Some((key, _)) = line.split_once(" = ")
-                && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-            {
-                documented.push(format!("{section}.{key}"));
-            }
-        }
-        documented.sort();
-        assert_eq!(documented, keys());
-    }
-
-    #[test]
-    fn what_the_example_has_commented_out_is_valid_too() {
-        let lines = EXAMPLE.lines().map(|line| match line.strip_prefix("# ") {
-            Some(code) if code.contains(" = ") && !code.contains(',') || code.starts_with('"') => code,
-            _ => line,
-        });
-        let text = lines.collect::<Vec<_>>().join("\n");
-        let config = parse(&text).unwrap();
-        assert_eq!(config.groups.len(), 2);
-        assert!(config.aws.assume_role.is_some() && config.aws.external_id.is_some());
-    }
-
-    #[test]
-    fn without_allow_nothing_goes() {
-        assert!(error("").contains("access"));
-        assert_eq!(error("[access]\nsudo = 'all'"), "config.toml:1: missing field `allow`");
-        assert!(error("[access]\nallow = 'none'").starts_with("config.toml:2: expected \"all\" or a list"));
-        assert!(error("[access]\nallow = []").contains("an empty list would allow nobody"));
-        assert!(error("[access]\nallow = 'ssh-users'").contains("write [\"ssh-users\"]"));
-        assert!(error("[access]\nallow = ['a b']").contains("IAM group \"a b\" holds the character ' '"));
-    }
-
-    #[test]
-    fn a_typo_names_its_line() {
-        let typo = error(&format!("{LEAST}\n\n[freshness]\nmaxage = '10s'"));
-        assert!(typo.starts_with("config.toml:6: unknown field `maxage`"), "{typo}");
-        let section = error(&format!("{LEAST}\n[fresh]\nmax_age = '10s'"));
-        assert!(section.starts_with("config.toml:4: unknown field `fresh`"), "{section}");
-        assert!(error("[access\nallow").starts_with("config.toml:1: "));
-    }
-
-    #[test]
-    fn a_value_that_makes_no_sense_names_its_line() {
-        for (line, what) in [
-            ("[freshness]\nmax_age = '10'", "expected a duration"),
-            ("[freshness]\nmax_age = 10", "expected a duration"),
-            ("[freshness]\nmax_age = '99999999999999999999s'", "expected a duration"),
-            ("[aws]\ntotal_timeout = '9s'", "at most 8s"),
-            ("[aws]\ntotal_timeout = '0s'", "more than 0"),
-            ("[accounts]\nhome = '/home'", "{name}"),
-            ("[accounts]\nhome = '/{name}/..'", "{name}"),
-            ("[accounts]\nhome = 'home/{name}'", "absolute"),
-            ("[accounts]\nshell = '/bin/a:b'", "absolute"),
-            ("[home]\non_mismatch = 'steal'", "refuse"),
-            ("[importer]\nmax_retire = '101%'", "share"),
-            ("[resolver]\nmode = 'maybe'", "daemon"),
-            ("[groups]\nops = 'root'", "no IAM group maps to the group root"),
-            ("[groups]\nops = 'docker'", "allow_privileged"),
-            ("[groups]\nops = { group = 'docker' }", "allow_privileged"),
-            ("[groups]\nops = '-x'", "begins with"),
-        ] {
-            let message = error(&format!("{LEAST}\n{line}"));
-            assert!(message.starts_with("config.toml:5: ") && message.contains(what), "{line}: {message}");
-        }
-    }
-
-    #[test]
-    fn values_are_read_as_meant() {
-        let config = parse(&format!(
-            "{LEAST}\n[freshness]\nmax_age = 0\noffline = '7d'\n[aws]\ncall_timeout = '250ms'"
-        ));
-        let config = config.unwrap();
-        assert_eq!(config.freshness.max_age.0, Duration::ZERO);
-        assert_eq!(config.freshness.offline.0, Duration::from_secs(7 * 24 * 3600));
-        assert_eq!(config.aws.call_timeout.0, Duration::from_millis(250));
-        let name = LinuxName::new("alice").unwrap();
-        assert_eq!(config.accounts.home.of(&name), "/home/alice");
-        assert_eq!(parse("[access]\nallow = 'all'").unwrap().access.allow, Who::All);
-    }
-
-    #[test]
-    fn a_file_that_others_can_write_is_not_trusted() {
-        use std::os::unix::fs::PermissionsExt;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), LEAST).unwrap();
-        assert!(Config::load(file.path()).is_ok());
-        for mode in [0o666, 0o620] {
-            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-            let error = Config::load(file.path()).unwrap_err().to_string();
-            assert!(error.contains("can be written by others") && error.contains("chmod go-w"), "{error}");
-        }
-        assert!(Config::load(Path::new("/nonexistent/config.toml")).is_err());
-    }
-
-    #[test]
-    fn a_mistake_elsewhere_keeps_the_further_key_commands() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "[access]\nalow = 'all'\n[keys]\nalso_run = ['/bin/rescue %u']").unwrap();
-        assert!(Config::load(file.path()).is_err());
-        assert_eq!(Config::rescue_commands(file.path()), ["/bin/rescue %u"]);
-        std::fs::write(file.path(), "[keys\nalso_run = ['/bin/rescue %u']").unwrap();
-        assert!(Config::rescue_commands(file.path()).is_empty());
-        assert!(Config::rescue_commands(Path::new("/nonexistent")).is_empty());
-    }
 }

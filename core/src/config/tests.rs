@@ -1,0 +1,138 @@
+use super::*;
+use std::time::Duration;
+
+const EXAMPLE: &str = include_str!("../../../docs/config.example.toml");
+const LEAST: &str = "[access]\nallow = ['ssh-users']\nsudo = ['ssh-admins']";
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("config.toml"))
+}
+
+fn error(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+/// The keys of the code as `section.key`.
+fn keys() -> Vec<String> {
+    let value = serde_json::to_value(parse(LEAST).unwrap()).unwrap();
+    let sections = value.as_object().unwrap().iter();
+    sections
+        .flat_map(|(section, keys)| {
+            keys.as_object().unwrap().keys().map(move |key| format!("{section}.{key}"))
+        })
+        .collect()
+}
+
+#[test]
+fn the_example_has_every_key_and_its_default() {
+    assert_eq!(parse(EXAMPLE).unwrap(), parse(LEAST).unwrap(), "a default in the example is not the code's");
+    let mut section = String::new();
+    let mut documented = Vec::new();
+    for line in EXAMPLE.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = name.to_owned();
+        }
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        if let Some((key, _)) = line.split_once(" = ")
+            && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        {
+            documented.push(format!("{section}.{key}"));
+        }
+    }
+    documented.sort();
+    assert_eq!(documented, keys());
+}
+
+#[test]
+fn what_the_example_has_commented_out_is_valid_too() {
+    let lines = EXAMPLE.lines().map(|line| match line.strip_prefix("# ") {
+        Some(code) if code.contains(" = ") && !code.contains(',') || code.starts_with('"') => code,
+        _ => line,
+    });
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let config = parse(&text).unwrap();
+    assert_eq!(config.groups.len(), 2);
+    assert!(config.aws.assume_role.is_some() && config.aws.external_id.is_some());
+}
+
+#[test]
+fn without_allow_nothing_goes() {
+    assert!(error("").contains("access"));
+    assert_eq!(error("[access]\nsudo = 'all'"), "config.toml:1: missing field `allow`");
+    assert!(error("[access]\nallow = 'none'").starts_with("config.toml:2: expected \"all\" or a list"));
+    assert!(error("[access]\nallow = []").contains("an empty list would allow nobody"));
+    assert!(error("[access]\nallow = 'ssh-users'").contains("write [\"ssh-users\"]"));
+    assert!(error("[access]\nallow = ['a b']").contains("IAM group \"a b\" holds the character ' '"));
+}
+
+#[test]
+fn a_typo_names_its_line() {
+    let typo = error(&format!("{LEAST}\n\n[freshness]\nmaxage = '10s'"));
+    assert!(typo.starts_with("config.toml:6: unknown field `maxage`"), "{typo}");
+    let section = error(&format!("{LEAST}\n[fresh]\nmax_age = '10s'"));
+    assert!(section.starts_with("config.toml:4: unknown field `fresh`"), "{section}");
+    assert!(error("[access\nallow").starts_with("config.toml:1: "));
+}
+
+#[test]
+fn a_value_that_makes_no_sense_names_its_line() {
+    for (line, what) in [
+        ("[freshness]\nmax_age = '10'", "expected a duration"),
+        ("[freshness]\nmax_age = 10", "expected a duration"),
+        ("[freshness]\nmax_age = '99999999999999999999s'", "expected a duration"),
+        ("[aws]\ntotal_timeout = '9s'", "at most 8s"),
+        ("[aws]\ntotal_timeout = '0s'", "more than 0"),
+        ("[accounts]\nhome = '/home'", "{name}"),
+        ("[accounts]\nhome = '/{name}/..'", "{name}"),
+        ("[accounts]\nhome = 'home/{name}'", "absolute"),
+        ("[accounts]\nshell = '/bin/a:b'", "absolute"),
+        ("[home]\non_mismatch = 'steal'", "refuse"),
+        ("[importer]\nmax_retire = '101%'", "share"),
+        ("[resolver]\nmode = 'maybe'", "daemon"),
+        ("[groups]\nops = 'root'", "no IAM group maps to the group root"),
+        ("[groups]\nops = 'docker'", "allow_privileged"),
+        ("[groups]\nops = { group = 'docker' }", "allow_privileged"),
+        ("[groups]\nops = '-x'", "begins with"),
+    ] {
+        let message = error(&format!("{LEAST}\n{line}"));
+        assert!(message.starts_with("config.toml:5: ") && message.contains(what), "{line}: {message}");
+    }
+}
+
+#[test]
+fn values_are_read_as_meant() {
+    let config =
+        parse(&format!("{LEAST}\n[freshness]\nmax_age = 0\noffline = '7d'\n[aws]\ncall_timeout = '250ms'"));
+    let config = config.unwrap();
+    assert_eq!(config.freshness.max_age.0, Duration::ZERO);
+    assert_eq!(config.freshness.offline.0, Duration::from_secs(7 * 24 * 3600));
+    assert_eq!(config.aws.call_timeout.0, Duration::from_millis(250));
+    let name = LinuxName::new("alice").unwrap();
+    assert_eq!(config.accounts.home.of(&name), "/home/alice");
+    assert_eq!(parse("[access]\nallow = 'all'").unwrap().access.allow, Who::All);
+}
+
+#[test]
+fn a_file_that_others_can_write_is_not_trusted() {
+    use std::os::unix::fs::PermissionsExt;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), LEAST).unwrap();
+    assert!(Config::load(file.path()).is_ok());
+    for mode in [0o666, 0o620] {
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = Config::load(file.path()).unwrap_err().to_string();
+        assert!(error.contains("can be written by others") && error.contains("chmod go-w"), "{error}");
+    }
+    assert!(Config::load(Path::new("/nonexistent/config.toml")).is_err());
+}
+
+#[test]
+fn a_mistake_elsewhere_keeps_the_further_key_commands() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[access]\nalow = 'all'\n[keys]\nalso_run = ['/bin/rescue %u']").unwrap();
+    assert!(Config::load(file.path()).is_err());
+    assert_eq!(Config::rescue_commands(file.path()), ["/bin/rescue %u"]);
+    std::fs::write(file.path(), "[keys\nalso_run = ['/bin/rescue %u']").unwrap();
+    assert!(Config::rescue_commands(file.path()).is_empty());
+    assert!(Config::rescue_commands(Path::new("/nonexistent")).is_empty());
+}
