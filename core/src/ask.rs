@@ -1,6 +1,6 @@
 //! Asking the resolver the way the configuration says: the daemon, a process of one's own, or whichever is there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,9 +35,10 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// The resolver in its usual places.
-    pub fn new(mode: Mode) -> Self {
-        Self { mode, socket: paths::SOCKET.into(), once: Once::default() }
+    /// The resolver in its usual places. A process that is started reads `config`.
+    pub fn new(mode: Mode, config: &Path) -> Self {
+        let once = Once { config: config.to_owned(), ..Once::default() };
+        Self { mode, socket: paths::SOCKET.into(), once }
     }
 
     /// Asks, within [`CLIENT_DEADLINE`].

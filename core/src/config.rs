@@ -15,7 +15,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::ask::Mode;
-use crate::name::{IamName, LinuxName};
+use crate::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use crate::wire::TOTAL_TIMEOUT_MAX;
 
 #[cfg(test)]
@@ -507,6 +507,9 @@ impl<'de> Deserialize<'de> for GroupTarget {
         let Table { group, allow_privileged } = deserializer.deserialize_any(Target)?;
         let name = LinuxName::new(&group);
         let group = name.map_err(|why| de::Error::custom(format!("Linux group {group:?} {why}")))?;
+        if [IAM_USERS, IAM_SUDO].contains(&group.as_str()) {
+            return Err(de::Error::custom(format!("{group} is given by [access] alone")));
+        }
         if group.as_str() == "root" {
             return Err(de::Error::custom("no IAM group maps to the group root"));
         }

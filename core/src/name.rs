@@ -24,6 +24,12 @@ pub const IAM_GROUP_NAME_MAX: usize = 128;
 /// in more ways than this is refused.
 pub const CANDIDATES_MAX: usize = 16;
 
+/// The Linux group of every account of ours.
+pub const IAM_USERS: &str = "iam-users";
+
+/// The Linux group of those who may use sudo.
+pub const IAM_SUDO: &str = "iam-sudo";
+
 /// Why a name is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {

@@ -92,7 +92,9 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
 fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, String> {
     let name = LinuxName::new(&question.user).map_err(|why| format!("the name {why}"))?;
     let request = Request::Keys { name, uid, fingerprint: question.fingerprint.clone() };
-    let answer = Resolver::new(config.resolver.mode).ask(&request).map_err(|error| error.to_string())?;
+    let answer = Resolver::new(config.resolver.mode, Path::new(&question.config))
+        .ask(&request)
+        .map_err(|error| error.to_string())?;
     let keys = match answer {
         Answer::Keys { keys } => keys,
         Answer::Error { message, .. } => return Err(message),

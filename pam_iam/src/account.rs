@@ -1,6 +1,6 @@
 //! The account phase: may this user do this now?
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::config::{Config, ConfigError};
@@ -26,11 +26,12 @@ pub struct Subject {
     /// The primary group.
     pub gid: u32,
     /// The home directory.
-    pub home: std::path::PathBuf,
+    pub home: PathBuf,
     /// Whose the account is.
     pub standing: Standing,
     /// The configuration, or why there is none.
     pub config: Result<Config, ConfigError>,
+    config_path: PathBuf,
 }
 
 impl Subject {
@@ -56,7 +57,12 @@ impl Subject {
             }
         };
         let (gid, home) = (user.primary_group_id(), user.home_dir().to_owned());
-        Some(Self { name, uid, gid, home, standing, config: loaded })
+        Some(Self { name, uid, gid, home, standing, config: loaded, config_path: config.to_owned() })
+    }
+
+    /// The resolver, as `config` says how to reach it.
+    pub fn resolver(&self, config: &Config) -> Resolver {
+        Resolver::new(config.resolver.mode, &self.config_path)
     }
 }
 
@@ -108,7 +114,7 @@ fn decide(subject: &Subject, policy: Policy) -> Result<Decision, String> {
     let config = subject.config.as_ref().map_err(ToString::to_string)?;
     let name = LinuxName::new(&subject.name).map_err(|why| format!("the name {why}"))?;
     let request = Request::Decide { name, uid: subject.uid, policy };
-    match Resolver::new(config.resolver.mode).ask(&request) {
+    match subject.resolver(config).ask(&request) {
         Ok(Answer::Decision(decision)) => Ok(decision),
         Ok(Answer::Error { message, .. }) => Err(message),
         Ok(_) => Err("the resolver answered another question".to_owned()),

@@ -1,6 +1,5 @@
 //! The session phase: a home directory, and a line in the log that says whose key opened the session.
 
-use pam_iam_core::ask::Resolver;
 use pam_iam_core::config::Config;
 use pam_iam_core::escape::Value;
 use pam_iam_core::key::authenticated_with;
@@ -75,7 +74,7 @@ fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) -> bool {
 fn is_known(subject: &Subject, config: &Config, fingerprint: &str) -> Option<bool> {
     let name = LinuxName::new(&subject.name).ok()?;
     let request = Request::Keys { name, uid: subject.uid, fingerprint: Some(fingerprint.to_owned()) };
-    match Resolver::new(config.resolver.mode).ask(&request) {
+    match subject.resolver(config).ask(&request) {
         Ok(Answer::Keys { keys }) => Some(!keys.is_empty()),
         _ => None,
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pam_iam_core::config::{Config, PRIVILEGED_GROUPS, Who};
 use pam_iam_core::id::{Gid, Uid};
-use pam_iam_core::name::{IamName, LinuxName};
+use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{
     Answer, Decision, Failure, Group, Key, Policy, Reason, Request, Roster as WireRoster, Source, Status,
@@ -22,12 +22,6 @@ use crate::roster::Roster;
 
 #[cfg(test)]
 mod tests;
-
-/// The Linux group of every account of ours.
-pub const IAM_USERS: &str = "iam-users";
-
-/// The Linux group of those who may use sudo.
-pub const IAM_SUDO: &str = "iam-sudo";
 
 static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
 static IAM_SUDO_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_SUDO));

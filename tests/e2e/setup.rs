@@ -90,6 +90,11 @@ fn arguments_of_the_pam_line_are_read_and_unknown_ones_are_told() {
     machine.sh("echo 'account required pam_iam.so config=/etc/elsewhere.toml' >/etc/pam.d/probe").succeeds();
     machine.sh("pamtester probe alice acct_mgmt").fails();
     machine.logs("authpriv", "/etc/elsewhere.toml: No such file");
+    machine
+        .sh("printf '[access]\nallow = [\"ssh-admins\"]\n[resolver]\nmode = \"once\"\n' >/etc/elsewhere.toml")
+        .succeeds();
+    machine.sh("pamtester probe alice acct_mgmt").fails();
+    machine.sh("pamtester probe carol acct_mgmt").succeeds();
 }
 
 #[test]

@@ -41,7 +41,7 @@ sudo = ["ssh-admins"]
 """
 # After so many quick deaths a service is given up, as systemd does.
 STARTS_MAX, STARTS_SECONDS = 5, 10.0
-READY_SECONDS = 5.0
+READY_SECONDS = 30.0
 
 
 def mount(source, target, kind, flags=0, data=""):
@@ -310,7 +310,7 @@ def command_environment(order):
     (BOX / "bin").mkdir()
     shutil.copy(f"{order['repository']}/tests/lib/box-ssh", BOX / "bin/box-ssh")
     return {
-        "PATH": f"{BOX}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{BOX}/bin:/usr/libexec/pam_iam:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root", "USER": "root", "LOGNAME": "root", "LANG": "C.UTF-8", "TERM": order["term"],
         "BOX_KEYS": str(keys), "BOX_PYTHON": f"{order['venv']}/bin/python", "BOX_CTL": CONTROL, "BOX_LOG": str(LOGS),
         "AWS_ENDPOINT_URL": ENDPOINT, "AWS_ACCESS_KEY_ID": ADMIN["id"], "AWS_SECRET_ACCESS_KEY": ADMIN["secret"],

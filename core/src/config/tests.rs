@@ -92,6 +92,7 @@ fn a_value_that_makes_no_sense_names_its_line() {
         ("[groups]\nops = 'root'", "no IAM group maps to the group root"),
         ("[groups]\nops = 'docker'", "allow_privileged"),
         ("[groups]\nops = { group = 'docker' }", "allow_privileged"),
+        ("[groups]\nops = 'iam-sudo'", "given by [access] alone"),
         ("[groups]\nops = '-x'", "begins with"),
     ] {
         let message = error(&format!("{LEAST}\n{line}"));
