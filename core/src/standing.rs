@@ -1,5 +1,6 @@
 //! Whose an account is: ours, adopted, or somebody else's. Answered without asking anybody but /etc/group.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::config::Accounts;
@@ -35,35 +36,30 @@ impl Default for Files {
 
 /// Whose the account `name` with `uid` is. Only an account that stands in passwd(5) with this uid is adopted.
 ///
-/// An `adopt_group` that cannot be read adopts every local account: a file that is gone must not free an account from
-/// what IAM says about it.
-pub fn standing(name: &str, uid: Uid, accounts: &Accounts, files: &Files) -> Standing {
+/// # Errors
+/// passwd(5) or group(5) cannot be read, and the account may be adopted or not. Who only asks further takes it for
+/// adopted; who would give something away gives nothing.
+pub fn standing(name: &str, uid: Uid, accounts: &Accounts, files: &Files) -> io::Result<Standing> {
     if uid == Uid::ROOT {
-        return Standing::Local;
+        return Ok(Standing::Local);
     }
     if uid.is_ours() {
-        return Standing::Ours;
+        return Ok(Standing::Ours);
     }
     let listed = accounts.adopt.iter().any(|adopted| adopted.as_str() == name);
     if !listed && accounts.adopt_group.is_empty() {
-        return Standing::Local;
+        return Ok(Standing::Local);
     }
-    let account = match local::account_by_name(&files.passwd, name) {
-        Ok(Some(account)) if account.uid == uid => account,
-        Ok(_) => return Standing::Local,
-        Err(_) => return Standing::Adopted,
-    };
-    let adopted = listed || is_member(&account, &accounts.adopt_group, &files.group);
-    if adopted { Standing::Adopted } else { Standing::Local }
+    let account = local::account_by_name(&files.passwd, name)?;
+    let Some(account) = account.filter(|account| account.uid == uid) else { return Ok(Standing::Local) };
+    let adopted = listed || is_member(&account, &accounts.adopt_group, &files.group)?;
+    Ok(if adopted { Standing::Adopted } else { Standing::Local })
 }
 
 /// Whether an account is in a local group: listed there, or with it as the primary group.
-fn is_member(account: &Account, group: &str, group_file: &Path) -> bool {
-    match local::group_by_name(group_file, group) {
-        Ok(Some(group)) => group.gid == account.gid || group.members.contains(&account.name),
-        Ok(None) => false,
-        Err(_) => true,
-    }
+fn is_member(account: &Account, group: &str, group_file: &Path) -> io::Result<bool> {
+    let group = local::group_by_name(group_file, group)?;
+    Ok(group.is_some_and(|group| group.gid == account.gid || group.members.contains(&account.name)))
 }
 
 /// Whether an account might be adopted by a configuration that cannot be parsed: its text names the account or one
@@ -114,8 +110,8 @@ mod tests {
     fn an_account_is_ours_by_its_uid_alone() {
         let none = Accounts::default();
         let nowhere = Files { passwd: "/nonexistent".into(), group: "/nonexistent".into() };
-        assert_eq!(standing("x", Uid(id::FIRST), &none, &nowhere), Standing::Ours);
-        assert_eq!(standing("ec2-user", Uid(1000), &none, &nowhere), Standing::Local);
+        assert_eq!(standing("x", Uid(id::FIRST), &none, &nowhere).unwrap(), Standing::Ours);
+        assert_eq!(standing("ec2-user", Uid(1000), &none, &nowhere).unwrap(), Standing::Local);
     }
 
     #[test]
@@ -125,17 +121,26 @@ mod tests {
             adopt: ["bob", "root", "ghost"].map(|name| LinuxName::new(name).unwrap()).to_vec(),
             ..Accounts::default()
         };
-        assert_eq!(standing("bob", Uid(1001), &listed, &files), Standing::Adopted);
-        assert_eq!(standing("bob", Uid(1009), &listed, &files), Standing::Local, "another bob");
-        assert_eq!(standing("ghost", Uid(1005), &listed, &files), Standing::Local, "not in passwd(5)");
-        assert_eq!(standing("root", Uid(0), &listed, &files), Standing::Local);
+        assert_eq!(standing("bob", Uid(1001), &listed, &files).unwrap(), Standing::Adopted);
+        assert_eq!(standing("bob", Uid(1009), &listed, &files).unwrap(), Standing::Local, "another bob");
+        assert_eq!(
+            standing("ghost", Uid(1005), &listed, &files).unwrap(),
+            Standing::Local,
+            "not in passwd(5)"
+        );
+        assert_eq!(standing("root", Uid(0), &listed, &files).unwrap(), Standing::Local);
         let grouped = Accounts { adopt_group: "synced".into(), ..Accounts::default() };
-        assert_eq!(standing("ann", Uid(1002), &grouped, &files), Standing::Adopted);
-        assert_eq!(standing("dave", Uid(1003), &grouped, &files), Standing::Adopted, "by the primary group");
-        assert_eq!(standing("bob", Uid(1001), &grouped, &files), Standing::Local);
-        assert_eq!(standing("root", Uid(0), &grouped, &files), Standing::Local);
+        assert_eq!(standing("ann", Uid(1002), &grouped, &files).unwrap(), Standing::Adopted);
+        assert_eq!(
+            standing("dave", Uid(1003), &grouped, &files).unwrap(),
+            Standing::Adopted,
+            "by the primary group"
+        );
+        assert_eq!(standing("bob", Uid(1001), &grouped, &files).unwrap(), Standing::Local);
+        assert_eq!(standing("root", Uid(0), &grouped, &files).unwrap(), Standing::Local);
         let blind = Files { group: "/nonexistent".into(), ..files };
-        assert_eq!(standing("bob", Uid(1001), &grouped, &blind), Standing::Adopted);
+        assert!(standing("bob", Uid(1001), &grouped, &blind).is_err(), "nobody can tell");
+        assert_eq!(standing("root", Uid(0), &grouped, &blind).unwrap(), Standing::Local);
     }
 
     #[test]

@@ -81,8 +81,13 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
             return Ok(());
         }
     };
-    if standing(&question.user, uid, &config.accounts, &Files::default()) != Standing::Local {
-        print(&keys(question, uid, &config)?)?;
+    match standing(&question.user, uid, &config.accounts, &Files::default()) {
+        Ok(Standing::Local) => {}
+        Ok(Standing::Ours | Standing::Adopted) => print(&keys(question, uid, &config)?)?,
+        Err(error) => log.write(
+            Level::Error,
+            format!("whether {} is adopted cannot be told: {error}", Value(&question.user)),
+        ),
     }
     also_run::run(&config.keys.also_run, question, uid, log);
     Ok(())

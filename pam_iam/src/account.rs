@@ -45,7 +45,8 @@ impl Subject {
         let standing = match &loaded {
             // uid 0 is the host's, whatever the configuration says.
             _ if uid == Uid::ROOT => Standing::Local,
-            Ok(config) => standing(&name, uid, &config.accounts, &files),
+            // Where nobody can tell, the resolver is asked, and refuses.
+            Ok(config) => standing(&name, uid, &config.accounts, &files).unwrap_or(Standing::Adopted),
             Err(_) if uid.is_ours() => Standing::Ours,
             Err(_) => {
                 let text = std::fs::read(config).unwrap_or_default();

@@ -75,6 +75,7 @@ impl<I: Iam> Answerer<I> {
 
     /// Whether `uid` is that of the configured key command's user.
     pub fn is_key_user(&self, uid: Uid) -> bool {
+        self.locals.refresh();
         self.locals.uid_of(&self.config().keys.user).is_ok_and(|known| known == Some(uid))
     }
 
@@ -367,7 +368,7 @@ impl<I: Iam> Answerer<I> {
         if local.is_some_and(|local| local != uid) {
             return Ok(Standing::Local);
         }
-        Ok(standing(name.as_str(), uid, &self.config().accounts, &self.locals.files))
+        Ok(standing(name.as_str(), uid, &self.config().accounts, &self.locals.files)?)
     }
 
     /// The gid of one of our own two groups: the local group's, where there is one.

@@ -60,6 +60,12 @@ pub enum Known {
     Denied,
 }
 
+impl Known {
+    fn has_uid(&self, uid: Uid) -> bool {
+        matches!(self, Self::One(person) if person.uid == uid)
+    }
+}
+
 /// An IAM user with all that a login needs.
 #[derive(Clone, Debug)]
 pub struct Person {
@@ -183,17 +189,19 @@ impl<I: Iam> Directory<I> {
         uid: Uid,
         age: Age,
     ) -> Result<Option<(LinuxName, Seen)>, IamError> {
-        let name = self.state.borrow().names.get(&uid).cloned();
-        let name = match name {
-            Some(name) => name,
-            None => match self.roster().await?.name_of(uid) {
-                Some(name) => name.clone(),
-                None => return Ok(None),
-            },
-        };
         let age = Age { fresh: age.fresh.max(self.config.freshness.roster.0), ..age };
+        let seen_as = self.state.borrow().names.get(&uid).cloned();
+        if let Some(name) = seen_as {
+            let seen = self.find(&name, age).await?;
+            if seen.record.known.has_uid(uid) {
+                return Ok(Some((name, seen)));
+            }
+            // Renamed, or gone.
+            self.state.borrow_mut().names.remove(&uid);
+        }
+        let Some(name) = self.roster().await?.name_of(uid).cloned() else { return Ok(None) };
         let seen = self.find(&name, age).await?;
-        Ok(Some((name, seen)))
+        Ok(seen.record.known.has_uid(uid).then_some((name, seen)))
     }
 
     fn record(&self, name: &LinuxName) -> Option<Rc<Record>> {
@@ -228,8 +236,12 @@ impl<I: Iam> Directory<I> {
         };
         let state = self.state.borrow();
         let seen = state.names.get(&person.uid).and_then(|name| state.records.get(name));
-        let seen =
-            seen.is_some_and(|record| matches!(&record.known, Known::One(other) if elder(&other.user)));
+        // One who was not heard of for so long may be gone; who is not is on the roster.
+        let recent = seen.filter(|record| record.at.elapsed() < self.config.freshness.roster.0);
+        let seen = recent.is_some_and(|record| match &record.known {
+            Known::One(other) => other.uid == person.uid && elder(&other.user),
+            _ => false,
+        });
         seen || state.roster.as_ref().is_some_and(|roster| roster.holder_of(person.uid).is_some_and(elder))
     }
 
@@ -399,14 +411,11 @@ impl<I: Iam> Directory<I> {
         let candidates = name::candidates(name, &self.config.accounts.drop_suffix);
         let answers = join_all(candidates.iter().map(|candidate| self.look_up(name, candidate))).await;
         let (mut found, mut denied, mut unreachable) = (Vec::new(), false, None);
-        for (candidate, answer) in candidates.iter().zip(answers) {
+        for answer in answers {
             match answer {
                 Ok(person) => found.push(person),
                 Err(IamError::Unreachable(why)) => unreachable = Some(IamError::Unreachable(why)),
-                Err(error) => {
-                    denied |= matches!(error, IamError::Denied(_));
-                    self.forget(name, candidate);
-                }
+                Err(error) => denied |= matches!(error, IamError::Denied(_)),
             }
         }
         if let Some(error) = unreachable {
@@ -424,25 +433,36 @@ impl<I: Iam> Directory<I> {
         Ok(Record { known, at })
     }
 
+    /// Asks IAM about one user. What each of the three calls says counts at once: another that is silent until the time
+    /// is up must not leave the remembered in force.
     async fn look_up(&self, name: &LinuxName, candidate: &IamName) -> Result<Person, IamError> {
-        let calls = join3(
-            self.iam.user(candidate),
-            self.iam.groups_of(candidate),
-            self.iam.active_keys_of(candidate),
-        );
-        let (user, groups, key_ids) = calls.await;
+        let user = async {
+            let user = self.heard(name, candidate, self.iam.user(candidate).await)?;
+            self.keep_if(name, candidate, |known| known.user.id == user.id && user.name == *candidate);
+            Ok(user)
+        };
+        let groups = async {
+            let groups = self.heard(name, candidate, self.iam.groups_of(candidate).await)?;
+            self.take_away(name, candidate, |known| known.groups.retain(|group| groups.contains(group)));
+            Ok(groups)
+        };
+        let key_ids = async {
+            let ids = self.heard(name, candidate, self.iam.active_keys_of(candidate).await)?;
+            self.take_away(name, candidate, |known| known.keys.retain(|(id, _)| ids.contains(id)));
+            Ok(ids)
+        };
+        let (user, groups, key_ids) = join3(user, groups, key_ids).await;
         // An explicit no from any of the three wins over the silence of another.
         let noes = [user.as_ref().err(), groups.as_ref().err(), key_ids.as_ref().err()];
         let no = noes.into_iter().flatten().find(|error| !matches!(error, IamError::Unreachable(_)));
         if let Some(no) = no {
-            return Err(no.clone());
+            return Err(IamError::clone(no));
         }
-        self.take_away(name, candidate, groups.as_deref().ok(), key_ids.as_deref().ok());
-        let (user, groups, key_ids) = (user?, groups?, key_ids?);
-        if user.name != *candidate {
+        if user.as_ref().is_ok_and(|user: &IamUser| user.name != *candidate) {
             // IAM's names are unique without regard to case, Linux names are not: `Bob` is not `bob`.
             return Err(IamError::NoSuchEntity);
         }
+        let (user, groups, key_ids) = (user?, groups?, key_ids?);
         let known = self.record(name);
         let keys = key_ids.iter().map(|id| self.key(&user, id, known.as_deref()));
         let keys = join_all(keys).await.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -450,33 +470,36 @@ impl<I: Iam> Directory<I> {
         Ok(Person { uid: ids::uid_of(user.id.as_str()), user, groups, keys })
     }
 
-    /// Forgets what is remembered of `user` under `name`: IAM has just said that there is no such user any more.
-    fn forget(&self, name: &LinuxName, user: &IamName) {
-        let known = self.record(name);
-        if known
-            .is_some_and(|record| matches!(&record.known, Known::One(person) if person.user.name == *user))
+    /// Passes an answer on, and forgets the user if it is a no.
+    fn heard<T>(&self, name: &LinuxName, user: &IamName, answer: Result<T, IamError>) -> Result<T, IamError> {
+        if let Err(IamError::NoSuchEntity | IamError::Denied(_)) = answer {
+            self.keep_if(name, user, |_| false);
+        }
+        answer
+    }
+
+    /// Forgets what is remembered of `user` under `name`, unless `holds` says that it still holds.
+    fn keep_if(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&Person) -> bool) {
+        let Some(record) = self.record(name) else { return };
+        if let Known::One(person) = &record.known
+            && person.user.name == *user
+            && !holds(person)
         {
-            self.state.borrow_mut().records.remove(name);
+            let mut state = self.state.borrow_mut();
+            state.records.remove(name);
+            state.names.remove(&person.uid);
         }
     }
 
-    /// Takes what IAM no longer lists away from what is remembered of `user`, so that the remembered serves while the
-    /// rest of the answer is missing and still overrides nothing that IAM has said. Its age stays.
-    fn take_away(
-        &self,
-        name: &LinuxName,
-        user: &IamName,
-        groups: Option<&[IamGroup]>,
-        key_ids: Option<&[String]>,
-    ) {
+    /// Takes what IAM no longer lists away from what is remembered of `user`. Its age stays.
+    fn take_away(&self, name: &LinuxName, user: &IamName, take: impl Fn(&mut Person)) {
         let Some(record) = self.record(name) else { return };
         let Known::One(person) = &record.known else { return };
         if person.user.name != *user {
             return;
         }
         let mut person = person.clone();
-        person.groups.retain(|known| groups.is_none_or(|groups| groups.contains(known)));
-        person.keys.retain(|(known, _)| key_ids.is_none_or(|ids| ids.contains(known)));
+        take(&mut person);
         let record = Record { known: Known::One(person), at: record.at };
         self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
     }

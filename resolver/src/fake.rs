@@ -59,6 +59,18 @@ impl FakeIam {
         self.hanging.set(true);
     }
 
+    /// Calls of `action` are not answered any more.
+    pub fn hang_only(&self, action: &str) {
+        self.hang();
+        self.fail_only(action);
+    }
+
+    pub fn rename(&self, from: &str, to: &str) {
+        let mut people = self.people.borrow_mut();
+        let person = people.remove(from).unwrap();
+        people.insert(to.to_owned(), person);
+    }
+
     /// Only calls of `action` fail, with what [`Self::fail`] says.
     pub fn fail_only(&self, action: &str) {
         *self.only.borrow_mut() = action.to_owned();
@@ -88,10 +100,10 @@ impl FakeIam {
     ) -> Result<T, IamError> {
         self.calls.borrow_mut().push(format!("{action} {name}"));
         tokio::time::sleep(Self::CALL).await;
-        if self.hanging.get() {
+        let hit = self.only.borrow().is_empty() || *self.only.borrow() == action;
+        if self.hanging.get() && hit {
             std::future::pending::<()>().await;
         }
-        let hit = self.only.borrow().is_empty() || *self.only.borrow() == action;
         if let Some(failure) = self.failure.borrow().as_ref().filter(|_| hit) {
             return Err(failure.clone());
         }

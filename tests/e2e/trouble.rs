@@ -88,6 +88,20 @@ fn a_broken_configuration_frees_no_adopted_account() {
 }
 
 #[test]
+fn a_group_file_that_is_gone_gives_no_local_account_away() {
+    let machine = Machine::new().settings("[accounts]\nadopt_group = 'synced'").start();
+    machine
+        .sh("echo 'alice:*:1777:1777::/home/alice:/bin/bash' >>/etc/passwd; install -d -o 1777 /home/alice
+            echo 'synced:x:1778:' >>/etc/group")
+        .succeeds();
+    machine.ssh("alice", "true").fails();
+    machine.sh("mv /etc/group /etc/group.gone").succeeds();
+    machine.ssh("alice", "true").fails();
+    machine.sh("/usr/libexec/pam_iam/iam-authorized-keys alice | grep .").fails();
+    machine.sh("pamtester sshd alice acct_mgmt").fails();
+}
+
+#[test]
 fn a_configuration_with_a_typo_starts_no_resolver_and_lets_nobody_in() {
     let machine = Machine::new().config("[access]\nallow = ['ssh-users']\nsuod = 'all'\n").start();
     machine.run(&["getent", "passwd", "alice"]).fails();

@@ -188,6 +188,64 @@ async fn what_iam_has_said_is_not_overridden_because_the_rest_is_missing() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn what_iam_has_said_counts_even_if_another_call_is_silent_to_the_end() {
+    let directory = directory(USERS);
+    directory.iam.add("alice", &["users"]);
+    find(&directory, "alice").await.unwrap();
+    directory.iam.change("alice", |alice| alice.groups.clear());
+    directory.iam.hang_only("GetUser");
+    tokio::time::advance(Duration::from_secs(11)).await;
+    let seen = find(&directory, "alice").await.unwrap();
+    assert_eq!((seen.source, groups(&seen).len()), (Source::Offline, 0));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_recreated_user_ends_the_old_one_whatever_else_is_missing() {
+    let directory = directory(USERS);
+    directory.iam.add("alice", &["users"]);
+    find(&directory, "alice").await.unwrap();
+    directory.iam.add("alice", &["users"]);
+    directory.iam.fail(unreachable());
+    directory.iam.fail_only("ListSSHPublicKeys");
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert!(find(&directory, "alice").await.is_err());
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn after_renamings_everybody_is_who_they_are() {
+    let directory = directory(USERS);
+    directory.iam.add("bob", &["users"]);
+    directory.iam.add("alice", &["users"]);
+    let uid = |number| ids::uid_of(&crate::fake::id(number));
+    find(&directory, "alice").await.unwrap();
+    // alice is called alicia now, and bob alice.
+    directory.iam.rename("alice", "alicia");
+    directory.iam.rename("bob", "alice");
+    tokio::time::advance(Duration::from_secs(11)).await;
+    find(&directory, "alice").await.unwrap();
+    let alicia = find(&directory, "alicia").await.unwrap();
+    let Known::One(person) = &alicia.record.known else { panic!() };
+    assert_eq!((person.uid, directory.has_elder(person)), (uid(2), false));
+    for (number, name) in [(1, "alice"), (2, "alicia")] {
+        let found = directory.find_uid(uid(number), age(&directory)).await.unwrap();
+        assert_eq!(found.map(|(name, _)| name), Some(linux(name)));
+    }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_uid_whose_user_was_renamed_is_found_by_the_roster() {
+    let directory = directory(USERS);
+    directory.iam.add("alice", &["users"]);
+    find(&directory, "alice").await.unwrap();
+    directory.iam.rename("alice", "alicia");
+    directory.read_roster().await.unwrap();
+    tokio::time::advance(Duration::from_secs(11)).await;
+    find(&directory, "alice").await.unwrap();
+    let found = directory.find_uid(ids::uid_of(&crate::fake::id(1)), age(&directory)).await.unwrap();
+    assert_eq!(found.map(|(name, _)| name), Some(linux("alicia")));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_candidate_that_is_gone_is_forgotten_while_another_cannot_be_asked() {
     let directory = directory("[access]\nallow = ['users']\n[accounts]\ndrop_suffix = ['@example.com']");
     directory.iam.add("alice@example.com", &["users"]);
