@@ -23,8 +23,9 @@ mod tests;
 /// The mode of a home directory where login.defs(5) says nothing: that of useradd(8).
 const DEFAULT_MODE: u32 = 0o755;
 
-/// Tries to build a directory that nobody removes under the builder's hands, and to put it in place.
-const TRIES: usize = 5;
+/// Tries to build a directory that nobody removes under the builder's hands, and to put it in place. Another first login
+/// has to come within microseconds to spoil one.
+const TRIES: usize = 50;
 
 /// How a descriptor of a directory is opened: never through a link.
 pub const DIRECTORY: OFlags =
@@ -197,10 +198,13 @@ impl<'a> Building<'a> {
             fd => while_("opening the new directory", fd)?,
         };
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { parent, name, fd })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(HomeError::System { doing: "locking the new directory", errno }),
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(HomeError::System { doing: "locking the new directory", errno }),
         }
+        // The lock may be on a directory that a cleaner has removed before, and let go of.
+        let stat = while_("looking at the new directory", rustix::fs::fstat(&fd))?;
+        Ok((stat.st_nlink > 0).then_some(Self { parent, name, fd }))
     }
 
     fn fill(&self, owner: Owner, settings: &Home) -> Result<(), HomeError> {
@@ -249,7 +253,13 @@ fn remove_leftovers(parent: &OwnedFd, home: &OsStr) -> Result<(), HomeError> {
         let Ok(fd) = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) else { continue };
         if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let name = OsString::from_vec(name.to_vec());
-            while_("removing what an earlier login left", skeleton::remove_tree(parent, &name))?;
+            match skeleton::remove_tree(parent, &name) {
+                // Its builder was done in between, and it is somebody's home now.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    return Err(HomeError::System { doing: "removing what an earlier login left", errno });
+                }
+            }
         }
     }
     Ok(())
