@@ -152,8 +152,10 @@ mod tests {
 
     /// A script that answers with an error whose message is `shell`'s output.
     fn tells(shell: &str) -> (tempfile::TempDir, Once) {
+        // It takes the whole request first: `{"v":1,"ask":"status"}` behind a header of 4 bytes.
         resolver(&format!(
-            r#"message=$({shell})
+            r#"head -c 26 >/dev/null
+message=$({shell})
 body='{{"answer":"error","kind":"unavailable","message":"'$message'"}}'
 printf "\\000\\000\\000\\$(printf %03o ${{#body}})%s" "$body""#
         ))
