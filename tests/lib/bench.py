@@ -119,10 +119,26 @@ def once():
     print("(3 metadata requests and 4 calls to the box's IAM)")
 
 
+def sdk():
+    for what, host in (("an address", "127.0.0.1"), ("a host name", "localhost")):
+        environment = {"AWS_ENDPOINT_URL": f"http://{host}:5000", "AWS_REGION": "us-east-1"}
+        server = subprocess.Popen([RESOLVER, "serve", "--socket", f"/run/bench-{host}.sock"], env=environment)
+        calls = f"{os.environ['BOX_CTL']}?log"
+        # The roster is read at the start: two calls for the groups of the box's configuration.
+        subprocess.run(["curl", "-sSf", f"{os.environ['BOX_CTL']}?clear"], check=True, capture_output=True)
+        while subprocess.run(["curl", "-sSf", calls], check=True, capture_output=True).stdout.count(b"GetGroup") < 2:
+            time.sleep(0.05)
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        size, threads = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmSize", "Threads"))
+        print(f"IAM by {what:12} {threads} threads, {size / 1024:.0f} MiB of address space")
+        server.kill()
+        server.wait()
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "lookups":
         print(lookups(sys.argv[2]))
     elif sys.argv[1] == "load":
         print(load(sys.argv[2]))
     else:
-        {"login": login, "nss": nss, "size": size, "once": once}[sys.argv[1]]()
+        {"login": login, "nss": nss, "size": size, "once": once, "sdk": sdk}[sys.argv[1]]()
