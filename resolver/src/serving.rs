@@ -139,3 +139,23 @@ fn random() -> f64 {
         Err(_) => 0.5,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_nobody_serves_is_replaced_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolver.sock");
+        remove_stale(&path).unwrap();
+        let living = UnixListener::bind(&path).unwrap();
+        assert_eq!(remove_stale(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(living);
+        remove_stale(&path).unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, "precious").unwrap();
+        assert_eq!(remove_stale(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(path.exists());
+    }
+}

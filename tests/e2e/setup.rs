@@ -61,7 +61,7 @@ fn a_role_is_taken_on_where_one_is_named() {
 }
 
 #[test]
-fn credentials_come_from_the_environment_or_a_profile_too() {
+fn credentials_come_from_the_environment_a_profile_or_a_web_identity_too() {
     let machine = Machine::new().settings("[resolver]\nmode = 'once'").start();
     // No instance any more, and so no role of it.
     machine
@@ -76,6 +76,9 @@ fn credentials_come_from_the_environment_or_a_profile_too() {
     assert!(machine.sh(&keys).succeeds().starts_with("ssh-rsa "));
     machine.sh("cp /root/before /etc/pam_iam/environment; mkdir -p /root/.aws; printf '\n[aws]\nprofile = \"ops\"\n' >>/etc/pam_iam/config.toml
         printf '[ops]\naws_access_key_id=%s\naws_secret_access_key=%s\n' $AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY >/root/.aws/credentials").succeeds();
+    assert!(machine.sh(&keys).succeeds().starts_with("ssh-rsa "));
+    machine.sh("rm -r /root/.aws; sed -i '/^profile/d' /etc/pam_iam/config.toml; echo token >/etc/pam_iam/token
+        printf 'AWS_WEB_IDENTITY_TOKEN_FILE=/etc/pam_iam/token\nAWS_ROLE_ARN=arn:aws:iam::123456789012:role/host\n' >>/etc/pam_iam/environment").succeeds();
     assert!(machine.sh(&keys).succeeds().starts_with("ssh-rsa "));
 }
 
