@@ -33,6 +33,13 @@ pub struct Group {
     pub members: Vec<String>,
 }
 
+impl Group {
+    /// Whether `account` is in it: listed, or with it as the primary group.
+    pub fn has(&self, account: &Account) -> bool {
+        self.gid == account.gid || self.members.contains(&account.name)
+    }
+}
+
 /// The account called `name` in the passwd(5) file `path`.
 ///
 /// # Errors

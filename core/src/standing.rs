@@ -1,11 +1,11 @@
 //! Whose an account is: ours, adopted, or somebody else's. Answered without asking anybody but /etc/group.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::config::Accounts;
 use crate::id::Uid;
-use crate::local::{self, Account};
+use crate::local;
 use crate::paths;
 
 /// Whose an account is.
@@ -52,14 +52,9 @@ pub fn standing(name: &str, uid: Uid, accounts: &Accounts, files: &Files) -> io:
     }
     let account = local::account_by_name(&files.passwd, name)?;
     let Some(account) = account.filter(|account| account.uid == uid) else { return Ok(Standing::Local) };
-    let adopted = listed || is_member(&account, &accounts.adopt_group, &files.group)?;
+    let group = || local::group_by_name(&files.group, &accounts.adopt_group);
+    let adopted = listed || group()?.is_some_and(|group| group.has(&account));
     Ok(if adopted { Standing::Adopted } else { Standing::Local })
-}
-
-/// Whether an account is in a local group: listed there, or with it as the primary group.
-fn is_member(account: &Account, group: &str, group_file: &Path) -> io::Result<bool> {
-    let group = local::group_by_name(group_file, group)?;
-    Ok(group.is_some_and(|group| group.gid == account.gid || group.members.contains(&account.name)))
 }
 
 /// Whether an account might be adopted by a configuration that cannot be parsed: its text names the account or one
@@ -82,8 +77,7 @@ pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files
     else {
         return false;
     };
-    let mut groups = groups.into_iter().filter(|group| named(&group.name));
-    groups.any(|group| group.gid == account.gid || group.members.contains(&account.name))
+    groups.iter().any(|group| named(&group.name) && group.has(&account))
 }
 
 /// The first uid of people; below are system users (login.defs(5), `UID_MIN`), whom nobody adopts by accident.

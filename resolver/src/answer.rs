@@ -144,7 +144,7 @@ impl<I: Iam> Answerer<I> {
             // `files` has answered, and whoever asks us all the same must not get two groups of one name.
             return Ok(Answer::NotFound);
         }
-        if let Some(group) = self.own_groups().await.into_iter().find(|group| group.name == *name) {
+        if let Some(group) = self.own_group_with(|known, _| known == name).await {
             return Ok(Answer::Group(group));
         }
         if self.config().groups.values().any(|target| target.group == *name) {
@@ -155,7 +155,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     async fn group_by_gid(&self, gid: Gid, age: Age) -> Result<Answer, Trouble> {
-        let mut found = self.own_groups().await.into_iter().find(|group| group.gid == gid);
+        let mut found = self.own_group_with(|_, known| known == gid).await;
         if found.is_none() && !self.config().groups.is_empty() {
             found = self.mapped_groups().await?.into_iter().find(|group| group.gid == gid);
         }
@@ -376,22 +376,21 @@ impl<I: Iam> Answerer<I> {
         Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
     }
 
-    /// Our own two groups, with the members that the roster knows. They are there without a roster too: sshd's rule
-    /// about keys goes by the name of the first.
-    async fn own_groups(&self) -> [Group; 2] {
-        let roster = self.directory.roster().await.ok();
-        let members = |members: fn(&Self, &Roster) -> Vec<LinuxName>| {
-            roster.as_deref().map(|roster| members(self, roster)).unwrap_or_default()
-        };
-        let group = |name: &LazyLock<LinuxName>, members| Group {
-            name: (**name).clone(),
-            gid: ids::gid_of(name.as_str()),
-            members,
-        };
-        [
-            group(&IAM_USERS_NAME, members(|_, roster| everybody(roster))),
-            group(&IAM_SUDO_NAME, members(Self::sudoers)),
-        ]
+    /// The one of our own two groups that is `wanted`, with the members that the roster knows. They are there without a
+    /// roster too: sshd's rule about keys goes by the name of the first.
+    async fn own_group_with(&self, wanted: impl Fn(&LinuxName, Gid) -> bool) -> Option<Group> {
+        type Members<I> = fn(&Answerer<I>, &Roster) -> Vec<LinuxName>;
+        let groups: [(&LinuxName, Members<I>); 2] =
+            [(&IAM_USERS_NAME, |_, roster| everybody(roster)), (&IAM_SUDO_NAME, Self::sudoers)];
+        for (name, members) in groups {
+            let gid = ids::gid_of(name.as_str());
+            if wanted(name, gid) {
+                let roster = self.directory.roster().await.ok();
+                let members = roster.map(|roster| members(self, &roster)).unwrap_or_default();
+                return Some(Group { name: name.clone(), gid, members });
+            }
+        }
+        None
     }
 
     /// The groups that IAM groups map to.

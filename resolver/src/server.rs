@@ -56,11 +56,10 @@ pub async fn serve<I: Iam>(listener: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>
             continue;
         }
         let Some(place) = Place::take(&users, peer) else { continue };
-        let patience = if trusted { PATIENCE } else { PATIENCE_WITH_OTHERS };
         let answerer = Rc::clone(&answerer);
         spawn_local(async move {
             // A client that goes away has nothing to be told.
-            let _ = converse(connection, peer, patience, &answerer).await;
+            let _ = converse(connection, peer, trusted, &answerer).await;
             drop((slot, place));
         });
     }
@@ -99,12 +98,13 @@ impl Drop for Place {
 async fn converse<I: Iam>(
     mut connection: Connection,
     peer: Uid,
-    patience: Duration,
+    trusted: bool,
     answerer: &Answerer<I>,
 ) -> io::Result<()> {
+    let patience = if trusted { PATIENCE } else { PATIENCE_WITH_OTHERS };
     let request = timeout(patience, connection.receive()).await??;
     let answer = match parse(&request) {
-        Ok(request) if may_ask(peer, &request, answerer) => answerer.answer(&request, peer).await,
+        Ok(request) if may_ask(peer, trusted, &request) => answerer.answer(&request, peer).await,
         Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
         Err(message) => Answer::Error { kind: Failure::BadRequest, message },
     };
@@ -139,15 +139,16 @@ pub fn encode(answer: &Answer) -> io::Result<Vec<u8>> {
     frame::encode(&serde_json::to_vec(answer)?, ANSWER_MAX).map_err(io::Error::other)
 }
 
-/// What /etc/passwd would show is open to all, keys are for the key command, the rest is for root.
-fn may_ask<I: Iam>(peer: Uid, request: &Request, answerer: &Answerer<I>) -> bool {
+/// What /etc/passwd would show is open to all, keys are for who is trusted (root and the key command), the rest is for
+/// root.
+fn may_ask(peer: Uid, trusted: bool, request: &Request) -> bool {
     match request {
         Request::UserByName { .. }
         | Request::UserByUid { .. }
         | Request::GroupByName { .. }
         | Request::GroupByGid { .. }
         | Request::GroupsOf { .. } => true,
-        Request::Keys { .. } => peer == Uid::ROOT || answerer.is_key_user(peer),
+        Request::Keys { .. } => trusted,
         Request::Decide { .. } | Request::Roster | Request::Status => peer == Uid::ROOT,
     }
 }

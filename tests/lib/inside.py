@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import socket
