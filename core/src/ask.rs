@@ -8,7 +8,7 @@ use crate::client::{self, AskError};
 use crate::deadline::Deadline;
 use crate::once::{self, Once};
 use crate::paths;
-use crate::wire::{Answer, CLIENT_DEADLINE, Request};
+use crate::wire::{Answer, Request};
 
 /// Who answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,13 +41,13 @@ impl Resolver {
         Self { mode, socket: paths::SOCKET.into(), once }
     }
 
-    /// Asks, within [`CLIENT_DEADLINE`].
+    /// Asks, within [`Request::patience`].
     ///
     /// # Errors
     /// Any of [`AskError`]. A daemon that is there and fails is not replaced by a process: whoever can make it fail
     /// could make every login start one.
     pub fn ask(&self, request: &Request) -> Result<Answer, AskError> {
-        let deadline = Deadline::after(CLIENT_DEADLINE);
+        let deadline = Deadline::after(request.patience());
         match self.mode {
             Mode::Daemon => client::ask(&self.socket, request, deadline),
             Mode::Once => once::ask(&self.once, request, deadline),

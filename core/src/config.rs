@@ -22,7 +22,7 @@ use crate::wire::TOTAL_TIMEOUT_MAX;
 mod tests;
 mod values;
 
-pub use values::{AbsolutePath, HomePattern, Percent, Span};
+pub use values::{AbsolutePath, HomePattern, Pattern, Percent, Span, TagName};
 
 /// The longest configuration that is read, in bytes.
 const LENGTH_MAX: u64 = 1024 * 1024;
@@ -99,6 +99,9 @@ pub struct Config {
     /// What accounts look like, and which local ones are adopted.
     #[serde(default)]
     pub accounts: Accounts,
+    /// Local accounts that the members of IAM groups share.
+    #[serde(default)]
+    pub shared: BTreeMap<LinuxName, Shared>,
     /// How home directories are made.
     #[serde(default)]
     pub home: Home,
@@ -142,9 +145,23 @@ pub enum Who {
     None,
     /// Every IAM user.
     All,
+    /// The members of the IAM groups that a tag of this EC2 instance names.
+    #[serde(untagged)]
+    Tag(TagRule),
     /// The members of these IAM groups.
     #[serde(untagged)]
     Groups(Vec<IamName>),
+}
+
+/// `{ tag = "ssh-groups", within = ["prod-*"] }`: IAM groups that a tag of this EC2 instance names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagRule {
+    /// The tag, whose value is a list of groups with commas between them.
+    pub tag: TagName,
+    /// Only groups that match one of these patterns count: who may write tags must not choose who is root.
+    #[serde(deserialize_with = "patterns")]
+    pub within: Vec<Pattern>,
 }
 
 /// The Linux group that an IAM group stands for.
@@ -182,6 +199,15 @@ impl Default for Accounts {
             adopt_group: String::new(),
         }
     }
+}
+
+/// `[shared.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shared {
+    /// The IAM groups whose members log in to the account with their own keys.
+    #[serde(deserialize_with = "groups")]
+    pub groups: Vec<IamName>,
 }
 
 /// `[home]`
@@ -388,12 +414,26 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Text`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start);
+        let wrong = |start: usize, message: &str| {
             let before = text.get(..start).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
-            ConfigError::Text { path: path.to_owned(), line, message: error.message().replace('\n', " ") }
-        })
+            ConfigError::Text { path: path.to_owned(), line, message: message.replace('\n', " ") }
+        };
+        let config: Self = toml::from_str(text)
+            .map_err(|error| wrong(error.span().map_or(0, |span| span.start), error.message()))?;
+        match config.contradiction() {
+            Some((word, message)) => Err(wrong(text.find(word).unwrap_or_default(), &message)),
+            None => Ok(config),
+        }
+    }
+
+    /// What cannot be seen in one place alone, and a word of the text near it.
+    fn contradiction(&self) -> Option<(&'static str, String)> {
+        if self.shared.keys().any(|name| name.as_str() == "root") {
+            return Some(("shared", "root is shared with nobody".to_owned()));
+        }
+        let twice = self.shared.keys().find(|name| self.accounts.adopt.contains(name))?;
+        Some(("shared", format!("{twice} is both adopted and shared; choose one")))
     }
 
     /// `keys.also_run` of a configuration that has a mistake elsewhere: those commands may be how the operator gets in
@@ -406,23 +446,21 @@ impl Config {
         let commands = commands.map(Vec::as_slice).unwrap_or_default();
         commands.iter().filter_map(|command| command.as_str().map(str::to_owned)).collect()
     }
+}
 
-    /// The IAM groups that say anything here, without repetition.
-    pub fn named_groups(&self) -> Vec<&IamName> {
-        let policies = [&self.access.allow, &self.access.sudo].into_iter().flat_map(|policy| policy.groups());
-        let mut all: Vec<&IamName> = policies.chain(self.groups.keys()).collect();
-        all.sort();
-        all.dedup();
-        all
+impl Access {
+    /// The groups that are named here, login before sudo.
+    pub fn groups(&self) -> impl Iterator<Item = &IamName> {
+        [&self.allow, &self.sudo].into_iter().flat_map(Who::groups)
     }
 }
 
 impl Who {
-    /// The groups that are named, if any.
+    /// The groups that are named, if any. Those of a tag are not known here.
     pub fn groups(&self) -> &[IamName] {
         match self {
             Self::Groups(groups) => groups,
-            Self::None | Self::All => &[],
+            Self::None | Self::All | Self::Tag(_) => &[],
         }
     }
 }
@@ -449,7 +487,7 @@ fn access<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
         type Value = Who;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(r#""all" or a list of IAM groups"#)
+            f.write_str(r#""all", a list of IAM groups, or { tag = "TAG", within = ["PATTERN"] }"#)
         }
 
         fn visit_str<E: de::Error>(self, word: &str) -> Result<Who, E> {
@@ -460,20 +498,35 @@ fn access<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
             }
         }
 
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Who, A::Error> {
-            let mut groups = Vec::new();
-            while let Some(name) = list.next_element::<String>()? {
-                let group = IamName::group(&name);
-                groups.push(group.map_err(|why| de::Error::custom(format!("IAM group {name:?} {why}")))?);
-            }
-            if groups.is_empty() {
-                return Err(de::Error::custom("an empty list would allow nobody"));
-            }
-            Ok(Who::Groups(groups))
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Who, A::Error> {
+            groups(de::value::SeqAccessDeserializer::new(list)).map(Who::Groups)
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Who, A::Error> {
+            TagRule::deserialize(de::value::MapAccessDeserializer::new(map)).map(Who::Tag)
         }
     }
 
     deserializer.deserialize_any(Words)
+}
+
+fn groups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IamName>, D::Error> {
+    let group = |name: String| {
+        IamName::group(&name).map_err(|why| de::Error::custom(format!("IAM group {name:?} {why}")))
+    };
+    let groups = Vec::<String>::deserialize(deserializer)?;
+    if groups.is_empty() {
+        return Err(de::Error::custom("an empty list would allow nobody"));
+    }
+    groups.into_iter().map(group).collect()
+}
+
+fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pattern>, D::Error> {
+    let patterns = Vec::<Pattern>::deserialize(deserializer)?;
+    if patterns.is_empty() {
+        return Err(de::Error::custom("an empty list would allow nobody"));
+    }
+    Ok(patterns)
 }
 
 impl<'de> Deserialize<'de> for GroupTarget {

@@ -22,5 +22,8 @@ pub const PASSWD: &str = "/etc/passwd";
 /// The local groups, see group(5).
 pub const GROUP: &str = "/etc/group";
 
+/// The shell of an account that may not log in.
+pub const NOLOGIN: &str = "/usr/sbin/nologin";
+
 /// Defaults for new accounts, see login.defs(5).
 pub const LOGIN_DEFS: &str = "/etc/login.defs";

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::config::Accounts;
+use crate::config::Config;
 use crate::id::Uid;
 use crate::local;
 use crate::paths;
@@ -15,6 +15,8 @@ pub enum Standing {
     Ours,
     /// A local account that the configuration gives to the IAM user of its name.
     Adopted,
+    /// A local account to which the members of IAM groups log in with their own keys.
+    Shared,
     /// None of our business.
     Local,
 }
@@ -34,24 +36,30 @@ impl Default for Files {
     }
 }
 
-/// Whose the account `name` with `uid` is. Only an account that stands in passwd(5) with this uid is adopted.
+/// Whose the account `name` with `uid` is. Only an account that stands in passwd(5) with this uid is adopted or
+/// shared.
 ///
 /// # Errors
 /// passwd(5) or group(5) cannot be read, and the account may be adopted or not. Who only asks further takes it for
 /// adopted; who would give something away gives nothing.
-pub fn standing(name: &str, uid: Uid, accounts: &Accounts, files: &Files) -> io::Result<Standing> {
+pub fn standing(name: &str, uid: Uid, config: &Config, files: &Files) -> io::Result<Standing> {
     if uid == Uid::ROOT {
         return Ok(Standing::Local);
     }
     if uid.is_ours() {
         return Ok(Standing::Ours);
     }
+    let accounts = &config.accounts;
+    let shared = config.shared.keys().any(|shared| shared.as_str() == name);
     let listed = accounts.adopt.iter().any(|adopted| adopted.as_str() == name);
-    if !listed && accounts.adopt_group.is_empty() {
+    if !shared && !listed && accounts.adopt_group.is_empty() {
         return Ok(Standing::Local);
     }
     let account = local::account_by_name(&files.passwd, name)?;
     let Some(account) = account.filter(|account| account.uid == uid) else { return Ok(Standing::Local) };
+    if shared {
+        return Ok(Standing::Shared);
+    }
     let group = || local::group_by_name(&files.group, &accounts.adopt_group);
     let adopted = listed || group()?.is_some_and(|group| group.has(&account));
     Ok(if adopted { Standing::Adopted } else { Standing::Local })
@@ -87,7 +95,10 @@ const FIRST_HUMAN: u32 = 1000;
 mod tests {
     use super::*;
     use crate::id;
-    use crate::name::LinuxName;
+
+    fn config(text: &str) -> Config {
+        Config::parse(&format!("[access]\nallow = 'all'\n{text}"), "config.toml".as_ref()).unwrap()
+    }
 
     fn files() -> (tempfile::TempDir, Files) {
         let dir = tempfile::tempdir().unwrap();
@@ -102,7 +113,7 @@ mod tests {
 
     #[test]
     fn an_account_is_ours_by_its_uid_alone() {
-        let none = Accounts::default();
+        let none = config("");
         let nowhere = Files { passwd: "/nonexistent".into(), group: "/nonexistent".into() };
         assert_eq!(standing("x", Uid(id::FIRST), &none, &nowhere).unwrap(), Standing::Ours);
         assert_eq!(standing("ec2-user", Uid(1000), &none, &nowhere).unwrap(), Standing::Local);
@@ -111,10 +122,7 @@ mod tests {
     #[test]
     fn accounts_are_adopted_by_name_or_group_and_root_never() {
         let (_dir, files) = files();
-        let listed = Accounts {
-            adopt: ["bob", "root", "ghost"].map(|name| LinuxName::new(name).unwrap()).to_vec(),
-            ..Accounts::default()
-        };
+        let listed = config("[accounts]\nadopt = ['bob', 'root', 'ghost']");
         assert_eq!(standing("bob", Uid(1001), &listed, &files).unwrap(), Standing::Adopted);
         assert_eq!(standing("bob", Uid(1009), &listed, &files).unwrap(), Standing::Local, "another bob");
         assert_eq!(
@@ -123,7 +131,7 @@ mod tests {
             "not in passwd(5)"
         );
         assert_eq!(standing("root", Uid(0), &listed, &files).unwrap(), Standing::Local);
-        let grouped = Accounts { adopt_group: "synced".into(), ..Accounts::default() };
+        let grouped = config("[accounts]\nadopt_group = 'synced'");
         assert_eq!(standing("ann", Uid(1002), &grouped, &files).unwrap(), Standing::Adopted);
         assert_eq!(
             standing("dave", Uid(1003), &grouped, &files).unwrap(),
@@ -135,6 +143,16 @@ mod tests {
         let blind = Files { group: "/nonexistent".into(), ..files };
         assert!(standing("bob", Uid(1001), &grouped, &blind).is_err(), "nobody can tell");
         assert_eq!(standing("root", Uid(0), &grouped, &blind).unwrap(), Standing::Local);
+    }
+
+    #[test]
+    fn an_account_is_shared_by_name_before_it_is_adopted_by_group() {
+        let (_dir, files) = files();
+        let shared = config("[accounts]\nadopt_group = 'synced'\n[shared.ann]\ngroups = ['ops']");
+        assert_eq!(standing("ann", Uid(1002), &shared, &files).unwrap(), Standing::Shared);
+        assert_eq!(standing("ann", Uid(1009), &shared, &files).unwrap(), Standing::Local, "another ann");
+        assert_eq!(standing("ann", Uid(id::FIRST), &shared, &files).unwrap(), Standing::Ours);
+        assert_eq!(standing("dave", Uid(1003), &shared, &files).unwrap(), Standing::Adopted);
     }
 
     #[test]

@@ -22,6 +22,12 @@ pub const CLIENT_DEADLINE: Duration = Duration::from_secs(10);
 
 const _: () = assert!(CLIENT_DEADLINE.as_millis() > TOTAL_TIMEOUT_MAX.as_millis());
 
+/// How long one reading of the roster may take: 5,000 users are 5 pages one after the other. No login waits for it.
+pub const ROSTER_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a client waits for the roster: longer than the resolver ever reads it.
+const ROSTER_DEADLINE: Duration = Duration::from_secs(65);
+
 /// A request with the version of its protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
@@ -81,10 +87,17 @@ pub enum Request {
         /// What.
         policy: Policy,
     },
-    /// The users who may log in.
+    /// The users who may log in, as IAM says now.
     Roster,
     /// How the resolver is.
     Status,
+}
+
+impl Request {
+    /// How long a client waits for the answer.
+    pub fn patience(&self) -> Duration {
+        if matches!(self, Self::Roster) { ROSTER_DEADLINE } else { CLIENT_DEADLINE }
+    }
 }
 
 /// What a decision is about.
@@ -300,15 +313,32 @@ impl Source {
     }
 }
 
-/// The users who may log in.
+/// The users who may log in, read from IAM for the one who asked. All lists are sorted by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roster {
-    /// Sorted by name. Names that are refused are left out.
+    /// Those who have an account of ours.
     pub users: Vec<User>,
-    /// Whether every group that may log in was found. Only a complete list says who has left.
+    /// Those who have a local account that is adopted.
+    pub adopted: Vec<LinuxName>,
+    /// Those who get none.
+    pub refused: Vec<Refused>,
+    /// The Linux groups that users are in by what IAM says, with those of the first two lists who are.
+    pub groups: Vec<Group>,
+    /// The IAM groups that the configuration allows and IAM does not have.
+    pub missing: Vec<String>,
+    /// Whether who is not listed has left: every allowed group was found and read to its end.
     pub complete: bool,
-    /// How old the list is, in seconds.
-    pub age: u64,
+}
+
+/// An IAM user who may log in and yet gets no account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The IAM user.
+    pub iam_name: String,
+    /// The uid that the user would have. An account with it belongs to somebody who is still there.
+    pub uid: Uid,
+    /// Why.
+    pub why: String,
 }
 
 /// How the resolver is.

@@ -81,9 +81,9 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
             return Ok(());
         }
     };
-    match standing(&question.user, uid, &config.accounts, &Files::default()) {
+    match standing(&question.user, uid, &config, &Files::default()) {
         Ok(Standing::Local) => {}
-        Ok(Standing::Ours | Standing::Adopted) => print(&keys(question, uid, &config)?)?,
+        Ok(Standing::Ours | Standing::Adopted | Standing::Shared) => print(&keys(question, uid, &config)?)?,
         Err(error) => log.write(
             Level::Error,
             format!("whether {} is adopted cannot be told: {error}", Value(&question.user)),

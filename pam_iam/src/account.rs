@@ -46,7 +46,7 @@ impl Subject {
             // uid 0 is the host's, whatever the configuration says.
             _ if uid == Uid::ROOT => Standing::Local,
             // Where nobody can tell, the resolver is asked, and refuses.
-            Ok(config) => standing(&name, uid, &config.accounts, &files).unwrap_or(Standing::Adopted),
+            Ok(config) => standing(&name, uid, config, &files).unwrap_or(Standing::Adopted),
             Err(_) if uid.is_ours() => Standing::Ours,
             Err(_) => {
                 let text = std::fs::read(config).unwrap_or_default();
@@ -79,7 +79,8 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         return Outcome::UnknownUser;
     };
     let line = Line::new(host, arguments.policy, &name);
-    if subject.standing == Standing::Local {
+    // To a shared account IAM only adds keys; what else it may do, its cron jobs too, is the host's business.
+    if let Standing::Local | Standing::Shared = subject.standing {
         if arguments.debug {
             host.log(Severity::Debug, &format!("{} result=ignore reason=local", line.start()));
         }

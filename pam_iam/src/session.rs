@@ -32,7 +32,7 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         }
     };
     let foreign = log_key(host, &subject, config);
-    if subject.standing == Standing::Adopted {
+    if subject.standing != Standing::Ours {
         // Its home, and the keys in it, are the business of whoever made the account.
         return Outcome::Success;
     }
@@ -52,16 +52,17 @@ fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) -> bool {
     let (service, rhost) = (host.service(), host.remote_host());
     for key in authenticated_with(&info) {
         let fingerprint = key.fingerprint();
-        let known = is_known(subject, config, &fingerprint);
-        foreign |= known == Some(false);
-        let (severity, origin) = match known {
-            Some(true) => (Severity::Info, "iam"),
-            Some(false) => (Severity::Warning, "foreign"),
-            None => (Severity::Warning, "unknown"),
+        let owner = owner(subject, config, &fingerprint);
+        foreign |= owner.as_ref().is_some_and(Option::is_none);
+        let (severity, origin, iam_name) = match &owner {
+            Some(Some(owner)) => (Severity::Info, "iam", owner.as_str()),
+            Some(None) => (Severity::Warning, "foreign", ""),
+            None => (Severity::Warning, "unknown", ""),
         };
         let line = format!(
-            "event=session user={} key={fingerprint} origin={origin} service={} rhost={}",
+            "event=session user={} iam_name={} key={fingerprint} origin={origin} service={} rhost={}",
             Value(&subject.name),
+            Value(iam_name),
             Value(&service),
             Value(&rhost),
         );
@@ -70,12 +71,12 @@ fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) -> bool {
     foreign
 }
 
-/// Whether the user has this key in IAM; none if nobody can tell.
-fn is_known(subject: &Subject, config: &Config, fingerprint: &str) -> Option<bool> {
+/// The IAM user whose active key this is, if it is anybody's who may use the account; none if nobody can tell.
+fn owner(subject: &Subject, config: &Config, fingerprint: &str) -> Option<Option<String>> {
     let name = LinuxName::new(&subject.name).ok()?;
     let request = Request::Keys { name, uid: subject.uid, fingerprint: Some(fingerprint.to_owned()) };
     match subject.resolver(config).ask(&request) {
-        Ok(Answer::Keys { keys }) => Some(!keys.is_empty()),
+        Ok(Answer::Keys { keys }) => Some(keys.into_iter().next().map(|key| key.iam_name)),
         _ => None,
     }
 }

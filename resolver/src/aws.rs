@@ -5,12 +5,15 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
+use aws_config::imds;
+use aws_config::imds::client::error::ImdsError;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
 use aws_sdk_iam::Client;
 use aws_sdk_iam::config::retry::RetryConfig;
-use aws_sdk_iam::config::{ProvideCredentials, SharedCredentialsProvider};
+use aws_sdk_iam::config::{ProvideCredentials, SharedCredentialsProvider, SharedHttpClient};
 use aws_sdk_iam::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_iam::types::{EncodingType, StatusType, User};
 use aws_smithy_http_client::Builder;
@@ -33,6 +36,9 @@ const NO_SSH_KEY: &str = "UnrecognizedPublicKeyEncoding";
 /// Entries per page: the most that IAM gives.
 const PAGE: i32 = 1000;
 
+/// Where the metadata service has the tags of the instance (EC2 user guide, "View tags using instance metadata").
+const INSTANCE_TAGS: &str = "/latest/meta-data/tags/instance";
+
 /// More pages than any account can fill (5,000 users, 300 groups); who sends more is no IAM.
 const PAGES_MAX: usize = 1000;
 
@@ -50,6 +56,7 @@ const CA_BUNDLE_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
 /// IAM by the AWS SDK.
 pub struct AwsIam {
     client: Client,
+    metadata: imds::Client,
     tally: RefCell<Tally>,
 }
 
@@ -57,7 +64,14 @@ impl AwsIam {
     /// A client with the credentials of the SDK's own chain (environment, profile, web identity, instance profile
     /// over IMDSv2), and in the role that the configuration names, if any. Nothing is asked yet.
     pub async fn new(settings: &Settings) -> Self {
-        let shared = loader(settings).load().await;
+        let http = http();
+        let shared = loader(settings, &http).load().await;
+        let metadata = imds::Client::builder()
+            .configure(&ProviderConfig::default().with_http_client(http))
+            .connect_timeout(settings.connect_timeout.0)
+            .read_timeout(settings.call_timeout.0)
+            .operation_timeout(settings.total_timeout.0)
+            .build();
         let mut config = aws_sdk_iam::config::Builder::from(&shared);
         if let Some(endpoint) = &settings.endpoint {
             config = config.endpoint_url(endpoint);
@@ -65,7 +79,7 @@ impl AwsIam {
         if let Some(role) = &settings.assume_role {
             config = config.credentials_provider(assumed(role, settings, &shared).await);
         }
-        Self { client: Client::from_conf(config.build()), tally: RefCell::default() }
+        Self { client: Client::from_conf(config.build()), metadata, tally: RefCell::default() }
     }
 
     /// Waits for a call, classifies its failure and counts it.
@@ -153,29 +167,43 @@ impl Iam for AwsIam {
         .await
     }
 
+    async fn instance_tag(&self, tag: &str) -> Result<String, IamError> {
+        match self.metadata.get(format!("{INSTANCE_TAGS}/{tag}")).await {
+            Ok(value) => Ok(value.into()),
+            Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => {
+                Err(IamError::NoSuchEntity)
+            }
+            Err(error) => Err(IamError::Unreachable(format!("instance metadata: {}", chain(&error)))),
+        }
+    }
+
     fn tally(&self) -> Tally {
         self.tally.borrow().clone()
     }
 }
 
-fn loader(settings: &Settings) -> ConfigLoader {
+/// The one HTTP and TLS client, with its kept-alive connections.
+fn http() -> SharedHttpClient {
+    let tls = Provider::Rustls(CryptoMode::Ring);
+    match TlsContext::builder().with_trust_store(trust_store()).build() {
+        Ok(context) => Builder::new().tls_provider(tls).tls_context(context).build_https(),
+        Err(_) => Builder::new().tls_provider(tls).build_https(),
+    }
+}
+
+fn loader(settings: &Settings, http: &SharedHttpClient) -> ConfigLoader {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(settings.connect_timeout.0)
         .operation_attempt_timeout(settings.call_timeout.0)
         .operation_timeout(settings.total_timeout.0)
         .build();
     let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(BACKOFF);
-    let tls = Provider::Rustls(CryptoMode::Ring);
-    let http = match TlsContext::builder().with_trust_store(trust_store()).build() {
-        Ok(context) => Builder::new().tls_provider(tls).tls_context(context).build_https(),
-        Err(_) => Builder::new().tls_provider(tls).build_https(),
-    };
     let region = settings.region.clone().map(Region::new);
     let region = aws_config::meta::region::RegionProviderChain::first_try(region)
         .or_default_provider()
         .or_else(Region::new(DEFAULT_REGION));
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
+        .http_client(http.clone())
         .timeout_config(timeouts)
         .retry_config(retries)
         .region(region);

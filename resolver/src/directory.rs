@@ -9,23 +9,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{LocalBoxFuture, Shared, join_all, join3};
-use pam_iam_core::config::Config;
-use pam_iam_core::escape::Value;
+use futures_util::future::{LocalBoxFuture, Shared};
+use pam_iam_core::config::{Access, Config};
 use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{self, IamName, LinuxName};
-use pam_iam_core::wire::Source;
+use pam_iam_core::wire::{ROSTER_LIMIT, Source};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
 use crate::bucket::Bucket;
-use crate::iam::{Iam, IamError, IamGroup, IamUser};
-use crate::ids;
+use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::roster::Roster;
-use crate::sshkey;
 
+mod access;
+mod lookup;
 #[cfg(test)]
 mod tests;
 
@@ -35,10 +34,6 @@ const BACK_OFF: Duration = Duration::from_secs(2);
 
 /// After the roster could not be read, how long nobody tries again, but who keeps it.
 const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);
-
-/// How long one reading of the roster may take: 5,000 users are 5 pages one after the other. Who waits for it does so
-/// for `aws.total_timeout` at the most.
-const ROSTER_LIMIT: Duration = Duration::from_secs(60);
 
 /// How old the roster has to be to be read again out of turn, when a name that is not on it comes and the bucket of
 /// look-ups is empty.
@@ -58,6 +53,8 @@ pub enum Known {
     Ambiguous(Vec<IamName>),
     /// IAM denies this host to look.
     Denied,
+    /// The name is that of a local account that these users share. Their groups are those that let them.
+    Team(Vec<Person>),
 }
 
 impl Known {
@@ -114,6 +111,11 @@ struct State {
     records: HashMap<LinuxName, Rc<Record>>,
     names: HashMap<Uid, LinuxName>,
     fetches: HashMap<LinuxName, Fetch<Record>>,
+    /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
+    bodies: HashMap<(IamId, String), Option<PublicKey>>,
+    /// Who may do what, where a tag of the instance says so, and since when.
+    access: Option<(Rc<Access>, Instant)>,
+    access_fetch: Option<Fetch<Access>>,
     roster: Option<Rc<Roster>>,
     roster_fetch: Option<Fetch<Roster>>,
     roster_failed: Option<(Instant, IamError)>,
@@ -138,6 +140,9 @@ impl<I: Iam> Directory<I> {
             records: HashMap::new(),
             names: HashMap::new(),
             fetches: HashMap::new(),
+            bodies: HashMap::new(),
+            access: None,
+            access_fetch: None,
             roster: None,
             roster_fetch: None,
             roster_failed: None,
@@ -162,8 +167,8 @@ impl<I: Iam> Directory<I> {
         if let Some(record) = known.clone().filter(|record| record.at.elapsed() < age.fresh) {
             return Ok(Seen { record, source: Source::Cache });
         }
-        let somebody =
-            known.is_some_and(|record| matches!(record.known, Known::One(_) | Known::Ambiguous(_)));
+        let somebody = self.config.shared.contains_key(name)
+            || known.is_some_and(|record| matches!(record.known, Known::One(_) | Known::Ambiguous(_)));
         let under_way = self.state.borrow().fetches.contains_key(name);
         if !somebody && !under_way && !self.worth_a_call(name).await? {
             let record = Rc::new(Record { known: Known::Absent, at: Instant::now() });
@@ -204,7 +209,8 @@ impl<I: Iam> Directory<I> {
         Ok(seen.record.known.has_uid(uid).then_some((name, seen)))
     }
 
-    fn record(&self, name: &LinuxName) -> Option<Rc<Record>> {
+    /// What was last learned of `name`.
+    pub fn record(&self, name: &LinuxName) -> Option<Rc<Record>> {
         self.state.borrow().records.get(name).cloned()
     }
 
@@ -256,6 +262,13 @@ impl<I: Iam> Directory<I> {
         &self.iam
     }
 
+    /// What was learned of names since `at`.
+    pub fn learned_since(&self, at: Instant) -> Vec<(LinuxName, Rc<Record>)> {
+        let state = self.state.borrow();
+        let recent = state.records.iter().filter(|(_, record)| record.at >= at);
+        recent.map(|(name, record)| (name.clone(), Rc::clone(record))).collect()
+    }
+
     /// How many names are remembered.
     pub fn known(&self) -> usize {
         self.state.borrow().records.len()
@@ -276,8 +289,11 @@ impl<I: Iam> Directory<I> {
         let fetch = running.unwrap_or_else(|| {
             let this = Rc::clone(self);
             let fetch = shared(async move {
-                let reading = bounded(ROSTER_LIMIT, Roster::read(&this.iam, &this.config));
-                let result = reading.await.map(Rc::new);
+                let reading = async {
+                    let access = this.access().await?;
+                    Roster::read(&this.iam, &this.config, &access).await
+                };
+                let result = bounded(ROSTER_LIMIT, reading).await.map(Rc::new);
                 this.roster_read(&result);
                 result
             });
@@ -299,8 +315,8 @@ impl<I: Iam> Directory<I> {
             Ok(roster) => {
                 let told = before.as_ref().map(|roster| (&roster.refused, &roster.missing));
                 if told != Some((&roster.refused, &roster.missing)) {
-                    for who in &roster.refused {
-                        self.warn(format!("refused IAM user {who}"));
+                    for refused in &roster.refused {
+                        self.warn(format!("refused IAM user {}: {}", refused.user.name, refused.why));
                     }
                     for group in &roster.missing {
                         self.warn(format!("the configuration names the IAM group {group}, which does not exist"));
@@ -401,133 +417,7 @@ impl<I: Iam> Directory<I> {
             (Known::Denied, _) => {
                 self.warn(format!("user {name}: IAM denies this host to look, which means no"))
             }
-            (Known::One(_) | Known::Absent, _) => {}
-        }
-    }
-
-    /// Asks IAM about every user who could stand behind `name`.
-    async fn ask(&self, name: &LinuxName) -> Result<Record, IamError> {
-        let at = Instant::now();
-        let candidates = name::candidates(name, &self.config.accounts.drop_suffix);
-        let answers = join_all(candidates.iter().map(|candidate| self.look_up(name, candidate))).await;
-        let (mut found, mut denied, mut unreachable) = (Vec::new(), false, None);
-        for answer in answers {
-            match answer {
-                Ok(person) => found.push(person),
-                Err(IamError::Unreachable(why)) => unreachable = Some(IamError::Unreachable(why)),
-                Err(error) => denied |= matches!(error, IamError::Denied(_)),
-            }
-        }
-        if let Some(error) = unreachable {
-            return Err(error);
-        }
-        let known = match (found.len(), found.pop()) {
-            (1, Some(person)) => Known::One(person),
-            (_, Some(last)) => {
-                found.push(last);
-                Known::Ambiguous(found.into_iter().map(|person| person.user.name).collect())
-            }
-            (_, None) if denied => Known::Denied,
-            (_, None) => Known::Absent,
-        };
-        Ok(Record { known, at })
-    }
-
-    /// Asks IAM about one user. What each of the three calls says counts at once: another that is silent until the time
-    /// is up must not leave the remembered in force.
-    async fn look_up(&self, name: &LinuxName, candidate: &IamName) -> Result<Person, IamError> {
-        let user = async {
-            let user = self.heard(name, candidate, self.iam.user(candidate).await)?;
-            self.keep_if(name, candidate, |known| known.user.id == user.id && user.name == *candidate);
-            Ok(user)
-        };
-        let groups = async {
-            let groups = self.heard(name, candidate, self.iam.groups_of(candidate).await)?;
-            self.take_away(name, candidate, |known| known.groups.retain(|group| groups.contains(group)));
-            Ok(groups)
-        };
-        let key_ids = async {
-            let ids = self.heard(name, candidate, self.iam.active_keys_of(candidate).await)?;
-            self.take_away(name, candidate, |known| known.keys.retain(|(id, _)| ids.contains(id)));
-            Ok(ids)
-        };
-        let (user, groups, key_ids) = join3(user, groups, key_ids).await;
-        // An explicit no from any of the three wins over the silence of another.
-        let noes = [user.as_ref().err(), groups.as_ref().err(), key_ids.as_ref().err()];
-        let no = noes.into_iter().flatten().find(|error| !matches!(error, IamError::Unreachable(_)));
-        if let Some(no) = no {
-            return Err(IamError::clone(no));
-        }
-        if user.as_ref().is_ok_and(|user: &IamUser| user.name != *candidate) {
-            // IAM's names are unique without regard to case, Linux names are not: `Bob` is not `bob`.
-            return Err(IamError::NoSuchEntity);
-        }
-        let (user, groups, key_ids) = (user?, groups?, key_ids?);
-        let known = self.record(name);
-        let keys = key_ids.iter().map(|id| self.key(&user, id, known.as_deref()));
-        let keys = join_all(keys).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let keys = keys.into_iter().flatten().collect();
-        Ok(Person { uid: ids::uid_of(user.id.as_str()), user, groups, keys })
-    }
-
-    /// Passes an answer on, and forgets the user if it is a no.
-    fn heard<T>(&self, name: &LinuxName, user: &IamName, answer: Result<T, IamError>) -> Result<T, IamError> {
-        if let Err(IamError::NoSuchEntity | IamError::Denied(_)) = answer {
-            self.keep_if(name, user, |_| false);
-        }
-        answer
-    }
-
-    /// Forgets what is remembered of `user` under `name`, unless `holds` says that it still holds.
-    fn keep_if(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&Person) -> bool) {
-        let Some(record) = self.record(name) else { return };
-        if let Known::One(person) = &record.known
-            && person.user.name == *user
-            && !holds(person)
-        {
-            let mut state = self.state.borrow_mut();
-            state.records.remove(name);
-            state.names.remove(&person.uid);
-        }
-    }
-
-    /// Takes what IAM no longer lists away from what is remembered of `user`. Its age stays.
-    fn take_away(&self, name: &LinuxName, user: &IamName, take: impl Fn(&mut Person)) {
-        let Some(record) = self.record(name) else { return };
-        let Known::One(person) = &record.known else { return };
-        if person.user.name != *user {
-            return;
-        }
-        let mut person = person.clone();
-        take(&mut person);
-        let record = Record { known: Known::One(person), at: record.at };
-        self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
-    }
-
-    /// A key by its id, under which its body never changes: what is known is not asked again.
-    async fn key(
-        &self,
-        user: &IamUser,
-        id: &str,
-        known: Option<&Record>,
-    ) -> Result<Option<(String, Option<PublicKey>)>, IamError> {
-        if let Some(Record { known: Known::One(person), .. }) = known
-            && person.user.id == user.id
-            && let Some(key) = person.keys.iter().find(|(known, _)| known == id)
-        {
-            return Ok(Some(key.clone()));
-        }
-        match self.iam.key_body(&user.name, id).await {
-            Ok(body) => {
-                let key = sshkey::usable(&body);
-                let key = key.inspect_err(|why| {
-                    self.warn(format!("key {} of IAM user {} {why}", Value(id), user.name));
-                });
-                Ok(Some((id.to_owned(), key.ok())))
-            }
-            // Deleted since it was listed.
-            Err(IamError::NoSuchEntity) => Ok(None),
-            Err(error) => Err(error),
+            (Known::One(_) | Known::Absent | Known::Team(_), _) => {}
         }
     }
 

@@ -33,6 +33,7 @@ pub struct FakeIam {
     made: Cell<u32>,
     hanging: Cell<bool>,
     muted: RefCell<Vec<String>>,
+    pub tags: RefCell<BTreeMap<String, String>>,
     only: RefCell<String>,
 }
 
@@ -176,6 +177,11 @@ impl Iam for FakeIam {
             Some(people.iter().map(|(name, person)| user(name, person)).collect())
         })
         .await
+    }
+
+    async fn instance_tag(&self, tag: &str) -> Result<String, IamError> {
+        let value = self.tags.borrow().get(tag).cloned();
+        self.call("IMDS", tag, |_| value).await
     }
 
     fn tally(&self) -> Tally {

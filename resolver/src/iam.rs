@@ -29,7 +29,7 @@ impl fmt::Display for IamId {
 }
 
 /// An IAM user.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct IamUser {
     /// The name as IAM spells it.
     pub name: IamName,
@@ -57,6 +57,9 @@ pub enum IamError {
     /// This host may not ask that: an answer about one user, a mistake in the configuration about a list.
     #[error("access denied: {0}")]
     Denied(String),
+    /// What the configuration leaves to the instance is not there.
+    #[error("{0}")]
+    Configuration(String),
     /// No answer: not reached, throttled, refused credentials, or nonsense.
     #[error("IAM cannot be reached: {0}")]
     Unreachable(String),
@@ -76,6 +79,8 @@ pub trait Iam: 'static {
     fn group(&self, name: &IamName) -> impl Future<Output = Result<(IamGroup, Vec<IamUser>), IamError>>;
     /// `ListUsers`
     fn all_users(&self) -> impl Future<Output = Result<Vec<IamUser>, IamError>>;
+    /// The value of a tag of this EC2 instance, by the metadata service.
+    fn instance_tag(&self, tag: &str) -> impl Future<Output = Result<String, IamError>>;
     /// How many calls were made, how many of them failed, and how the last failure read.
     fn tally(&self) -> Tally;
 }

@@ -28,7 +28,8 @@ pub fn decide(access: &Access, policy: Policy, groups: &[IamName]) -> Verdict {
 
 fn judge(who: &Who, groups: &[IamName]) -> Verdict {
     match who {
-        Who::None => Verdict { allow: false, reason: Reason::PolicyNone, group: None },
+        // A tag that was not read names nobody.
+        Who::None | Who::Tag(_) => Verdict { allow: false, reason: Reason::PolicyNone, group: None },
         Who::All => Verdict { allow: true, reason: Reason::All, group: None },
         Who::Groups(allowed) => match allowed.iter().find(|group| groups.contains(group)) {
             Some(group) => Verdict { allow: true, reason: Reason::InGroup, group: Some(group.clone()) },

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::future::{join_all, try_join};
-use pam_iam_core::config::{Config, Who};
+use pam_iam_core::config::{Access, Config, Who};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IamName, LinuxName};
 use tokio::time::Instant;
@@ -19,12 +19,21 @@ pub struct Roster {
     users: BTreeMap<LinuxName, IamUser>,
     names: HashMap<Uid, LinuxName>,
     groups: HashMap<IamName, Members>,
-    /// Who is left out, and why; sorted.
-    pub refused: Vec<String>,
+    /// Who is left out; sorted.
+    pub refused: Vec<Refused>,
     /// Groups that the configuration names and IAM does not have.
     pub missing: Vec<IamName>,
-    /// When it was read.
+    /// When its reading began.
     pub at: Instant,
+}
+
+/// A user who may log in and yet gets no account.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refused {
+    /// Who.
+    pub user: IamUser,
+    /// Why.
+    pub why: String,
 }
 
 /// A group that the configuration names, with its members, if IAM has it.
@@ -41,28 +50,37 @@ impl Roster {
     ///
     /// # Errors
     /// The first call that failed: half a list is none.
-    pub async fn read<I: Iam>(iam: &I, config: &Config) -> Result<Self, IamError> {
-        let groups =
-            join_all(config.named_groups().into_iter().map(async |name| match iam.group(name).await {
-                Err(IamError::NoSuchEntity) => Ok((name, None)),
-                group => group.map(|group| (name, Some(group))),
-            }));
+    pub async fn read<I: Iam>(iam: &I, config: &Config, access: &Access) -> Result<Self, IamError> {
+        let at = Instant::now();
+        let mut named: Vec<&IamName> = access.groups().chain(config.groups.keys()).collect();
+        named.sort();
+        named.dedup();
+        let groups = join_all(named.into_iter().map(async |name| match iam.group(name).await {
+            Err(IamError::NoSuchEntity) => Ok((name, None)),
+            group => group.map(|group| (name, Some(group))),
+        }));
         let groups = async { groups.await.into_iter().collect::<Result<Vec<_>, _>>() };
         let everybody = async {
-            match config.access.allow {
+            match access.allow {
                 Who::All => iam.all_users().await,
-                Who::None | Who::Groups(_) => Ok(Vec::new()),
+                Who::None | Who::Groups(_) | Who::Tag(_) => Ok(Vec::new()),
             }
         };
         let (groups, everybody) = try_join(groups, everybody).await?;
-        Ok(Self::assemble(config, groups, everybody))
+        Ok(Self::assemble(config, access, groups, everybody, at))
     }
 
-    fn assemble(config: &Config, groups: Vec<Named<'_>>, everybody: Vec<IamUser>) -> Self {
+    fn assemble(
+        config: &Config,
+        access: &Access,
+        groups: Vec<Named<'_>>,
+        everybody: Vec<IamUser>,
+        at: Instant,
+    ) -> Self {
         let missing = groups.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| (*name).clone());
         let missing = missing.collect();
         let found = || groups.iter().filter_map(|(name, found)| found.as_ref().map(|found| (*name, found)));
-        let allowed = found().filter(|(name, _)| config.access.allow.groups().contains(name));
+        let allowed = found().filter(|(name, _)| access.allow.groups().contains(name));
         let allowed = allowed.flat_map(|(_, (_, members))| members.clone()).chain(everybody);
         let (users, names, refused) = accounts(allowed.collect(), &config.accounts.drop_suffix);
 
@@ -76,12 +94,17 @@ impl Roster {
             (name.clone(), Members { gid: ids::gid_of(group.id.as_str()), names })
         });
         let groups = groups.collect();
-        Self { groups, users, names, refused, missing, at: Instant::now() }
+        Self { groups, users, names, refused, missing, at }
     }
 
     /// The users by their Linux names.
     pub fn users(&self) -> impl Iterator<Item = (&LinuxName, &IamUser)> {
         self.users.iter()
+    }
+
+    /// The user of this name, as IAM has it.
+    pub fn user(&self, name: &LinuxName) -> Option<&IamUser> {
+        self.users.get(name)
     }
 
     /// Whether a user of this name may log in.
@@ -110,26 +133,30 @@ impl Roster {
     }
 }
 
-type Accounts = (BTreeMap<LinuxName, IamUser>, HashMap<Uid, LinuxName>, Vec<String>);
+type Accounts = (BTreeMap<LinuxName, IamUser>, HashMap<Uid, LinuxName>, Vec<Refused>);
 
 /// Gives every user a name and a uid. A name that two claim goes to neither, a uid that two have to the elder.
 fn accounts(mut everybody: Vec<IamUser>, drop_suffix: &[String]) -> Accounts {
     everybody.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
     everybody.dedup();
     let mut refused = Vec::new();
+    let mut refuse = |user: IamUser, why: String| refused.push(Refused { user, why });
     let mut claims: BTreeMap<LinuxName, Vec<IamUser>> = BTreeMap::new();
     for user in everybody {
         match user.name.to_linux(drop_suffix) {
             Ok(name) => claims.entry(name).or_default().push(user),
-            Err(why) => refused.push(format!("{}: its Linux name {why}", user.name)),
+            Err(why) => refuse(user, format!("its Linux name {why}")),
         }
     }
     let mut sole = Vec::new();
     for (name, claimants) in claims {
-        let ids: Vec<&str> = claimants.iter().map(|user| user.name.as_str()).collect();
+        let names: Vec<&str> = claimants.iter().map(|user| user.name.as_str()).collect();
         match <[IamUser; 1]>::try_from(claimants.clone()) {
             Ok([user]) => sole.push((name, user)),
-            Err(_) => refused.push(format!("{}: all of them would be called {name}", ids.join(", "))),
+            Err(_) => {
+                let why = format!("{} would all be called {name}", names.join(" and "));
+                claimants.iter().for_each(|user| refuse(user.clone(), why.clone()));
+            }
         }
     }
     sole.sort_by(|(_, one), (_, other)| (one.created, &one.id).cmp(&(other.created, &other.id)));
@@ -137,9 +164,7 @@ fn accounts(mut everybody: Vec<IamUser>, drop_suffix: &[String]) -> Accounts {
     for (name, user) in sole {
         let uid = ids::uid_of(user.id.as_str());
         match names.get(&uid) {
-            Some(elder) => {
-                refused.push(format!("{}: has the uid {uid} of {elder}, who came first", user.name))
-            }
+            Some(elder) => refuse(user, format!("it has the uid {uid} of {elder}, who came first")),
             None => {
                 names.insert(uid, name.clone());
                 users.insert(name, user);
@@ -161,7 +186,8 @@ mod tests {
 
     fn names(everybody: Vec<IamUser>) -> (Vec<String>, Vec<String>) {
         let (users, _, refused) = accounts(everybody, &[]);
-        (users.into_keys().map(String::from).collect(), refused)
+        let refused = refused.into_iter().map(|Refused { user, why }| format!("{}: {why}", user.name));
+        (users.into_keys().map(String::from).collect(), refused.collect())
     }
 
     #[test]
@@ -169,7 +195,8 @@ mod tests {
         let (names, refused) =
             names(vec![user("a@b", &id(1), 1), user("a.at.b", &id(2), 2), user("c", &id(3), 3)]);
         assert_eq!(names, ["c"]);
-        assert_eq!(refused, ["a@b, a.at.b: all of them would be called a.at.b"]);
+        let why = "a@b and a.at.b would all be called a.at.b";
+        assert_eq!(refused, [format!("a.at.b: {why}"), format!("a@b: {why}")]);
     }
 
     #[test]
@@ -177,7 +204,7 @@ mod tests {
         let (one, other) = crate::fake::ids_that_meet();
         let (names, refused) = names(vec![user("late", &one, 20), user("early", &other, 10)]);
         assert_eq!(names, ["early"]);
-        assert!(refused[0].starts_with("late: has the uid "), "{refused:?}");
+        assert!(refused[0].starts_with("late: it has the uid "), "{refused:?}");
     }
 
     #[test]
@@ -197,7 +224,7 @@ mod tests {
         iam.add("carol", &["users", "admins"]);
         iam.add("eve", &["admins"]);
         let config = config("[access]\nallow = ['users']\nsudo = ['admins', 'nobody-made-this']");
-        let roster = Roster::read(&iam, &config).await.unwrap();
+        let roster = Roster::read(&iam, &config, &config.access).await.unwrap();
         assert_eq!(roster.users().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["alice", "carol"]);
         assert_eq!(roster.members(&IamName::group("admins").unwrap()), [linux("carol")]);
         assert_eq!(roster.missing, [IamName::group("nobody-made-this").unwrap()]);
@@ -210,6 +237,7 @@ mod tests {
         let iam = FakeIam::default();
         iam.add("alice", &["users"]);
         iam.fail(Some(IamError::Unreachable("throttled".into())));
-        assert!(Roster::read(&iam, &config("[access]\nallow = ['users']")).await.is_err());
+        let config = config("[access]\nallow = ['users']");
+        assert!(Roster::read(&iam, &config, &config.access).await.is_err());
     }
 }

@@ -72,7 +72,7 @@ fn the_log_tells_who_came_by_which_key_and_why() {
         format!(
             "event=login user=alice iam_name=alice iam_id={id} group=ssh-users service=sshd rhost=127.0.0.1 result=allow reason=in-group"
         ),
-        format!("event=session user=alice key={fingerprint} origin=iam"),
+        format!("event=session user=alice iam_name=alice key={fingerprint} origin=iam"),
         "event=home user=alice path=/home/alice result=made".to_owned(),
         "event=login user=bob iam_name=bob".to_owned(),
         "result=deny reason=not-in-group".to_owned(),

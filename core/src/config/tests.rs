@@ -29,7 +29,8 @@ fn the_example_has_every_key_and_its_default() {
     let mut section = String::new();
     let mut documented = Vec::new();
     for line in EXAMPLE.lines() {
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+        let header = line.strip_prefix("# ").unwrap_or(line).strip_prefix('[');
+        if let Some(name) = header.and_then(|line| line.strip_suffix(']')) {
             section = name.to_owned();
         }
         let line = line.strip_prefix("# ").unwrap_or(line);
@@ -39,19 +40,23 @@ fn the_example_has_every_key_and_its_default() {
             documented.push(format!("{section}.{key}"));
         }
     }
+    // The sections of shared accounts are called as one likes.
+    documented.retain(|key| !key.starts_with("shared."));
     documented.sort();
+    documented.dedup();
     assert_eq!(documented, keys());
 }
 
 #[test]
 fn what_the_example_has_commented_out_is_valid_too() {
     let lines = EXAMPLE.lines().map(|line| match line.strip_prefix("# ") {
+        Some("[shared.deploy]") => "[shared.deploy]",
         Some(code) if code.contains(" = ") && !code.contains(',') || code.starts_with('"') => code,
         _ => line,
     });
     let text = lines.collect::<Vec<_>>().join("\n");
     let config = parse(&text).unwrap();
-    assert_eq!(config.groups.len(), 2);
+    assert_eq!((config.groups.len(), config.shared.len()), (2, 1));
     assert!(config.aws.assume_role.is_some() && config.aws.external_id.is_some());
 }
 
@@ -63,6 +68,32 @@ fn without_allow_nothing_goes() {
     assert!(error("[access]\nallow = []").contains("an empty list would allow nobody"));
     assert!(error("[access]\nallow = 'ssh-users'").contains("write [\"ssh-users\"]"));
     assert!(error("[access]\nallow = ['a b']").contains("IAM group \"a b\" holds the character ' '"));
+}
+
+#[test]
+fn a_tag_needs_patterns() {
+    let access = |allow: &str| parse(&format!("[access]\nallow = {allow}"));
+    let tagged = access("{ tag = 'ssh-groups', within = ['prod-*', 'ops'] }").unwrap();
+    assert!(matches!(&tagged.access.allow, Who::Tag(rule) if rule.tag.as_str() == "ssh-groups"));
+    for (wrong, what) in [
+        ("{ tag = 'ssh-groups' }", "missing field `within`"),
+        ("{ tag = 'ssh-groups', within = [] }", "an empty list would allow nobody"),
+        ("{ tag = 'ssh-groups', within = ['a b'] }", "expected a pattern"),
+        ("{ tag = '../x', within = ['*'] }", "expected the key of an instance tag"),
+        ("{ tag = 'x', within = ['*'], else = 'all' }", "unknown field `else`"),
+    ] {
+        let message = access(wrong).unwrap_err().to_string();
+        assert!(message.starts_with("config.toml:2: ") && message.contains(what), "{wrong}: {message}");
+    }
+}
+
+#[test]
+fn a_shared_account_is_neither_root_nor_adopted() {
+    let shared = |more: &str| error(&format!("{LEAST}\n{more}"));
+    let root = shared("[shared.root]\ngroups = ['ops']");
+    assert_eq!(root, "config.toml:4: root is shared with nobody");
+    let both = shared("[accounts]\nadopt = ['deploy']\n[shared.deploy]\ngroups = ['ops']");
+    assert_eq!(both, "config.toml:6: deploy is both adopted and shared; choose one");
 }
 
 #[test]
@@ -94,6 +125,8 @@ fn a_value_that_makes_no_sense_names_its_line() {
         ("[groups]\nops = { group = 'docker' }", "allow_privileged"),
         ("[groups]\nops = 'iam-sudo'", "given by [access] alone"),
         ("[groups]\nops = '-x'", "begins with"),
+        ("[shared.deploy]\ngroups = []", "an empty list would allow nobody"),
+        ("[shared.deploy]\ngroups = 'ops'", "expected a sequence"),
     ] {
         let message = error(&format!("{LEAST}\n{line}"));
         assert!(message.starts_with("config.toml:5: ") && message.contains(what), "{line}: {message}");

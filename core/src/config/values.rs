@@ -159,3 +159,110 @@ impl Serialize for Percent {
         serializer.serialize_str(&format!("{}%", self.0))
     }
 }
+
+/// A pattern of IAM group names: `*` stands for any number of characters, everything else for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// Whether all of `text` is as the pattern says.
+    pub fn matches(&self, text: &str) -> bool {
+        let (first, rest) = match self.0.split_once('*') {
+            None => return self.0 == text,
+            Some(parts) => parts,
+        };
+        let Some(mut text) = text.strip_prefix(first) else { return false };
+        let mut pieces: Vec<&str> = rest.split('*').collect();
+        let last = pieces.pop().unwrap_or_default();
+        for piece in pieces {
+            let Some((_, after)) = text.split_once(piece) else { return false };
+            text = after;
+        }
+        text.ends_with(last)
+    }
+}
+
+impl std::str::FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-*".contains(c);
+        if text.is_empty() || !text.chars().all(allowed) {
+            return Err(format!(r#"expected a pattern of IAM groups like "prod-*", found {text:?}"#));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// The key of an EC2 instance tag, as the metadata service can have it: 1 to 128 letters, digits and `+ - = . , _ : @`
+/// (EC2 user guide, "View tags using instance metadata").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TagName(String);
+
+impl TagName {
+    /// The key.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for TagName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "+-=.,_:@".contains(c);
+        if !(1..=128).contains(&text.len()) || !text.chars().all(allowed) || [".", ".."].contains(&text) {
+            return Err(format!("expected the key of an instance tag, found {text:?}"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for TagName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_pattern_matches_the_whole_name() {
+        let matches = |pattern: &str, name| pattern.parse::<Pattern>().unwrap().matches(name);
+        assert!(matches("prod-*", "prod-users") && matches("prod-*", "prod-"));
+        assert!(
+            !matches("prod-*", "xprod-users") && !matches("prod-*", "prod") && !matches("prod-*", "Prod-x")
+        );
+        assert!(matches("*-ops", "prod-ops") && !matches("*-ops", "prod-ops2"));
+        assert!(matches("a*b*c", "a-b-b-c") && !matches("a*b*c", "acb") && !matches("ab*ba", "aba"));
+        assert!(matches("exact", "exact") && !matches("exact", "exactly"));
+        assert!(matches("*", "anything"));
+        for wrong in ["", "a b", "a/b", "[a]"] {
+            assert!(wrong.parse::<Pattern>().is_err(), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_for_the_stars_matches(parts in prop::collection::vec(("[ab]{0,3}", "[ab]{0,4}"), 1..4)) {
+            let pattern: String = parts.iter().map(|(fixed, _)| format!("{fixed}*")).collect();
+            let name: String = parts.iter().map(|(fixed, free)| format!("{fixed}{free}")).collect();
+            prop_assert!(pattern.parse::<Pattern>().unwrap().matches(&name));
+        }
+    }
+}

@@ -1,6 +1,8 @@
 use super::*;
 use crate::fake::{FINGERPRINT, FakeIam, config, id, ids_that_meet, linux};
+use pam_iam_core::id::Gid;
 use pam_iam_core::log::Log;
+use pam_iam_core::wire::Group;
 
 const CONFIG: &str = r#"
     [access]
@@ -17,11 +19,16 @@ const CONFIG: &str = r#"
 struct Host {
     answerer: Answerer<FakeIam>,
     directory: Rc<Directory<FakeIam>>,
+    files: Files,
     _dir: tempfile::TempDir,
 }
 
 impl Host {
     fn new() -> Self {
+        Self::with(CONFIG)
+    }
+
+    fn with(text: &str) -> Self {
         let iam = FakeIam::default();
         iam.add("alice", &["users"]);
         iam.add("bob", &[]);
@@ -37,9 +44,10 @@ impl Host {
         std::fs::write(&passwd, locals.map(|(name, uid)| line(name, uid)).concat()).unwrap();
         std::fs::write(&group, "root:x:0:\nann:x:1001:\ndocker:x:998:\nwebteam:x:2000:\nsynced:x:2001:syn\n")
             .unwrap();
-        let directory = Directory::new(iam, config(CONFIG), Log::silent());
-        let answerer = Answerer::with_locals(Rc::clone(&directory), Locals::new(Files { passwd, group }));
-        Self { answerer, directory, _dir: dir }
+        let files = Files { passwd, group };
+        let directory = Directory::new(iam, config(text), Log::silent());
+        let answerer = Answerer::with_locals(Rc::clone(&directory), Locals::new(files.clone()));
+        Self { answerer, directory, files, _dir: dir }
     }
 
     fn iam(&self) -> &FakeIam {
@@ -203,7 +211,8 @@ async fn groups_follow_iam_and_the_table() {
     };
     assert_eq!(
         host.ask(Request::GroupByName { name: linux("iam-sudo") }).await,
-        group("iam-sudo", sudo, &["ann", "carol", "daemon", "ec2-user", "root", "syn"])
+        group("iam-sudo", sudo, &["ann", "carol", "syn"]),
+        "and no local account that an IAM user is called like"
     );
     assert_eq!(host.ask(Request::GroupByGid { gid: dev }).await, group("dev", dev, &["carol"]));
     assert_eq!(host.ask(Request::GroupByName { name: linux("docker") }).await, Answer::NotFound, "local");
@@ -252,7 +261,7 @@ async fn no_question_takes_longer_than_its_client_waits() {
     ] {
         let began = tokio::time::Instant::now();
         assert!(matches!(host.ask(request.clone()).await, Answer::Error { .. }), "{request:?}");
-        assert!(began.elapsed() < pam_iam_core::wire::CLIENT_DEADLINE, "{request:?}");
+        assert!(began.elapsed() < request.patience(), "{request:?}");
     }
 }
 
@@ -277,5 +286,211 @@ async fn the_roster_lists_who_may_have_an_account() {
     let Answer::Roster(roster) = host.ask(Request::Roster).await else { panic!() };
     let names: Vec<&str> = roster.users.iter().map(|user| user.name.as_str()).collect();
     assert_eq!(names, ["alice", "carol"]);
-    assert!(roster.complete);
+    assert_eq!(roster.adopted, [linux("ann"), linux("syn")]);
+    let refused: Vec<(&str, &str)> =
+        roster.refused.iter().map(|refused| (refused.iam_name.as_str(), refused.why.as_str())).collect();
+    let local = "its name is that of a local account";
+    assert_eq!(refused, [("daemon", local), ("ec2-user", local), ("root", local)]);
+    let groups: Vec<(&str, Vec<&str>)> = roster
+        .groups
+        .iter()
+        .map(|group| (group.name.as_str(), group.members.iter().map(LinuxName::as_str).collect()))
+        .collect();
+    assert_eq!(
+        groups,
+        [
+            ("dev", vec!["carol"]),
+            ("docker", vec!["carol"]),
+            ("iam-sudo", vec!["ann", "carol", "syn"]),
+            ("iam-users", vec!["alice", "ann", "carol", "syn"]),
+        ]
+    );
+    assert!(roster.complete && roster.missing.is_empty());
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_list_without_a_group_that_is_allowed_is_not_complete() {
+    let host = Host::with("[access]\nallow = ['users', 'gone']\nsudo = ['gone-too']");
+    let Answer::Roster(roster) = host.ask(Request::Roster).await else { panic!() };
+    assert_eq!((roster.complete, roster.missing), (false, vec!["gone".to_owned()]));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn the_list_is_read_each_time_and_never_from_memory() {
+    let host = Host::new();
+    let names = |answer| match answer {
+        Answer::Roster(roster) => roster.users.iter().map(|user| user.name.to_string()).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(names(host.ask(Request::Roster).await), ["alice", "carol"]);
+    host.iam().change("alice", |alice| alice.groups.clear());
+    assert_eq!(names(host.ask(Request::Roster).await), ["carol"]);
+    host.iam().fail(Some(IamError::Unreachable("throttled".into())));
+    assert!(matches!(host.ask(Request::Roster).await, Answer::Error { .. }));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn an_account_that_an_import_has_begun_to_make_is_not_refused() {
+    let host = Host::new();
+    // The private group is there, the account is not yet.
+    let line = format!("alice:x:{}:\n", uid(1).0);
+    std::fs::write(&host.files.group, std::fs::read_to_string(&host.files.group).unwrap() + &line).unwrap();
+    let Answer::Roster(roster) = host.ask(Request::Roster).await else { panic!() };
+    assert_eq!(roster.users.first().unwrap().name, linux("alice"));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn what_was_learned_since_the_list_was_read_shows_in_groups() {
+    let host = Host::new();
+    let dev = async || match host.ask(Request::GroupByName { name: linux("dev") }).await {
+        Answer::Group(group) => group.members,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(dev().await, [linux("carol")]);
+    host.iam().change("carol", |carol| carol.groups.retain(|group| group != "devs"));
+    host.iam().change("alice", |alice| alice.groups.push("devs".into()));
+    for name in ["alice", "carol"] {
+        host.gids(name).await;
+    }
+    assert_eq!(dev().await, [linux("alice")]);
+}
+
+const SHARED: &str = r#"
+    [access]
+    allow = ["users"]
+    [shared.ec2-user]
+    groups = ["deployers", "admins"]
+"#;
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_shared_account_is_opened_by_its_members_keys_and_no_others() {
+    let host = Host::with(SHARED);
+    host.iam().change("bob", |bob| bob.groups.push("deployers".into()));
+    let owners = async || {
+        let request = Request::Keys { name: linux("ec2-user"), uid: Uid(1000), fingerprint: None };
+        match host.ask(request).await {
+            Answer::Keys { keys } => {
+                let mut owners: Vec<String> = keys.into_iter().map(|key| key.iam_name).collect();
+                owners.sort();
+                owners
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let all = ["ann", "bob", "carol", "daemon", "ec2-user", "root", "syn"];
+    assert_eq!(owners().await, all);
+    assert_eq!(host.decide("ec2-user", Uid(1000), LOGIN).await, (true, Reason::InGroup));
+    assert_eq!(host.decide("ec2-user", Uid(1000), Policy::Sudo).await, (false, Reason::Local));
+    assert_eq!(host.keys("ec2-user", Uid(1001), None).await, 0, "another account");
+    assert_eq!(host.keys("ec2-user", uid(5), None).await, 0, "the IAM user of the name");
+    assert_eq!(host.user("ec2-user").await, None);
+
+    host.iam().change("bob", |bob| bob.groups.clear());
+    host.iam().change("carol", |carol| carol.keys.clear());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(owners().await, ["ann", "daemon", "ec2-user", "root", "syn"]);
+    for name in ["ann", "daemon", "ec2-user", "root", "syn"] {
+        host.iam().change(name, |person| person.groups.clear());
+    }
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(owners().await, ["carol"; 0], "carol is an admin still, and has no key");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_member_who_was_taken_out_of_a_shared_account_is_out_whatever_else_is_missing() {
+    let host = Host::with(SHARED);
+    host.iam().change("bob", |bob| bob.groups.push("deployers".into()));
+    assert_eq!(host.keys("ec2-user", Uid(1000), None).await, 7);
+    host.iam().change("carol", |carol| carol.groups.clear());
+    host.iam().change("ann", |ann| ann.keys.clear());
+    host.iam().mute("bob");
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(host.keys("ec2-user", Uid(1000), None).await, 5, "without carol and ann, with bob's old keys");
+    host.iam().denied.borrow_mut().push("deployers".into());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(host.keys("ec2-user", Uid(1000), None).await, 5, "a list that is denied says nothing");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_shared_login_costs_a_list_for_each_group_and_each_member() {
+    let host = Host::with("[access]\nallow = ['users']\n[shared.ec2-user]\ngroups = ['devs', 'dockers']");
+    host.iam().change("bob", |bob| bob.groups.push("devs".into()));
+    host.keys("ec2-user", Uid(1000), None).await;
+    let lists = ["GetGroup devs", "GetGroup dockers"];
+    let keys = ["ListSSHPublicKeys bob", "ListSSHPublicKeys carol"];
+    let bodies = ["GetSSHPublicKey bob", "GetSSHPublicKey carol"];
+    assert_eq!(host.iam().take_calls(), [lists, bodies, keys].concat());
+    host.keys("ec2-user", Uid(1000), None).await;
+    assert_eq!(host.iam().take_calls(), [""; 0]);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    host.keys("ec2-user", Uid(1000), None).await;
+    assert_eq!(host.iam().take_calls(), [lists, keys].concat());
+}
+
+const TAGGED: &str = r#"
+    [access]
+    allow = { tag = "ssh-groups", within = ["users", "prod-*"] }
+    sudo = { tag = "sudo-groups", within = ["admins"] }
+"#;
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn an_instance_tag_names_groups_within_what_the_configuration_allows() {
+    let host = Host::with(TAGGED);
+    let tag = |tag: &str, value: &str| {
+        host.iam().tags.borrow_mut().insert(tag.into(), value.into());
+    };
+    tag("ssh-groups", "prod-users, users,root devs");
+    tag("sudo-groups", "admins");
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
+    assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (true, Reason::InGroup));
+    // devs is not within the pattern, whoever writes it into the tag.
+    host.iam().change("alice", |alice| alice.groups = vec!["devs".into()]);
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::NotInGroup));
+    // Who may write tags makes nobody root.
+    host.iam().change("alice", |alice| alice.groups = vec!["users".into()]);
+    tag("sudo-groups", "users, all");
+    tokio::time::advance(Duration::from_secs(300)).await;
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
+    assert_eq!(host.decide("alice", uid(1), Policy::Sudo).await, (false, Reason::PolicyNone));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_tag_that_is_missing_or_empty_lets_nobody_in() {
+    let host = Host::with(TAGGED);
+    let decide = Request::Decide { name: linux("alice"), uid: uid(1), policy: LOGIN };
+    for value in [None, Some(""), Some(" , "), Some("all"), Some("a/b")] {
+        host.iam().tags.borrow_mut().clear();
+        if let Some(value) = value {
+            host.iam().tags.borrow_mut().insert("ssh-groups".into(), value.into());
+        }
+        let answer = host.ask(decide.clone()).await;
+        assert!(
+            matches!(answer, Answer::Error { kind: Failure::Configuration, .. }),
+            "{value:?}: {answer:?}"
+        );
+        assert!(matches!(host.ask(Request::Roster).await, Answer::Error { .. }), "{value:?}");
+        assert_eq!(host.user("alice").await.unwrap().shell, NOLOGIN, "{value:?}");
+    }
+    host.iam().tags.borrow_mut().insert("ssh-groups".into(), "users".into());
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup), "without sudo-groups");
+    assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (false, Reason::PolicyNone));
+    // Taken away, it is an answer, and the last value does not serve.
+    host.iam().tags.borrow_mut().clear();
+    tokio::time::advance(Duration::from_secs(300)).await;
+    assert!(matches!(host.ask(decide).await, Answer::Error { .. }));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn while_the_metadata_service_is_silent_the_last_tag_serves() {
+    let host = Host::with(TAGGED);
+    host.iam().tags.borrow_mut().insert("ssh-groups".into(), "users".into());
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
+    host.iam().fail_only("IMDS");
+    host.iam().fail(Some(IamError::Unreachable("silent".into())));
+    tokio::time::advance(Duration::from_secs(11 * 3600)).await;
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    let decide = Request::Decide { name: linux("alice"), uid: uid(1), policy: LOGIN };
+    assert!(matches!(host.ask(decide).await, Answer::Error { kind: Failure::Unavailable, .. }));
 }

@@ -1,5 +1,7 @@
 use super::*;
 use crate::fake::{FakeIam, KEY, config, linux};
+use crate::ids;
+use futures_util::future::join_all;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

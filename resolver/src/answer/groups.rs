@@ -1,0 +1,194 @@
+//! Questions about groups: our own two, those that IAM groups map to, and each user's private one.
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+use pam_iam_core::config::{Access, Who};
+use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
+use pam_iam_core::wire::{Answer, Group, Policy, User};
+
+use super::{Answerer, Trouble};
+use crate::directory::{Age, Known, Person};
+use crate::iam::{Iam, IamGroup};
+use crate::ids;
+use crate::policy;
+use crate::roster::Roster;
+
+static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
+static IAM_SUDO_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_SUDO));
+
+#[expect(clippy::expect_used, reason = "a constant, parsed in every test run")]
+fn constant(name: &str) -> LinuxName {
+    LinuxName::new(name).expect("a valid name")
+}
+
+/// What makes a user a member of a Linux group.
+#[derive(Clone, Copy)]
+enum Ticket<'a> {
+    /// To have an account of ours.
+    Account,
+    /// That sudo is allowed.
+    Sudo,
+    /// To be in one of the IAM groups that map to this Linux group.
+    Mapped(&'a LinuxName),
+}
+
+impl<I: Iam> Answerer<I> {
+    pub(super) async fn group_by_name(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
+        if self.locals.gid_of(name.as_str())?.is_some() {
+            // `files` has answered, and whoever asks us all the same must not get two groups of one name.
+            return Ok(Answer::NotFound);
+        }
+        if let Some((_, ticket)) = own_groups().into_iter().find(|(own, _)| own.as_str() == name.as_str()) {
+            return Ok(Answer::Group(self.own_group(name, ticket).await));
+        }
+        if self.config().groups.values().any(|target| target.group == *name) {
+            let roster = self.directory.roster().await?;
+            let Some(gid) = self.mapped_gid(&roster, name)? else { return Ok(Answer::NotFound) };
+            let members = self.members(&roster, Ticket::Mapped(name)).await;
+            return Ok(Answer::Group(Group { name: name.clone(), gid, members }));
+        }
+        Ok(self.account(name, age).await?.map_or(Answer::NotFound, private_group))
+    }
+
+    pub(super) async fn group_by_gid(&self, gid: Gid, age: Age) -> Result<Answer, Trouble> {
+        let mut name =
+            own_groups().into_iter().find(|(own, _)| ids::gid_of(own.as_str()) == gid).map(|(own, _)| own);
+        if name.is_none() && !self.config().groups.is_empty() {
+            let roster = self.directory.roster().await?;
+            name = self.mapped(&roster)?.into_iter().find(|(_, known)| *known == gid).map(|(name, _)| name);
+        }
+        match name {
+            Some(name) => self.group_by_name(name, age).await,
+            None => Ok(self.account_by_uid(Uid(gid.0), age).await?.map_or(Answer::NotFound, private_group)),
+        }
+    }
+
+    pub(super) async fn groups_of(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
+        let seen = self.directory.find(name, age).await?;
+        let Some(person) = self.rightful(name, &seen)? else { return Ok(Answer::NotFound) };
+        if self.locals.uid_of(name.as_str())?.is_some_and(|uid| uid != person.uid) {
+            return Ok(Answer::NotFound);
+        }
+        let mut gids = vec![self.gid_of_own(IAM_USERS)?];
+        let access = self.directory.access().await.ok();
+        let may = |policy| access.as_ref().is_some_and(|access| allowed(access, policy, person));
+        if may(Policy::Sudo) {
+            gids.push(self.gid_of_own(IAM_SUDO)?);
+        }
+        // Who may not log in has no group either: cron and the like do not ask whether a user may.
+        for IamGroup { name, id } in person.groups.iter().filter(|_| may(Policy::Login)) {
+            if let Some(target) = self.config().groups.get(name) {
+                let local = self.locals.gid_of(target.group.as_str())?;
+                gids.push(local.unwrap_or_else(|| ids::gid_of(id.as_str())));
+            }
+        }
+        // gid 0 is never given, whatever a local group is called.
+        gids.retain(|gid| gid.0 != 0);
+        gids.sort();
+        gids.dedup();
+        Ok(Answer::Groups { gids })
+    }
+
+    /// All groups that users are in by what IAM says, for who keeps them in group(5).
+    pub(super) async fn all_groups(&self, roster: &Roster) -> Result<Vec<Group>, Trouble> {
+        let mut groups = Vec::new();
+        for (name, ticket) in own_groups() {
+            let gid = self.gid_of_own(name.as_str())?;
+            groups.push(Group { name: name.clone(), gid, members: self.members(roster, ticket).await });
+        }
+        for (name, gid) in self.mapped(roster)? {
+            let members = self.members(roster, Ticket::Mapped(name)).await;
+            groups.push(Group { name: name.clone(), gid, members });
+        }
+        groups.retain(|group| group.gid.0 != 0);
+        groups.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(groups)
+    }
+
+    /// The gid of one of our own two groups: the local group's, where there is one.
+    fn gid_of_own(&self, name: &str) -> Result<Gid, Trouble> {
+        Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
+    }
+
+    /// One of our own two groups, with the members that the roster knows. They are there without a roster too: sshd's
+    /// rule about keys goes by the name of the first.
+    async fn own_group(&self, name: &LinuxName, ticket: Ticket<'_>) -> Group {
+        let members = match self.directory.roster().await {
+            Ok(roster) => self.members(&roster, ticket).await,
+            Err(_) => Vec::new(),
+        };
+        Group { name: name.clone(), gid: ids::gid_of(name.as_str()), members }
+    }
+
+    /// The Linux groups that IAM groups map to, each once.
+    fn mapped(&self, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, Trouble> {
+        let names: BTreeSet<&LinuxName> = self.config().groups.values().map(|target| &target.group).collect();
+        let mut groups = Vec::new();
+        for name in names {
+            groups.extend(self.mapped_gid(roster, name)?.map(|gid| (name, gid)));
+        }
+        Ok(groups)
+    }
+
+    /// The gid of a Linux group that IAM groups map to: the local one's, or that of the first of them that IAM has.
+    fn mapped_gid(&self, roster: &Roster, name: &LinuxName) -> Result<Option<Gid>, Trouble> {
+        let local = self.locals.gid_of(name.as_str())?;
+        let mut iam = self.config().groups.iter().filter(|(_, target)| target.group == *name);
+        Ok(local.or_else(|| iam.find_map(|(iam, _)| roster.gid_of(iam))))
+    }
+
+    /// Who has the ticket, by the roster and by what was learned of users since.
+    async fn members(&self, roster: &Roster, ticket: Ticket<'_>) -> Vec<LinuxName> {
+        let Ok(access) = self.directory.access().await else { return Vec::new() };
+        let names_of = |groups: &[IamName]| -> Vec<LinuxName> {
+            groups.iter().flat_map(|group| roster.members(group)).cloned().collect()
+        };
+        let listed = match (ticket, &access.sudo) {
+            (Ticket::Account, _) | (Ticket::Sudo, Who::All) => {
+                roster.users().map(|(name, _)| name.clone()).collect()
+            }
+            (Ticket::Sudo, sudo) => names_of(sudo.groups()),
+            (Ticket::Mapped(group), _) => {
+                let iam = self.config().groups.iter().filter(|(_, target)| target.group == *group);
+                names_of(&iam.map(|(iam, _)| iam.clone()).collect::<Vec<_>>())
+            }
+        };
+        let mut members: BTreeSet<LinuxName> = listed.into_iter().collect();
+        for (name, record) in self.directory.learned_since(roster.at) {
+            match &record.known {
+                Known::One(person) if self.holds(&access, ticket, person) => members.insert(name),
+                _ => members.remove(&name),
+            };
+        }
+        members.retain(|name| self.has_place(roster, name));
+        members.into_iter().collect()
+    }
+
+    fn holds(&self, access: &Access, ticket: Ticket<'_>, person: &Person) -> bool {
+        let maps_to = |group: &LinuxName| {
+            let mut groups = person.groups.iter().filter_map(|known| self.config().groups.get(&known.name));
+            groups.any(|target| target.group == *group)
+        };
+        match ticket {
+            Ticket::Account => allowed(access, Policy::Login, person),
+            Ticket::Sudo => allowed(access, Policy::Sudo, person),
+            Ticket::Mapped(group) => allowed(access, Policy::Login, person) && maps_to(group),
+        }
+    }
+}
+
+/// Our own two groups.
+fn own_groups() -> [(&'static LinuxName, Ticket<'static>); 2] {
+    [(&IAM_USERS_NAME, Ticket::Account), (&IAM_SUDO_NAME, Ticket::Sudo)]
+}
+
+fn allowed(access: &Access, policy: Policy, person: &Person) -> bool {
+    let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
+    policy::decide(access, policy, &groups).allow
+}
+
+fn private_group(user: User) -> Answer {
+    Answer::Group(Group { name: user.name, gid: user.gid, members: Vec::new() })
+}

@@ -1,0 +1,85 @@
+//! The roster as this host sees it: who of it has an account here, and who has not and why.
+
+use pam_iam_core::id::Uid;
+use pam_iam_core::name::LinuxName;
+use pam_iam_core::standing::{Standing, standing};
+use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
+
+use super::{Answerer, Trouble, is_gid_of_ours};
+use crate::directory::Known;
+use crate::iam::Iam;
+use crate::ids;
+use crate::roster::Roster;
+
+/// What an IAM user who may log in has on this host.
+enum Place {
+    /// An account of ours.
+    Ours,
+    /// The local account of its name, which is adopted.
+    Adopted,
+    /// Nothing.
+    None(&'static str),
+}
+
+impl<I: Iam> Answerer<I> {
+    /// The roster, read now.
+    pub(super) async fn roster(&self) -> Result<Answer, Trouble> {
+        let roster = self.directory.read_roster().await?;
+        let access = self.directory.access().await?;
+        let (mut users, mut adopted) = (Vec::new(), Vec::new());
+        let mut refused: Vec<Refused> = roster
+            .refused
+            .iter()
+            .map(|refused| Refused {
+                iam_name: refused.user.name.to_string(),
+                uid: ids::uid_of(refused.user.id.as_str()),
+                why: refused.why.clone(),
+            })
+            .collect();
+        for (name, user) in roster.users() {
+            let uid = ids::uid_of(user.id.as_str());
+            match self.place(name, uid)? {
+                Place::Ours => users.push(self.entry(name, uid, &user.name, true)),
+                Place::Adopted => adopted.push(name.clone()),
+                Place::None(why) => {
+                    refused.push(Refused { iam_name: user.name.to_string(), uid, why: why.to_owned() });
+                }
+            }
+        }
+        refused.sort_by(|one, other| one.iam_name.cmp(&other.iam_name));
+        let allowed = access.allow.groups().iter().filter(|group| roster.missing.contains(group));
+        let missing: Vec<String> = allowed.map(ToString::to_string).collect();
+        let (groups, complete) = (self.all_groups(&roster).await?, missing.is_empty());
+        Ok(Answer::Roster(Listing { users, adopted, refused, groups, missing, complete }))
+    }
+
+    /// Whether the owner of `name` has an account here.
+    pub(super) fn has_place(&self, roster: &Roster, name: &LinuxName) -> bool {
+        let seen = self.directory.record(name).and_then(|record| match &record.known {
+            Known::One(person) => Some(person.uid),
+            _ => None,
+        });
+        let uid = seen.or_else(|| roster.user(name).map(|user| ids::uid_of(user.id.as_str())));
+        uid.is_some_and(|uid| matches!(self.place(name, uid), Ok(Place::Ours | Place::Adopted)))
+    }
+
+    fn place(&self, name: &LinuxName, uid: Uid) -> Result<Place, Trouble> {
+        if self.config().shared.contains_key(name) {
+            return Ok(Place::None("its name is that of a shared account"));
+        }
+        if let Some(local) = self.locals.uid_of(name.as_str())?.filter(|local| !local.is_ours()) {
+            let standing = standing(name.as_str(), local, self.config(), &self.locals.files)?;
+            return Ok(match standing {
+                Standing::Adopted => Place::Adopted,
+                _ => Place::None("its name is that of a local account"),
+            });
+        }
+        Ok(if self.name_of_a_group(name, Some(uid))? {
+            Place::None("its name is that of a group on this host")
+        } else if is_gid_of_ours(uid) {
+            Place::None("its uid is the gid of a group of ours")
+        } else {
+            Place::Ours
+        })
+    }
+}

@@ -1,0 +1,246 @@
+//! Asking IAM about one user, or about those who share an account, so that what was heard counts at once.
+
+use std::rc::Rc;
+
+use futures_util::StreamExt;
+use futures_util::future::{join_all, join3};
+use futures_util::stream;
+use pam_iam_core::config::Shared;
+use pam_iam_core::escape::Value;
+use pam_iam_core::key::PublicKey;
+use pam_iam_core::name::{self, IamName, LinuxName};
+use tokio::time::Instant;
+
+use super::{Directory, Known, Person, Record};
+use crate::iam::{Iam, IamError, IamGroup, IamUser};
+use crate::ids;
+use crate::sshkey;
+
+/// How many members of a shared account are asked about at once.
+const MEMBERS_AT_ONCE: usize = 10;
+
+/// How many bodies of keys are remembered: 5 for each of the 5,000 users of an account, and those that were replaced.
+const BODIES_MAX: usize = 50_000;
+
+impl<I: Iam> Directory<I> {
+    /// Asks IAM about every user who could stand behind `name`, or about all who share it.
+    pub(super) async fn ask(&self, name: &LinuxName) -> Result<Record, IamError> {
+        if let Some(shared) = self.config.shared.get(name) {
+            return self.ask_team(name, shared).await;
+        }
+        let at = Instant::now();
+        let candidates = name::candidates(name, &self.config.accounts.drop_suffix);
+        let answers = join_all(candidates.iter().map(|candidate| self.look_up(name, candidate))).await;
+        let (mut found, mut denied, mut unreachable) = (Vec::new(), false, None);
+        for answer in answers {
+            match answer {
+                Ok(person) => found.push(person),
+                Err(IamError::Unreachable(why)) => unreachable = Some(IamError::Unreachable(why)),
+                Err(error) => denied |= matches!(error, IamError::Denied(_)),
+            }
+        }
+        if let Some(error) = unreachable {
+            return Err(error);
+        }
+        let known = match (found.len(), found.pop()) {
+            (1, Some(person)) => Known::One(person),
+            (_, Some(last)) => {
+                found.push(last);
+                Known::Ambiguous(found.into_iter().map(|person| person.user.name).collect())
+            }
+            (_, None) if denied => Known::Denied,
+            (_, None) => Known::Absent,
+        };
+        Ok(Record { known, at })
+    }
+
+    /// Asks IAM about one user. What each of the three calls says counts at once: another that is silent until the time
+    /// is up must not leave the remembered in force.
+    async fn look_up(&self, name: &LinuxName, candidate: &IamName) -> Result<Person, IamError> {
+        let user = async {
+            let user = self.heard(name, candidate, self.iam.user(candidate).await)?;
+            self.keep_if(name, candidate, |known| known.user.id == user.id && user.name == *candidate);
+            Ok(user)
+        };
+        let groups = async {
+            let groups = self.heard(name, candidate, self.iam.groups_of(candidate).await)?;
+            self.take_away(name, candidate, |known| known.groups.retain(|group| groups.contains(group)));
+            Ok(groups)
+        };
+        let key_ids = async {
+            let ids = self.heard(name, candidate, self.iam.active_keys_of(candidate).await)?;
+            self.take_away(name, candidate, |known| known.keys.retain(|(id, _)| ids.contains(id)));
+            Ok(ids)
+        };
+        let (user, groups, key_ids) = join3(user, groups, key_ids).await;
+        // An explicit no from any of the three wins over the silence of another.
+        let noes = [user.as_ref().err(), groups.as_ref().err(), key_ids.as_ref().err()];
+        let no = noes.into_iter().flatten().find(|error| !matches!(error, IamError::Unreachable(_)));
+        if let Some(no) = no {
+            return Err(IamError::clone(no));
+        }
+        if user.as_ref().is_ok_and(|user: &IamUser| user.name != *candidate) {
+            // IAM's names are unique without regard to case, Linux names are not: `Bob` is not `bob`.
+            return Err(IamError::NoSuchEntity);
+        }
+        let (user, groups, key_ids) = (user?, groups?, key_ids?);
+        let keys = self.keys(&user, &key_ids).await?;
+        Ok(Person { uid: ids::uid_of(user.id.as_str()), user, groups, keys })
+    }
+
+    /// Passes an answer on, and forgets the user if it is a no.
+    fn heard<T>(&self, name: &LinuxName, user: &IamName, answer: Result<T, IamError>) -> Result<T, IamError> {
+        if let Err(IamError::NoSuchEntity | IamError::Denied(_)) = answer {
+            self.keep_if(name, user, |_| false);
+        }
+        answer
+    }
+
+    /// Forgets what is remembered of `user` under `name`, unless `holds` says that it still holds.
+    fn keep_if(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&Person) -> bool) {
+        let Some(record) = self.record(name) else { return };
+        if let Known::One(person) = &record.known
+            && person.user.name == *user
+            && !holds(person)
+        {
+            let mut state = self.state.borrow_mut();
+            state.records.remove(name);
+            state.names.remove(&person.uid);
+        }
+    }
+
+    /// Takes what IAM no longer lists away from what is remembered of `user`. Its age stays.
+    fn take_away(&self, name: &LinuxName, user: &IamName, take: impl Fn(&mut Person)) {
+        let Some(record) = self.record(name) else { return };
+        let Known::One(person) = &record.known else { return };
+        if person.user.name != *user {
+            return;
+        }
+        let mut person = person.clone();
+        take(&mut person);
+        let record = Record { known: Known::One(person), at: record.at };
+        self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
+    }
+
+    /// The usable active keys of `user` by their ids.
+    async fn keys(
+        &self,
+        user: &IamUser,
+        ids: &[String],
+    ) -> Result<Vec<(String, Option<PublicKey>)>, IamError> {
+        let keys = join_all(ids.iter().map(|id| self.key(user, id))).await;
+        let keys = keys.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(keys.into_iter().flatten().collect())
+    }
+
+    /// A key by its id, under which its body never changes: what is known is not asked again.
+    async fn key(&self, user: &IamUser, id: &str) -> Result<Option<(String, Option<PublicKey>)>, IamError> {
+        let place = (user.id.clone(), id.to_owned());
+        if let Some(key) = self.state.borrow().bodies.get(&place) {
+            return Ok(Some((place.1, key.clone())));
+        }
+        match self.iam.key_body(&user.name, id).await {
+            Ok(body) => {
+                let key = sshkey::usable(&body);
+                let key = key.inspect_err(|why| {
+                    self.warn(format!("key {} of IAM user {} {why}", Value(id), user.name));
+                });
+                let key = key.ok();
+                let mut state = self.state.borrow_mut();
+                if state.bodies.len() >= BODIES_MAX {
+                    state.bodies.clear();
+                }
+                state.bodies.insert(place.clone(), key.clone());
+                Ok(Some((place.1, key)))
+            }
+            // Deleted since it was listed.
+            Err(IamError::NoSuchEntity) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks IAM who the members of a shared account are, and for their keys.
+    async fn ask_team(&self, name: &LinuxName, shared: &Shared) -> Result<Record, IamError> {
+        let at = Instant::now();
+        let groups = join_all(shared.groups.iter().map(|group| self.team_group(name, group))).await;
+        let mut team: Vec<Person> = Vec::new();
+        for (group, users) in groups.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
+            for user in users {
+                match team.iter_mut().find(|person| person.user.id == user.id) {
+                    Some(person) => person.groups.push(group.clone()),
+                    None => team.push(Person {
+                        uid: ids::uid_of(user.id.as_str()),
+                        user,
+                        groups: vec![group.clone()],
+                        keys: Vec::new(),
+                    }),
+                }
+            }
+        }
+        let asked = stream::iter(team).map(|person| self.member(name, person));
+        let members: Vec<Result<Option<Person>, IamError>> =
+            asked.buffer_unordered(MEMBERS_AT_ONCE).collect().await;
+        let members = members.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(Record { known: Known::Team(members.into_iter().flatten().collect()), at })
+    }
+
+    /// A group of a shared account. Who is remembered as its member and is no longer one is so no longer, whatever
+    /// becomes of the other calls.
+    async fn team_group(
+        &self,
+        name: &LinuxName,
+        group: &IamName,
+    ) -> Result<Option<(IamGroup, Vec<IamUser>)>, IamError> {
+        let answer = match self.iam.group(group).await {
+            Ok(found) => Some(found),
+            Err(IamError::NoSuchEntity) => {
+                self.warn(format!("[shared.{name}] names the IAM group {group}, which does not exist"));
+                None
+            }
+            // Not about a user, so no answer about one either.
+            Err(IamError::Denied(why)) => {
+                let why = format!("IAM denies this host to list the group {group}: {why}");
+                return Err(IamError::Unreachable(why));
+            }
+            Err(error) => return Err(error),
+        };
+        let is_member = |id| answer.as_ref().is_some_and(|(_, users)| users.iter().any(|user| user.id == id));
+        self.change_team(name, |team| {
+            for person in team.iter_mut().filter(|person| !is_member(person.user.id.clone())) {
+                person.groups.retain(|known| known.name != *group);
+            }
+            team.retain(|person| !person.groups.is_empty());
+        });
+        Ok(answer)
+    }
+
+    /// The keys of a member of a shared account. A member about whom IAM says no is none.
+    async fn member(&self, name: &LinuxName, mut person: Person) -> Result<Option<Person>, IamError> {
+        let id = person.user.id.clone();
+        let ids = match self.iam.active_keys_of(&person.user.name).await {
+            Ok(ids) => ids,
+            Err(IamError::Unreachable(why)) => return Err(IamError::Unreachable(why)),
+            Err(_) => {
+                self.change_team(name, |team| team.retain(|known| known.user.id != id));
+                return Ok(None);
+            }
+        };
+        self.change_team(name, |team| {
+            for known in team.iter_mut().filter(|known| known.user.id == id) {
+                known.keys.retain(|(key, _)| ids.contains(key));
+            }
+        });
+        person.keys = self.keys(&person.user, &ids).await?;
+        Ok(Some(person))
+    }
+
+    /// Changes what is remembered of a shared account. Its age stays.
+    fn change_team(&self, name: &LinuxName, change: impl FnOnce(&mut Vec<Person>)) {
+        let Some(record) = self.record(name) else { return };
+        let Known::Team(team) = &record.known else { return };
+        let mut team = team.clone();
+        change(&mut team);
+        let record = Record { known: Known::Team(team), at: record.at };
+        self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
+    }
+}
