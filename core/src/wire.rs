@@ -335,7 +335,10 @@ pub struct Roster {
 pub struct Refused {
     /// The IAM user.
     pub iam_name: String,
-    /// The uid that the user would have. An account with it belongs to somebody who is still there.
+    /// The Linux name that the user would have, if it is one.
+    pub name: Option<LinuxName>,
+    /// The uid that the user would have. An account with it, or an adopted one with this name, belongs to
+    /// somebody who is still there.
     pub uid: Uid,
     /// Why.
     pub why: String,

@@ -17,10 +17,15 @@ const ACCOUNTS_BY_HAND: &str = r#"
     usermod -a -G iam-sudo carol
 "#;
 
+/// A box for either way that accounts come about.
+fn either() -> [Machine; 2] {
+    [Machine::new().start(), Machine::new().importer().start()]
+}
+
 /// What has to hold however accounts come about and whoever answers.
 fn logins_are_right(machine: &Machine) {
     assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");
-    assert!(machine.ssh("bob", "true").fails().contains("none of the IAM groups that may log in"));
+    machine.ssh("bob", "true").fails();
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
     machine.ssh("alice", "sudo -n true").fails();
     machine.ssh("root", "true").fails();
@@ -29,7 +34,15 @@ fn logins_are_right(machine: &Machine) {
 
 #[test]
 fn iam_users_log_in_with_nothing_but_iam() {
-    logins_are_right(&Machine::new().start());
+    let machine = Machine::new().start();
+    logins_are_right(&machine);
+    assert!(machine.ssh("bob", "true").fails().contains("none of the IAM groups that may log in"));
+}
+
+#[test]
+fn iam_users_log_in_to_imported_accounts() {
+    logins_are_right(&Machine::new().importer().start());
+    logins_are_right(&Machine::new().importer().without_daemon().start());
 }
 
 #[test]
@@ -51,14 +64,15 @@ fn a_uid_is_in_our_range_and_the_same_on_every_host() {
 
 #[test]
 fn the_home_directory_is_made_on_the_first_login() {
-    let machine = Machine::new().start();
-    machine.sh("echo welcome >/etc/skel/hello; ! test -e /home/alice").succeeds();
-    assert_eq!(
-        machine.ssh("alice", "pwd; cat hello; touch mine; stat -c '%U %G %a' .").succeeds(),
-        "/home/alice\nwelcome\nalice alice 755"
-    );
-    assert_eq!(machine.ssh("alice", "ls mine").succeeds(), "mine");
-    assert_eq!(machine.sh("ls -A /home | grep -e alice -e pam_iam").succeeds(), "alice");
+    for machine in either() {
+        machine.sh("echo welcome >/etc/skel/hello; ! test -e /home/alice").succeeds();
+        assert_eq!(
+            machine.ssh("alice", "pwd; cat hello; touch mine; stat -c '%U %G %a' .").succeeds(),
+            "/home/alice\nwelcome\nalice alice 755"
+        );
+        assert_eq!(machine.ssh("alice", "ls mine").succeeds(), "mine");
+        assert_eq!(machine.sh("ls -A /home | grep -e alice -e pam_iam").succeeds(), "alice");
+    }
 }
 
 #[test]
@@ -114,14 +128,15 @@ fn every_active_key_opens_the_door_in_either_encoding_and_an_inactive_one_does_n
 
 #[test]
 fn a_key_that_lies_in_the_home_directory_opens_no_door() {
-    let machine = Machine::new().start();
-    machine.ssh("alice", "mkdir -m 700 .ssh").succeeds();
-    machine.sh("ssh-keygen -q -t ed25519 -N '' -f /root/planted").succeeds();
-    machine
-        .sh("cp /root/planted.pub /home/alice/.ssh/authorized_keys; chown -R alice: /home/alice/.ssh")
-        .succeeds();
-    machine.sh("box-ssh -i /root/planted alice true").fails();
-    machine.ssh("alice", "true").succeeds();
+    for machine in either() {
+        machine.ssh("alice", "mkdir -m 700 .ssh").succeeds();
+        machine.sh("ssh-keygen -q -t ed25519 -N '' -f /root/planted").succeeds();
+        machine
+            .sh("cp /root/planted.pub /home/alice/.ssh/authorized_keys; chown -R alice: /home/alice/.ssh")
+            .succeeds();
+        machine.sh("box-ssh -i /root/planted alice true").fails();
+        machine.ssh("alice", "true").succeeds();
+    }
 }
 
 #[test]
@@ -142,29 +157,31 @@ fn a_planted_key_opens_no_session_where_sshds_rule_does_not_hold_either() {
 
 #[test]
 fn sudo_says_why_not_and_agrees_with_its_listing() {
-    let machine = Machine::new().start();
-    assert!(machine.ssh("carol", "sudo -n -l").succeeds().contains("(ALL : ALL) NOPASSWD: ALL"));
-    machine.ssh("alice", "sudo -n -l").fails();
-    // Somebody wrote a rule for alice by hand: the account phase still asks IAM.
-    machine.sh("echo 'alice ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/by-hand").succeeds();
-    assert!(
-        machine.ssh("alice", "sudo -n true").fails().contains("none of the IAM groups that may use sudo")
-    );
-    machine.logs("authpriv", "event=sudo user=alice iam_name=alice");
+    for machine in either() {
+        assert!(machine.ssh("carol", "sudo -n -l").succeeds().contains("(ALL : ALL) NOPASSWD: ALL"));
+        machine.ssh("alice", "sudo -n -l").fails();
+        // Somebody wrote a rule for alice by hand: the account phase still asks IAM.
+        machine.sh("echo 'alice ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/by-hand").succeeds();
+        assert!(
+            machine.ssh("alice", "sudo -n true").fails().contains("none of the IAM groups that may use sudo")
+        );
+        machine.logs("authpriv", "event=sudo user=alice iam_name=alice");
+    }
 }
 
 #[test]
 fn local_accounts_are_none_of_our_business() {
-    let machine = Machine::new().start();
-    machine.sh("useradd -m ec2-user; ssh-keygen -q -t ed25519 -N '' -f /root/local").succeeds();
-    machine.sh("for home in /root /home/ec2-user; do install -D -m 600 /root/local.pub $home/.ssh/authorized_keys; done
-        chown -R ec2-user: /home/ec2-user/.ssh; chmod 700 /root/.ssh; echo 'ec2-user ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ec2").succeeds();
-    machine.iam("iam.create_user(UserName='ec2-user')\niam.add_user_to_group(UserName='ec2-user', GroupName='ssh-admins')");
-    machine.clear_calls();
-    assert_eq!(machine.sh("box-ssh -i /root/local root id -u").succeeds(), "0");
-    assert_eq!(machine.sh("box-ssh -i /root/local ec2-user 'sudo -n id -u'").succeeds(), "0");
-    assert_eq!(machine.sh("/usr/libexec/pam_iam/iam-authorized-keys ec2-user").succeeds(), "");
-    assert_eq!(machine.actions(), [""; 0], "a local login costs no call");
+    for machine in either() {
+        machine.sh("useradd -m ec2-user; ssh-keygen -q -t ed25519 -N '' -f /root/local").succeeds();
+        machine.sh("for home in /root /home/ec2-user; do install -D -m 600 /root/local.pub $home/.ssh/authorized_keys; done
+            chown -R ec2-user: /home/ec2-user/.ssh; chmod 700 /root/.ssh; echo 'ec2-user ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ec2").succeeds();
+        machine.iam("iam.create_user(UserName='ec2-user')\niam.add_user_to_group(UserName='ec2-user', GroupName='ssh-admins')");
+        machine.clear_calls();
+        assert_eq!(machine.sh("box-ssh -i /root/local root id -u").succeeds(), "0");
+        assert_eq!(machine.sh("box-ssh -i /root/local ec2-user 'sudo -n id -u'").succeeds(), "0");
+        assert_eq!(machine.sh("/usr/libexec/pam_iam/iam-authorized-keys ec2-user").succeeds(), "");
+        assert_eq!(machine.actions(), [""; 0], "a local login costs no call");
+    }
 }
 
 #[test]

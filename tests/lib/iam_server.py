@@ -48,12 +48,18 @@ class Log:
         self.delay = 0.0
         self.fail = ""
         self.only = ""
+        self.tags = {}
+        self.seconds = 0.0
 
     def add(self, action, params):
         with self.lock:
             self.calls.append({"time": time.time(), "action": action, "params": params})
         line = " ".join([action] + [f"{name}={value}" for name, value in params.items() if "Body" not in name])
         print(line, flush=True)
+
+    def busy(self, since):
+        with self.lock:
+            self.seconds += time.time() - since
 
     def fault_for(self, action):
         with self.lock:
@@ -62,21 +68,25 @@ class Log:
             return self.delay, self.fail
 
     def control(self, query):
-        """?delay=SECONDS, ?fail=KIND, &only=ACTION, ?clear, ?log"""
+        """?delay=SECONDS, ?fail=KIND, &only=ACTION, ?clear, ?log, ?tag=NAME, &value=VALUE"""
         with self.lock:
             if "delay" in query:
                 self.delay = float(query["delay"][0] or 0)
             if "fail" in query:
                 fail = query["fail"][0]
-                if fail not in ("", "throttle", "denied", "503", "hang", "reset", "truncated"):
+                if fail not in ("", "throttle", "denied", "503", "hang", "reset", "truncated", "empty"):
                     return {"error": f"unknown fault {fail!r}"}
                 self.fail = fail
             if "delay" in query or "fail" in query:
                 self.only = query.get("only", [""])[0]
+            if "tag" in query:
+                self.tags.pop(query["tag"][0], None)
+                if "value" in query:
+                    self.tags[query["tag"][0]] = query["value"][0]
             if "clear" in query:
-                self.calls = []
+                self.calls, self.seconds = [], 0.0
             if "log" in query:
-                return {"calls": list(self.calls)}
+                return {"calls": list(self.calls), "seconds": self.seconds}
         return {"ok": True}
 
 
@@ -171,7 +181,9 @@ class Iam:
     def __call__(self, environ, start_response):
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(length)
+        began = time.time()
         status, kind, answer = self.answer(environ, body)
+        LOG.busy(began)
         start_response(status, [("Content-Type", kind), ("Content-Length", str(len(answer)))])
         return [answer]
 
@@ -196,6 +208,8 @@ class Iam:
         status, kind, answer = self.handle(environ, body, form, action)
         if fail == "truncated":
             answer = self.cut_off(answer, action)
+        if fail == "empty" and action in LISTS:
+            answer = self.emptied(answer, action)
         return status, kind, answer
 
     def handle(self, environ, body, form, action):
@@ -206,6 +220,9 @@ class Iam:
             user = iam_backends[ACCOUNT]["aws"].users.get(form.get("UserName"))
             if user and len(user.ssh_public_keys) >= KEYS_MAX:
                 return error("LimitExceeded", f"Cannot exceed quota for SSHPublicKeysPerUser: {KEYS_MAX}", "409 Conflict")
+        answer = listing(action, form)
+        if answer is not None:
+            return "200 OK", "text/xml", self.first_page(answer, LISTS[action], form)
         status, kind, answer = self.ask_moto(environ, body)
         if status.startswith("200") and action in LISTS:
             return status, kind, self.first_page(answer, LISTS[action], form)
@@ -253,7 +270,7 @@ class Iam:
             marker = secrets.token_urlsafe(24)
             ET.SubElement(result, space + "Marker").text = marker
             with self.lock:
-                self.rests[marker] = (parse(ET.tostring(root)), entries[size:], element)
+                self.rests[marker] = (root, entries[size:], element)
         return ET.tostring(root)
 
     def cut_off(self, answer, action):
@@ -273,8 +290,53 @@ class Iam:
         return ET.tostring(root)
 
 
+    def emptied(self, answer, action):
+        """A listing that is whole and has nobody in it."""
+        root = parse(answer)
+        found, result = find(root, LISTS[action]), list(root)[0]
+        if found is None:
+            return answer
+        found[:] = []
+        for child in list(result):
+            if local(child) == "IsTruncated":
+                child.text = "false"
+            if local(child) == "Marker":
+                result.remove(child)
+        return ET.tostring(root)
+
+
+def listing(action, form):
+    """Lists of thousands of users, which moto takes seconds to render. None for what moto is to answer."""
+    from moto.iam.models import iam_backends
+    backend = iam_backends[ACCOUNT]["aws"]
+    if action == "ListUsers" and not form.get("PathPrefix"):
+        group, users = None, list(backend.users.values())
+    elif action == "GetGroup" and form.get("GroupName") in backend.groups:
+        group = backend.groups[form["GroupName"]]
+        users = list(group.users)
+    else:
+        return None
+    space = "{https://iam.amazonaws.com/doc/2010-05-08/}"
+    root = ET.Element(f"{space}{action}Response")
+    result = ET.SubElement(root, f"{space}{action}Result")
+
+    def add(parent, tag, fields):
+        element = ET.SubElement(parent, space + tag)
+        for name, value in fields:
+            ET.SubElement(element, space + name).text = value
+
+    if group is not None:
+        add(result, "Group", [("Path", group.path), ("GroupName", group.name), ("GroupId", group.id), ("Arn", group.arn),
+                              ("CreateDate", group.create_date.strftime("%Y-%m-%dT%H:%M:%SZ"))])
+    found = ET.SubElement(result, f"{space}Users")
+    for user in users:
+        add(found, "member", [("Path", user.path), ("UserName", user.name), ("UserId", user.id), ("Arn", user.arn),
+                              ("CreateDate", user.create_date.strftime("%Y-%m-%dT%H:%M:%SZ"))])
+    return root
+
+
 def parse(answer):
-    return ET.fromstring(answer)
+    return answer if isinstance(answer, ET.Element) else ET.fromstring(answer)
 
 
 def local(element):
@@ -345,6 +407,7 @@ class Metadata:
             "/latest/dynamic/instance-identity/document": json.dumps(
                 {"accountId": ACCOUNT, "region": REGION, "instanceId": "i-0123456789abcdef0"}),
         }
+        paths.update({f"/latest/meta-data/tags/instance/{name}": value for name, value in LOG.tags.items()})
         answer = paths.get(path.rstrip("/"))
         return ("200 OK", answer) if answer is not None else ("404 Not Found", "")
 
@@ -381,6 +444,7 @@ def load(setup):
     from moto.iam.models import iam_backends
     backend = iam_backends[ACCOUNT]["aws"]
     fixtures = setup["fixtures"]
+    LOG.tags.update(fixtures.get("instance", {}).get("tags", {}))
     for group in fixtures.get("groups", []):
         backend.create_group(group)
     for user in fixtures.get("users", []):

@@ -9,6 +9,7 @@
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::print_stderr,
     reason = "support of tests: a failure here is a failed test"
 )]
@@ -39,6 +40,7 @@ pub struct Builder {
     fixtures: Option<Value>,
     config: Option<String>,
     once: bool,
+    importer: bool,
 }
 
 impl Builder {
@@ -69,6 +71,13 @@ impl Builder {
         self
     }
 
+    /// Accounts from the importer instead of NSS.
+    #[must_use]
+    pub fn importer(mut self) -> Self {
+        self.importer = true;
+        self
+    }
+
     /// Starts the box.
     pub fn start(self) -> Machine {
         let dir =
@@ -87,12 +96,15 @@ impl Builder {
         if self.once {
             command.args(["--resolver", "once"]);
         }
+        if self.importer {
+            command.args(["--accounts", "importer"]);
+        }
         command.args(["--", "python3", "-I", "-B"]).arg(repository().join("tests/lib/agent.py"));
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("tests/box starts");
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let pipes = (input.expect("a pipe"), BufReader::new(output.expect("a pipe")));
-        let machine = Machine { child, pipes: RefCell::new(Some(pipes)), dir };
+        let machine = Machine { child: RefCell::new(child), pipes: RefCell::new(Some(pipes)), dir };
         machine.sh("true").succeeds();
         machine
     }
@@ -100,7 +112,7 @@ impl Builder {
 
 /// A box at work. It ends with this value.
 pub struct Machine {
-    child: Child,
+    child: RefCell<Child>,
     pipes: RefCell<Option<(ChildStdin, BufReader<ChildStdout>)>>,
     dir: PathBuf,
 }
@@ -147,7 +159,10 @@ impl Machine {
         writeln!(input, "{request}").and_then(|()| input.flush()).expect("the box takes a command");
         let mut line = String::new();
         output.read_line(&mut line).expect("the box answers");
-        assert!(!line.is_empty(), "the box ended before or during {argv:?}");
+        if line.is_empty() {
+            let _ = self.child.borrow_mut().wait();
+            panic!("the box ended before or during {argv:?}");
+        }
         let mut done: Done = serde_json::from_str(&line).expect("an answer");
         done.what = argv.join(" ");
         done
@@ -223,14 +238,15 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        // A box that is over has shown its logs itself.
+        if std::thread::panicking() && matches!(self.child.borrow_mut().try_wait(), Ok(None)) {
             let logs =
                 self.sh("tail -n 12 $BOX_LOG/{authpriv,resolver,sshd}.log; tail -n 12 $BOX_LOG/iam.log");
             eprintln!("{}", logs.stdout);
         }
         // The agent ends with its input, and the box with the agent.
         self.pipes.take();
-        let _ = self.child.wait();
+        let _ = self.child.borrow_mut().wait();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }

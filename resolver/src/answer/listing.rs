@@ -32,6 +32,7 @@ impl<I: Iam> Answerer<I> {
             .iter()
             .map(|refused| Refused {
                 iam_name: refused.user.name.to_string(),
+                name: refused.user.name.to_linux(&self.config().accounts.drop_suffix).ok(),
                 uid: ids::uid_of(refused.user.id.as_str()),
                 why: refused.why.clone(),
             })
@@ -42,7 +43,8 @@ impl<I: Iam> Answerer<I> {
                 Place::Ours => users.push(self.entry(name, uid, &user.name, true)),
                 Place::Adopted => adopted.push(name.clone()),
                 Place::None(why) => {
-                    refused.push(Refused { iam_name: user.name.to_string(), uid, why: why.to_owned() });
+                    let (iam_name, name) = (user.name.to_string(), Some(name.clone()));
+                    refused.push(Refused { iam_name, name, uid, why: why.to_owned() });
                 }
             }
         }

@@ -1,0 +1,359 @@
+//! What a user leaves behind: running processes, and a home directory.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pam_iam_core::id::Uid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How often the processes of a user are looked for again: one that forks is faster than one look.
+const LOOKS_MAX: usize = 50;
+
+/// How long a killed process may take to be gone.
+const KILLED_WITHIN: Duration = Duration::from_secs(2);
+
+/// systemd-logind's own way to end sessions, where it runs (sd_booted(3)).
+const BOOTED_BY_SYSTEMD: &str = "/run/systemd/system";
+
+/// The process list.
+const PROC: &str = "/proc";
+
+/// The bit of a directory in which each may remove only what is theirs (inode(7)).
+const STICKY: u32 = 0o1000;
+
+/// The mounted file systems, see proc(5).
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// Why something a user left behind is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaveError {
+    /// Processes cannot be listed, or live on.
+    #[error("processes of uid {0} are still there")]
+    StillRunning(Uid),
+    /// The home directory is not one that may be touched.
+    #[error("{} {problem}; it stays", .path.display())]
+    NotOurs {
+        /// The home directory.
+        path: PathBuf,
+        /// Why not.
+        problem: &'static str,
+    },
+    /// It cannot be packed.
+    #[error("{} cannot be packed to {}: {why}", .path.display(), .archive.display())]
+    Archive {
+        /// The home directory.
+        path: PathBuf,
+        /// The archive.
+        archive: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// It cannot be removed, or not completely; what is left is out of the way under another name.
+    #[error("{} cannot be removed: {source}", .path.display())]
+    Remove {
+        /// What is left.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Ends every process of the user: by logind's session first, then asked by SIGHUP and SIGTERM, and after `grace`
+/// killed. True if there was any.
+///
+/// # Errors
+/// [`LeaveError::StillRunning`].
+pub fn end_sessions(uid: Uid, grace: Duration) -> Result<bool, LeaveError> {
+    let still = |_: io::Error| LeaveError::StillRunning(uid);
+    let mut running = processes(uid).map_err(still)?;
+    if running.is_empty() {
+        return Ok(false);
+    }
+    if Path::new(BOOTED_BY_SYSTEMD).exists() {
+        let mut logind = Command::new("loginctl");
+        let quiet = logind.arg("terminate-user").arg(uid.to_string()).stdin(Stdio::null());
+        let _ = quiet.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+    let asked_until = Instant::now() + grace;
+    for _ in 0..LOOKS_MAX {
+        let patient = Instant::now() < asked_until;
+        let signals = if patient { &[Signal::HUP, Signal::TERM][..] } else { &[Signal::KILL] };
+        for process in &running {
+            for &signal in signals {
+                let _ = pidfd_send_signal(process, signal);
+            }
+        }
+        let until = if patient { asked_until } else { Instant::now() + KILLED_WITHIN };
+        wait_for_end(&running, until);
+        running = processes(uid).map_err(still)?;
+        if running.is_empty() {
+            return Ok(true);
+        }
+    }
+    Err(LeaveError::StillRunning(uid))
+}
+
+/// The processes that run as `uid`, held so that none is taken for another that gets its number later.
+fn processes(uid: Uid) -> io::Result<Vec<OwnedFd>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(PROC)? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+            continue;
+        };
+        if !runs_as(pid, uid) {
+            continue;
+        }
+        if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
+            // Whose number it is is certain only now that it is held.
+            && runs_as(pid, uid)
+        {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the real, effective or saved uid of a process is `uid`, and it has not ended (proc(5), status).
+fn runs_as(pid: Pid, uid: Uid) -> bool {
+    let status = std::fs::read_to_string(format!("{PROC}/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let ended = field("State:").trim_start().starts_with(['Z', 'X']);
+    !ended && field("Uid:").split_whitespace().take(3).any(|known| known.parse() == Ok(uid.0))
+}
+
+fn wait_for_end(processes: &[OwnedFd], until: Instant) {
+    for process in processes {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+        let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout));
+    }
+}
+
+/// Whether a home directory lies where nobody but root can put something else in its place. False if there is not even
+/// the directory that it would lie in.
+///
+/// # Errors
+/// [`LeaveError::NotOurs`].
+pub fn is_in_safe_place(path: &Path) -> Result<bool, LeaveError> {
+    let not_ours = |problem| Err(LeaveError::NotOurs { path: path.to_owned(), problem });
+    let (Some(parent), Some(_), true) = (path.parent(), path.file_name(), path.is_absolute()) else {
+        return not_ours("is no home directory");
+    };
+    if !parent.exists() {
+        return Ok(false);
+    }
+    for folder in parent.ancestors() {
+        let Ok(folder) = std::fs::symlink_metadata(folder) else { return Ok(false) };
+        let only_root_changes = folder.mode() & 0o022 == 0 || folder.mode() & STICKY != 0;
+        if !folder.is_dir() || folder.uid() != 0 || !only_root_changes {
+            return not_ours("lies in a directory that others than root can change");
+        }
+    }
+    Ok(true)
+}
+
+/// A home directory that may be packed and removed: a directory of its user, with no other file system in it. None if
+/// there is nothing.
+///
+/// # Errors
+/// [`LeaveError::NotOurs`].
+pub fn home_of(path: &Path, uid: Uid) -> Result<Option<PathBuf>, LeaveError> {
+    let not_ours = |problem| Err(LeaveError::NotOurs { path: path.to_owned(), problem });
+    let Ok(home) = std::fs::symlink_metadata(path) else { return Ok(None) };
+    if !home.is_dir() {
+        return not_ours("is no directory");
+    }
+    if home.uid() != uid.0 {
+        return not_ours("belongs to somebody else");
+    }
+    let mounts = std::fs::read(MOUNTS).unwrap_or_default();
+    if has_mount(&String::from_utf8_lossy(&mounts), path) {
+        return not_ours("is a mount point or has one in it");
+    }
+    Ok(Some(path.to_owned()))
+}
+
+fn has_mount(mounts: &str, home: &Path) -> bool {
+    let point = |line: &str| line.split(' ').nth(4).map(unescaped);
+    mounts.lines().filter_map(point).any(|point| Path::new(&point).starts_with(home))
+}
+
+/// proc(5) writes blanks, tabs, line feeds and backslashes as octal numbers.
+fn unescaped(point: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(point.to_owned(), |point, (code, character)| point.replace(code, character))
+}
+
+/// Packs a home directory into `folder`, for root alone; `at` is now in seconds since 1970. It has its final name only when it is complete and on the
+/// disk.
+///
+/// # Errors
+/// [`LeaveError::Archive`]. Nothing is left of an archive that could not be finished.
+pub fn archive(home: &Path, folder: &Path, name: &str, uid: Uid, at: u64) -> Result<PathBuf, LeaveError> {
+    let archive = folder.join(format!("{name}.{uid}.{at}.tar.gz"));
+    let failed = |why: String| LeaveError::Archive { path: home.to_owned(), archive: archive.clone(), why };
+    let io_failed = |error: io::Error| failed(error.to_string());
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io_failed)?;
+    let unfinished = folder.join(format!(".{name}.{uid}.unfinished"));
+    let mut options = OpenOptions::new();
+    let file =
+        options.create(true).write(true).truncate(true).mode(0o600).open(&unfinished).map_err(io_failed)?;
+    let packed = pack(home, &file).and_then(|()| {
+        file.sync_all()?;
+        std::fs::rename(&unfinished, &archive)?;
+        File::open(folder)?.sync_all()
+    });
+    packed.map_err(|error| {
+        let _ = std::fs::remove_file(&unfinished);
+        io_failed(error)
+    })?;
+    Ok(archive)
+}
+
+fn pack(home: &Path, to: &File) -> io::Result<()> {
+    let parent = home.parent().unwrap_or(Path::new("/"));
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--gzip", "--numeric-owner", "--one-file-system", "--directory"]).arg(parent);
+    tar.arg("--").arg(home.file_name().unwrap_or_default());
+    let done = tar.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(Stdio::piped()).output()?;
+    if done.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&done.stderr);
+    Err(io::Error::other(format!("tar: {}: {}", done.status, said.trim().replace('\n', "; "))))
+}
+
+/// Removes a home directory. It gets another name first, so that one that is half removed is nobody's home.
+///
+/// # Errors
+/// [`LeaveError::Remove`].
+pub fn remove(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
+    let hidden = hidden(home, name, uid);
+    remove_hidden(home, name, uid)?;
+    let failed = |path: &Path, source| LeaveError::Remove { path: path.to_owned(), source };
+    std::fs::rename(home, &hidden).map_err(|source| failed(home, source))?;
+    remove_hidden(home, name, uid)
+}
+
+/// Removes what a run that was killed has left of a home directory.
+///
+/// # Errors
+/// [`LeaveError::Remove`].
+pub fn remove_hidden(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
+    let path = hidden(home, name, uid);
+    match std::fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LeaveError::Remove { path, source }),
+        _ => Ok(()),
+    }
+}
+
+fn hidden(home: &Path, name: &str, uid: Uid) -> PathBuf {
+    home.with_file_name(format!(".pam_iam-retired.{name}.{uid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Child;
+
+    #[test]
+    fn a_mount_in_a_home_directory_is_seen() {
+        let mounts =
+            "36 35 98:0 / / rw - ext4 /dev/sda1 rw\n37 36 0:5 / /home/ann\\040b/data rw - tmpfs tmpfs rw\n";
+        assert!(
+            has_mount(mounts, Path::new("/home/ann b")) && has_mount(mounts, Path::new("/home/ann b/data"))
+        );
+        assert!(!has_mount(mounts, Path::new("/home/ann")) && !has_mount(mounts, Path::new("/home/ann b/d")));
+    }
+
+    #[test]
+    fn an_archive_holds_all_and_only_root_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home/ann");
+        std::fs::create_dir_all(home.join("deep")).unwrap();
+        std::fs::write(home.join("deep/notes"), "private").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", home.join("link")).unwrap();
+        let folder = dir.path().join("archive");
+        let made = archive(&home, &folder, "ann", Uid(7), 1_800_000_000).unwrap();
+        assert_eq!(made, folder.join("ann.7.1800000000.tar.gz"));
+        assert_eq!(std::fs::metadata(&made).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
+        let listed = Command::new("tar").arg("-tf").arg(&made).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        let mut names: Vec<&str> = listed.lines().collect();
+        names.sort_unstable();
+        assert_eq!(names, ["ann/", "ann/deep/", "ann/deep/notes", "ann/link"]);
+    }
+
+    #[test]
+    fn an_archive_that_fails_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("archive");
+        let error = archive(&dir.path().join("gone"), &folder, "ann", Uid(7), 0).unwrap_err();
+        assert!(error.to_string().contains("tar: "), "{error}");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_home_directory_is_removed_and_what_it_points_to_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, precious) = (dir.path().join("ann"), dir.path().join("precious"));
+        std::fs::create_dir_all(home.join("deep")).unwrap();
+        std::fs::create_dir(&precious).unwrap();
+        std::fs::write(precious.join("file"), "").unwrap();
+        std::os::unix::fs::symlink(&precious, home.join("deep/link")).unwrap();
+        // A run that was killed has left this.
+        std::fs::create_dir_all(dir.path().join(".pam_iam-retired.ann.7/half")).unwrap();
+        remove(&home, "ann", Uid(7)).unwrap();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["precious"]);
+        assert!(precious.join("file").exists());
+    }
+
+    #[test]
+    fn a_home_directory_that_somebody_could_exchange_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = Uid(rustix::process::getuid().as_raw());
+        let home = dir.path().join("ann");
+        assert_eq!(home_of(&home, me).unwrap(), None);
+        std::fs::create_dir(&home).unwrap();
+        assert!(home_of(&home, Uid(me.0 + 1)).unwrap_err().to_string().contains("somebody else"));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&home, &link).unwrap();
+        assert!(home_of(&link, me).is_err());
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(is_in_safe_place(&home).unwrap_err().to_string().contains("others than root can change"));
+        assert!(
+            is_in_safe_place(Path::new("home/ann")).is_err() && is_in_safe_place(Path::new("/")).is_err()
+        );
+        assert!(is_in_safe_place(Path::new("/root-has-made-this")).unwrap());
+        assert!(!is_in_safe_place(Path::new("/nonexistent/ann")).unwrap());
+    }
+
+    struct Killed(Child);
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn processes_are_told_by_their_uid() {
+        let me = Uid(rustix::process::getuid().as_raw());
+        let child = Killed(Command::new("sleep").arg("1000").spawn().unwrap());
+        let pid = Pid::from_raw(i32::try_from(child.0.id()).unwrap()).unwrap();
+        assert!(runs_as(pid, me) && !runs_as(pid, Uid(me.0 + 1)));
+        assert!(!end_sessions(Uid(pam_iam_core::id::LAST), Duration::ZERO).unwrap());
+    }
+}

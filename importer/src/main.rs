@@ -1,0 +1,350 @@
+//! `iam-importer`: makes the local accounts equal to the roster of allowed users, for hosts without `libnss_iam.so.2`.
+//!
+//! One pass, started by a systemd timer or cron: it asks the resolver for the roster, plans what is to change
+//! ([`plan`]), and changes the account files at once ([`database`]). Whoever has left is locked, or archived or deleted if
+//! the configuration says so ([`leave`]), but never because of a list that is incomplete, cut off or empty, and never many
+//! at once. Killed at any point, the next run finishes the job.
+
+mod database;
+mod leave;
+mod plan;
+mod report;
+mod state;
+mod table;
+
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Parser;
+use pam_iam_core::ask::Resolver;
+use pam_iam_core::config::Config;
+use pam_iam_core::id::Uid;
+use pam_iam_core::paths;
+use pam_iam_core::standing::{Files, Standing, standing};
+use pam_iam_core::wire::{Answer, Request, Roster};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::database::{Database, DatabaseError};
+use crate::plan::{HomeFate, Plan, Removal, Situation, accounts_of_ours, plan};
+use crate::report::Report;
+use crate::state::State;
+use crate::table::{Tables, uid_of};
+
+/// What one run tells the next.
+const STATE: &str = "/var/lib/pam_iam/importer.json";
+
+/// Held while a run lasts.
+const LOCK: &str = "/var/lib/pam_iam/importer.lock";
+
+/// Where home directories are packed to.
+const ARCHIVE: &str = "/var/lib/pam_iam/archive";
+
+/// How long to wait for another run to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How often to look.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the account files are.
+const ETC: &str = "/etc";
+
+/// In seconds.
+const DAY: u64 = 24 * 3600;
+
+/// Some users or accounts were refused, or something could not be done.
+const SOME_REFUSED: u8 = 1;
+
+/// Nothing was done.
+const NOTHING_DONE: u8 = 2;
+
+/// Makes the local accounts equal to the IAM users who may log in to this host.
+///
+/// Exit status: 0 done, 1 done but for some who were refused, 2 nothing done.
+#[derive(Parser)]
+#[command(name = "iam-importer", version)]
+struct Arguments {
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Retire more accounts in one run than importer.max_retire lets
+    #[arg(long)]
+    force: bool,
+    /// Print nothing but errors; the log has the rest
+    #[arg(long, short)]
+    quiet: bool,
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = paths::CONFIG)]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    // clap ends with 2 on a wrong option, which is what it means here too.
+    let arguments = Arguments::parse();
+    let mut report = Report::new(arguments.dry_run, arguments.quiet);
+    match run(&arguments, &mut report) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(SOME_REFUSED),
+        Err(why) => {
+            report.nothing_done(why);
+            ExitCode::from(NOTHING_DONE)
+        }
+    }
+}
+
+/// True if nothing was refused; an error if nothing was done.
+fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("it needs root".to_owned());
+    }
+    let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
+    let _lock = if arguments.dry_run { None } else { Some(only_one_run()?) };
+    report.begin("reading the list of users from IAM");
+    let asked = Instant::now();
+    let roster = ask(&config, &arguments.config)?;
+    let (took, began) = (asked.elapsed(), Instant::now());
+    if roster.users.is_empty() && roster.adopted.is_empty() {
+        return Err("the list of users who may log in is empty, which is not believed".to_owned());
+    }
+    for group in &roster.missing {
+        report.trouble(format!(
+            "the configuration allows the IAM group {group}, which does not exist; nobody is retired until that is mended"
+        ));
+    }
+    let (state, warning) = State::load(Path::new(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
+    if let Some(warning) = warning {
+        report.trouble(warning);
+    }
+    let accounts = Import { arguments, config: &config, roster: &roster, report }.run(state)?;
+    Ok(report.summary(accounts, took, began.elapsed()))
+}
+
+/// Waits until no other run is under way. The lock goes with the process.
+fn only_one_run() -> Result<File, String> {
+    let failed = |error: io::Error| format!("{LOCK}: {error}");
+    let folder = Path::new(LOCK).parent().unwrap_or(Path::new("/"));
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    let file = options.create(true).write(true).truncate(false).mode(0o600).open(LOCK).map_err(failed)?;
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if started.elapsed() < LOCK_PATIENCE => {
+                if !told {
+                    let _ = writeln!(
+                        io::stderr(),
+                        "iam-importer: another import is running; waiting for it to end"
+                    );
+                    told = true;
+                }
+                sleep(LOCK_PAUSE);
+            }
+            Err(Errno::WOULDBLOCK) => {
+                return Err(format!("another import is running for more than {} s", LOCK_PATIENCE.as_secs()));
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+fn ask(config: &Config, path: &Path) -> Result<Roster, String> {
+    let answer = Resolver::new(config.resolver.mode, path).ask(&Request::Roster);
+    match answer.map_err(|error| error.to_string())? {
+        Answer::Roster(roster) => Ok(roster),
+        Answer::Error { message, .. } => Err(format!("the list of users cannot be read: {message}")),
+        _ => Err("the resolver answered another question".to_owned()),
+    }
+}
+
+/// One run that has its roster.
+struct Import<'a> {
+    arguments: &'a Arguments,
+    config: &'a Config,
+    roster: &'a Roster,
+    report: &'a mut Report,
+}
+
+impl Import<'_> {
+    /// Plans and does it. How many accounts of ours there are then.
+    fn run(&mut self, mut state: State) -> Result<usize, String> {
+        let database = Database::lock(Path::new(ETC)).map_err(|error| error.to_string())?;
+        let tables = database.read().map_err(|error| error.to_string())?;
+        let adopted = self.adopted(&tables)?;
+        self.count_missing(&mut state, &tables, &adopted);
+        let first = self.plan(&tables, &state, &adopted);
+        if !self.arguments.dry_run {
+            self.remember(&mut state, &first)?;
+            database.replace(&tables, &first.tables).map_err(|error| error.to_string())?;
+        }
+        // Seeing somebody off takes its time, and others may change the files meanwhile.
+        drop(database);
+        self.report.changes(&first.changes);
+        for (name, missing) in &first.waiting {
+            let wanted = self.config.importer.confirm;
+            self.report.remark(format!("{name} is missing for the {missing}. of {wanted} times"));
+        }
+
+        let gone = self.see_off(&first);
+        let second = match gone.is_empty() {
+            true => None,
+            false => match self.remove(&gone, &first, &state, &adopted) {
+                Ok(second) => Some(second),
+                Err(error) => {
+                    self.report.trouble(error);
+                    None
+                }
+            },
+        };
+        if let Some(second) = &second {
+            gone.iter().for_each(|removal| self.report.removed(removal));
+            self.report.changes(&second.changes);
+        }
+        let last = second.as_ref().unwrap_or(&first);
+        self.finish(&mut state, last);
+        Ok(accounts_of_ours(&last.tables).len())
+    }
+
+    /// Removes the accounts of who is gone, and plans again: a new user may have been waiting for a name.
+    fn remove(
+        &self,
+        gone: &[&Removal],
+        first: &Plan,
+        state: &State,
+        adopted: &[(String, Uid)],
+    ) -> Result<Plan, DatabaseError> {
+        if self.arguments.dry_run {
+            return Ok(self.plan(&without(&first.tables, gone), state, adopted));
+        }
+        let database = Database::lock(Path::new(ETC))?;
+        let tables = database.read()?;
+        let plan = self.plan(&without(&tables, gone), state, adopted);
+        database.replace(&tables, &plan.tables)?;
+        Ok(plan)
+    }
+
+    fn plan(&self, tables: &Tables, state: &State, adopted: &[(String, Uid)]) -> Plan {
+        let (roster, config, force) = (self.roster, self.config, self.arguments.force);
+        plan(&Situation { roster, config, state, adopted, force, today: since_1970() / DAY }, tables)
+    }
+
+    /// The local accounts that are adopted.
+    fn adopted(&self, tables: &Tables) -> Result<Vec<(String, Uid)>, String> {
+        let mut adopted = Vec::new();
+        for row in tables.passwd.rows() {
+            let (Some(name), Some(uid)) = (row.first(), uid_of(row).map(Uid)) else { continue };
+            let standing =
+                standing(name, uid, self.config, &Files::default()).map_err(|error| error.to_string())?;
+            if standing == Standing::Adopted {
+                adopted.push((name.clone(), uid));
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Counts who is not on the roster, if it is complete. Who is refused an account is still there.
+    fn count_missing(&self, state: &mut State, tables: &Tables, adopted: &[(String, Uid)]) {
+        if !self.roster.complete {
+            return;
+        }
+        let refused = || self.roster.refused.iter();
+        let mut present: BTreeSet<Uid> = self.roster.users.iter().map(|user| user.uid).collect();
+        present.extend(refused().map(|refused| refused.uid));
+        let names: BTreeSet<&str> = self
+            .roster
+            .adopted
+            .iter()
+            .chain(refused().filter_map(|refused| refused.name.as_ref()))
+            .map(|name| name.as_str())
+            .collect();
+        present.extend(adopted.iter().filter(|(name, _)| names.contains(name.as_str())).map(|(_, uid)| *uid));
+        let managed = accounts_of_ours(tables).into_keys().chain(adopted.iter().map(|(_, uid)| *uid));
+        state.count(managed, |uid| present.contains(&uid));
+    }
+
+    /// Writes down what has to be known if this run is cut off: who was missing, and what a lock will take away.
+    fn remember(&mut self, state: &mut State, plan: &Plan) -> Result<(), String> {
+        let mut next = state.clone();
+        // Unlocked ones stay until they are unlocked.
+        next.locked.extend(plan.locked_adopted.clone());
+        next.groups.extend(self.roster.groups.iter().map(|group| group.name.to_string()));
+        next.save(Path::new(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
+        state.locked = next.locked;
+        state.groups = next.groups;
+        Ok(())
+    }
+
+    /// Ends the sessions of who is locked, and does with the homes what is to be done. Who can then be removed.
+    fn see_off<'p>(&mut self, plan: &'p Plan) -> Vec<&'p Removal> {
+        if self.arguments.dry_run {
+            return plan.remove.iter().collect();
+        }
+        self.report.begin_steps("seeing off who has left", plan.locked.len());
+        let mut gone = Vec::new();
+        for account in &plan.locked {
+            let removal = plan.remove.iter().find(|removal| removal.account == *account);
+            let ended = leave::end_sessions(account.uid, self.config.sessions.grace.0);
+            match ended.and_then(|_| removal.map_or(Ok(()), clear)) {
+                Ok(()) => gone.extend(removal),
+                Err(error) => self.report.trouble(format!("{}: {error}", account.name)),
+            }
+            self.report.step();
+        }
+        gone
+    }
+
+    /// Tells who was refused, and writes down what the next run is to know.
+    fn finish(&mut self, state: &mut State, plan: &Plan) {
+        self.report.refused(&plan.refused, &state.refused);
+        if self.arguments.dry_run {
+            return;
+        }
+        state.refused = plan.refused.iter().map(ToString::to_string).collect();
+        state.locked.clone_from(&plan.locked_adopted);
+        if let Err(error) = state.save(Path::new(STATE)) {
+            self.report.trouble(format!("{STATE}: {error}"));
+        }
+    }
+}
+
+/// The files without the accounts of who is gone.
+fn without(tables: &Tables, gone: &[&Removal]) -> Tables {
+    let mut tables = tables.clone();
+    for Removal { account, .. } in gone {
+        // Somebody else may have changed the files meanwhile.
+        if tables.passwd.get(&account.name).and_then(uid_of) == Some(account.uid.0) {
+            tables.remove_account(&account.name, account.uid.0);
+        }
+    }
+    tables
+}
+
+/// Does with a home directory what is to be done before its account is removed.
+fn clear(removal: &Removal) -> Result<(), leave::LeaveError> {
+    let Removal { account, home, fate } = removal;
+    let (name, uid, path) = (&account.name, account.uid, Path::new(home));
+    if *fate == HomeFate::Stays {
+        return Ok(());
+    }
+    if !leave::is_in_safe_place(path)? {
+        return Ok(());
+    }
+    leave::remove_hidden(path, name, uid)?;
+    let Some(home) = leave::home_of(path, uid)? else { return Ok(()) };
+    if *fate == HomeFate::Archive {
+        // An archive of the same user at another time has another name.
+        leave::archive(&home, Path::new(ARCHIVE), name, uid, since_1970())?;
+    }
+    leave::remove(&home, name, uid)
+}
+
+fn since_1970() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}

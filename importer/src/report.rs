@@ -1,0 +1,227 @@
+//! What the operator sees: a bar on a terminal, plain lines elsewhere, a summary, and lines in the log.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pam_iam_core::escape::Value;
+use pam_iam_core::log::{Level, Log};
+
+use crate::plan::{Change, HomeFate, Refusal, Removal};
+
+/// How many created accounts stand in one line of the log.
+const NAMES_PER_LINE: usize = 20;
+
+/// How often a bar moves while nothing is told.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Where a run reports to.
+pub struct Report {
+    log: Log,
+    bar: ProgressBar,
+    dry_run: bool,
+    quiet: bool,
+    /// What was done, for the summary.
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    created: usize,
+    changed: usize,
+    unlocked: usize,
+    locked: usize,
+    removed: usize,
+    refused: usize,
+}
+
+impl Report {
+    /// A report of a run that has just begun.
+    pub fn new(dry_run: bool, quiet: bool) -> Self {
+        let shown = std::io::stderr().is_terminal() && !quiet;
+        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        Self { log: Log::to_syslog("iam-importer"), bar, dry_run, quiet, counts: Counts::default() }
+    }
+
+    /// Something of unknown length begins.
+    pub fn begin(&self, what: &'static str) {
+        self.bar.set_message(what);
+        self.bar.enable_steady_tick(TICK);
+    }
+
+    /// Something of so many steps begins.
+    pub fn begin_steps(&self, what: &'static str, steps: usize) {
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}") {
+            self.bar.set_style(style);
+        }
+        self.bar.set_length(steps as u64);
+        self.bar.set_position(0);
+        self.bar.set_message(what);
+    }
+
+    /// A step is done.
+    pub fn step(&self) {
+        self.bar.inc(1);
+    }
+
+    /// The bar goes away.
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// Tells of changes that were made, or would be.
+    pub fn changes(&mut self, changes: &[Change]) {
+        let lines: Vec<String> = changes.iter().map(|change| change.text(self.dry_run)).collect();
+        if !lines.is_empty() {
+            self.say(lines.join("\n"));
+        }
+        let created: BTreeSet<&str> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Create { name, .. } => Some(name.as_str()),
+                _ => None,
+            })
+            .collect();
+        for change in changes {
+            match change {
+                Change::Create { .. } => self.counts.created += 1,
+                Change::Unlock { .. } => self.counts.unlocked += 1,
+                Change::Lock { .. } => self.counts.locked += 1,
+                _ => self.counts.changed += 1,
+            }
+            // Who is made is in the groups that their line in the log need not repeat.
+            let of_new = matches!(change, Change::Join { name, .. } if created.contains(name.as_str()));
+            if !matches!(change, Change::Create { .. }) && !of_new {
+                self.note(Level::Info, change.fields());
+            }
+        }
+        let created: Vec<&str> = created.into_iter().collect();
+        for names in created.chunks(NAMES_PER_LINE) {
+            self.note(Level::Info, format!("event=import action=create users={}", names.join(",")));
+        }
+    }
+
+    /// Tells of an account that was removed, or would be.
+    pub fn removed(&mut self, removal: &Removal) {
+        let name = &removal.account.name;
+        let (what, home) = match removal.fate {
+            HomeFate::Stays => ("whose name a new IAM user has", "stays"),
+            HomeFate::Archive => ("with the home directory archived", "archived"),
+            HomeFate::Delete => ("with the home directory deleted", "deleted"),
+        };
+        self.counts.removed += 1;
+        let verb = if self.dry_run { "would remove" } else { "removed" };
+        self.say(format!("{verb} {name}, {what}"));
+        self.note(Level::Info, format!("event=import action=remove user={} home={home}", Value(name)));
+    }
+
+    /// Tells who is refused and why; logs it if it is news.
+    pub fn refused(&mut self, refused: &[Refusal], told_before: &[String]) {
+        self.counts.refused += refused.len();
+        for refusal in refused {
+            self.say(format!("refused {refusal}"));
+            if !told_before.contains(&refusal.to_string()) {
+                let (who, why) = (Value(&refusal.who), Value(&refusal.why));
+                self.note(Level::Warning, format!("event=import action=refuse iam_name={who} reason={why}"));
+            }
+        }
+    }
+
+    /// Something went wrong that the rest of the run can do without.
+    pub fn trouble(&mut self, what: impl Display) {
+        self.counts.refused += 1;
+        self.bar.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "iam-importer: {what}");
+        });
+        self.note(Level::Error, format!("event=import result=trouble error={}", Value(&what.to_string())));
+    }
+
+    /// Nothing was done.
+    pub fn nothing_done(&mut self, why: impl Display) {
+        self.end();
+        let _ = writeln!(std::io::stderr(), "iam-importer: nothing done: {why}");
+        self.note(Level::Error, format!("event=import result=nothing error={}", Value(&why.to_string())));
+    }
+
+    /// Something that the operator should know and that is no trouble.
+    pub fn remark(&self, what: impl Display) {
+        self.say(what.to_string());
+    }
+
+    /// The end: what was done, in one line. True if nothing was refused.
+    pub fn summary(&mut self, accounts: usize, calls_took: Duration, took: Duration) -> bool {
+        self.end();
+        let Counts { created, changed, unlocked, locked, removed, refused } = self.counts;
+        let done = format!(
+            "accounts={accounts} created={created} changed={changed} unlocked={unlocked} locked={locked} removed={removed} \
+             refused={refused}"
+        );
+        let times = format!("{} ms, and {} ms for the list", took.as_millis(), calls_took.as_millis());
+        let dry = if self.dry_run { "dry run, nothing is changed: " } else { "" };
+        self.say(format!("{dry}{done} ({times})"));
+        self.note(Level::Info, format!("event=import result=done {done}"));
+        refused == 0
+    }
+
+    fn say(&self, line: String) {
+        if !self.quiet {
+            self.bar.suspend(|| {
+                let _ = writeln!(std::io::stdout(), "{line}");
+            });
+        }
+    }
+
+    fn note(&mut self, level: Level, line: String) {
+        if !self.dry_run {
+            self.log.write(level, line);
+        }
+    }
+}
+
+impl Change {
+    /// The change as a sentence about what was done, or would be.
+    fn text(&self, dry_run: bool) -> String {
+        let verb = |present: &str, past: &str| match dry_run {
+            true => format!("would {present}"),
+            false => past.to_owned(),
+        };
+        match self {
+            Self::Group { name, gid } => format!("{} group {name} with gid {gid}", verb("create", "created")),
+            Self::Create { name, uid } => format!("{} {name} with uid {uid}", verb("create", "created")),
+            Self::Rename { from, to } => format!("{} {from} to {to}", verb("rename", "renamed")),
+            Self::Update { name, field, value } => {
+                format!("{} {field} of {name} to {}", verb("set", "set"), Value(value))
+            }
+            Self::Unlock { name } => format!("{} {name}, who is back", verb("unlock", "unlocked")),
+            Self::Lock { name } => format!("{} {name}, who has left", verb("lock", "locked")),
+            Self::Join { name, group } => format!("{} {name} to {group}", verb("add", "added")),
+            Self::Leave { name, group } => format!("{} {name} from {group}", verb("remove", "removed")),
+        }
+    }
+
+    /// The change as fields of a line in the log.
+    fn fields(&self) -> String {
+        let line = |action: &str, user: &str| format!("event=import action={action} user={}", Value(user));
+        match self {
+            Self::Group { name, gid } => format!("event=import action=group group={} gid={gid}", Value(name)),
+            Self::Create { name, uid } => format!("{} uid={uid}", line("create", name)),
+            Self::Rename { from, to } => format!("{} was={}", line("rename", to), Value(from)),
+            Self::Update { name, field, value } => {
+                format!("{} {field}={}", line("update", name), Value(value))
+            }
+            Self::Unlock { name } => line("unlock", name),
+            Self::Lock { name } => line("lock", name),
+            Self::Join { name, group } => format!("{} group={}", line("join", name), Value(group)),
+            Self::Leave { name, group } => format!("{} group={}", line("leave", name), Value(group)),
+        }
+    }
+}
+
+impl Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.who, self.why)
+    }
+}

@@ -1,0 +1,138 @@
+//! What one run tells the next: who was missing, and what was changed that is to be changed back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use pam_iam_core::id::Uid;
+use serde::{Deserialize, Serialize};
+
+/// The version of the file.
+const VERSION: u32 = 1;
+
+/// What is kept between runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    version: u32,
+    /// In how many complete rosters in a row an account's user was missing, by uid.
+    #[serde(default)]
+    missing: BTreeMap<u32, u32>,
+    /// Adopted accounts that are locked, with the expiry date that they had before.
+    #[serde(default)]
+    pub locked: BTreeMap<String, String>,
+    /// Every group whose members were ever set.
+    #[serde(default)]
+    pub groups: BTreeSet<String>,
+    /// Who was refused last time, so that only news is logged.
+    #[serde(default)]
+    pub refused: Vec<String>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            missing: BTreeMap::new(),
+            locked: BTreeMap::new(),
+            groups: BTreeSet::new(),
+            refused: Vec::new(),
+        }
+    }
+}
+
+impl State {
+    /// The state of the last run. None before the first; one that makes no sense is put aside with a warning and
+    /// nobody is missing, so that retiring begins anew.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn load(path: &Path) -> io::Result<(Self, Option<String>)> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Self::default(), None)),
+            Err(error) => return Err(error),
+        };
+        let wrong = match serde_json::from_slice::<Self>(&bytes) {
+            Ok(state) if state.version == VERSION => return Ok((state, None)),
+            Ok(state) => format!("version {}, where this importer writes {VERSION}", state.version),
+            Err(error) => error.to_string(),
+        };
+        let aside = path.with_extension("broken");
+        std::fs::rename(path, &aside)?;
+        let warning = format!(
+            "{} makes no sense ({wrong}) and was moved to {}; who is missing is counted anew",
+            path.display(),
+            aside.display()
+        );
+        Ok((Self::default(), Some(warning)))
+    }
+
+    /// Writes the state for the next run, completely and to the disk before the old one is replaced.
+    ///
+    /// # Errors
+    /// Those of writing it. The old one stays.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let unfinished = path.with_extension("new");
+        let mut options = OpenOptions::new();
+        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&unfinished)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        std::fs::rename(&unfinished, path)?;
+        File::open(folder)?.sync_all()
+    }
+
+    /// Takes a complete roster into account: who of the `managed` accounts is not `present` was missing once more.
+    pub fn count(&mut self, managed: impl IntoIterator<Item = Uid>, present: impl Fn(Uid) -> bool) {
+        let absent = managed.into_iter().filter(|uid| !present(*uid));
+        self.missing = absent
+            .map(|Uid(uid)| (uid, self.missing.get(&uid).copied().unwrap_or_default().saturating_add(1)))
+            .collect();
+    }
+
+    /// In how many complete rosters in a row the user with `uid` was missing.
+    pub fn missing(&self, uid: Uid) -> u32 {
+        self.missing.get(&uid.0).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_missing_is_counted_and_who_comes_back_is_not() {
+        let mut state = State::default();
+        let managed = [Uid(1), Uid(2)];
+        state.count(managed, |uid| uid == Uid(1));
+        state.count(managed, |uid| uid == Uid(1));
+        assert_eq!((state.missing(Uid(1)), state.missing(Uid(2))), (0, 2));
+        state.count(managed, |_| true);
+        assert_eq!(state.missing(Uid(2)), 0);
+        state.count(managed, |_| false);
+        assert_eq!((state.missing(Uid(1)), state.missing(Uid(2))), (1, 1));
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_what_is_broken_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/importer.json");
+        assert_eq!(State::load(&path).unwrap(), (State::default(), None));
+        let mut state = State::default();
+        state.count([Uid(7)], |_| false);
+        state.locked.insert("ann".into(), "20000".into());
+        state.save(&path).unwrap();
+        assert_eq!(State::load(&path).unwrap(), (state, None));
+        for broken in ["", "{", "{\"version\": 2}", "{\"version\": 1, \"more\": 1}"] {
+            std::fs::write(&path, broken).unwrap();
+            let (state, warning) = State::load(&path).unwrap();
+            assert_eq!(state, State::default(), "{broken}");
+            assert!(warning.unwrap().contains("importer.broken"), "{broken}");
+            assert!(!path.exists());
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The account files passwd(5), shadow(5), group(5) and gshadow(5), line by line.
+//!
+//! Nothing that is not meant to change changes: a line that makes no sense, is not UTF-8 or belongs to NIS stays as it
+//! is, byte for byte and in its place.
+
+use std::collections::HashMap;
+
+/// One of the files. Each byte is a character of its own, so that any file survives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    rows: Vec<Option<Row>>,
+    /// The first row of each name.
+    names: HashMap<String, usize>,
+    /// From the first line of NIS (`+`, `-`) on: what comes after it is looked up after NIS.
+    rest: Vec<String>,
+}
+
+/// The fields of a line, the name first.
+pub type Row = Vec<String>;
+
+/// All four. The shadow files may not be there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// passwd(5)
+    pub passwd: Table,
+    /// shadow(5)
+    pub shadow: Option<Table>,
+    /// group(5)
+    pub group: Table,
+    /// gshadow(5)
+    pub gshadow: Option<Table>,
+}
+
+impl Table {
+    /// Parses a file.
+    pub fn parse(bytes: &[u8]) -> Self {
+        let text = characters(bytes);
+        let mut table = Self::default();
+        if text.is_empty() {
+            return table;
+        }
+        // Not `lines`, which would take a carriage return for a part of the line feed.
+        let mut lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
+        for line in lines.by_ref() {
+            if line.starts_with(['+', '-']) {
+                table.rest.push(line.to_owned());
+                break;
+            }
+            table.push(line.split(':').map(str::to_owned).collect());
+        }
+        table.rest.extend(lines.map(str::to_owned));
+        table
+    }
+
+    /// The file again.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let rows = self.rows.iter().flatten().map(|row| row.join(":"));
+        let lines = rows.chain(self.rest.iter().cloned());
+        let text: String = lines.map(|line| line + "\n").collect();
+        text.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect()
+    }
+
+    /// The line of `name`.
+    pub fn get(&self, name: &str) -> Option<&Row> {
+        self.rows.get(*self.names.get(name)?)?.as_ref()
+    }
+
+    /// The line of `name`, to be changed. Its name must stay.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut Row> {
+        self.rows.get_mut(*self.names.get(name)?)?.as_mut()
+    }
+
+    /// All lines.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().flatten()
+    }
+
+    /// All lines, to be changed. Their names must stay.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
+        self.rows.iter_mut().flatten()
+    }
+
+    /// Adds a line at the end. A name that is there already keeps its first line.
+    pub fn push(&mut self, row: Row) {
+        let at = self.rows.len();
+        if let Some(name) = row.first() {
+            self.names.entry(name.clone()).or_insert(at);
+        }
+        self.rows.push(Some(row));
+    }
+
+    /// Takes the line of `name` out.
+    pub fn remove(&mut self, name: &str) -> Option<Row> {
+        self.rows.get_mut(self.names.remove(name)?)?.take()
+    }
+}
+
+impl Tables {
+    /// Removes every trace of the account `name`: its lines, its private group with `gid`, its memberships.
+    pub fn remove_account(&mut self, name: &str, gid: u32) {
+        self.passwd.remove(name);
+        if let Some(shadow) = &mut self.shadow {
+            shadow.remove(name);
+        }
+        if self.group.get(name).and_then(gid_of) == Some(gid) {
+            self.group.remove(name);
+            if let Some(gshadow) = &mut self.gshadow {
+                gshadow.remove(name);
+            }
+        }
+        for row in self.membership_rows() {
+            change_members(row, |members| members.retain(|member| member != name));
+        }
+    }
+
+    /// Calls the account and its private group something else, everywhere.
+    pub fn rename_account(&mut self, from: &str, to: &str, gid: u32) {
+        let renamed = |mut row: Row| {
+            if let Some(name) = row.first_mut() {
+                to.clone_into(name);
+            }
+            row
+        };
+        let private = self.group.get(from).and_then(gid_of) == Some(gid);
+        let groups = [Some(&mut self.group), self.gshadow.as_mut()].into_iter().flatten().filter(|_| private);
+        for table in [Some(&mut self.passwd), self.shadow.as_mut()].into_iter().flatten().chain(groups) {
+            if let Some(row) = table.remove(from) {
+                table.push(renamed(row));
+            }
+        }
+        for row in self.membership_rows() {
+            change_members(row, |members| {
+                for member in members.iter_mut().filter(|member| *member == from) {
+                    to.clone_into(member);
+                }
+            });
+        }
+    }
+
+    /// Changes who is in `group`.
+    pub fn change_group(&mut self, group: &str, change: impl Fn(&mut Vec<String>)) {
+        let shadow = self.gshadow.as_mut().and_then(|gshadow| gshadow.get_mut(group));
+        for row in self.group.get_mut(group).into_iter().chain(shadow) {
+            change_members(row, &change);
+        }
+    }
+
+    fn membership_rows(&mut self) -> impl Iterator<Item = &mut Row> {
+        let gshadow = self.gshadow.as_mut().map(Table::rows_mut).into_iter().flatten();
+        self.group.rows_mut().chain(gshadow)
+    }
+}
+
+/// The gid of a line of group(5).
+pub fn gid_of(group: &Row) -> Option<u32> {
+    group.get(2)?.parse().ok()
+}
+
+/// The uid of a line of passwd(5).
+pub fn uid_of(account: &Row) -> Option<u32> {
+    account.get(2)?.parse().ok()
+}
+
+/// Who is in a group, by its line in group(5) or gshadow(5).
+pub fn members_of(group: &Row) -> impl Iterator<Item = &str> {
+    let members = group.get(3).map(String::as_str).unwrap_or_default();
+    members.split(',').filter(|member| !member.is_empty())
+}
+
+fn change_members(row: &mut Row, change: impl FnOnce(&mut Vec<String>)) {
+    let before: Vec<String> = members_of(row).map(str::to_owned).collect();
+    let mut members = before.clone();
+    change(&mut members);
+    // A line without the field, or with an oddity in it, stays as it is if nobody comes or goes.
+    if members != before
+        && let Some(field) = row.get_mut(3)
+    {
+        *field = members.join(",");
+    }
+}
+
+/// A value as the tables have it: one character for each byte.
+pub fn characters(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tables(group: &str) -> Tables {
+        Tables {
+            passwd: Table::parse(b"root:x:0:0::/root:/bin/sh\nann:x:7:7::/h:/bin/sh\n"),
+            shadow: Some(Table::parse(b"root:*:1::::::\nann:*:1::::::\n")),
+            group: Table::parse(group.as_bytes()),
+            gshadow: Some(Table::parse(b"dev:!::ann,bob\n")),
+        }
+    }
+
+    fn text(table: &Table) -> String {
+        String::from_utf8(table.to_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_is_added_comes_before_nis() {
+        let mut table = Table::parse(b"root:x:0:0:::\n+::::::\nafter:x:1:1:::\n");
+        table.push(vec!["new".into(), "x".into()]);
+        assert_eq!(text(&table), "root:x:0:0:::\nnew:x\n+::::::\nafter:x:1:1:::\n");
+        assert_eq!(table.get("after"), None, "NIS may have another");
+    }
+
+    #[test]
+    fn of_two_lines_of_one_name_the_first_counts() {
+        let mut table = Table::parse(b"ann:x:7\nann:x:8\n");
+        assert_eq!(uid_of(table.get("ann").unwrap()), Some(7));
+        table.remove("ann");
+        assert_eq!(text(&table), "ann:x:8\n");
+    }
+
+    #[test]
+    fn an_account_goes_with_its_group_and_its_memberships() {
+        let mut all = tables("ann:x:7:\ndev:x:9:ann,bob\nanna:x:8:anna\nodd\n");
+        all.remove_account("ann", 7);
+        assert_eq!(text(&all.passwd), "root:x:0:0::/root:/bin/sh\n");
+        assert_eq!(text(all.shadow.as_ref().unwrap()), "root:*:1::::::\n");
+        assert_eq!(text(&all.group), "dev:x:9:bob\nanna:x:8:anna\nodd\n");
+        assert_eq!(text(all.gshadow.as_ref().unwrap()), "dev:!::bob\n");
+        let mut all = tables("ann:x:70:\n");
+        all.remove_account("ann", 7);
+        assert_eq!(text(&all.group), "ann:x:70:\n", "somebody else's group of the name");
+    }
+
+    #[test]
+    fn an_account_is_renamed_with_its_group_and_its_memberships() {
+        let mut all = tables("ann:x:7:\ndev:x:9:ann,bob\n");
+        all.rename_account("ann", "anna", 7);
+        assert_eq!(text(&all.passwd), "root:x:0:0::/root:/bin/sh\nanna:x:7:7::/h:/bin/sh\n");
+        assert_eq!(text(all.shadow.as_ref().unwrap()), "root:*:1::::::\nanna:*:1::::::\n");
+        assert_eq!(text(&all.group), "dev:x:9:anna,bob\nanna:x:7:\n");
+        assert_eq!(text(all.gshadow.as_ref().unwrap()), "dev:!::anna,bob\n");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_in_a_file_survives(lines in prop::collection::vec("[^\n]{0,12}", 0..8)) {
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            prop_assert_eq!(Table::parse(text.as_bytes()).to_bytes(), text.into_bytes());
+        }
+
+        #[test]
+        fn bytes_that_are_no_text_survive(mut bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            bytes.push(b'\n');
+            prop_assert_eq!(Table::parse(&bytes).to_bytes(), bytes);
+        }
+    }
+}
