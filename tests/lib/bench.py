@@ -2,6 +2,7 @@
 
 import ctypes
 import glob
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ PAIRS, WARM_UP = 60, 5
 LOOKUPS = 5000
 LOADS = 40
 RUNS = 100
+IMPORTS = 9
 KEY_COMMAND = "/usr/libexec/pam_iam/iam-authorized-keys"
 RESOLVER = "/usr/libexec/pam_iam/iam-resolver"
 
@@ -119,6 +121,37 @@ def once():
     print("(3 metadata requests and 4 calls to the box's IAM)")
 
 
+def control(query):
+    return json.loads(subprocess.check_output(["curl", "-sSf", f"{os.environ['BOX_CTL']}?{query}"]))
+
+
+def imports():
+    # As on a host without our NSS module.
+    nsswitch = Path("/etc/nsswitch.conf").read_text()
+    Path("/etc/nsswitch.conf").write_text(re.sub(r" iam$", "", nsswitch, flags=re.M))
+    print(f"{'':14}{'whole':>10}{'the list':>10}{'IAM':>10}{'importer':>10}{'calls':>8}")
+    rows = []
+    for what in ["first"] + ["no change"] * IMPORTS:
+        control("clear")
+        start = time.perf_counter()
+        said = subprocess.run(["/usr/sbin/iam-importer"], check=True, capture_output=True, text=True).stdout
+        whole = (time.perf_counter() - start) * 1000
+        own, listed = map(int, re.search(r"\((\d+) ms, and (\d+) ms for the list\)", said).groups())
+        log = control("log")
+        calls = sum(call["action"] != "IMDS" for call in log["calls"])
+        rows.append((whole, listed, log["seconds"] * 1000, own, calls))
+        if what == "first":
+            print_import(what, rows.pop())
+    print_import("no change", [median(column) for column in zip(*rows)])
+    accounts = subprocess.check_output("getent passwd | grep -c ^user", shell=True, text=True).strip()
+    print(f"{accounts} accounts; no change: median of {IMPORTS}; the list: by the resolver, IAM's time in it; the calls are 5")
+    print("pages of ssh-users and one of ssh-admins")
+
+
+def print_import(what, row):
+    print(f"{what:14}" + "".join(f"{value:7.0f} ms" for value in row[:4]) + f"{row[4]:8.0f}")
+
+
 def sdk():
     for what, host in (("an address", "127.0.0.1"), ("a host name", "localhost")):
         environment = {"AWS_ENDPOINT_URL": f"http://{host}:5000", "AWS_REGION": "us-east-1"}
@@ -141,4 +174,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "load":
         print(load(sys.argv[2]))
     else:
-        {"login": login, "nss": nss, "size": size, "once": once, "sdk": sdk}[sys.argv[1]]()
+        {"login": login, "nss": nss, "size": size, "once": once, "import": imports, "sdk": sdk}[sys.argv[1]]()

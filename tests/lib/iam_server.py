@@ -10,6 +10,7 @@ SETUP is {"fixtures": ..., "public_keys": {NAME: [TEXT, ...]}, "filler_key": TEX
 
 import base64
 import collections
+import contextlib
 import datetime
 import hashlib
 import hmac
@@ -49,7 +50,7 @@ class Log:
         self.fail = ""
         self.only = ""
         self.tags = {}
-        self.seconds = 0.0
+        self.seconds, self.working, self.since = 0.0, 0, 0.0
 
     def add(self, action, params):
         with self.lock:
@@ -57,9 +58,20 @@ class Log:
         line = " ".join([action] + [f"{name}={value}" for name, value in params.items() if "Body" not in name])
         print(line, flush=True)
 
-    def busy(self, since):
+    @contextlib.contextmanager
+    def at_work(self):
+        """Counts the time in which any call is being answered."""
         with self.lock:
-            self.seconds += time.time() - since
+            self.working += 1
+            if self.working == 1:
+                self.since = time.monotonic()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.working -= 1
+                if self.working == 0:
+                    self.seconds += time.monotonic() - self.since
 
     def fault_for(self, action):
         with self.lock:
@@ -181,9 +193,8 @@ class Iam:
     def __call__(self, environ, start_response):
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(length)
-        began = time.time()
-        status, kind, answer = self.answer(environ, body)
-        LOG.busy(began)
+        with LOG.at_work():
+            status, kind, answer = self.answer(environ, body)
         start_response(status, [("Content-Type", kind), ("Content-Length", str(len(answer)))])
         return [answer]
 
