@@ -430,10 +430,10 @@ impl Config {
     /// What cannot be seen in one place alone, and a word of the text near it.
     fn contradiction(&self) -> Option<(&'static str, String)> {
         if self.shared.keys().any(|name| name.as_str() == "root") {
-            return Some(("shared", "root is shared with nobody".to_owned()));
+            return Some(("[shared", "root is shared with nobody".to_owned()));
         }
         let twice = self.shared.keys().find(|name| self.accounts.adopt.contains(name))?;
-        Some(("shared", format!("{twice} is both adopted and shared; choose one")))
+        Some(("[shared", format!("{twice} is both adopted and shared; choose one")))
     }
 
     /// `keys.also_run` of a configuration that has a mistake elsewhere: those commands may be how the operator gets in

@@ -77,6 +77,9 @@ pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files
         text.iter().flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && !"./_-".contains(c)))
     };
     let named = |wanted: &str| words().any(|word| word == wanted);
+    if is_shared_in(broken_config, name) {
+        return false;
+    }
     if named(name) || text.iter().any(|line| line.contains('\\')) {
         return true;
     }
@@ -86,6 +89,12 @@ pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files
         return false;
     };
     groups.iter().any(|group| named(&group.name) && group.has(&account))
+}
+
+/// Whether the account is shared by a configuration that has a mistake elsewhere.
+fn is_shared_in(broken_config: &str, name: &str) -> bool {
+    let table: toml::Table = toml::from_str(broken_config).unwrap_or_default();
+    table.get("shared").is_some_and(|shared| shared.get(name).is_some())
 }
 
 /// The first uid of people; below are system users (login.defs(5), `UID_MIN`), whom nobody adopts by accident.
@@ -170,5 +179,7 @@ mod tests {
             "a part of a path"
         );
         assert!(!could_be_adopted("root", Uid(0), "adopt = ['root']", &files));
+        let shared = "alow = 1\n[shared.\"bob\"]\ngroups = [\"bob\"]";
+        assert!(!could_be_adopted("bob", Uid(1001), shared, &files), "shared, whatever else is wrong");
     }
 }

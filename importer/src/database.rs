@@ -26,6 +26,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 /// How often to try.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
+/// Where SELinux has its state, if it is there: without it nobody but who may do everything may write labels.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
+
 /// Where SELinux keeps a file's label (see selinux(8)).
 const LABEL: &str = "security.selinux";
 
@@ -38,6 +41,14 @@ pub enum DatabaseError {
     /// Somebody else holds the lock.
     #[error("{} is held by another program for more than {} s", .0.display(), LOCK_PATIENCE.as_secs())]
     Locked(PathBuf),
+    /// Some of the files are replaced, and this one is not.
+    #[error("{} could not be replaced, and others were; the next run replaces the rest: {source}", .path.display())]
+    Partly {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A file cannot be read or written. None of the files is changed.
     #[error("{}: {source}", .path.display())]
     File {
@@ -110,7 +121,7 @@ impl Database {
     /// nothing; an account's line in passwd(5) comes last, so that it never stands without its group and its shadow.
     ///
     /// # Errors
-    /// [`DatabaseError::File`].
+    /// [`DatabaseError::File`] and [`DatabaseError::Partly`].
     pub fn replace(&self, old: &Tables, new: &Tables) -> Result<(), DatabaseError> {
         let files = [
             ("group", Some(&old.group), Some(&new.group)),
@@ -132,12 +143,13 @@ impl Database {
             }
             written.push((path, unfinished));
         }
+        let partly = |path, source| DatabaseError::Partly { path, source };
         for (path, unfinished) in written {
             let put = keep_last(&path).and_then(|()| std::fs::rename(&unfinished, &path));
-            put.map_err(|source| DatabaseError::File { path, source })?;
+            put.map_err(|source| partly(path, source))?;
         }
         let folder = File::open(&self.etc).and_then(|folder| folder.sync_all());
-        folder.map_err(|source| DatabaseError::File { path: self.etc.clone(), source })
+        folder.map_err(|source| partly(self.etc.clone(), source))
     }
 }
 
@@ -153,7 +165,9 @@ fn write_like(path: &Path, unfinished: &Path, bytes: &[u8]) -> io::Result<()> {
     std::os::unix::fs::fchown(file.as_fd(), Some(model.uid()), Some(model.gid()))?;
     file.set_permissions(std::fs::Permissions::from_mode(model.mode() & 0o7777))?;
     let mut label = [0; 1024];
-    if let Ok((label, _)) = getxattr(path, LABEL, &mut label[..]).map(|length| label.split_at(length)) {
+    if Path::new(SELINUX).exists()
+        && let Ok((label, _)) = getxattr(path, LABEL, &mut label[..]).map(|length| label.split_at(length))
+    {
         fsetxattr(&file, LABEL, label, XattrFlags::empty())?;
     }
     file.sync_all()

@@ -1,6 +1,6 @@
 //! What a user leaves behind: running processes, and a home directory.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -10,16 +10,20 @@ use std::time::{Duration, Instant};
 
 use pam_iam_core::id::Uid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// How often the processes of a user are looked for again: one that forks is faster than one look.
-const LOOKS_MAX: usize = 50;
+/// How often what is left is killed and looked for again: one that forks is faster than one look.
+const KILLS_MAX: usize = 50;
 
 /// How long a killed process may take to be gone.
 const KILLED_WITHIN: Duration = Duration::from_secs(2);
 
 /// systemd-logind's own way to end sessions, where it runs (sd_booted(3)).
 const BOOTED_BY_SYSTEMD: &str = "/run/systemd/system";
+
+/// How long one home directory may take to pack, so that one does not keep the others waiting for ever.
+const PACK_SECONDS: u32 = 1800;
 
 /// The process list.
 const PROC: &str = "/proc";
@@ -64,16 +68,25 @@ pub enum LeaveError {
     },
 }
 
+/// What is said of a home directory that cannot be looked at, say of a file server that is away.
+const UNSEEN: &str = "cannot be looked at";
+
+impl LeaveError {
+    fn not_ours(path: &Path, problem: &'static str) -> Self {
+        Self::NotOurs { path: path.to_owned(), problem }
+    }
+}
+
 /// Ends every process of the user: by logind's session first, then asked by SIGHUP and SIGTERM, and after `grace`
-/// killed. True if there was any.
+/// killed.
 ///
 /// # Errors
 /// [`LeaveError::StillRunning`].
-pub fn end_sessions(uid: Uid, grace: Duration) -> Result<bool, LeaveError> {
+pub fn end_sessions(uid: Uid, grace: Duration) -> Result<(), LeaveError> {
     let still = |_: io::Error| LeaveError::StillRunning(uid);
     let mut running = processes(uid).map_err(still)?;
     if running.is_empty() {
-        return Ok(false);
+        return Ok(());
     }
     if Path::new(BOOTED_BY_SYSTEMD).exists() {
         let mut logind = Command::new("loginctl");
@@ -81,19 +94,20 @@ pub fn end_sessions(uid: Uid, grace: Duration) -> Result<bool, LeaveError> {
         let _ = quiet.stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
     let asked_until = Instant::now() + grace;
-    for _ in 0..LOOKS_MAX {
+    let mut kills = 0;
+    while kills < KILLS_MAX {
         let patient = Instant::now() < asked_until;
+        kills += usize::from(!patient);
         let signals = if patient { &[Signal::HUP, Signal::TERM][..] } else { &[Signal::KILL] };
         for process in &running {
             for &signal in signals {
                 let _ = pidfd_send_signal(process, signal);
             }
         }
-        let until = if patient { asked_until } else { Instant::now() + KILLED_WITHIN };
-        wait_for_end(&running, until);
+        wait_for_end(&running, if patient { asked_until } else { Instant::now() + KILLED_WITHIN });
         running = processes(uid).map_err(still)?;
         if running.is_empty() {
-            return Ok(true);
+            return Ok(());
         }
     }
     Err(LeaveError::StillRunning(uid))
@@ -107,77 +121,97 @@ fn processes(uid: Uid) -> io::Result<Vec<OwnedFd>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
             continue;
         };
-        if !runs_as(pid, uid) {
+        if !runs_as(pid, uid)? {
             continue;
         }
-        if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
-            // Whose number it is is certain only now that it is held.
-            && runs_as(pid, uid)
-        {
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(Errno::SRCH) => continue,
+            Err(errno) => return Err(errno.into()),
+        };
+        // Whose number it is is certain only now that it is held. One that has ended is readable.
+        if runs_as(pid, uid)? && !has_ended(&process, Duration::ZERO) {
             found.push(process);
         }
     }
     Ok(found)
 }
 
-/// Whether the real, effective or saved uid of a process is `uid`, and it has not ended (proc(5), status).
-fn runs_as(pid: Pid, uid: Uid) -> bool {
-    let status = std::fs::read_to_string(format!("{PROC}/{pid}/status")).unwrap_or_default();
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-    let ended = field("State:").trim_start().starts_with(['Z', 'X']);
-    !ended && field("Uid:").split_whitespace().take(3).any(|known| known.parse() == Ok(uid.0))
+/// Whether the real, effective or saved uid of a process is `uid` (proc(5), status). False if it is gone.
+fn runs_as(pid: Pid, uid: Uid) -> io::Result<bool> {
+    // Not as text: a process may call itself anything.
+    let status = match std::fs::read(format!("{PROC}/{pid}/status")) {
+        Ok(status) => status,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let status = String::from_utf8_lossy(&status);
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    Ok(uids.split_whitespace().take(3).any(|known| known.parse() == Ok(uid.0)))
+}
+
+/// Waits until a process has ended with all its threads, at most so long.
+fn has_ended(process: &OwnedFd, patience: Duration) -> bool {
+    let timeout = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) == Ok(1)
 }
 
 fn wait_for_end(processes: &[OwnedFd], until: Instant) {
     for process in processes {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-        let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout));
+        has_ended(process, until.saturating_duration_since(Instant::now()));
     }
 }
 
-/// Whether a home directory lies where nobody but root can put something else in its place. False if there is not even
-/// the directory that it would lie in.
+/// Whether a home directory lies where none but root and its user can put something else in its place. False if there is
+/// not even the directory that it would lie in.
 ///
 /// # Errors
 /// [`LeaveError::NotOurs`].
 pub fn is_in_safe_place(path: &Path) -> Result<bool, LeaveError> {
-    let not_ours = |problem| Err(LeaveError::NotOurs { path: path.to_owned(), problem });
     let (Some(parent), Some(_), true) = (path.parent(), path.file_name(), path.is_absolute()) else {
-        return not_ours("is no home directory");
+        return Err(LeaveError::not_ours(path, "is no home directory"));
     };
-    if !parent.exists() {
-        return Ok(false);
-    }
     for folder in parent.ancestors() {
-        let Ok(folder) = std::fs::symlink_metadata(folder) else { return Ok(false) };
-        let only_root_changes = folder.mode() & 0o022 == 0 || folder.mode() & STICKY != 0;
-        if !folder.is_dir() || folder.uid() != 0 || !only_root_changes {
-            return not_ours("lies in a directory that others than root can change");
+        let Some(folder) = look_at(folder).map_err(|_| LeaveError::not_ours(path, UNSEEN))? else {
+            return Ok(false);
+        };
+        let others_cannot = folder.mode() & 0o022 == 0 || folder.mode() & STICKY != 0;
+        if !folder.is_dir() || folder.uid() != 0 || !others_cannot {
+            return Err(LeaveError::not_ours(path, "lies in a directory that others than root can change"));
         }
     }
     Ok(true)
 }
 
-/// A home directory that may be packed and removed: a directory of its user, with no other file system in it. None if
-/// there is nothing.
+/// Whether there is a home directory that may be packed and removed: a directory of its user, with no other file system
+/// in it.
 ///
 /// # Errors
 /// [`LeaveError::NotOurs`].
-pub fn home_of(path: &Path, uid: Uid) -> Result<Option<PathBuf>, LeaveError> {
-    let not_ours = |problem| Err(LeaveError::NotOurs { path: path.to_owned(), problem });
-    let Ok(home) = std::fs::symlink_metadata(path) else { return Ok(None) };
-    if !home.is_dir() {
-        return not_ours("is no directory");
+pub fn is_there(home: &Path, uid: Uid) -> Result<bool, LeaveError> {
+    let not_ours = |problem| LeaveError::not_ours(home, problem);
+    let Some(metadata) = look_at(home).map_err(|_| not_ours(UNSEEN))? else { return Ok(false) };
+    if !metadata.is_dir() {
+        return Err(not_ours("is no directory"));
     }
-    if home.uid() != uid.0 {
-        return not_ours("belongs to somebody else");
+    if metadata.uid() != uid.0 {
+        return Err(not_ours("belongs to somebody else"));
     }
-    let mounts = std::fs::read(MOUNTS).unwrap_or_default();
-    if has_mount(&String::from_utf8_lossy(&mounts), path) {
-        return not_ours("is a mount point or has one in it");
+    let mounts = std::fs::read(MOUNTS).map_err(|_| not_ours("cannot be told from a mount point"))?;
+    if has_mount(&String::from_utf8_lossy(&mounts), home) {
+        return Err(not_ours("is a mount point or has one in it"));
     }
-    Ok(Some(path.to_owned()))
+    Ok(true)
+}
+
+/// What is there; nothing only if the system says that there is nothing.
+fn look_at(path: &Path) -> io::Result<Option<Metadata>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn has_mount(mounts: &str, home: &Path) -> bool {
@@ -203,9 +237,10 @@ pub fn archive(home: &Path, folder: &Path, name: &str, uid: Uid, at: u64) -> Res
     let io_failed = |error: io::Error| failed(error.to_string());
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io_failed)?;
     let unfinished = folder.join(format!(".{name}.{uid}.unfinished"));
+    // Not the file of a run that was killed: its tar may be writing still.
+    let _ = std::fs::remove_file(&unfinished);
     let mut options = OpenOptions::new();
-    let file =
-        options.create(true).write(true).truncate(true).mode(0o600).open(&unfinished).map_err(io_failed)?;
+    let file = options.create_new(true).write(true).mode(0o600).open(&unfinished).map_err(io_failed)?;
     let packed = pack(home, &file).and_then(|()| {
         file.sync_all()?;
         std::fs::rename(&unfinished, &archive)?;
@@ -220,8 +255,18 @@ pub fn archive(home: &Path, folder: &Path, name: &str, uid: Uid, at: u64) -> Res
 
 fn pack(home: &Path, to: &File) -> io::Result<()> {
     let parent = home.parent().unwrap_or(Path::new("/"));
-    let mut tar = Command::new("tar");
-    tar.args(["--create", "--gzip", "--numeric-owner", "--one-file-system", "--directory"]).arg(parent);
+    let mut tar = Command::new("timeout");
+    tar.arg(PACK_SECONDS.to_string());
+    tar.args([
+        "tar",
+        "--create",
+        "--gzip",
+        "--sparse",
+        "--numeric-owner",
+        "--one-file-system",
+        "--directory",
+    ])
+    .arg(parent);
     tar.arg("--").arg(home.file_name().unwrap_or_default());
     let done = tar.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(Stdio::piped()).output()?;
     if done.status.success() {
@@ -249,10 +294,16 @@ pub fn remove(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
 /// [`LeaveError::Remove`].
 pub fn remove_hidden(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
     let path = hidden(home, name, uid);
-    match std::fs::remove_dir_all(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LeaveError::Remove { path, source }),
-        _ => Ok(()),
+    let mut rm = Command::new("rm");
+    // It follows no link and goes down any number of directories.
+    rm.args(["-rf", "--one-file-system", "--"]).arg(&path).stdin(Stdio::null());
+    let failed = |source| LeaveError::Remove { path: path.clone(), source };
+    let done = rm.output().map_err(failed)?;
+    if done.status.success() {
+        return Ok(());
     }
+    let said = String::from_utf8_lossy(&done.stderr);
+    Err(failed(io::Error::other(said.lines().next().unwrap_or_default().to_owned())))
 }
 
 fn hidden(home: &Path, name: &str, uid: Uid) -> PathBuf {
@@ -323,12 +374,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let me = Uid(rustix::process::getuid().as_raw());
         let home = dir.path().join("ann");
-        assert_eq!(home_of(&home, me).unwrap(), None);
+        assert!(!is_there(&home, me).unwrap());
         std::fs::create_dir(&home).unwrap();
-        assert!(home_of(&home, Uid(me.0 + 1)).unwrap_err().to_string().contains("somebody else"));
+        assert!(is_there(&home, Uid(me.0 + 1)).unwrap_err().to_string().contains("somebody else"));
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&home, &link).unwrap();
-        assert!(home_of(&link, me).is_err());
+        assert!(is_there(&link, me).is_err());
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         assert!(is_in_safe_place(&home).unwrap_err().to_string().contains("others than root can change"));
@@ -353,7 +404,7 @@ mod tests {
         let me = Uid(rustix::process::getuid().as_raw());
         let child = Killed(Command::new("sleep").arg("1000").spawn().unwrap());
         let pid = Pid::from_raw(i32::try_from(child.0.id()).unwrap()).unwrap();
-        assert!(runs_as(pid, me) && !runs_as(pid, Uid(me.0 + 1)));
-        assert!(!end_sessions(Uid(pam_iam_core::id::LAST), Duration::ZERO).unwrap());
+        assert!(runs_as(pid, me).unwrap() && !runs_as(pid, Uid(me.0 + 1)).unwrap());
+        end_sessions(Uid(pam_iam_core::id::LAST), Duration::ZERO).unwrap();
     }
 }

@@ -117,7 +117,8 @@ fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
             "the configuration allows the IAM group {group}, which does not exist; nobody is retired until that is mended"
         ));
     }
-    let (state, warning) = State::load(Path::new(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
+    let (state, warning) =
+        State::load(Path::new(STATE), arguments.dry_run).map_err(|error| format!("{STATE}: {error}"))?;
     if let Some(warning) = warning {
         report.trouble(warning);
     }
@@ -182,7 +183,13 @@ impl Import<'_> {
         let first = self.plan(&tables, &state, &adopted);
         if !self.arguments.dry_run {
             self.remember(&mut state, &first)?;
-            database.replace(&tables, &first.tables).map_err(|error| error.to_string())?;
+            match database.replace(&tables, &first.tables) {
+                Err(error @ DatabaseError::Partly { .. }) => {
+                    self.report.trouble(error);
+                    return Ok(accounts_of_ours(&tables).len());
+                }
+                replaced => replaced.map_err(|error| error.to_string())?,
+            }
         }
         // Seeing somebody off takes its time, and others may change the files meanwhile.
         drop(database);
@@ -273,27 +280,38 @@ impl Import<'_> {
     fn remember(&mut self, state: &mut State, plan: &Plan) -> Result<(), String> {
         let mut next = state.clone();
         // Unlocked ones stay until they are unlocked.
-        next.locked.extend(plan.locked_adopted.clone());
+        next.locked.extend(plan.former_expiry.clone());
+        next.joined.extend(plan.joined.clone());
         next.groups.extend(self.roster.groups.iter().map(|group| group.name.to_string()));
         next.save(Path::new(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
-        state.locked = next.locked;
-        state.groups = next.groups;
+        *state = next;
         Ok(())
     }
 
-    /// Ends the sessions of who is locked, and does with the homes what is to be done. Who can then be removed.
+    /// Ends the sessions of who is locked, and then does with the homes what is to be done. Who can then be removed.
     fn see_off<'p>(&mut self, plan: &'p Plan) -> Vec<&'p Removal> {
         if self.arguments.dry_run {
-            return plan.remove.iter().collect();
+            return plan.remove.iter().take(plan.limit).collect();
         }
-        self.report.begin_steps("seeing off who has left", plan.locked.len());
-        let mut gone = Vec::new();
+        self.report.begin_steps("seeing off who has left", plan.locked.len() + plan.remove.len());
+        let mut ended = BTreeSet::new();
         for account in &plan.locked {
-            let removal = plan.remove.iter().find(|removal| removal.account == *account);
-            let ended = leave::end_sessions(account.uid, self.config.sessions.grace.0);
-            match ended.and_then(|_| removal.map_or(Ok(()), clear)) {
-                Ok(()) => gone.extend(removal),
+            match leave::end_sessions(account.uid, self.config.sessions.grace.0) {
+                Ok(()) => {
+                    ended.insert(account.uid);
+                }
                 Err(error) => self.report.trouble(format!("{}: {error}", account.name)),
+            }
+            self.report.step();
+        }
+        let mut gone = Vec::new();
+        for removal in plan.remove.iter().filter(|removal| ended.contains(&removal.account.uid)) {
+            if gone.len() >= plan.limit {
+                break;
+            }
+            match clear(removal) {
+                Ok(()) => gone.push(removal),
+                Err(error) => self.report.trouble(format!("{}: {error}", removal.account.name)),
             }
             self.report.step();
         }
@@ -307,7 +325,8 @@ impl Import<'_> {
             return;
         }
         state.refused = plan.refused.iter().map(ToString::to_string).collect();
-        state.locked.clone_from(&plan.locked_adopted);
+        state.locked.clone_from(&plan.former_expiry);
+        state.joined.clone_from(&plan.joined);
         if let Err(error) = state.save(Path::new(STATE)) {
             self.report.trouble(format!("{STATE}: {error}"));
         }
@@ -337,12 +356,14 @@ fn clear(removal: &Removal) -> Result<(), leave::LeaveError> {
         return Ok(());
     }
     leave::remove_hidden(path, name, uid)?;
-    let Some(home) = leave::home_of(path, uid)? else { return Ok(()) };
+    if !leave::is_there(path, uid)? {
+        return Ok(());
+    }
     if *fate == HomeFate::Archive {
         // An archive of the same user at another time has another name.
-        leave::archive(&home, Path::new(ARCHIVE), name, uid, since_1970())?;
+        leave::archive(path, Path::new(ARCHIVE), name, uid, since_1970())?;
     }
-    leave::remove(&home, name, uid)
+    leave::remove(path, name, uid)
 }
 
 fn since_1970() -> u64 {

@@ -3,14 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pam_iam_core::config::{Config, Importer, Retire};
+use pam_iam_core::config::{Config, Importer, Retire, Who};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::{IAM_USERS, LinuxName};
 use pam_iam_core::paths::NOLOGIN;
 use pam_iam_core::wire::{Roster, User};
 
 use crate::state::State;
-use crate::table::{Row, Table, Tables, characters, gid_of, members_of, uid_of};
+use crate::table::{Row, Tables, characters, gid_of, members_of, uid_of};
 
 #[cfg(test)]
 mod tests;
@@ -64,8 +64,12 @@ pub struct Plan {
     pub locked: Vec<Account>,
     /// Those of them that are to be removed when that is done.
     pub remove: Vec<Removal>,
+    /// How many of those may be removed in this run.
+    pub limit: usize,
     /// What [`State::locked`] is to be.
-    pub locked_adopted: BTreeMap<String, String>,
+    pub former_expiry: BTreeMap<String, String>,
+    /// What [`State::joined`] is to be: the adopted accounts that are in any of the groups.
+    pub joined: BTreeSet<String>,
 }
 
 /// A change of the account files.
@@ -143,15 +147,16 @@ pub fn plan(situation: &Situation<'_>, tables: &Tables) -> Plan {
 
 /// The accounts of ours by uid, as the files have them.
 pub fn accounts_of_ours(tables: &Tables) -> BTreeMap<Uid, String> {
-    let ours = |row: &Row| Some((Uid(uid_of(row)?), row.first()?.clone()));
-    // Of two names with one uid the first counts, as getpwuid(3) has it.
-    tables.passwd.rows().filter_map(ours).filter(|(uid, _)| uid.is_ours()).fold(
-        BTreeMap::new(),
-        |mut all, (uid, name)| {
-            all.entry(uid).or_insert(name);
-            all
-        },
-    )
+    let mut all = BTreeMap::new();
+    for row in tables.passwd.rows() {
+        if let (Some(name), Some(uid)) = (row.first(), uid_of(row).map(Uid))
+            && uid.is_ours()
+        {
+            // Of two names with one uid the first counts, as getpwuid(3) has it.
+            all.entry(uid).or_insert_with(|| name.clone());
+        }
+    }
+    all
 }
 
 struct Planner<'a> {
@@ -161,15 +166,30 @@ struct Planner<'a> {
     users: BTreeMap<Uid, &'a User>,
 }
 
+/// An account whose user has left.
+struct Leaver {
+    account: Account,
+    /// Whether it is locked already.
+    locked: bool,
+}
+
 impl<'a> Planner<'a> {
     fn new(situation: &'a Situation<'a>, tables: &Tables) -> Self {
         let refused = situation.roster.refused.iter();
         let refused =
             refused.map(|refused| Refusal { who: refused.iam_name.clone(), why: refused.why.clone() });
+        let there = |name: &str| tables.passwd.get(name).is_some();
         let plan = Plan {
             tables: tables.clone(),
             refused: refused.collect(),
-            locked_adopted: situation.state.locked.clone(),
+            // Of who is gone nothing is given back.
+            former_expiry: situation
+                .state
+                .locked
+                .clone()
+                .into_iter()
+                .filter(|(name, _)| there(name))
+                .collect(),
             ..Plan::default()
         };
         let users = situation.roster.users.iter().map(|user| (user.uid, user)).collect();
@@ -184,18 +204,30 @@ impl<'a> Planner<'a> {
                 wanted.push((uid, from, user.name.to_string()));
             }
         }
-        let leaving: BTreeSet<String> = wanted.iter().map(|(_, from, _)| from.clone()).collect();
         let tables = &mut self.plan.tables;
-        wanted.retain(|(_, _, to)| {
-            let free = |table: &Table| table.get(to).is_none() || leaving.contains(to);
-            free(&tables.passwd) && free(&tables.group)
-        });
+        // One who stays may keep another from going, and so on.
+        loop {
+            let leaving: BTreeSet<String> = wanted.iter().map(|(_, from, _)| from.clone()).collect();
+            let before = wanted.len();
+            wanted.retain(|(uid, _, to)| {
+                let own_group = |row: &Row| gid_of(row) == Some(uid.0);
+                leaving.contains(to)
+                    || tables.passwd.get(to).is_none() && tables.group.get(to).is_none_or(own_group)
+            });
+            if wanted.len() == before {
+                break;
+            }
+        }
         // By way of names that nobody has, since two users may have exchanged theirs.
+        let nobodys = |name: &str| format!("{name}:");
         for (uid, from, _) in &wanted {
-            tables.rename_account(from, &format!("{from}:"), uid.0);
+            tables.rename_account(from, &nobodys(from), uid.0);
         }
         for (uid, from, to) in wanted {
-            tables.rename_account(&format!("{from}:"), &to, uid.0);
+            tables.rename_account(&nobodys(&from), &to, uid.0);
+            if let Some(former) = self.plan.former_expiry.remove(&from) {
+                self.plan.former_expiry.insert(to.clone(), former);
+            }
             self.plan.changes.push(Change::Rename { from, to });
         }
     }
@@ -205,71 +237,74 @@ impl<'a> Planner<'a> {
     fn retire(&mut self) {
         let Situation { roster, config, state, adopted, force, .. } = *self.situation;
         let ours = accounts_of_ours(&self.plan.tables);
-        let is_due = |uid: Uid| roster.complete && state.missing(uid) >= config.importer.confirm.max(1);
-        let keeps = config.importer.retire == Retire::Lock;
-        let (mut due, mut managed) = (Vec::new(), 0);
-        for (uid, name) in &ours {
-            let final_state = keeps && self.is_locked(name);
-            managed += usize::from(!final_state);
-            self.wait_or(is_due(*uid), name, *uid, final_state, &mut due);
+        let adopted =
+            adopted.iter().filter(|(_, uid)| !uid.is_ours()).map(|(name, uid)| (*uid, name.clone()));
+        let (mut active, mut leavers) = (0, Vec::new());
+        for (uid, name) in ours.into_iter().chain(adopted) {
+            let locked = self.is_locked(&name, uid);
+            active += usize::from(!locked);
+            let missing = state.missing(uid);
+            if roster.complete && missing >= config.importer.confirm.max(1) {
+                leavers.push(Leaver { account: Account { name, uid }, locked });
+            } else if missing > 0 && !locked {
+                self.plan.waiting.push((name, missing));
+            }
         }
-        for (name, uid) in adopted.iter().filter(|(name, _)| !ours.values().any(|known| known == name)) {
-            let locked = state.locked.contains_key(name);
-            managed += usize::from(!locked);
-            self.wait_or(is_due(*uid), name, *uid, locked, &mut due);
-        }
-        let fresh = due.iter().filter(|(_, done)| !done).count();
-        let max = limit(&config.importer, managed);
-        if fresh > max && !force {
+        self.plan.limit = limit(&config.importer, active);
+        let fresh = leavers.iter().filter(|leaver| !leaver.locked).count();
+        if force {
+            self.plan.limit = usize::MAX;
+        } else if fresh > self.plan.limit {
+            let max = self.plan.limit;
             let why = format!(
-                "{fresh} of {managed} accounts would be retired, and importer.max_retire lets {max}; if so many have \
+                "{fresh} of {active} accounts would be retired, and importer.max_retire lets {max}; if so many have \
                  really left, run: iam-importer --force"
             );
             self.plan.refused.push(Refusal { who: "retiring".to_owned(), why });
-            due.retain(|(_, done)| *done);
+            leavers.retain(|leaver| leaver.locked);
         }
-        for (account, done) in due {
-            self.retire_one(account, done);
-        }
-    }
-
-    fn wait_or(&mut self, is_due: bool, name: &str, uid: Uid, done: bool, due: &mut Vec<(Account, bool)>) {
-        let missing = self.situation.state.missing(uid);
-        if is_due {
-            due.push((Account { name: name.to_owned(), uid }, done));
-        } else if missing > 0 && !done {
-            self.plan.waiting.push((name.to_owned(), missing));
+        for leaver in leavers {
+            self.retire_one(leaver);
         }
     }
 
-    fn retire_one(&mut self, account: Account, done: bool) {
-        if account.uid.is_ours() {
-            self.lock(&account.name);
-            let taken = self.users.values().any(|user| user.name.as_str() == account.name);
-            let fate = match self.situation.config.importer.retire {
-                Retire::Archive => Some(HomeFate::Archive),
-                Retire::Delete => Some(HomeFate::Delete),
-                Retire::Lock => taken.then_some(HomeFate::Stays),
-            };
-            if let Some(fate) = fate {
-                let home = self.field(&account.name, HOME);
-                self.plan.remove.push(Removal { account: account.clone(), home, fate });
-            }
-        } else if !done {
-            let before = self.expiry(&account.name).unwrap_or_default();
-            self.plan.locked_adopted.insert(account.name.clone(), before);
-            self.set_expiry(&account.name, EXPIRED);
-        }
-        if !done {
+    fn retire_one(&mut self, Leaver { account, locked }: Leaver) {
+        if !locked {
+            self.lock(&account);
             self.plan.changes.push(Change::Lock { name: account.name.clone() });
+        }
+        if let Some(fate) = self.fate(&account) {
+            let home = self.field(&account.name, HOME);
+            self.plan.remove.push(Removal { account: account.clone(), home, fate });
         }
         self.plan.locked.push(account);
     }
 
+    /// What becomes of the home of a user who has left, if the account is to be removed.
+    fn fate(&self, account: &Account) -> Option<HomeFate> {
+        let Situation { config, .. } = self.situation;
+        if !account.uid.is_ours() {
+            return None;
+        }
+        let wanted = match config.importer.retire {
+            // Who may write instance tags must not be able to have homes removed.
+            _ if matches!(config.access.allow, Who::Tag(_)) => None,
+            Retire::Archive => Some(HomeFate::Archive),
+            Retire::Delete => Some(HomeFate::Delete),
+            Retire::Lock => None,
+        };
+        let taken = || self.users.values().any(|user| user.name.as_str() == account.name);
+        wanted.or_else(|| taken().then_some(HomeFate::Stays))
+    }
+
     /// The users of the roster have accounts that look as they should.
     fn create_and_update(&mut self) {
+        let uids: BTreeSet<Uid> = accounts_of_ours(&self.plan.tables).into_keys().collect();
         for user in &self.situation.roster.users {
             match self.plan.tables.passwd.get(user.name.as_str()).map(uid_of) {
+                None if uids.contains(&user.uid) => {
+                    self.refuse(user, format!("its new name {} is still another account's", user.name));
+                }
                 None => self.create(user),
                 Some(Some(uid)) if uid == user.uid.0 => self.update(user),
                 Some(Some(uid)) if Uid(uid).is_ours() => self.refuse(
@@ -283,58 +318,56 @@ impl<'a> Planner<'a> {
             }
         }
         for name in &self.situation.roster.adopted {
-            if let Some(before) = self.plan.locked_adopted.remove(name.as_str()) {
-                // One that an administrator has unlocked, or locked otherwise, stays as it is.
-                if self.expiry(name.as_str()).is_some_and(|expiry| expiry == EXPIRED) {
-                    self.set_expiry(name.as_str(), &before);
-                    self.plan.changes.push(Change::Unlock { name: name.to_string() });
-                }
-            }
+            self.unlock(name.as_str());
         }
     }
 
     fn create(&mut self, user: &User) {
         let name = user.name.as_str();
-        let tables = &mut self.plan.tables;
-        match tables.group.get(name).map(gid_of) {
-            None => {
-                tables.group.push(row([name, SHADOWED, &user.gid.to_string(), ""]));
-                if let Some(gshadow) = &mut tables.gshadow {
-                    // One of no group is left over from a change that was cut off.
-                    gshadow.remove(name);
-                    gshadow.push(row([name, "!", "", ""]));
-                }
-            }
+        match self.plan.tables.group.get(name).map(gid_of) {
+            None => self.plan.tables.push_group(name, user.gid.0),
             Some(Some(gid)) if gid == user.gid.0 => {}
             Some(_) => return self.refuse(user, "its name is that of a group on this host".to_owned()),
         }
-        let tables = &mut self.plan.tables;
-        let password = match &mut tables.shadow {
-            Some(shadow) => {
-                shadow.remove(name);
-                let today = self.situation.today.to_string();
-                shadow.push(row([name, NO_PASSWORD, &today, "", "", "", "", "", ""]));
-                SHADOWED
-            }
-            None => NO_PASSWORD,
-        };
+        if let Some(shadow) = &mut self.plan.tables.shadow {
+            // One of no account is left over.
+            shadow.remove(name);
+        }
+        let password = if self.ensure_shadow(name) { SHADOWED } else { NO_PASSWORD };
         let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
-        let [gecos, home, shell] = wanted(user);
-        tables.passwd.push(row([name, password, &uid, &gid, &gecos, &home, &shell]));
+        let [gecos, home, shell] =
+            [&user.gecos, &user.home, &user.shell].map(|text| characters(text.as_bytes()));
+        let row = [name, password, &uid, &gid, &gecos, &home, &shell];
+        self.plan.tables.passwd.push(row.map(str::to_owned).to_vec());
+        self.plan.former_expiry.remove(name);
         self.plan.changes.push(Change::Create { name: name.to_owned(), uid: user.uid });
     }
 
+    /// Gives an account a line in shadow(5) that no password matches, unless it has one. False if there is no such file.
+    fn ensure_shadow(&mut self, name: &str) -> bool {
+        let Some(shadow) = &mut self.plan.tables.shadow else { return false };
+        if shadow.get(name).is_none() {
+            let today = self.situation.today.to_string();
+            shadow.push([name, NO_PASSWORD, &today, "", "", "", "", "", ""].map(str::to_owned).to_vec());
+        }
+        true
+    }
+
+    /// The home directory stays where it is: nothing is moved there.
     fn update(&mut self, user: &User) {
         let name = user.name.as_str();
-        if self.is_locked(name) {
-            self.set_expiry(name, "");
-            self.set_field(name, SHELL, &wanted(user)[2]);
-            self.plan.changes.push(Change::Unlock { name: name.to_owned() });
+        // A renaming that was cut off may have left none.
+        self.ensure_shadow(name);
+        let shell = characters(user.shell.as_bytes());
+        if self.unlock(name) {
+            self.set_field(name, SHELL, &shell);
         }
-        for ((at, field), value) in
-            [(GECOS, "gecos"), (HOME, "home"), (SHELL, "shell")].into_iter().zip(wanted(user))
+        for (at, field, value) in
+            [(GECOS, "gecos", characters(user.gecos.as_bytes())), (SHELL, "shell", shell)]
         {
-            if self.field(name, at) != value {
+            let now = self.field(name, at);
+            // An account that an administrator has taken the shell from stays without.
+            if now != value && !(at == SHELL && now == NOLOGIN) {
                 self.set_field(name, at, &value);
                 self.plan.changes.push(Change::Update { name: name.to_owned(), field, value });
             }
@@ -343,29 +376,40 @@ impl<'a> Planner<'a> {
 
     /// Users are in the groups that IAM puts them in, and in no other of these.
     fn regroup(&mut self) {
+        let Situation { roster, state, adopted, .. } = *self.situation;
         let ours = accounts_of_ours(&self.plan.tables);
-        let managed: BTreeMap<&str, Uid> = ours
-            .iter()
-            .map(|(uid, name)| (name.as_str(), *uid))
-            .chain(self.situation.adopted.iter().map(|(name, uid)| (name.as_str(), *uid)))
-            .collect();
-        let roster: BTreeMap<&str, &[LinuxName]> =
-            self.situation.roster.groups.iter().map(|group| (group.name.as_str(), &*group.members)).collect();
-        for group in &self.situation.roster.groups {
+        let mut managed: BTreeMap<String, Uid> =
+            ours.iter().map(|(uid, name)| (name.clone(), *uid)).collect();
+        // Who is no longer adopted keeps nothing that came from here.
+        for name in &state.joined {
+            let local = self.plan.tables.passwd.get(name).and_then(uid_of).map(Uid);
+            managed.extend(local.map(|uid| (name.clone(), uid)));
+        }
+        managed.extend(adopted.iter().cloned());
+        let rightful: BTreeMap<&str, Uid> =
+            self.users.iter().map(|(uid, user)| (user.name.as_str(), *uid)).collect();
+        let adopted: BTreeSet<&str> = adopted.iter().map(|(name, _)| name.as_str()).collect();
+        let is_rightful = |name: &str| {
+            adopted.contains(name) || managed.get(name).is_some_and(|uid| rightful.get(name) == Some(uid))
+        };
+        for group in &roster.groups {
             self.ensure_group(group.name.as_str(), group.gid.0);
         }
-        let locked_adopted: Vec<String> = self.plan.locked_adopted.keys().cloned().collect();
-        let once_set = self.situation.state.groups.iter().map(String::as_str);
-        let groups: BTreeSet<&str> = roster.keys().copied().chain(once_set).collect();
+        let set_now = roster.groups.iter().map(|group| group.name.as_str());
+        let groups: BTreeSet<&str> = set_now.chain(state.groups.iter().map(String::as_str)).collect();
+        let locked: Vec<String> = self.plan.locked.iter().map(|account| account.name.clone()).collect();
         for group in groups {
-            let members = roster.get(group).copied().unwrap_or_default();
+            let listed = roster.groups.iter().find(|known| known.name.as_str() == group);
+            let members = listed.map(|group| &*group.members).unwrap_or_default();
             let mut wanted: BTreeSet<&str> = members.iter().map(LinuxName::as_str).collect();
-            wanted.retain(|name| managed.contains_key(name));
+            wanted.retain(|name| is_rightful(name));
             if group == IAM_USERS {
                 // Also who is locked: sshd's rule that takes keys from IAM alone goes by this group.
-                wanted.extend(ours.values().map(String::as_str));
-                wanted.extend(locked_adopted.iter().map(String::as_str));
+                wanted.extend(ours.values().chain(&locked).map(String::as_str));
             }
+            self.plan
+                .joined
+                .extend(wanted.iter().filter(|name| adopted.contains(**name)).map(|&name| name.to_owned()));
             self.set_members(group, &wanted, &managed);
         }
     }
@@ -382,58 +426,79 @@ impl<'a> Planner<'a> {
             self.plan.refused.push(Refusal { who: format!("group {name}"), why });
             return;
         }
-        tables.group.push(row([name, SHADOWED, &gid.to_string(), ""]));
-        if let Some(gshadow) = &mut tables.gshadow {
-            gshadow.remove(name);
-            gshadow.push(row([name, "!", "", ""]));
-        }
+        tables.push_group(name, gid);
         self.plan.changes.push(Change::Group { name: name.to_owned(), gid });
     }
 
-    fn set_members(&mut self, group: &str, wanted: &BTreeSet<&str>, managed: &BTreeMap<&str, Uid>) {
+    fn set_members(&mut self, group: &str, wanted: &BTreeSet<&str>, managed: &BTreeMap<String, Uid>) {
         let Some(row) = self.plan.tables.group.get(group) else { return };
         let present: BTreeSet<String> = members_of(row).map(str::to_owned).collect();
+        let locked: BTreeSet<Uid> = self.plan.locked.iter().map(|account| account.uid).collect();
         let leaves = |name: &str| {
-            let Some(uid) = managed.get(name) else { return false };
-            // Who is missing and may only not have been listed stays as is until that is certain.
-            let uncertain = !self.situation.roster.complete
-                || self.situation.state.missing(*uid) > 0 && !self.plan.locked.iter().any(|a| a.uid == *uid);
-            !wanted.contains(name) && !uncertain
+            let Some(uid) = managed.get(name).filter(|_| !wanted.contains(name)) else { return false };
+            // Who is not listed, and may only have been left out, stays as is until that is certain.
+            let listed = self.users.contains_key(uid) || !self.is_managed_now(name, *uid);
+            listed
+                || locked.contains(uid)
+                || self.situation.roster.adopted.iter().any(|known| known.as_str() == name)
         };
-        let leaving: BTreeSet<&String> = present.iter().filter(|name| leaves(name)).collect();
-        let joining: Vec<&str> = wanted.iter().copied().filter(|name| !present.contains(*name)).collect();
-        if leaving.is_empty() && joining.is_empty() {
-            return;
-        }
+        let leaving: BTreeSet<String> = managed.keys().filter(|name| leaves(name)).cloned().collect();
         self.plan.tables.change_group(group, |members| {
             members.retain(|member| !leaving.contains(member));
             let known: BTreeSet<String> = members.iter().cloned().collect();
-            members
-                .extend(joining.iter().filter(|name| !known.contains(**name)).map(|&name| name.to_owned()));
+            members.extend(wanted.iter().filter(|name| !known.contains(**name)).map(|&name| name.to_owned()));
         });
         let group = || group.to_owned();
-        for name in leaving {
+        for name in present.intersection(&leaving) {
             self.plan.changes.push(Change::Leave { name: name.clone(), group: group() });
         }
-        for name in joining {
+        for &name in wanted.iter().filter(|name| !present.contains(**name)) {
             self.plan.changes.push(Change::Join { name: name.to_owned(), group: group() });
         }
+    }
+
+    /// Whether the account is ours or adopted, and not one that was.
+    fn is_managed_now(&self, name: &str, uid: Uid) -> bool {
+        uid.is_ours() || self.situation.adopted.iter().any(|(known, _)| known == name)
     }
 
     fn refuse(&mut self, user: &User, why: String) {
         self.plan.refused.push(Refusal { who: user.gecos.clone(), why });
     }
 
-    /// Whether we have locked the account: expired and without a shell. One that an administrator has locked otherwise is
-    /// not ours to unlock.
-    fn is_locked(&self, name: &str) -> bool {
+    /// Whether the account is expired, and without a shell if it is ours.
+    fn is_locked(&self, name: &str, uid: Uid) -> bool {
         let expired = self.expiry(name).is_none_or(|expiry| expiry == EXPIRED);
-        expired && self.field(name, SHELL) == NOLOGIN
+        expired && (!uid.is_ours() || self.field(name, SHELL) == NOLOGIN)
     }
 
-    fn lock(&mut self, name: &str) {
+    fn lock(&mut self, account: &Account) {
+        let name = &account.name;
+        let now = self.expiry(name).unwrap_or_default();
+        // A run that was cut off may have written down the former date, and set half of the lock.
+        if now != EXPIRED || !self.plan.former_expiry.contains_key(name) {
+            self.plan.former_expiry.insert(name.clone(), now);
+        }
         self.set_expiry(name, EXPIRED);
-        self.set_field(name, SHELL, NOLOGIN);
+        if account.uid.is_ours() {
+            self.set_field(name, SHELL, NOLOGIN);
+        }
+    }
+
+    /// Gives an account back what a lock of ours took. What an administrator has locked otherwise stays locked.
+    fn unlock(&mut self, name: &str) -> bool {
+        let former = self.plan.former_expiry.remove(name);
+        // Both marks together are ours, also when nothing is written down any more.
+        let marked =
+            self.field(name, SHELL) == NOLOGIN && self.expiry(name).is_none_or(|expiry| expiry == EXPIRED);
+        if former.is_none() && !marked {
+            return false;
+        }
+        if self.expiry(name).is_some_and(|expiry| expiry == EXPIRED) {
+            self.set_expiry(name, &former.unwrap_or_default());
+        }
+        self.plan.changes.push(Change::Unlock { name: name.to_owned() });
+        true
     }
 
     fn field(&self, name: &str, at: usize) -> String {
@@ -463,13 +528,4 @@ impl<'a> Planner<'a> {
 /// How many accounts of so many one run may retire.
 fn limit(importer: &Importer, managed: usize) -> usize {
     (managed * usize::from(importer.max_retire.0) / 100).max(MAX_RETIRE_AT_LEAST)
-}
-
-/// Gecos, home directory and shell as passwd(5) is to have them.
-fn wanted(user: &User) -> [String; 3] {
-    [&user.gecos, &user.home, &user.shell].map(|text| characters(text.as_bytes()))
-}
-
-fn row<const N: usize>(fields: [&str; N]) -> Row {
-    fields.map(str::to_owned).to_vec()
 }

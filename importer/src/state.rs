@@ -20,9 +20,12 @@ pub struct State {
     /// In how many complete rosters in a row an account's user was missing, by uid.
     #[serde(default)]
     missing: BTreeMap<u32, u32>,
-    /// Adopted accounts that are locked, with the expiry date that they had before.
+    /// Accounts that are locked, with the expiry dates that they had before.
     #[serde(default)]
     pub locked: BTreeMap<String, String>,
+    /// Adopted accounts that were put into groups.
+    #[serde(default)]
+    pub joined: BTreeSet<String>,
     /// Every group whose members were ever set.
     #[serde(default)]
     pub groups: BTreeSet<String>,
@@ -37,6 +40,7 @@ impl Default for State {
             version: VERSION,
             missing: BTreeMap::new(),
             locked: BTreeMap::new(),
+            joined: BTreeSet::new(),
             groups: BTreeSet::new(),
             refused: Vec::new(),
         }
@@ -44,12 +48,12 @@ impl Default for State {
 }
 
 impl State {
-    /// The state of the last run. None before the first; one that makes no sense is put aside with a warning and
-    /// nobody is missing, so that retiring begins anew.
+    /// The state of the last run. None before the first; one that makes no sense is put aside with a warning (unless
+    /// `look_only`) and nobody is missing, so that retiring begins anew.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn load(path: &Path) -> io::Result<(Self, Option<String>)> {
+    pub fn load(path: &Path, look_only: bool) -> io::Result<(Self, Option<String>)> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Self::default(), None)),
@@ -61,9 +65,12 @@ impl State {
             Err(error) => error.to_string(),
         };
         let aside = path.with_extension("broken");
-        std::fs::rename(path, &aside)?;
+        if !look_only {
+            std::fs::rename(path, &aside)?;
+        }
         let warning = format!(
-            "{} makes no sense ({wrong}) and was moved to {}; who is missing is counted anew",
+            "{} makes no sense ({wrong}) and goes to {}; who is missing is counted anew, and adopted accounts that are \
+             locked have to be unlocked by hand",
             path.display(),
             aside.display()
         );
@@ -121,15 +128,16 @@ mod tests {
     fn what_is_saved_is_loaded_and_what_is_broken_is_put_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/importer.json");
-        assert_eq!(State::load(&path).unwrap(), (State::default(), None));
+        assert_eq!(State::load(&path, false).unwrap(), (State::default(), None));
         let mut state = State::default();
         state.count([Uid(7)], |_| false);
         state.locked.insert("ann".into(), "20000".into());
         state.save(&path).unwrap();
-        assert_eq!(State::load(&path).unwrap(), (state, None));
+        assert_eq!(State::load(&path, false).unwrap(), (state, None));
         for broken in ["", "{", "{\"version\": 2}", "{\"version\": 1, \"more\": 1}"] {
             std::fs::write(&path, broken).unwrap();
-            let (state, warning) = State::load(&path).unwrap();
+            assert!(State::load(&path, true).unwrap().1.is_some() && path.exists(), "{broken}");
+            let (state, warning) = State::load(&path, false).unwrap();
             assert_eq!(state, State::default(), "{broken}");
             assert!(warning.unwrap().contains("importer.broken"), "{broken}");
             assert!(!path.exists());

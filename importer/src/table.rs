@@ -113,7 +113,8 @@ impl Tables {
         }
     }
 
-    /// Calls the account and its private group something else, everywhere.
+    /// Calls the account and its private group something else, everywhere. Where the group has been renamed already, by a
+    /// run that was cut off, its members have been too.
     pub fn rename_account(&mut self, from: &str, to: &str, gid: u32) {
         let renamed = |mut row: Row| {
             if let Some(name) = row.first_mut() {
@@ -121,10 +122,19 @@ impl Tables {
             }
             row
         };
-        let private = self.group.get(from).and_then(gid_of) == Some(gid);
-        let groups = [Some(&mut self.group), self.gshadow.as_mut()].into_iter().flatten().filter(|_| private);
-        for table in [Some(&mut self.passwd), self.shadow.as_mut()].into_iter().flatten().chain(groups) {
+        for table in [Some(&mut self.passwd), self.shadow.as_mut()].into_iter().flatten() {
             if let Some(row) = table.remove(from) {
+                // One of no account is left over.
+                table.remove(to);
+                table.push(renamed(row));
+            }
+        }
+        if self.group.get(from).and_then(gid_of) != Some(gid) {
+            return;
+        }
+        for table in [Some(&mut self.group), self.gshadow.as_mut()].into_iter().flatten() {
+            if let Some(row) = table.remove(from) {
+                table.remove(to);
                 table.push(renamed(row));
             }
         }
@@ -137,11 +147,23 @@ impl Tables {
         }
     }
 
-    /// Changes who is in `group`.
-    pub fn change_group(&mut self, group: &str, change: impl Fn(&mut Vec<String>)) {
-        let shadow = self.gshadow.as_mut().and_then(|gshadow| gshadow.get_mut(group));
-        for row in self.group.get_mut(group).into_iter().chain(shadow) {
-            change_members(row, &change);
+    /// Changes who is in `group`. gshadow(5) has the same members, whatever it had: a run that was cut off may have
+    /// replaced only one of the files.
+    pub fn change_group(&mut self, group: &str, change: impl FnOnce(&mut Vec<String>)) {
+        let Some(row) = self.group.get_mut(group) else { return };
+        change_members(row, change);
+        if let Some(shadow) = self.gshadow.as_mut().and_then(|gshadow| gshadow.get_mut(group)) {
+            change_members(shadow, |members| *members = members_of(row).map(str::to_owned).collect());
+        }
+    }
+
+    /// Makes a group without members.
+    pub fn push_group(&mut self, name: &str, gid: u32) {
+        self.group.push([name, "x", &gid.to_string(), ""].map(str::to_owned).to_vec());
+        if let Some(gshadow) = &mut self.gshadow {
+            // One of no group is left over.
+            gshadow.remove(name);
+            gshadow.push([name, "!", "", ""].map(str::to_owned).to_vec());
         }
     }
 

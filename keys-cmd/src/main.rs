@@ -83,7 +83,15 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
     };
     match standing(&question.user, uid, &config, &Files::default()) {
         Ok(Standing::Local) => {}
-        Ok(Standing::Ours | Standing::Adopted | Standing::Shared) => print(&keys(question, uid, &config)?)?,
+        Ok(Standing::Ours | Standing::Adopted) => print(&keys(question, uid, &config)?)?,
+        // A shared account is the host's own, which must not lose its other keys.
+        Ok(Standing::Shared) => match keys(question, uid, &config) {
+            Ok(lines) => print(&lines)?,
+            Err(error) => log.write(
+                Level::Error,
+                format!("event=keys user={} result=fail error={}", Value(&question.user), Value(&error)),
+            ),
+        },
         Err(error) => log.write(
             Level::Error,
             format!("whether {} is adopted cannot be told: {error}", Value(&question.user)),

@@ -56,6 +56,8 @@ fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) -> bool {
         foreign |= owner.as_ref().is_some_and(Option::is_none);
         let (severity, origin, iam_name) = match &owner {
             Some(Some(owner)) => (Severity::Info, "iam", owner.as_str()),
+            // The host's own keys of a shared account are nothing to warn of.
+            Some(None) if subject.standing == Standing::Shared => (Severity::Info, "foreign", ""),
             Some(None) => (Severity::Warning, "foreign", ""),
             None => (Severity::Warning, "unknown", ""),
         };
@@ -76,7 +78,11 @@ fn owner(subject: &Subject, config: &Config, fingerprint: &str) -> Option<Option
     let name = LinuxName::new(&subject.name).ok()?;
     let request = Request::Keys { name, uid: subject.uid, fingerprint: Some(fingerprint.to_owned()) };
     match subject.resolver(config).ask(&request) {
-        Ok(Answer::Keys { keys }) => Some(keys.into_iter().next().map(|key| key.iam_name)),
+        Ok(Answer::Keys { keys }) => {
+            // Two may have uploaded one key.
+            let owners: Vec<String> = keys.into_iter().map(|key| key.iam_name).collect();
+            Some((!owners.is_empty()).then(|| owners.join(",")))
+        }
         _ => None,
     }
 }

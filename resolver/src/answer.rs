@@ -175,7 +175,7 @@ impl<I: Iam> Answerer<I> {
             Known::Ambiguous(_) => return refused(Reason::Ambiguous, None),
             Known::Denied => return refused(Reason::Denied, None),
             // Who they are shows with the key. What the account may do beside logging in is the host's business.
-            Known::Team(team) => {
+            Known::Team(team) if standing == Standing::Shared => {
                 let reason = match (policy, team.is_empty()) {
                     (Policy::Sudo, _) => Reason::Local,
                     (Policy::Login, true) => Reason::NotInGroup,
@@ -184,6 +184,8 @@ impl<I: Iam> Answerer<I> {
                 let allow = reason == Reason::InGroup;
                 return Ok(decision(Verdict { allow, reason, group: None }, None, source, age));
             }
+            // An account of ours from before its name was shared.
+            Known::Team(_) => return refused(Reason::Local, None),
         };
         if let Some(reason) = self.obstacle(name, uid, standing, person)? {
             return refused(reason, Some(person));
@@ -209,7 +211,8 @@ impl<I: Iam> Answerer<I> {
     /// The account that NSS shows under `name`: every IAM user who may have the name has one, so that who may not
     /// log in is told why, by PAM.
     async fn account(&self, name: &LinuxName, age: Age) -> Result<Option<User>, Trouble> {
-        if self.locals.uid_of(name.as_str())?.is_some() || self.name_of_a_group(name, None)? {
+        let taken = self.is_shared(name) || self.locals.uid_of(name.as_str())?.is_some();
+        if taken || self.name_of_a_group(name, None)? {
             return Ok(None);
         }
         let seen = self.directory.find(name, age).await?;
@@ -217,6 +220,11 @@ impl<I: Iam> Answerer<I> {
             Some(person) => Some(self.entry_of(name, person).await),
             None => None,
         })
+    }
+
+    /// Whether the name is that of a shared account, and so no IAM user's.
+    fn is_shared(&self, name: &LinuxName) -> bool {
+        self.config().shared.contains_key(name)
     }
 
     async fn account_by_uid(&self, uid: Uid, age: Age) -> Result<Option<User>, Trouble> {

@@ -155,7 +155,12 @@ impl Iam for AwsIam {
             Ok((users, next(page.is_truncated(), page.marker())?))
         })
         .await?;
-        Ok((found.ok_or_else(|| nonsense("GetGroup without a page"))?, members))
+        let group = found.ok_or_else(|| nonsense("GetGroup without a page"))?;
+        // IAM's names are unique without regard to case; the configuration's are exact.
+        if group.name != *name {
+            return Err(IamError::NoSuchEntity);
+        }
+        Ok((group, members))
     }
 
     async fn all_users(&self) -> Result<Vec<IamUser>, IamError> {

@@ -32,6 +32,9 @@ mod tests;
 /// must not serve an old answer for another.
 const BACK_OFF: Duration = Duration::from_secs(2);
 
+/// The same for an account that many share, whose look-up costs a call for each.
+const BACK_OFF_TEAM: Duration = Duration::from_secs(10);
+
 /// After the roster could not be read, how long nobody tries again, but who keeps it.
 const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);
 
@@ -72,9 +75,12 @@ pub struct Person {
     pub uid: Uid,
     /// The groups.
     pub groups: Vec<IamGroup>,
-    /// The active keys by their ids; none for a key that is not usable.
-    pub keys: Vec<(String, Option<PublicKey>)>,
+    /// The active keys.
+    pub keys: Keys,
 }
+
+/// Keys by their ids; none for a key that is not usable.
+pub type Keys = Vec<(String, Option<PublicKey>)>;
 
 /// What is known of a name, and since when.
 #[derive(Debug)]
@@ -83,6 +89,14 @@ pub struct Record {
     pub known: Known,
     /// Since when. The moment before the first call, so that an age is never told too young.
     pub at: Instant,
+    /// When something was last taken away from it.
+    pub reduced: Instant,
+}
+
+impl Record {
+    fn new(known: Known, at: Instant) -> Self {
+        Self { known, at, reduced: at }
+    }
 }
 
 /// A record with the way it came.
@@ -103,6 +117,8 @@ pub struct Directory<I> {
     pub config: Config,
     /// When this directory was opened.
     pub started: Instant,
+    /// Who may do what, where the configuration says so itself.
+    fixed_access: Rc<Access>,
     log: RefCell<Log>,
     state: RefCell<State>,
 }
@@ -113,9 +129,8 @@ struct State {
     fetches: HashMap<LinuxName, Fetch<Record>>,
     /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
     bodies: HashMap<(IamId, String), Option<PublicKey>>,
-    /// Who may do what, where a tag of the instance says so, and since when.
-    access: Option<(Rc<Access>, Instant)>,
-    access_fetch: Option<Fetch<Access>>,
+    /// Who may do what, where a tag of the instance says so.
+    tags: access::Tags,
     roster: Option<Rc<Roster>>,
     roster_fetch: Option<Fetch<Roster>>,
     roster_failed: Option<(Instant, IamError)>,
@@ -141,8 +156,7 @@ impl<I: Iam> Directory<I> {
             names: HashMap::new(),
             fetches: HashMap::new(),
             bodies: HashMap::new(),
-            access: None,
-            access_fetch: None,
+            tags: access::Tags::default(),
             roster: None,
             roster_fetch: None,
             roster_failed: None,
@@ -151,6 +165,7 @@ impl<I: Iam> Directory<I> {
         };
         Rc::new(Self {
             iam,
+            fixed_access: Rc::new(config.access.clone()),
             config,
             started: Instant::now(),
             log: RefCell::new(log),
@@ -171,7 +186,7 @@ impl<I: Iam> Directory<I> {
             || known.is_some_and(|record| matches!(record.known, Known::One(_) | Known::Ambiguous(_)));
         let under_way = self.state.borrow().fetches.contains_key(name);
         if !somebody && !under_way && !self.worth_a_call(name).await? {
-            let record = Rc::new(Record { known: Known::Absent, at: Instant::now() });
+            let record = Rc::new(Record::new(Known::Absent, Instant::now()));
             return Ok(Seen { record, source: Source::Cache });
         }
         match self.fetch(name).await {
@@ -262,10 +277,10 @@ impl<I: Iam> Directory<I> {
         &self.iam
     }
 
-    /// What was learned of names since `at`.
+    /// What was learned of names since `at`, or taken away from what was known.
     pub fn learned_since(&self, at: Instant) -> Vec<(LinuxName, Rc<Record>)> {
         let state = self.state.borrow();
-        let recent = state.records.iter().filter(|(_, record)| record.at >= at);
+        let recent = state.records.iter().filter(|(_, record)| record.at.max(record.reduced) >= at);
         recent.map(|(name, record)| (name.clone(), Rc::clone(record))).collect()
     }
 
@@ -290,8 +305,8 @@ impl<I: Iam> Directory<I> {
             let this = Rc::clone(self);
             let fetch = shared(async move {
                 let reading = async {
-                    let access = this.access().await?;
-                    Roster::read(&this.iam, &this.config, &access).await
+                    let access = this.access_now().await?;
+                    Roster::read(&this.iam, &this.config, access).await
                 };
                 let result = bounded(ROSTER_LIMIT, reading).await.map(Rc::new);
                 this.roster_read(&result);
@@ -386,7 +401,8 @@ impl<I: Iam> Directory<I> {
             Err(error) => {
                 let now = Instant::now();
                 state.back_off.retain(|_, (until, _)| now < *until);
-                state.back_off.insert(name.clone(), (now + BACK_OFF, error.clone()));
+                let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
+                state.back_off.insert(name.clone(), (now + pause, error.clone()));
                 drop(state);
                 self.warn(format!("user {name}: {error}"));
                 return;

@@ -3,6 +3,7 @@
 //! It answers what no single look-up can: who has this uid, who is in this group, is this name worth a call.
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use futures_util::future::{join_all, try_join};
 use pam_iam_core::config::{Access, Config, Who};
@@ -23,8 +24,12 @@ pub struct Roster {
     pub refused: Vec<Refused>,
     /// Groups that the configuration names and IAM does not have.
     pub missing: Vec<IamName>,
+    /// Who may do what, as it was when this was read.
+    pub access: Rc<Access>,
     /// When its reading began.
     pub at: Instant,
+    /// When its reading was over.
+    pub ended: Instant,
 }
 
 /// A user who may log in and yet gets no account.
@@ -50,7 +55,7 @@ impl Roster {
     ///
     /// # Errors
     /// The first call that failed: half a list is none.
-    pub async fn read<I: Iam>(iam: &I, config: &Config, access: &Access) -> Result<Self, IamError> {
+    pub async fn read<I: Iam>(iam: &I, config: &Config, access: Rc<Access>) -> Result<Self, IamError> {
         let at = Instant::now();
         let mut named: Vec<&IamName> = access.groups().chain(config.groups.keys()).collect();
         named.sort();
@@ -67,12 +72,12 @@ impl Roster {
             }
         };
         let (groups, everybody) = try_join(groups, everybody).await?;
-        Ok(Self::assemble(config, access, groups, everybody, at))
+        Ok(Self::assemble(config, Rc::clone(&access), groups, everybody, at))
     }
 
     fn assemble(
         config: &Config,
-        access: &Access,
+        access: Rc<Access>,
         groups: Vec<Named<'_>>,
         everybody: Vec<IamUser>,
         at: Instant,
@@ -94,7 +99,7 @@ impl Roster {
             (name.clone(), Members { gid: ids::gid_of(group.id.as_str()), names })
         });
         let groups = groups.collect();
-        Self { groups, users, names, refused, missing, at }
+        Self { groups, users, names, refused, missing, access, at, ended: Instant::now() }
     }
 
     /// The users by their Linux names.
@@ -224,7 +229,7 @@ mod tests {
         iam.add("carol", &["users", "admins"]);
         iam.add("eve", &["admins"]);
         let config = config("[access]\nallow = ['users']\nsudo = ['admins', 'nobody-made-this']");
-        let roster = Roster::read(&iam, &config, &config.access).await.unwrap();
+        let roster = Roster::read(&iam, &config, Rc::new(config.access.clone())).await.unwrap();
         assert_eq!(roster.users().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["alice", "carol"]);
         assert_eq!(roster.members(&IamName::group("admins").unwrap()), [linux("carol")]);
         assert_eq!(roster.missing, [IamName::group("nobody-made-this").unwrap()]);
@@ -238,6 +243,6 @@ mod tests {
         iam.add("alice", &["users"]);
         iam.fail(Some(IamError::Unreachable("throttled".into())));
         let config = config("[access]\nallow = ['users']");
-        assert!(Roster::read(&iam, &config, &config.access).await.is_err());
+        assert!(Roster::read(&iam, &config, Rc::new(config.access.clone())).await.is_err());
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::table::Table;
 use pam_iam_core::id::{FIRST, Gid};
 use pam_iam_core::wire::{Group, Refused};
 use std::path::Path;
@@ -105,13 +106,16 @@ impl Host {
         }
         let mut first = self.plan();
         self.tables = std::mem::take(&mut first.tables);
-        self.state.locked.clone_from(&first.locked_adopted);
+        self.state.locked.clone_from(&first.former_expiry);
+        self.state.joined.clone_from(&first.joined);
         self.state.groups.extend(self.roster.groups.iter().map(|group| group.name.to_string()));
         if !first.remove.is_empty() {
             for removal in &first.remove {
                 self.tables.remove_account(&removal.account.name, removal.account.uid.0);
             }
-            self.tables = self.plan().tables;
+            let second = self.plan();
+            self.tables = second.tables;
+            self.state.locked = second.former_expiry;
         }
         first
     }
@@ -446,4 +450,214 @@ fn five_thousand_users_are_planned_at_once() {
     let host = Host::with_users("", 5000);
     assert_eq!(accounts_of_ours(&host.tables).len(), 5000);
     assert_eq!(host.plan().changes.len(), 0);
+}
+
+/// The files as a run leaves them that was killed when so many of the four were put in place.
+fn cut_off(before: &Tables, after: &Tables, put: usize) -> Tables {
+    let mut tables = before.clone();
+    let all: [&dyn Fn(&mut Tables); 4] = [
+        &|tables| tables.group = after.group.clone(),
+        &|tables| tables.gshadow = after.gshadow.clone(),
+        &|tables| tables.shadow = after.shadow.clone(),
+        &|tables| tables.passwd = after.passwd.clone(),
+    ];
+    all.iter().take(put).for_each(|put| put(&mut tables));
+    tables
+}
+
+#[test]
+fn a_renaming_that_was_cut_off_is_completed() {
+    for names in [["alicia", "bob"], ["bob", "alice"], ["bob", "robert"]] {
+        let before = || {
+            let mut host = Host::new("");
+            host.add("alice", 1, &["iam-users", "docker"]);
+            host.add("bob", 2, &["iam-users"]);
+            host.run();
+            let (mut alice, mut bob) = (host.leave("alice"), host.leave("bob"));
+            (alice.name, bob.name) = (linux(names[0]), linux(names[1]));
+            host.roster.users = vec![alice, bob];
+            host.roster.groups[2].members = names.map(linux).to_vec();
+            host.roster.groups[0].members = vec![linux(names[0])];
+            host
+        };
+        let mut whole = before();
+        let old = whole.tables.clone();
+        whole.run();
+        for put in 0..4 {
+            let mut host = before();
+            host.tables = cut_off(&old, &whole.tables, put);
+            host.run();
+            for (number, name) in [(1, names[0]), (2, names[1])] {
+                assert!(
+                    host.passwd(name).unwrap().starts_with(&format!("{name}:x:{}:", uid(number))),
+                    "{names:?} {put}"
+                );
+                assert!(host.shadow(name).is_some(), "{names:?} {put}");
+            }
+            assert_eq!(accounts_of_ours(&host.tables).len(), 2, "{names:?} {put}");
+            assert_eq!(host.members("docker"), whole.members("docker"), "{names:?} {put}");
+            assert_eq!(host.plan().changes, [], "{names:?} {put}");
+        }
+    }
+}
+
+#[test]
+fn one_who_cannot_be_renamed_keeps_those_behind_from_it_too() {
+    let mut host = Host::new("");
+    for (number, name) in ["alice", "bob", "carol"].iter().enumerate() {
+        host.add(name, u32::try_from(number).unwrap(), &[]);
+    }
+    host.run();
+    // carol is gone, and not yet for certain; bob is called carol now, and alice bob.
+    let (mut alice, mut bob) = (host.leave("alice"), host.leave("bob"));
+    host.leave("carol");
+    (alice.name, bob.name) = (linux("bob"), linux("carol"));
+    host.roster.users = vec![alice, bob];
+    let plan = host.run();
+    assert_eq!(plan.refused.len(), 2, "{:?}", plan.refused);
+    let names: BTreeSet<&String> = host.tables.passwd.rows().filter_map(|row| row.first()).collect();
+    assert_eq!(names.len(), host.tables.passwd.rows().count(), "no name twice");
+    host.run();
+    host.run();
+    assert!(host.passwd("carol").unwrap().contains(&uid(1).to_string()));
+    assert!(host.passwd("bob").unwrap().contains(&uid(0).to_string()));
+}
+
+#[test]
+fn the_groups_of_a_new_user_are_not_given_to_the_account_of_the_old_one() {
+    let mut host = Host::with_users("", 5);
+    host.leave("user1");
+    host.add("user1", 77, &["docker", "iam-sudo"]);
+    host.run();
+    assert_eq!((host.members("docker"), host.members("iam-sudo")), ("ec2-user,aduser".into(), String::new()));
+    host.run();
+    assert_eq!(host.members("iam-sudo"), "user1");
+}
+
+#[test]
+fn an_account_that_is_no_longer_adopted_keeps_no_group() {
+    let mut host = Host::with_users("", 1);
+    host.adopted = vec![("jonathan".into(), Uid(1001))];
+    host.roster.adopted = vec![linux("jonathan")];
+    for group in &mut host.roster.groups {
+        group.members.push(linux("jonathan"));
+    }
+    host.run();
+    assert!(host.members("docker").contains("jonathan"));
+    host.adopted.clear();
+    host.roster.adopted.clear();
+    for group in &mut host.roster.groups {
+        group.members.retain(|member| member.as_str() != "jonathan");
+    }
+    host.run();
+    for group in ["docker", "iam-sudo", "iam-users"] {
+        assert!(!host.members(group).contains("jonathan"), "{group}");
+    }
+    assert!(host.members("docker").contains("aduser"), "whom nobody of ours put there");
+}
+
+#[test]
+fn a_lock_that_was_cut_off_is_completed_and_forgets_nothing() {
+    let mut host = Host::with_users("", 5);
+    host.adopted = vec![("jonathan".into(), Uid(1001))];
+    host.run();
+    // Written down, and not done.
+    host.state.count([Uid(1001)], |_| false);
+    host.state.count([Uid(1001)], |_| false);
+    let plan = host.plan();
+    assert!(plan.changes.contains(&Change::Lock { name: "jonathan".into() }));
+    host.state.locked = plan.former_expiry;
+    let again = host.plan();
+    assert!(again.changes.contains(&Change::Lock { name: "jonathan".into() }), "it is still to be done");
+    host.run();
+    host.roster.adopted = vec![linux("jonathan")];
+    host.run();
+    assert_eq!(host.shadow("jonathan"), Some("jonathan:$6$x:1:0:99999:7::20999:".into()));
+
+    // One of ours: expired, with the shell that it had, when its user comes back.
+    let shadow = host.tables.shadow.as_mut().unwrap();
+    *shadow.get_mut("user0").unwrap().get_mut(EXPIRY).unwrap() = "1".into();
+    host.state.locked.insert("user0".into(), "20500".into());
+    host.run();
+    assert_eq!(host.shadow("user0"), Some("user0:*:20000:::::20500:".into()));
+}
+
+#[test]
+fn accounts_that_cannot_be_removed_do_not_keep_others_from_being_locked() {
+    let mut host = Host::with_users("[importer]\nretire = 'delete'", 10);
+    let uids: Vec<Uid> = (0..10).map(uid).collect();
+    for number in 0..3 {
+        host.leave(&format!("user{number}"));
+    }
+    for _ in 0..2 {
+        host.state.count(uids.clone(), |known| known.0 >= uid(3).0);
+    }
+    // Their homes cannot be cleared: nobody is removed, run after run.
+    for _ in 0..3 {
+        let mut plan = host.plan();
+        host.tables = std::mem::take(&mut plan.tables);
+        assert_eq!((plan.remove.len(), plan.limit), (3, 3));
+    }
+    for number in 3..6 {
+        host.leave(&format!("user{number}"));
+    }
+    for _ in 0..2 {
+        host.state.count(uids.clone(), |known| known.0 >= uid(6).0);
+    }
+    let plan = host.plan();
+    assert_eq!(plan.changes.iter().filter(|change| matches!(change, Change::Lock { .. })).count(), 3);
+    assert_eq!((plan.remove.len(), plan.limit), (6, 3), "and no more than the limit is removed at once");
+}
+
+#[test]
+fn who_is_listed_loses_a_group_also_by_a_list_that_is_not_complete() {
+    let mut host = Host::new("");
+    host.add("alice", 1, &["iam-users", "docker"]);
+    host.run();
+    host.roster.complete = false;
+    host.roster.groups[0].members.clear();
+    host.run();
+    assert_eq!(host.members("docker"), "ec2-user,aduser");
+}
+
+#[test]
+fn a_group_that_only_one_of_the_two_files_lost_is_mended() {
+    let mut host = Host::new("");
+    host.add("alice", 1, &["iam-users", "docker"]);
+    host.run();
+    let before = host.tables.clone();
+    host.roster.groups[0].members.clear();
+    host.run();
+    let after = host.tables.clone();
+    host.tables = cut_off(&before, &after, 1);
+    host.run();
+    assert_eq!(host.members("docker"), "ec2-user,aduser", "and gshadow agrees");
+}
+
+#[test]
+fn a_shell_that_an_administrator_took_away_stays_away() {
+    let mut host = Host::with_users("", 1);
+    *host.tables.passwd.get_mut("user0").unwrap().get_mut(SHELL).unwrap() = NOLOGIN.into();
+    assert_eq!(host.run().changes, []);
+}
+
+#[test]
+fn a_home_directory_stays_where_it_is() {
+    let mut host = Host::with_users("", 1);
+    host.roster.users[0].home = "/srv/user0".into();
+    assert_eq!(host.run().changes, []);
+}
+
+#[test]
+fn who_may_write_instance_tags_has_nobodys_home_removed() {
+    let mut host = Host::with_users("[importer]\nretire = 'delete'", 3);
+    host.config.access.allow =
+        Config::parse("[access]\nallow = { tag = 'x', within = ['*'] }", Path::new("c"))
+            .unwrap()
+            .access
+            .allow;
+    host.leave("user1");
+    host.run();
+    let plan = host.run();
+    assert_eq!((plan.remove, host.locked()), (vec![], 1));
 }

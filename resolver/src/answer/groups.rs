@@ -46,7 +46,7 @@ impl<I: Iam> Answerer<I> {
         if self.config().groups.values().any(|target| target.group == *name) {
             let roster = self.directory.roster().await?;
             let Some(gid) = self.mapped_gid(&roster, name)? else { return Ok(Answer::NotFound) };
-            let members = self.members(&roster, Ticket::Mapped(name)).await;
+            let members = self.members(&roster, Ticket::Mapped(name));
             return Ok(Answer::Group(Group { name: name.clone(), gid, members }));
         }
         Ok(self.account(name, age).await?.map_or(Answer::NotFound, private_group))
@@ -66,6 +66,9 @@ impl<I: Iam> Answerer<I> {
     }
 
     pub(super) async fn groups_of(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
+        if self.is_shared(name) {
+            return Ok(Answer::NotFound);
+        }
         let seen = self.directory.find(name, age).await?;
         let Some(person) = self.rightful(name, &seen)? else { return Ok(Answer::NotFound) };
         if self.locals.uid_of(name.as_str())?.is_some_and(|uid| uid != person.uid) {
@@ -92,14 +95,14 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// All groups that users are in by what IAM says, for who keeps them in group(5).
-    pub(super) async fn all_groups(&self, roster: &Roster) -> Result<Vec<Group>, Trouble> {
+    pub(super) fn all_groups(&self, roster: &Roster) -> Result<Vec<Group>, Trouble> {
         let mut groups = Vec::new();
         for (name, ticket) in own_groups() {
             let gid = self.gid_of_own(name.as_str())?;
-            groups.push(Group { name: name.clone(), gid, members: self.members(roster, ticket).await });
+            groups.push(Group { name: name.clone(), gid, members: self.members(roster, ticket) });
         }
         for (name, gid) in self.mapped(roster)? {
-            let members = self.members(roster, Ticket::Mapped(name)).await;
+            let members = self.members(roster, Ticket::Mapped(name));
             groups.push(Group { name: name.clone(), gid, members });
         }
         groups.retain(|group| group.gid.0 != 0);
@@ -116,7 +119,7 @@ impl<I: Iam> Answerer<I> {
     /// rule about keys goes by the name of the first.
     async fn own_group(&self, name: &LinuxName, ticket: Ticket<'_>) -> Group {
         let members = match self.directory.roster().await {
-            Ok(roster) => self.members(&roster, ticket).await,
+            Ok(roster) => self.members(&roster, ticket),
             Err(_) => Vec::new(),
         };
         Group { name: name.clone(), gid: ids::gid_of(name.as_str()), members }
@@ -140,8 +143,8 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Who has the ticket, by the roster and by what was learned of users since.
-    async fn members(&self, roster: &Roster, ticket: Ticket<'_>) -> Vec<LinuxName> {
-        let Ok(access) = self.directory.access().await else { return Vec::new() };
+    fn members(&self, roster: &Roster, ticket: Ticket<'_>) -> Vec<LinuxName> {
+        let access = &roster.access;
         let names_of = |groups: &[IamName]| -> Vec<LinuxName> {
             groups.iter().flat_map(|group| roster.members(group)).cloned().collect()
         };
@@ -158,7 +161,10 @@ impl<I: Iam> Answerer<I> {
         let mut members: BTreeSet<LinuxName> = listed.into_iter().collect();
         for (name, record) in self.directory.learned_since(roster.at) {
             match &record.known {
-                Known::One(person) if self.holds(&access, ticket, person) => members.insert(name),
+                // Learned while the list was being read, it may be the older of the two.
+                Known::One(person) if self.holds(access, ticket, person) => {
+                    record.at >= roster.ended && members.insert(name)
+                }
                 _ => members.remove(&name),
             };
         }
@@ -171,6 +177,9 @@ impl<I: Iam> Answerer<I> {
             let mut groups = person.groups.iter().filter_map(|known| self.config().groups.get(&known.name));
             groups.any(|target| target.group == *group)
         };
+        if self.uid_is_taken(person) {
+            return false;
+        }
         match ticket {
             Ticket::Account => allowed(access, Policy::Login, person),
             Ticket::Sudo => allowed(access, Policy::Sudo, person),

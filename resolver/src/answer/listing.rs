@@ -25,7 +25,6 @@ impl<I: Iam> Answerer<I> {
     /// The roster, read now.
     pub(super) async fn roster(&self) -> Result<Answer, Trouble> {
         let roster = self.directory.read_roster().await?;
-        let access = self.directory.access().await?;
         let (mut users, mut adopted) = (Vec::new(), Vec::new());
         let mut refused: Vec<Refused> = roster
             .refused
@@ -49,9 +48,9 @@ impl<I: Iam> Answerer<I> {
             }
         }
         refused.sort_by(|one, other| one.iam_name.cmp(&other.iam_name));
-        let allowed = access.allow.groups().iter().filter(|group| roster.missing.contains(group));
+        let allowed = roster.access.allow.groups().iter().filter(|group| roster.missing.contains(group));
         let missing: Vec<String> = allowed.map(ToString::to_string).collect();
-        let (groups, complete) = (self.all_groups(&roster).await?, missing.is_empty());
+        let (groups, complete) = (self.all_groups(&roster)?, missing.is_empty());
         Ok(Answer::Roster(Listing { users, adopted, refused, groups, missing, complete }))
     }
 
@@ -66,7 +65,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     fn place(&self, name: &LinuxName, uid: Uid) -> Result<Place, Trouble> {
-        if self.config().shared.contains_key(name) {
+        if self.is_shared(name) {
             return Ok(Place::None("its name is that of a shared account"));
         }
         if let Some(local) = self.locals.uid_of(name.as_str())?.filter(|local| !local.is_ours()) {

@@ -450,7 +450,8 @@ async fn an_instance_tag_names_groups_within_what_the_configuration_allows() {
     // Who may write tags makes nobody root.
     host.iam().change("alice", |alice| alice.groups = vec!["users".into()]);
     tag("sudo-groups", "users, all");
-    tokio::time::advance(Duration::from_secs(300)).await;
+    tokio::time::advance(Duration::from_secs(11)).await;
+    host.directory.read_roster().await.unwrap();
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
     assert_eq!(host.decide("alice", uid(1), Policy::Sudo).await, (false, Reason::PolicyNone));
 }
@@ -464,6 +465,7 @@ async fn a_tag_that_is_missing_or_empty_lets_nobody_in() {
         if let Some(value) = value {
             host.iam().tags.borrow_mut().insert("ssh-groups".into(), value.into());
         }
+        tokio::time::advance(Duration::from_secs(600)).await;
         let answer = host.ask(decide.clone()).await;
         assert!(
             matches!(answer, Answer::Error { kind: Failure::Configuration, .. }),
@@ -473,24 +475,99 @@ async fn a_tag_that_is_missing_or_empty_lets_nobody_in() {
         assert_eq!(host.user("alice").await.unwrap().shell, NOLOGIN, "{value:?}");
     }
     host.iam().tags.borrow_mut().insert("ssh-groups".into(), "users".into());
+    tokio::time::advance(Duration::from_secs(20)).await;
+    host.directory.read_roster().await.unwrap();
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup), "without sudo-groups");
     assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (false, Reason::PolicyNone));
     // Taken away, it is an answer, and the last value does not serve.
     host.iam().tags.borrow_mut().clear();
-    tokio::time::advance(Duration::from_secs(300)).await;
+    assert!(host.directory.read_roster().await.is_err());
     assert!(matches!(host.ask(decide).await, Answer::Error { .. }));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn while_the_metadata_service_is_silent_the_last_tag_serves() {
+async fn while_the_metadata_service_is_silent_the_last_tags_serve_each_for_its_time() {
     let host = Host::with(TAGGED);
     host.iam().tags.borrow_mut().insert("ssh-groups".into(), "users".into());
-    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
+    host.iam().tags.borrow_mut().insert("sudo-groups".into(), "admins".into());
+    assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (true, Reason::InGroup));
     host.iam().fail_only("IMDS");
     host.iam().fail(Some(IamError::Unreachable("silent".into())));
-    tokio::time::advance(Duration::from_secs(11 * 3600)).await;
+    tokio::time::advance(Duration::from_secs(50 * 60)).await;
+    assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (true, Reason::InGroup));
+    tokio::time::advance(Duration::from_secs(10 * 60)).await;
+    assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (false, Reason::PolicyNone));
+    tokio::time::advance(Duration::from_secs(10 * 3600)).await;
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
     tokio::time::advance(Duration::from_secs(3600)).await;
     let decide = Request::Decide { name: linux("alice"), uid: uid(1), policy: LOGIN };
     assert!(matches!(host.ask(decide).await, Answer::Error { kind: Failure::Unavailable, .. }));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_tag_that_cannot_be_read_for_sudo_keeps_nobody_from_logging_in() {
+    let host = Host::with("[access]\nallow = ['users']\nsudo = { tag = 'sudo-groups', within = ['admins'] }");
+    host.iam().fail_only("IMDS");
+    host.iam().fail(Some(IamError::Unreachable("silent".into())));
+    assert_eq!(host.decide("carol", uid(3), LOGIN).await, (true, Reason::InGroup));
+    assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (false, Reason::PolicyNone));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_missing_tag_is_not_asked_for_again_and_again() {
+    let host = Host::with(TAGGED);
+    for _ in 0..50 {
+        host.user("alice").await;
+        host.gids("alice").await;
+    }
+    let asked = host.iam().take_calls().into_iter().filter(|call| call.starts_with("IMDS")).count();
+    assert_eq!(asked, 2, "once for each of the two");
+}
+
+fn shared_keys() -> Request {
+    Request::Keys { name: linux("ec2-user"), uid: Uid(1000), fingerprint: None }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_deleted_key_opens_no_shared_account_because_a_group_is_silent() {
+    let host = Host::with(SHARED);
+    host.iam().change("bob", |bob| bob.groups.push("deployers".into()));
+    host.keys("ec2-user", Uid(1000), None).await;
+    host.iam().change("bob", |bob| bob.keys.clear());
+    host.iam().hang_only("GetGroup");
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(host.keys("ec2-user", Uid(1000), None).await, 6, "of 7: all but bob's");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn one_member_whom_iam_denies_keeps_no_other_out() {
+    let host = Host::with(SHARED);
+    host.iam().denied.borrow_mut().push("carol".into());
+    assert_eq!(host.keys("ec2-user", Uid(1000), None).await, 5);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn an_account_that_too_many_share_opens_for_none() {
+    let host = Host::with(SHARED);
+    for number in 0..100 {
+        host.iam().add(&format!("deployer{number}"), &["deployers"]);
+    }
+    let answer = host.ask(shared_keys()).await;
+    assert!(
+        matches!(&answer, Answer::Error { message, .. } if message.contains("more than 100 IAM users share it"))
+    );
+    host.iam().take_calls();
+    host.ask(shared_keys()).await;
+    assert_eq!(host.iam().take_calls(), [""; 0], "and costs nothing for a while");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn the_name_of_a_shared_account_is_no_iam_users_and_costs_nothing() {
+    let host = Host::with("[access]\nallow = ['users']\n[shared.alice]\ngroups = ['admins']");
+    assert_eq!(host.user("alice").await, None);
+    assert_eq!(host.ask(Request::GroupsOf { name: linux("alice") }).await, Answer::NotFound);
+    assert_eq!(host.iam().take_calls(), [""; 0]);
+    // An account of ours from before: neither keys nor a yes.
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::Local));
+    assert_eq!(host.keys("alice", uid(1), None).await, 0);
 }

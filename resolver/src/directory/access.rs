@@ -1,83 +1,142 @@
 //! Who may do what, where the configuration leaves that to a tag of the EC2 instance.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use pam_iam_core::config::{Access, TagRule, Who};
 use pam_iam_core::escape::Value;
 use pam_iam_core::name::IamName;
 use tokio::time::Instant;
 
-use super::{Directory, shared};
+use super::{Directory, Fetch, ROSTER_BACK_OFF, shared};
 use crate::iam::{Iam, IamError};
 
+/// What the tags said, each with the moment before it was asked.
+#[derive(Default)]
+pub(super) struct Tags {
+    allow: Option<(Who, Instant)>,
+    sudo: Option<(Who, Instant)>,
+    /// When they were last asked, whatever came of it.
+    asked: Option<Instant>,
+    /// Why nobody may log in, if that is so.
+    refused: Option<IamError>,
+    fetch: Option<Fetch<()>>,
+}
+
+/// A policy and its tag.
+#[derive(Clone, Copy)]
+enum Policy {
+    Allow,
+    Sudo,
+}
+
 impl<I: Iam> Directory<I> {
-    /// Who may do what, with every tag read. A reading as old as the roster will do, and while the metadata service is
-    /// silent one as old as `freshness.offline`.
+    /// Who may do what, with every tag read. Whoever keeps the roster reads them as often; here they are read if that has
+    /// not been done for twice as long.
     ///
     /// # Errors
-    /// The tag of `access.allow` cannot be read, or names nobody. That of `access.sudo` is then taken for "none".
+    /// The tag of `access.allow` cannot be read, or names nobody. If it is so with `access.sudo`, that is "none".
     pub async fn access(self: &Rc<Self>) -> Result<Rc<Access>, IamError> {
-        let freshness = &self.config.freshness;
-        let known = self.state.borrow().access.clone();
-        if let Some((access, at)) = &known
-            && at.elapsed() < freshness.roster.0
-        {
-            return Ok(Rc::clone(access));
+        if !self.has_tags() {
+            return Ok(Rc::clone(&self.fixed_access));
         }
-        match (self.read_access().await, known) {
-            (Err(IamError::Unreachable(_)), Some((access, at))) if at.elapsed() < freshness.offline.0 => {
-                Ok(access)
-            }
-            (access, _) => access,
+        let asked = self.state.borrow().tags.asked;
+        if asked.is_none_or(|asked| asked.elapsed() >= self.config.freshness.roster.0 * 2) {
+            self.read_tags().await;
         }
+        self.access_by_tags()
     }
 
-    /// Reads the tags. Who comes while they are being read shares the reading.
-    async fn read_access(self: &Rc<Self>) -> Result<Rc<Access>, IamError> {
-        let access = &self.config.access;
-        if ![&access.allow, &access.sudo].into_iter().any(|who| matches!(who, Who::Tag(_))) {
-            let access = Rc::new(access.clone());
-            self.state.borrow_mut().access = Some((Rc::clone(&access), Instant::now()));
-            return Ok(access);
+    /// The same with tags that are read now.
+    ///
+    /// # Errors
+    /// Those of [`Self::access`].
+    pub(super) async fn access_now(self: &Rc<Self>) -> Result<Rc<Access>, IamError> {
+        if !self.has_tags() {
+            return Ok(Rc::clone(&self.fixed_access));
         }
-        let running = self.state.borrow().access_fetch.clone().filter(|fetch| fetch.peek().is_none());
+        self.read_tags().await;
+        self.access_by_tags()
+    }
+
+    fn has_tags(&self) -> bool {
+        let Access { allow, sudo } = &self.config.access;
+        [allow, sudo].into_iter().any(|who| matches!(who, Who::Tag(_)))
+    }
+
+    /// What was last read, as far as it still serves: while the metadata service is silent, as long as an answer of IAM.
+    fn access_by_tags(&self) -> Result<Rc<Access>, IamError> {
+        let state = self.state.borrow();
+        let Tags { allow, sudo, refused, .. } = &state.tags;
+        let freshness = &self.config.freshness;
+        let serves = |held: &Option<(Who, Instant)>, limit: Duration| {
+            held.clone().filter(|(_, at)| at.elapsed() < limit).map(|(who, _)| who)
+        };
+        let unread = || IamError::Unreachable("the instance's tags were not read".to_owned());
+        let allow =
+            serves(allow, freshness.offline.0).ok_or_else(|| refused.clone().unwrap_or_else(unread))?;
+        let sudo = serves(sudo, freshness.offline_sudo.0).unwrap_or(Who::None);
+        Ok(Rc::new(Access { allow, sudo }))
+    }
+
+    /// Reads the tags, unless that failed a moment ago. Who comes while they are being read shares the reading.
+    async fn read_tags(self: &Rc<Self>) {
+        let (running, failed) = {
+            let tags = &self.state.borrow().tags;
+            let recent = tags.asked.is_some_and(|asked| asked.elapsed() < ROSTER_BACK_OFF);
+            (tags.fetch.clone().filter(|fetch| fetch.peek().is_none()), recent && tags.refused.is_some())
+        };
+        if running.is_none() && failed {
+            return;
+        }
         let fetch = running.unwrap_or_else(|| {
             let this = Rc::clone(self);
             let fetch = shared(async move {
-                let at = Instant::now();
-                let result = this.limited(this.resolve()).await.map(Rc::new);
-                let mut state = this.state.borrow_mut();
-                state.access_fetch = None;
-                match &result {
-                    Ok(access) => state.access = Some((Rc::clone(access), at)),
-                    // No answer: the last one may still serve.
-                    Err(IamError::Unreachable(_)) => {}
-                    Err(_) => state.access = None,
-                }
-                drop(state);
-                if let Err(error) = &result {
-                    this.warn(format!("nobody may log in: {error}"));
-                }
-                result
+                this.read_both_tags().await;
+                Ok(Rc::new(()))
             });
-            self.state.borrow_mut().access_fetch = Some(fetch.clone());
+            self.state.borrow_mut().tags.fetch = Some(fetch.clone());
             fetch
         });
-        fetch.await
+        let _ = fetch.await;
     }
 
-    async fn resolve(&self) -> Result<Access, IamError> {
+    async fn read_both_tags(&self) {
+        let at = Instant::now();
         let Access { allow, sudo } = &self.config.access;
-        let allow = self.groups_of_tag("access.allow", allow).await?;
-        let sudo = match self.groups_of_tag("access.sudo", sudo).await {
-            Ok(sudo) => sudo,
-            Err(IamError::Configuration(why)) => {
-                self.warn(format!("nobody may use sudo: {why}"));
-                Who::None
-            }
-            Err(error) => return Err(error),
+        let both = futures_util::future::join(
+            self.limited(self.groups_of_tag("access.allow", allow)),
+            self.limited(self.groups_of_tag("access.sudo", sudo)),
+        );
+        let (allow, sudo) = both.await;
+        self.state.borrow_mut().tags.asked = Some(at);
+        self.heard_tag(Policy::Allow, allow, at);
+        self.heard_tag(Policy::Sudo, sudo, at);
+    }
+
+    /// An answer counts at once; silence leaves the last one in force as long as it may serve.
+    fn heard_tag(&self, policy: Policy, answer: Result<Who, IamError>, at: Instant) {
+        let what = match policy {
+            Policy::Allow => "log in",
+            Policy::Sudo => "use sudo",
         };
-        Ok(Access { allow, sudo })
+        if let Err(error) = &answer {
+            let now = if matches!(error, IamError::Unreachable(_)) { "soon " } else { "" };
+            self.warn(format!("{now}nobody may {what}: {error}"));
+        }
+        let mut state = self.state.borrow_mut();
+        if let Policy::Allow = policy {
+            state.tags.refused = answer.as_ref().err().cloned();
+        }
+        let held = match policy {
+            Policy::Allow => &mut state.tags.allow,
+            Policy::Sudo => &mut state.tags.sudo,
+        };
+        match answer {
+            Ok(who) => *held = Some((who, at)),
+            Err(IamError::Unreachable(_)) => {}
+            Err(_) => *held = None,
+        }
     }
 
     /// Puts the groups that a tag names in its place. A group that the configuration does not list among those that a

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use futures_util::StreamExt;
-use futures_util::future::{join_all, join3};
+use futures_util::future::{join, join_all, join3};
 use futures_util::stream;
 use pam_iam_core::config::Shared;
 use pam_iam_core::escape::Value;
@@ -11,13 +11,17 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
 use tokio::time::Instant;
 
-use super::{Directory, Known, Person, Record};
-use crate::iam::{Iam, IamError, IamGroup, IamUser};
+use super::{Directory, Keys, Known, Person, Record};
+use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
 use crate::sshkey;
 
 /// How many members of a shared account are asked about at once.
 const MEMBERS_AT_ONCE: usize = 10;
+
+/// The most IAM users who may share an account. Each costs a call when a look-up is no longer fresh, also for a key that a
+/// bot offers.
+const TEAM_MAX: usize = 100;
 
 /// How many bodies of keys are remembered: 5 for each of the 5,000 users of an account, and those that were replaced.
 const BODIES_MAX: usize = 50_000;
@@ -51,7 +55,7 @@ impl<I: Iam> Directory<I> {
             (_, None) if denied => Known::Denied,
             (_, None) => Known::Absent,
         };
-        Ok(Record { known, at })
+        Ok(Record::new(known, at))
     }
 
     /// Asks IAM about one user. What each of the three calls says counts at once: another that is silent until the time
@@ -118,16 +122,12 @@ impl<I: Iam> Directory<I> {
         }
         let mut person = person.clone();
         take(&mut person);
-        let record = Record { known: Known::One(person), at: record.at };
+        let record = Record { known: Known::One(person), at: record.at, reduced: Instant::now() };
         self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
     }
 
     /// The usable active keys of `user` by their ids.
-    async fn keys(
-        &self,
-        user: &IamUser,
-        ids: &[String],
-    ) -> Result<Vec<(String, Option<PublicKey>)>, IamError> {
+    async fn keys(&self, user: &IamUser, ids: &[String]) -> Result<Keys, IamError> {
         let keys = join_all(ids.iter().map(|id| self.key(user, id))).await;
         let keys = keys.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(keys.into_iter().flatten().collect())
@@ -159,10 +159,16 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Asks IAM who the members of a shared account are, and for their keys.
+    /// Asks IAM who the members of a shared account are, and for their keys. Those who are remembered are asked about
+    /// at once: a key that was deleted must not go on because a group cannot be listed.
     async fn ask_team(&self, name: &LinuxName, shared: &Shared) -> Result<Record, IamError> {
         let at = Instant::now();
-        let groups = join_all(shared.groups.iter().map(|group| self.team_group(name, group))).await;
+        let remembered = match self.record(name).as_deref() {
+            Some(Record { known: Known::Team(team), .. }) => team.clone(),
+            _ => Vec::new(),
+        };
+        let groups = join_all(shared.groups.iter().map(|group| self.team_group(name, group)));
+        let (groups, known) = join(groups, self.members(name, remembered)).await;
         let mut team: Vec<Person> = Vec::new();
         for (group, users) in groups.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
             for user in users {
@@ -175,13 +181,25 @@ impl<I: Iam> Directory<I> {
                         keys: Vec::new(),
                     }),
                 }
+                if team.len() > TEAM_MAX {
+                    return Err(IamError::Unreachable(format!(
+                        "more than {TEAM_MAX} IAM users share it, each of whom costs a call for a login"
+                    )));
+                }
             }
         }
-        let asked = stream::iter(team).map(|person| self.member(name, person));
-        let members: Vec<Result<Option<Person>, IamError>> =
-            asked.buffer_unordered(MEMBERS_AT_ONCE).collect().await;
-        let members = members.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(Record { known: Known::Team(members.into_iter().flatten().collect()), at })
+        let mut known = known?;
+        let (old, new): (Vec<Person>, Vec<Person>) =
+            team.into_iter().partition(|person| known.iter().any(|(id, _)| *id == person.user.id));
+        let mut keys = self.members(name, new.clone()).await?;
+        keys.append(&mut known);
+        let mut team: Vec<Person> = old.into_iter().chain(new).collect();
+        team.sort_by(|one, other| one.user.name.cmp(&other.user.name));
+        for person in &mut team {
+            let found = keys.iter_mut().find(|(id, _)| *id == person.user.id);
+            person.keys = found.map(|(_, keys)| std::mem::take(keys)).unwrap_or_default();
+        }
+        Ok(Record::new(Known::Team(team), at))
     }
 
     /// A group of a shared account. Who is remembered as its member and is no longer one is so no longer, whatever
@@ -204,9 +222,10 @@ impl<I: Iam> Directory<I> {
             }
             Err(error) => return Err(error),
         };
-        let is_member = |id| answer.as_ref().is_some_and(|(_, users)| users.iter().any(|user| user.id == id));
+        let is_member =
+            |id: &IamId| answer.as_ref().is_some_and(|(_, users)| users.iter().any(|user| user.id == *id));
         self.change_team(name, |team| {
-            for person in team.iter_mut().filter(|person| !is_member(person.user.id.clone())) {
+            for person in team.iter_mut().filter(|person| !is_member(&person.user.id)) {
                 person.groups.retain(|known| known.name != *group);
             }
             team.retain(|person| !person.groups.is_empty());
@@ -214,24 +233,34 @@ impl<I: Iam> Directory<I> {
         Ok(answer)
     }
 
-    /// The keys of a member of a shared account. A member about whom IAM says no is none.
-    async fn member(&self, name: &LinuxName, mut person: Person) -> Result<Option<Person>, IamError> {
-        let id = person.user.id.clone();
-        let ids = match self.iam.active_keys_of(&person.user.name).await {
-            Ok(ids) => ids,
-            Err(IamError::Unreachable(why)) => return Err(IamError::Unreachable(why)),
-            Err(_) => {
-                self.change_team(name, |team| team.retain(|known| known.user.id != id));
-                return Ok(None);
-            }
+    /// The keys of so many members of a shared account, by their ids.
+    async fn members(&self, name: &LinuxName, people: Vec<Person>) -> Result<Vec<(IamId, Keys)>, IamError> {
+        let asked = stream::iter(people).map(|person| self.member(name, person.user));
+        let members: Vec<Result<(IamId, Keys), IamError>> = asked.buffered(MEMBERS_AT_ONCE).collect().await;
+        members.into_iter().collect()
+    }
+
+    /// The keys of a member of a shared account. A member about whom IAM says no has none.
+    async fn member(&self, name: &LinuxName, user: IamUser) -> Result<(IamId, Keys), IamError> {
+        let id = user.id.clone();
+        let keys = async {
+            let ids = self.iam.active_keys_of(&user.name).await?;
+            self.change_team(name, |team| {
+                for known in team.iter_mut().filter(|known| known.user.id == id) {
+                    known.keys.retain(|(key, _)| ids.contains(key));
+                }
+            });
+            self.keys(&user, &ids).await
         };
-        self.change_team(name, |team| {
-            for known in team.iter_mut().filter(|known| known.user.id == id) {
-                known.keys.retain(|(key, _)| ids.contains(key));
+        match keys.await {
+            Ok(keys) => Ok((id, keys)),
+            Err(IamError::Unreachable(why)) => Err(IamError::Unreachable(why)),
+            Err(no) => {
+                self.warn(format!("{} does not get in to {name}: {no}", user.name));
+                self.change_team(name, |team| team.retain(|known| known.user.id != id));
+                Ok((id, Vec::new()))
             }
-        });
-        person.keys = self.keys(&person.user, &ids).await?;
-        Ok(Some(person))
+        }
     }
 
     /// Changes what is remembered of a shared account. Its age stays.
@@ -240,7 +269,7 @@ impl<I: Iam> Directory<I> {
         let Known::Team(team) = &record.known else { return };
         let mut team = team.clone();
         change(&mut team);
-        let record = Record { known: Known::Team(team), at: record.at };
+        let record = Record { known: Known::Team(team), at: record.at, reduced: Instant::now() };
         self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
     }
 }
