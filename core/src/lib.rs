@@ -22,6 +22,7 @@ pub mod log;
 pub mod name;
 pub mod once;
 pub mod paths;
+pub mod process;
 #[cfg(feature = "config")]
 pub mod standing;
 pub mod wire;

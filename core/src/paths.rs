@@ -16,6 +16,15 @@ pub const RESOLVER: &str = "/usr/libexec/pam_iam/iam-resolver";
 /// The system user that the resolver runs as.
 pub const RESOLVER_USER: &str = "iam-resolver";
 
+/// Where the open sessions are registered, for root alone.
+pub const SESSIONS: &str = "/run/pam_iam/sessions";
+
+/// Is there where systemd is the first process (sd_booted(3)).
+pub const BOOTED_BY_SYSTEMD: &str = "/run/systemd/system";
+
+/// journald's own socket, see "Journal Native Protocol" in systemd's documentation.
+pub const JOURNAL: &str = "/run/systemd/journal/socket";
+
 /// The local accounts, see passwd(5).
 pub const PASSWD: &str = "/etc/passwd";
 

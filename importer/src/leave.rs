@@ -2,31 +2,16 @@
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pam_iam_core::id::Uid;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-
-/// How often what is left is killed and looked for again: one that forks is faster than one look.
-const KILLS_MAX: usize = 50;
-
-/// How long a killed process may take to be gone.
-const KILLED_WITHIN: Duration = Duration::from_secs(2);
-
-/// systemd-logind's own way to end sessions, where it runs (sd_booted(3)).
-const BOOTED_BY_SYSTEMD: &str = "/run/systemd/system";
+use pam_iam_core::{paths, process};
 
 /// How long one home directory may take to pack, so that one does not keep the others waiting for ever.
 const PACK_SECONDS: u32 = 1800;
-
-/// The process list.
-const PROC: &str = "/proc";
 
 /// The bit of a directory in which each may remove only what is theirs (inode(7)).
 const STICKY: u32 = 0o1000;
@@ -77,89 +62,23 @@ impl LeaveError {
     }
 }
 
-/// Ends every process of the user: by logind's session first, then asked by SIGHUP and SIGTERM, and after `grace`
-/// killed.
+/// Ends every process of the user: by logind's session first, then asked, and after `grace` killed.
 ///
 /// # Errors
 /// [`LeaveError::StillRunning`].
 pub fn end_sessions(uid: Uid, grace: Duration) -> Result<(), LeaveError> {
     let still = |_: io::Error| LeaveError::StillRunning(uid);
-    let mut running = processes(uid).map_err(still)?;
-    if running.is_empty() {
+    if process::of_user(uid).map_err(still)?.is_empty() {
         return Ok(());
     }
-    if Path::new(BOOTED_BY_SYSTEMD).exists() {
+    if Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
         let mut logind = Command::new("loginctl");
         let quiet = logind.arg("terminate-user").arg(uid.to_string()).stdin(Stdio::null());
         let _ = quiet.stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
-    let asked_until = Instant::now() + grace;
-    let mut kills = 0;
-    while kills < KILLS_MAX {
-        let patient = Instant::now() < asked_until;
-        kills += usize::from(!patient);
-        let signals = if patient { &[Signal::HUP, Signal::TERM][..] } else { &[Signal::KILL] };
-        for process in &running {
-            for &signal in signals {
-                let _ = pidfd_send_signal(process, signal);
-            }
-        }
-        wait_for_end(&running, if patient { asked_until } else { Instant::now() + KILLED_WITHIN });
-        running = processes(uid).map_err(still)?;
-        if running.is_empty() {
-            return Ok(());
-        }
-    }
-    Err(LeaveError::StillRunning(uid))
-}
-
-/// The processes that run as `uid`, held so that none is taken for another that gets its number later.
-fn processes(uid: Uid) -> io::Result<Vec<OwnedFd>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(PROC)? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
-            continue;
-        };
-        if !runs_as(pid, uid)? {
-            continue;
-        }
-        let process = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(process) => process,
-            Err(Errno::SRCH) => continue,
-            Err(errno) => return Err(errno.into()),
-        };
-        // Whose number it is is certain only now that it is held. One that has ended is readable.
-        if runs_as(pid, uid)? && !has_ended(&process, Duration::ZERO) {
-            found.push(process);
-        }
-    }
-    Ok(found)
-}
-
-/// Whether the real, effective or saved uid of a process is `uid` (proc(5), status). False if it is gone.
-fn runs_as(pid: Pid, uid: Uid) -> io::Result<bool> {
-    // Not as text: a process may call itself anything.
-    let status = match std::fs::read(format!("{PROC}/{pid}/status")) {
-        Ok(status) => status,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let status = String::from_utf8_lossy(&status);
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
-    Ok(uids.split_whitespace().take(3).any(|known| known.parse() == Ok(uid.0)))
-}
-
-/// Waits until a process has ended with all its threads, at most so long.
-fn has_ended(process: &OwnedFd, patience: Duration) -> bool {
-    let timeout = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) == Ok(1)
-}
-
-fn wait_for_end(processes: &[OwnedFd], until: Instant) {
-    for process in processes {
-        has_ended(process, until.saturating_duration_since(Instant::now()));
+    match process::end(grace, || process::of_user(uid)).map_err(still)? {
+        true => Ok(()),
+        false => Err(LeaveError::StillRunning(uid)),
     }
 }
 
@@ -313,7 +232,6 @@ fn hidden(home: &Path, name: &str, uid: Uid) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Child;
 
     #[test]
     fn a_mount_in_a_home_directory_is_seen() {
@@ -388,23 +306,5 @@ mod tests {
         );
         assert!(is_in_safe_place(Path::new("/root-has-made-this")).unwrap());
         assert!(!is_in_safe_place(Path::new("/nonexistent/ann")).unwrap());
-    }
-
-    struct Killed(Child);
-
-    impl Drop for Killed {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    #[test]
-    fn processes_are_told_by_their_uid() {
-        let me = Uid(rustix::process::getuid().as_raw());
-        let child = Killed(Command::new("sleep").arg("1000").spawn().unwrap());
-        let pid = Pid::from_raw(i32::try_from(child.0.id()).unwrap()).unwrap();
-        assert!(runs_as(pid, me).unwrap() && !runs_as(pid, Uid(me.0 + 1)).unwrap());
-        end_sessions(Uid(pam_iam_core::id::LAST), Duration::ZERO).unwrap();
     }
 }
