@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ask;
+pub mod audit;
 pub mod client;
 #[cfg(feature = "config")]
 pub mod config;
@@ -23,6 +24,7 @@ pub mod name;
 pub mod once;
 pub mod paths;
 pub mod process;
+pub mod register;
 #[cfg(feature = "config")]
 pub mod standing;
 pub mod wire;

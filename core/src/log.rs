@@ -5,7 +5,10 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 
+use crate::audit::Event;
+use crate::paths;
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 /// syslog(3)'s socket.
@@ -53,6 +56,20 @@ impl Log {
         };
         let logger = open().map(|socket| Logger::new(LoggerBackend::Unix(socket), formatter));
         Self(logger.map_or(Sink::None, |logger| Sink::Syslog(Box::new(logger))))
+    }
+
+    /// Writes an event, with its fields where journald runs.
+    pub fn event(&mut self, level: Level, event: &Event) {
+        let line = event.to_string();
+        let taken = match &self.0 {
+            Sink::Syslog(logger) => {
+                event.to_journal(Path::new(paths::JOURNAL), level as u8, &logger.formatter.process, &line)
+            }
+            Sink::Stderr | Sink::None => false,
+        };
+        if !taken {
+            self.write(level, line);
+        }
     }
 
     /// Writes a line. A line feed in it becomes a space: a line stays a line.

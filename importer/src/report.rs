@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pam_iam_core::audit::Event;
 use pam_iam_core::escape::Value;
 use pam_iam_core::log::{Level, Log};
 
@@ -95,12 +96,12 @@ impl Report {
             // Who is made is in the groups that their line in the log need not repeat.
             let of_new = matches!(change, Change::Join { name, .. } if created.contains(name.as_str()));
             if !matches!(change, Change::Create { .. }) && !of_new {
-                self.note(Level::Info, change.fields());
+                self.note(Level::Info, change.event());
             }
         }
         let created: Vec<&str> = created.into_iter().collect();
         for names in created.chunks(NAMES_PER_LINE) {
-            self.note(Level::Info, format!("event=import action=create users={}", names.join(",")));
+            self.note(Level::Info, import("create").with("users", names.join(",")));
         }
     }
 
@@ -115,7 +116,7 @@ impl Report {
         self.counts.removed += 1;
         let verb = if self.dry_run { "would remove" } else { "removed" };
         self.say(format!("{verb} {name}, {what}"));
-        self.note(Level::Info, format!("event=import action=remove user={} home={home}", Value(name)));
+        self.note(Level::Info, import("remove").with("user", name).with("home", home));
     }
 
     /// Tells who is refused and why; logs it if it is news.
@@ -124,8 +125,8 @@ impl Report {
         for refusal in refused {
             self.say(format!("refused {refusal}"));
             if !told_before.contains(&refusal.to_string()) {
-                let (who, why) = (Value(&refusal.who), Value(&refusal.why));
-                self.note(Level::Warning, format!("event=import action=refuse iam_name={who} reason={why}"));
+                let event = import("refuse").with("iam_name", &refusal.who).with("reason", &refusal.why);
+                self.note(Level::Warning, event);
             }
         }
     }
@@ -136,14 +137,14 @@ impl Report {
         self.bar.suspend(|| {
             let _ = writeln!(std::io::stderr(), "iam-importer: {what}");
         });
-        self.note(Level::Error, format!("event=import result=trouble error={}", Value(&what.to_string())));
+        self.note(Level::Error, Event::new("import").with("result", "trouble").with("error", what));
     }
 
     /// Nothing was done.
     pub fn nothing_done(&mut self, why: impl Display) {
         self.end();
         let _ = writeln!(std::io::stderr(), "iam-importer: nothing done: {why}");
-        self.note(Level::Error, format!("event=import result=nothing error={}", Value(&why.to_string())));
+        self.note(Level::Error, Event::new("import").with("result", "nothing").with("error", why));
     }
 
     /// Something that the operator should know and that is no trouble.
@@ -155,14 +156,21 @@ impl Report {
     pub fn summary(&mut self, accounts: usize, calls_took: Duration, took: Duration) -> bool {
         self.end();
         let Counts { created, changed, unlocked, locked, removed, refused } = self.counts;
-        let done = format!(
-            "accounts={accounts} created={created} changed={changed} unlocked={unlocked} locked={locked} removed={removed} \
-             refused={refused}"
-        );
+        let counts = [
+            ("accounts", accounts),
+            ("created", created),
+            ("changed", changed),
+            ("unlocked", unlocked),
+            ("locked", locked),
+            ("removed", removed),
+            ("refused", refused),
+        ];
+        let words: Vec<String> = counts.iter().map(|(what, count)| format!("{what}={count}")).collect();
         let times = format!("{} ms, and {} ms for the list", took.as_millis(), calls_took.as_millis());
         let dry = if self.dry_run { "dry run, nothing is changed: " } else { "" };
-        self.say(format!("{dry}{done} ({times})"));
-        self.note(Level::Info, format!("event=import result=done {done}"));
+        self.say(format!("{dry}{} ({times})", words.join(" ")));
+        let done = Event::new("import").with("result", "done");
+        self.note(Level::Info, counts.iter().fold(done, |event, (what, count)| event.with(what, count)));
         refused == 0
     }
 
@@ -174,9 +182,9 @@ impl Report {
         }
     }
 
-    fn note(&mut self, level: Level, line: String) {
+    fn note(&mut self, level: Level, event: Event) {
         if !self.dry_run {
-            self.log.write(level, line);
+            self.log.event(level, &event);
         }
     }
 }
@@ -202,22 +210,23 @@ impl Change {
         }
     }
 
-    /// The change as fields of a line in the log.
-    fn fields(&self) -> String {
-        let line = |action: &str, user: &str| format!("event=import action={action} user={}", Value(user));
+    /// The change as an event of the log.
+    fn event(&self) -> Event {
         match self {
-            Self::Group { name, gid } => format!("event=import action=group group={} gid={gid}", Value(name)),
-            Self::Create { name, uid } => format!("{} uid={uid}", line("create", name)),
-            Self::Rename { from, to } => format!("{} was={}", line("rename", to), Value(from)),
-            Self::Update { name, field, value } => {
-                format!("{} {field}={}", line("update", name), Value(value))
-            }
-            Self::Unlock { name } => line("unlock", name),
-            Self::Lock { name } => line("lock", name),
-            Self::Join { name, group } => format!("{} group={}", line("join", name), Value(group)),
-            Self::Leave { name, group } => format!("{} group={}", line("leave", name), Value(group)),
+            Self::Group { name, gid } => import("group").with("group", name).with("gid", gid),
+            Self::Create { name, uid } => import("create").with("user", name).with("uid", uid),
+            Self::Rename { from, to } => import("rename").with("user", to).with("was", from),
+            Self::Update { name, field, value } => import("update").with("user", name).with(field, value),
+            Self::Unlock { name } => import("unlock").with("user", name),
+            Self::Lock { name } => import("lock").with("user", name),
+            Self::Join { name, group } => import("join").with("user", name).with("group", group),
+            Self::Leave { name, group } => import("leave").with("user", name).with("group", group),
         }
     }
+}
+
+fn import(action: &str) -> Event {
+    Event::new("import").with("action", action)
 }
 
 impl Display for Refusal {

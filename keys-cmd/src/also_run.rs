@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
+use pam_iam_core::audit::Event;
 use pam_iam_core::deadline::Deadline;
-use pam_iam_core::escape::Value;
 use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::wire::CLIENT_DEADLINE;
@@ -31,8 +31,7 @@ pub fn run(commands: &[String], question: &Question, uid: Uid, log: &mut Log) {
             if keys.last().is_some_and(|last| *last != b'\n') { stdout.write_all(b"\n") } else { Ok(()) }
         });
         if let Err(error) = printed {
-            let (command, error) = (Value(command).to_string(), error.to_string());
-            log.write(Level::Warning, format!("event=also-run command={command} error={}", Value(&error)));
+            log.event(Level::Warning, &Event::new("also-run").with("command", command).with("error", error));
         }
     }
 }

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use pam_iam_core::ask::Resolver;
+use pam_iam_core::audit::Event;
 use pam_iam_core::config::Config;
 use pam_iam_core::escape::Value;
 use pam_iam_core::id::Uid;
@@ -47,11 +48,14 @@ fn main() -> ExitCode {
     match run(&question, &mut log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            let user = Value(&question.user);
-            log.write(Level::Error, format!("event=keys user={user} result=fail error={}", Value(&why)));
+            log.event(Level::Error, &failed(&question.user, &why));
             ExitCode::FAILURE
         }
     }
+}
+
+fn failed(user: &str, why: &str) -> Event {
+    Event::new("keys").with("user", user).with("result", "fail").with("error", why)
 }
 
 fn question(mut arguments: impl Iterator<Item = String>) -> Option<Question> {
@@ -87,10 +91,7 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
         // A shared account is the host's own, which must not lose its other keys.
         Ok(Standing::Shared) => match keys(question, uid, &config) {
             Ok(lines) => print(&lines)?,
-            Err(error) => log.write(
-                Level::Error,
-                format!("event=keys user={} result=fail error={}", Value(&question.user), Value(&error)),
-            ),
+            Err(error) => log.event(Level::Error, &failed(&question.user, &error)),
         },
         Err(error) => log.write(
             Level::Error,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use pam_iam_core::ask::Resolver;
+use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, ConfigError};
-use pam_iam_core::escape::Value;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::standing::{Files, Standing, could_be_adopted, standing};
@@ -70,26 +70,28 @@ impl Subject {
 /// The body of `pam_sm_acct_mgmt`.
 pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
     let Some(name) = subject_name(host, arguments.policy) else {
-        host.log(Severity::Warning, "event=account result=deny reason=no-user");
+        let event = refused(begun(arguments.policy, ""), host, "no-user");
+        host.audit(Severity::Warning, &event);
         return Outcome::UnknownUser;
     };
-    let Some(subject) = Subject::look_up(name.clone(), &arguments.config) else {
-        let line = Line::new(host, arguments.policy, &name);
-        host.log(Severity::Warning, &line.refused("no-such-account"));
+    let begun = begun(arguments.policy, &name);
+    let Some(subject) = Subject::look_up(name, &arguments.config) else {
+        let event = refused(begun, host, "no-such-account");
+        host.audit(Severity::Warning, &event);
         return Outcome::UnknownUser;
     };
-    let line = Line::new(host, arguments.policy, &name);
     // To a shared account IAM only adds keys; what else it may do, its cron jobs too, is the host's business.
     if let Standing::Local | Standing::Shared = subject.standing {
         if arguments.debug {
-            host.log(Severity::Debug, &format!("{} result=ignore reason=local", line.start()));
+            host.log(Severity::Debug, &format!("{begun} result=ignore reason=local"));
         }
         return Outcome::Ignore;
     }
     match decide(&subject, arguments.policy) {
         Ok(decision) => {
             let severity = if decision.allow { Severity::Info } else { Severity::Warning };
-            host.log(severity, &line.decided(&decision));
+            let event = decided(begun, host, &decision);
+            host.audit(severity, &event);
             if decision.allow {
                 return Outcome::Success;
             }
@@ -97,7 +99,8 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
             Outcome::Denied
         }
         Err(why) => {
-            host.log(Severity::Error, &format!("{} error={}", line.refused("unavailable"), Value(&why)));
+            let event = refused(begun, host, "unavailable").with("error", why);
+            host.audit(Severity::Error, &event);
             host.tell(&format!("{}: {UNAVAILABLE}.", subject.name));
             Outcome::Unavailable
         }
@@ -124,48 +127,41 @@ fn decide(subject: &Subject, policy: Policy) -> Result<Decision, String> {
     }
 }
 
-/// The audit line of an account decision.
-struct Line {
-    event: &'static str,
-    user: String,
-    service: String,
-    rhost: String,
+/// The event of an account decision, as far as it is known before it is made.
+fn begun(policy: Policy, user: &str) -> Event {
+    let name = match policy {
+        Policy::Login => "login",
+        Policy::Sudo => "sudo",
+    };
+    Event::new(name).with("user", user)
 }
 
-impl Line {
-    fn new(host: &impl Host, policy: Policy, user: &str) -> Self {
-        let event = match policy {
-            Policy::Login => "login",
-            Policy::Sudo => "sudo",
-        };
-        Self { event, user: user.to_owned(), service: host.service(), rhost: host.remote_host() }
-    }
+/// The event of a refusal that IAM has no part in.
+fn refused(event: Event, host: &impl Host, reason: &str) -> Event {
+    let nothing = ["iam_name", "iam_id", "key", "group"];
+    nothing
+        .into_iter()
+        .fold(event, |event, field| event.with(field, ""))
+        .with("service", host.service())
+        .with("rhost", host.remote_host())
+        .with("result", "deny")
+        .with("reason", reason)
+}
 
-    fn start(&self) -> String {
-        format!("event={} user={}", self.event, Value(&self.user))
-    }
-
-    fn refused(&self, reason: &str) -> String {
-        let (service, rhost) = (Value(&self.service), Value(&self.rhost));
-        format!("{} service={service} rhost={rhost} result=deny reason={reason}", self.start())
-    }
-
-    fn decided(&self, decision: &Decision) -> String {
-        let text = |text: &Option<String>| Value(text.as_deref().unwrap_or_default()).to_string();
-        format!(
-            "{} iam_name={} iam_id={} group={} service={} rhost={} result={} reason={} source={} age={}s",
-            self.start(),
-            text(&decision.iam_name),
-            text(&decision.iam_id),
-            text(&decision.group),
-            Value(&self.service),
-            Value(&self.rhost),
-            if decision.allow { "allow" } else { "deny" },
-            decision.reason.as_str(),
-            decision.source.as_str(),
-            decision.age,
-        )
-    }
+fn decided(event: Event, host: &impl Host, decision: &Decision) -> Event {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    event
+        .with("iam_name", text(&decision.iam_name))
+        .with("iam_id", text(&decision.iam_id))
+        // sshd tells it to the session only.
+        .with("key", "")
+        .with("group", text(&decision.group))
+        .with("service", host.service())
+        .with("rhost", host.remote_host())
+        .with("result", if decision.allow { "allow" } else { "deny" })
+        .with("reason", decision.reason.as_str())
+        .with("source", decision.source.as_str())
+        .with("age", decision.age)
 }
 
 #[cfg(test)]
@@ -201,6 +197,9 @@ pub mod tests {
         }
         fn tell(&mut self, message: &str) {
             self.told.push(message.to_owned());
+        }
+        fn audit(&mut self, _: Severity, event: &Event) {
+            self.logged.push(event.to_string());
         }
         fn log(&mut self, _: Severity, line: &str) {
             self.logged.push(line.to_owned());
@@ -246,7 +245,6 @@ pub mod tests {
 
     #[test]
     fn no_value_forges_a_field() {
-        let line = Line::new(&FakeHost::default(), Policy::Login, "al ice");
         let decision = Decision {
             allow: false,
             reason: Reason::NotInGroup,
@@ -257,9 +255,9 @@ pub mod tests {
             age: 3,
         };
         assert_eq!(
-            line.decided(&decision),
-            "event=login user=\"al ice\" iam_name=alice iam_id=AIDA1 group= service=sshd \
-             rhost=\"192.0.2.1 result=allow\" result=deny reason=not-in-group source=cache age=3s"
+            decided(begun(Policy::Login, "al ice"), &FakeHost::default(), &decision).to_string(),
+            "event=login user=\"al ice\" iam_name=alice iam_id=AIDA1 key= group= service=sshd \
+             rhost=\"192.0.2.1 result=allow\" result=deny reason=not-in-group source=cache age=3"
         );
     }
 }

@@ -2,6 +2,8 @@
 
 use std::ffi::CStr;
 
+use pam_iam_core::audit::Event;
+
 /// The application that called.
 pub trait Host {
     /// `PAM_USER`, unless there is none.
@@ -16,6 +18,8 @@ pub trait Host {
     fn environment(&mut self, name: &CStr) -> Option<String>;
     /// Tells the user something.
     fn tell(&mut self, message: &str);
+    /// Writes an event to the journal, or as a line to syslog, authpriv.
+    fn audit(&mut self, severity: Severity, event: &Event);
     /// Writes a line to syslog, authpriv.
     fn log(&mut self, severity: Severity, line: &str);
 }

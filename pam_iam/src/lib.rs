@@ -15,12 +15,16 @@ mod skeleton;
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Once;
 
 use pam::constants::{PAM_ERROR_MSG, PamFlag, PamResultCode};
 use pam::conv::Conv;
 use pam::items::{Item, RHost, RUser, Service};
 use pam::module::{PamHandle, PamHooks};
+
+use pam_iam_core::audit::Event;
+use pam_iam_core::paths;
 
 use crate::arguments::Arguments;
 use crate::host::{Host, Outcome, Severity};
@@ -34,40 +38,41 @@ mod entry_points {
 
 impl PamHooks for PamIam {
     fn acct_mgmt(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
-        guard("acct_mgmt", pamh, &args, |host, arguments| account::check(host, arguments))
+        guard("acct_mgmt", "account", pamh, &args, |host, arguments| account::check(host, arguments))
     }
 
     fn sm_open_session(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
-        guard("open_session", pamh, &args, |host, arguments| session::open(host, arguments))
+        guard("open_session", "session", pamh, &args, |host, arguments| session::open(host, arguments))
     }
 
     fn sm_close_session(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
-        guard("close_session", pamh, &args, |_, _| Outcome::Ignore)
+        guard("close_session", "session", pamh, &args, |_, _| session::close())
     }
 
     /// Keys are sshd's business. In a stack all the same, this module has no opinion.
     fn sm_authenticate(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
-        guard("authenticate", pamh, &args, |_, _| Outcome::Ignore)
+        guard("authenticate", "auth", pamh, &args, |_, _| Outcome::Ignore)
     }
 
     fn sm_setcred(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
-        guard("setcred", pamh, &args, |_, _| Outcome::Ignore)
+        guard("setcred", "setcred", pamh, &args, |_, _| Outcome::Ignore)
     }
 
     fn sm_chauthtok(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
-        guard("chauthtok", pamh, &args, |_, _| Outcome::Ignore)
+        guard("chauthtok", "chauthtok", pamh, &args, |_, _| Outcome::Ignore)
     }
 }
 
 /// Runs the body of an entry point. A panic is logged and denies.
 fn guard(
     entry: &str,
+    phase: &'static str,
     pamh: &mut PamHandle,
     args: &[&CStr],
     body: impl FnOnce(&mut PamHost<'_>, &Arguments) -> Outcome,
 ) -> PamResultCode {
     silence_panics();
-    let mut host = PamHost(pamh);
+    let mut host = PamHost { handle: pamh, phase };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         panic_if_tested(entry);
         let (arguments, complaints) = Arguments::parse(args.iter().map(|arg| arg.to_string_lossy()));
@@ -78,7 +83,7 @@ fn guard(
     }));
     let outcome = outcome.unwrap_or_else(|_| {
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            host.log(Severity::Error, &format!("event=panic entry={entry} result=deny"));
+            host.audit(Severity::Error, &Event::new("panic").with("entry", entry).with("result", "deny"));
         }));
         Outcome::Panic
     });
@@ -117,18 +122,22 @@ unsafe extern "C" {
 }
 
 /// The application that called, through PAM.
-struct PamHost<'a>(&'a mut PamHandle);
+struct PamHost<'a> {
+    handle: &'a mut PamHandle,
+    /// As pam_syslog(3) calls it.
+    phase: &'static str,
+}
 
 impl PamHost<'_> {
     fn item<'a, T: Item<'a> + std::ops::Deref<Target = &'a CStr>>(&'a self) -> String {
-        let item = self.0.get_item::<T>().ok().flatten();
+        let item = self.handle.get_item::<T>().ok().flatten();
         item.map(|item| item.to_string_lossy().into_owned()).unwrap_or_default()
     }
 }
 
 impl Host for PamHost<'_> {
     fn user(&mut self) -> Option<String> {
-        self.0.get_user(None).ok()
+        self.handle.get_user(None).ok()
     }
 
     fn requesting_user(&self) -> String {
@@ -145,7 +154,7 @@ impl Host for PamHost<'_> {
 
     fn environment(&mut self, name: &CStr) -> Option<String> {
         // SAFETY: the handle is PAM's, and the name is a C string.
-        let value = unsafe { pam_getenv(&raw mut *self.0, name.as_ptr()) };
+        let value = unsafe { pam_getenv(&raw mut *self.handle, name.as_ptr()) };
         if value.is_null() {
             return None;
         }
@@ -154,20 +163,34 @@ impl Host for PamHost<'_> {
     }
 
     fn tell(&mut self, message: &str) {
-        if let Ok(Some(conversation)) = self.0.get_item::<Conv<'_>>() {
+        if let Ok(Some(conversation)) = self.handle.get_item::<Conv<'_>>() {
             let _ = conversation.send(PAM_ERROR_MSG, message);
+        }
+    }
+
+    fn audit(&mut self, severity: Severity, event: &Event) {
+        let service = self.service();
+        // As pam_syslog(3) begins its lines.
+        let message = format!("pam_iam({service}:{}): {event}", self.phase);
+        let priority = u8::try_from(priority(severity)).unwrap_or_default();
+        if !event.to_journal(Path::new(paths::JOURNAL), priority, &service, &message) {
+            self.log(severity, &event.to_string());
         }
     }
 
     fn log(&mut self, severity: Severity, line: &str) {
         let Ok(line) = CString::new(line.replace(['\0', '\n'], " ")) else { return };
-        let priority = match severity {
-            Severity::Error => libc::LOG_ERR,
-            Severity::Warning => libc::LOG_WARNING,
-            Severity::Info => libc::LOG_INFO,
-            Severity::Debug => libc::LOG_DEBUG,
-        };
+        let priority = priority(severity);
         // SAFETY: the handle is PAM's, and the format takes one C string. pam_syslog(3) adds LOG_AUTHPRIV.
-        unsafe { pam_syslog(&raw const *self.0, priority, c"%s".as_ptr(), line.as_ptr()) };
+        unsafe { pam_syslog(&raw const *self.handle, priority, c"%s".as_ptr(), line.as_ptr()) };
+    }
+}
+
+fn priority(severity: Severity) -> c_int {
+    match severity {
+        Severity::Error => libc::LOG_ERR,
+        Severity::Warning => libc::LOG_WARNING,
+        Severity::Info => libc::LOG_INFO,
+        Severity::Debug => libc::LOG_DEBUG,
     }
 }

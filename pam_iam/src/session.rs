@@ -1,9 +1,16 @@
-//! The session phase: a home directory, and a line in the log that says whose key opened the session.
+//! The session phase: a home directory, a line in the log that says whose key opened the session, and an entry in the
+//! register, by which a sweep finds it.
 
+use std::io;
+use std::path::Path;
+
+use pam_iam_core::audit::Event;
 use pam_iam_core::config::Config;
 use pam_iam_core::escape::Value;
 use pam_iam_core::key::authenticated_with;
 use pam_iam_core::name::LinuxName;
+use pam_iam_core::paths;
+use pam_iam_core::register::{self, Origin, Register, Session};
 use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{Answer, Request};
 use rustix::fs::{Gid, Uid};
@@ -23,54 +30,102 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
     let config = match &subject.config {
         Ok(config) => config,
         Err(error) => {
-            let user = Value(&subject.name);
-            host.log(
-                Severity::Error,
-                &format!("event=session user={user} result=fail error={}", Value(&error.to_string())),
-            );
+            let event = Event::new("session").with("user", &subject.name).with("result", "fail");
+            host.audit(Severity::Error, &event.with("error", error));
             return Outcome::SessionFailed;
         }
     };
-    let foreign = log_key(host, &subject, config);
-    if subject.standing != Standing::Ours {
+    let opened = opened_by(host, &subject, config);
+    let outcome = if subject.standing != Standing::Ours {
         // Its home, and the keys in it, are the business of whoever made the account.
-        return Outcome::Success;
-    }
-    if foreign && config.keys.also_run.is_empty() {
+        Outcome::Success
+    } else if opened.origin == Origin::Foreign && config.keys.also_run.is_empty() {
         host.tell(&format!("{}: this key is not one of your active keys in IAM.", subject.name));
-        return Outcome::SessionFailed;
+        Outcome::SessionFailed
+    } else {
+        make_home(host, &subject, config)
+    };
+    if outcome == Outcome::Success
+        && let Err(error) = register(host, &subject, opened)
+    {
+        // It goes on without: a sweep does not see it.
+        host.log(
+            Severity::Error,
+            &format!("the session of {} cannot be registered: {error}", Value(&subject.name)),
+        );
     }
-    make_home(host, &subject, config)
+    outcome
 }
 
-/// Logs the fingerprint of the key that opened the session. One that is not an active IAM key of the user is called
-/// foreign: it comes from a place that IAM cannot withdraw, and sshd's rule that keeps such keys out (`Match Group
-/// iam-users`) did not hold. True if there is one.
-fn log_key(host: &mut impl Host, subject: &Subject, config: &Config) -> bool {
-    let mut foreign = false;
+/// The body of `pam_sm_close_session`.
+pub fn close() -> Outcome {
+    let left = register::mine().and_then(|(pid, _)| Register::open(Path::new(paths::SESSIONS))?.leave(pid));
+    // An entry that stays is removed by the sweep, when the process is gone.
+    if left.is_ok() { Outcome::Success } else { Outcome::Ignore }
+}
+
+/// What opened a session.
+struct Opened {
+    keys: Vec<String>,
+    origin: Origin,
+    iam_name: String,
+}
+
+/// Logs the fingerprint of each key that opened the session, and whose it is. One that is not an active IAM key of the
+/// user is called foreign: it comes from a place that IAM cannot withdraw, and sshd's rule that keeps such keys out
+/// (`Match Group iam-users`) did not hold.
+fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened {
     let info = host.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
     let (service, rhost) = (host.service(), host.remote_host());
+    let mut opened = Opened { keys: Vec::new(), origin: Origin::None, iam_name: String::new() };
     for key in authenticated_with(&info) {
         let fingerprint = key.fingerprint();
-        let owner = owner(subject, config, &fingerprint);
-        foreign |= owner.as_ref().is_some_and(Option::is_none);
-        let (severity, origin, iam_name) = match &owner {
-            Some(Some(owner)) => (Severity::Info, "iam", owner.as_str()),
-            // The host's own keys of a shared account are nothing to warn of.
-            Some(None) if subject.standing == Standing::Shared => (Severity::Info, "foreign", ""),
-            Some(None) => (Severity::Warning, "foreign", ""),
-            None => (Severity::Warning, "unknown", ""),
+        let (origin, iam_name) = match owner(subject, config, &fingerprint) {
+            Some(Some(owner)) => (Origin::Iam, owner),
+            Some(None) => (Origin::Foreign, String::new()),
+            None => (Origin::Unknown, String::new()),
         };
-        let line = format!(
-            "event=session user={} iam_name={} key={fingerprint} origin={origin} service={} rhost={}",
-            Value(&subject.name),
-            Value(iam_name),
-            Value(&service),
-            Value(&rhost),
-        );
-        host.log(severity, &line);
+        let (severity, word) = match origin {
+            Origin::Iam => (Severity::Info, "iam"),
+            // The host's own keys of a shared account are nothing to warn of.
+            Origin::Foreign if subject.standing == Standing::Shared => (Severity::Info, "foreign"),
+            Origin::Foreign => (Severity::Warning, "foreign"),
+            Origin::Unknown | Origin::None => (Severity::Warning, "unknown"),
+        };
+        let event = Event::new("session").with("user", &subject.name).with("iam_name", &iam_name);
+        let event = event.with("key", &fingerprint).with("origin", word);
+        host.audit(severity, &event.with("service", &service).with("rhost", &rhost));
+        opened.keys.push(fingerprint);
+        // One foreign key makes the session foreign.
+        if opened.origin != Origin::Foreign {
+            opened.origin = origin;
+        }
+        if opened.iam_name.is_empty() {
+            opened.iam_name = iam_name;
+        }
     }
-    foreign
+    opened
+}
+
+/// Enters the session in the register, where the sweep finds it. One without a key that IAM knows, of an account that is
+/// only shared, is the host's own.
+fn register(host: &impl Host, subject: &Subject, opened: Opened) -> io::Result<()> {
+    if subject.standing == Standing::Shared && opened.origin != Origin::Iam {
+        return Ok(());
+    }
+    let (pid, start) = register::mine()?;
+    Register::open(Path::new(paths::SESSIONS))?.enter(&Session {
+        pid,
+        start,
+        user: subject.name.clone(),
+        uid: subject.uid,
+        service: host.service(),
+        rhost: host.remote_host(),
+        iam_name: opened.iam_name,
+        keys: opened.keys,
+        origin: opened.origin,
+        since: register::now(),
+    })
 }
 
 /// The IAM user whose active key this is, if it is anybody's who may use the account; none if nobody can tell.
@@ -89,19 +144,19 @@ fn owner(subject: &Subject, config: &Config, fingerprint: &str) -> Option<Option
 
 fn make_home(host: &mut impl Host, subject: &Subject, config: &Config) -> Outcome {
     let owner = Owner { uid: Uid::from_raw(subject.uid.0), gid: Gid::from_raw(subject.gid) };
-    let user = Value(&subject.name);
     let path = subject.home.display().to_string();
+    let event = |result: &str| {
+        Event::new("home").with("user", &subject.name).with("path", &path).with("result", result)
+    };
     match home::ensure(&subject.home, owner, &config.home) {
         Ok(Made::WasThere) => Outcome::Success,
         Ok(Made::New) => {
-            host.log(Severity::Info, &format!("event=home user={user} path={} result=made", Value(&path)));
+            host.audit(Severity::Info, &event("made"));
             Outcome::Success
         }
         Ok(Made::Aside(old)) => {
             let old = old.display().to_string();
-            let line =
-                format!("event=home user={user} path={} result=made aside={}", Value(&path), Value(&old));
-            host.log(Severity::Warning, &line);
+            host.audit(Severity::Warning, &event("made").with("aside", &old));
             host.tell(&format!(
                 "{}: the home directory of an earlier user was moved to {old}.",
                 subject.name
@@ -109,9 +164,7 @@ fn make_home(host: &mut impl Host, subject: &Subject, config: &Config) -> Outcom
             Outcome::Success
         }
         Err(error) => {
-            let reason = Value(&error.to_string()).to_string();
-            let line = format!("event=home user={user} path={} result=fail error={reason}", Value(&path));
-            host.log(Severity::Error, &line);
+            host.audit(Severity::Error, &event("fail").with("error", &error));
             host.tell(&match error {
                 HomeError::Foreign { .. } => format!(
                     "{}: {path} belonged to an earlier user of this name and is not yours; ask an administrator.",

@@ -84,7 +84,7 @@ fn the_log_tells_who_came_by_which_key_and_why() {
     let id = machine.iam("print(iam.get_user(UserName='alice')['User']['UserId'])");
     for line in [
         format!(
-            "event=login user=alice iam_name=alice iam_id={id} group=ssh-users service=sshd rhost=127.0.0.1 result=allow reason=in-group"
+            "event=login user=alice iam_name=alice iam_id={id} key= group=ssh-users service=sshd rhost=127.0.0.1 result=allow reason=in-group"
         ),
         format!("event=session user=alice iam_name=alice key={fingerprint} origin=iam"),
         "event=home user=alice path=/home/alice result=made".to_owned(),

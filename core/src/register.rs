@@ -1,0 +1,258 @@
+//! The register of open sessions: one file for each, written by PAM's session phase, read by the sweep.
+//!
+//! It is root's alone. It lies beside the resolver's socket in a directory that the resolver could rename, so it is opened without
+//! following links and used only if it belongs to root.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::id::Uid;
+use crate::process;
+
+/// The longest entry that is read, in bytes.
+const ENTRY_MAX: u64 = 64 * 1024;
+
+/// An open session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// The process that opened it.
+    pub pid: i32,
+    /// When that process was started, in clock ticks since the boot (proc(5)).
+    pub start: u64,
+    /// The Linux name.
+    pub user: String,
+    /// The uid.
+    pub uid: Uid,
+    /// The PAM service.
+    pub service: String,
+    /// Where from.
+    pub rhost: String,
+    /// The IAM user whose key opened it.
+    pub iam_name: String,
+    /// The fingerprints of the keys that opened it.
+    pub keys: Vec<String>,
+    /// Whose they are.
+    pub origin: Origin,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+}
+
+/// Whose the keys of a session are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// It was opened without a key.
+    None,
+    /// They are active keys of the user in IAM.
+    Iam,
+    /// They are not.
+    Foreign,
+    /// Nobody could tell.
+    Unknown,
+}
+
+/// The register.
+pub struct Register {
+    dir: OwnedFd,
+}
+
+impl Register {
+    /// Opens the register in `path`, made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made or opened, or belongs to somebody else than who runs this.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || rustix::fs::open(path, flags, Mode::empty());
+        let dir = match open() {
+            Err(Errno::NOENT) => {
+                // Without a daemon nobody has made the parent.
+                for (path, mode) in [(path.parent(), 0o755), (Some(path), 0o700)] {
+                    match path.map(|path| rustix::fs::mkdir(path, Mode::from_raw_mode(mode))) {
+                        None | Some(Ok(()) | Err(Errno::EXIST)) => {}
+                        Some(Err(errno)) => return Err(errno.into()),
+                    }
+                }
+                open()?
+            }
+            dir => dir?,
+        };
+        let found = rustix::fs::fstat(&dir)?;
+        if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the register belongs to somebody else",
+            ));
+        }
+        Ok(Self { dir })
+    }
+
+    /// Enters a session. One of the same process is replaced.
+    ///
+    /// # Errors
+    /// Those of writing the entry.
+    pub fn enter(&self, session: &Session) -> io::Result<()> {
+        let (name, unfinished) = (name_of(session.pid), format!(".{}", session.pid));
+        match rustix::fs::unlinkat(&self.dir, &*unfinished, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, &*unfinished, flags, Mode::RUSR | Mode::WUSR)?;
+        File::from(file).write_all(&serde_json::to_vec(session)?)?;
+        Ok(rustix::fs::renameat(&self.dir, &*unfinished, &self.dir, name)?)
+    }
+
+    /// Takes the session of process `pid` out.
+    ///
+    /// # Errors
+    /// Those of removing the entry; that there is none is none.
+    pub fn leave(&self, pid: i32) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.dir, name_of(pid), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// All sessions whose processes live, each with the moment when IAM last said that it may go on. Entries of processes
+    /// that are gone are removed, and so are those that make no sense.
+    ///
+    /// # Errors
+    /// Those of reading the directory.
+    pub fn sessions(&self) -> io::Result<Vec<(Session, SystemTime)>> {
+        let mut sessions = Vec::new();
+        for entry in Dir::read_from(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Unfinished ones are somebody's who is writing, or who died in it; the next of that number replaces it.
+            if name.starts_with('.') {
+                continue;
+            }
+            match self.read(&name) {
+                Some((session, at)) if process::is_running(session.pid, session.start) => {
+                    sessions.push((session, at))
+                }
+                _ => {
+                    let _ = rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty());
+                }
+            }
+        }
+        sessions.sort_by_key(|(session, _)| (session.since, session.pid));
+        Ok(sessions)
+    }
+
+    fn read(&self, name: &str) -> Option<(Session, SystemTime)> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.dir, name, flags, Mode::empty()).ok()?);
+        let at = file.metadata().ok()?.modified().ok()?;
+        let mut text = Vec::new();
+        file.take(ENTRY_MAX).read_to_end(&mut text).ok()?;
+        let session: Session = serde_json::from_slice(&text).ok()?;
+        (name_of(session.pid) == name).then_some((session, at))
+    }
+
+    /// Notes that IAM said so long ago that the session may go on.
+    ///
+    /// # Errors
+    /// Those of changing the entry.
+    pub fn confirm(&self, session: &Session, age: Duration) -> io::Result<()> {
+        let at =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
+        let at = Timespec { tv_sec: i64::try_from(at.as_secs()).unwrap_or_default(), tv_nsec: 0 };
+        let times = Timestamps { last_access: at, last_modification: at };
+        Ok(rustix::fs::utimensat(&self.dir, name_of(session.pid), &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// The session of this process, which has just been opened.
+///
+/// # Errors
+/// proc(5) is not there.
+pub fn mine() -> io::Result<(i32, u64)> {
+    let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+    let stat =
+        process::stat(pid).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc is not there"))?;
+    Ok((pid, stat.start))
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn name_of(pid: i32) -> String {
+    pid.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Session {
+        let (pid, start) = mine().unwrap();
+        Session {
+            pid,
+            start,
+            user: "alice".into(),
+            uid: Uid(7),
+            service: "sshd".into(),
+            rhost: "192.0.2.1".into(),
+            iam_name: "alice".into(),
+            keys: vec!["SHA256:x".into()],
+            origin: Origin::Iam,
+            since: 1,
+        }
+    }
+
+    #[test]
+    fn a_session_is_entered_confirmed_and_taken_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pam_iam/sessions");
+        let register = Register::open(&path).unwrap();
+        let mine = session();
+        register.enter(&mine).unwrap();
+        register.enter(&mine).unwrap();
+        let (found, at) = register.sessions().unwrap().remove(0);
+        assert_eq!(found, mine);
+        assert!(at.elapsed().unwrap() < Duration::from_secs(60));
+        register.confirm(&mine, Duration::from_secs(3600)).unwrap();
+        let (_, at) = register.sessions().unwrap().remove(0);
+        assert!(at.elapsed().unwrap() >= Duration::from_secs(3600));
+        register.leave(mine.pid).unwrap();
+        register.leave(mine.pid).unwrap();
+        assert!(register.sessions().unwrap().is_empty());
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn entries_of_processes_that_are_gone_and_of_nonsense_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::open(dir.path()).unwrap();
+        let mine = session();
+        register.enter(&Session { start: mine.start + 1, ..mine.clone() }).unwrap();
+        register.enter(&Session { pid: i32::MAX - 1, ..mine.clone() }).unwrap();
+        std::fs::write(dir.path().join("77"), "{").unwrap();
+        std::fs::write(dir.path().join("78"), serde_json::to_vec(&mine).unwrap()).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("79")).unwrap();
+        assert!(register.sessions().unwrap().is_empty());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_register_that_others_can_write_or_exchange_is_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(Register::open(&link).is_err());
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Register::open(dir.path()).is_err());
+    }
+}
