@@ -3,6 +3,7 @@
 //! A request is `{"v":1,"ask":"user-by-name","name":"alice"}`, an answer `{"answer":"user",...}`. A request that the
 //! resolver does not know is answered with an error, so that an older resolver and a newer client get along.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,12 @@ const _: () = assert!(CLIENT_DEADLINE.as_millis() > TOTAL_TIMEOUT_MAX.as_millis(
 
 /// How long one reading of the roster may take: 5,000 users are 5 pages one after the other. No login waits for it.
 pub const ROSTER_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long going over all IAM users may take: a call for each who may log in.
+pub const LINT_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long a client waits for that.
+const LINT_DEADLINE: Duration = Duration::from_secs(605);
 
 /// How long a client waits for the roster: longer than the resolver ever reads it.
 const ROSTER_DEADLINE: Duration = Duration::from_secs(65);
@@ -91,12 +98,30 @@ pub enum Request {
     Roster,
     /// How the resolver is.
     Status,
+    /// All that decides about a name.
+    Explain {
+        /// The Linux name.
+        name: LinuxName,
+    },
+    /// To forget what is remembered of one name, or of all.
+    Flush {
+        /// The Linux name.
+        name: Option<LinuxName>,
+    },
+    /// To try each IAM permission that is needed.
+    Probe,
+    /// To go over all IAM users and name those who cannot log in as they should.
+    Lint,
 }
 
 impl Request {
     /// How long a client waits for the answer.
     pub fn patience(&self) -> Duration {
-        if matches!(self, Self::Roster) { ROSTER_DEADLINE } else { CLIENT_DEADLINE }
+        match self {
+            Self::Roster | Self::Probe => ROSTER_DEADLINE,
+            Self::Lint => LINT_DEADLINE,
+            _ => CLIENT_DEADLINE,
+        }
     }
 }
 
@@ -134,6 +159,27 @@ pub enum Answer {
     Roster(Roster),
     /// How the resolver is.
     Status(Status),
+    /// All that decides about a name.
+    Explanation(Box<Explanation>),
+    /// So many names were forgotten.
+    Flushed {
+        /// How many.
+        count: usize,
+    },
+    /// What became of each IAM permission that was tried.
+    Probed {
+        /// One for each API action.
+        tries: Vec<Try>,
+    },
+    /// Who cannot log in as they should.
+    Linted {
+        /// How many IAM users there are.
+        users: usize,
+        /// How many of them may log in.
+        allowed: usize,
+        /// Who and why, sorted.
+        findings: Vec<Finding>,
+    },
     /// There is no such account or group, says IAM.
     NotFound,
     /// No answer.
@@ -259,6 +305,16 @@ pub enum Reason {
     NameOfGroup,
 }
 
+impl Policy {
+    /// The policy as the log writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Sudo => "sudo",
+        }
+    }
+}
+
 impl Reason {
     /// The reason as the log writes it.
     pub fn as_str(self) -> &'static str {
@@ -363,6 +419,89 @@ pub struct Status {
     pub errors: u64,
     /// What the last failure was.
     pub last_error: Option<String>,
+    /// Seconds since IAM last answered; none if it never did.
+    pub last_answer: Option<u64>,
+    /// How many look-ups of unknown names may be made now, and how many a minute.
+    pub unknown_left: u32,
+    /// How many a minute.
+    pub unknown_per_minute: u32,
+    /// For how many names IAM is taken for unreachable at the moment.
+    pub backing_off: usize,
+    /// Questions answered since the start, by their kind.
+    pub questions: BTreeMap<String, u64>,
+    /// Decisions since the start, by policy and reason (`login in-group`).
+    pub decisions: BTreeMap<String, u64>,
+}
+
+/// All that decides about a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The Linux name.
+    pub name: LinuxName,
+    /// Whose the account is: `ours`, `adopted`, `shared` or `local`.
+    pub standing: String,
+    /// The uid of the account, or the one that it would have.
+    pub uid: Option<Uid>,
+    /// The IAM users who could stand behind the name.
+    pub candidates: Vec<String>,
+    /// Those who claim it, if they are several.
+    pub claimants: Vec<String>,
+    /// The IAM user behind it, or all who share it.
+    pub users: Vec<IamEntry>,
+    /// The Linux groups of the account.
+    pub groups: Vec<LinuxName>,
+    /// Whether the user may log in.
+    pub login: Decision,
+    /// Whether the user may use sudo.
+    pub sudo: Decision,
+}
+
+/// An IAM user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IamEntry {
+    /// The name.
+    pub iam_name: String,
+    /// The id.
+    pub iam_id: String,
+    /// The uid from the id.
+    pub uid: Uid,
+    /// The IAM groups; for a shared account those that let the user in.
+    pub groups: Vec<String>,
+    /// The keys.
+    pub keys: Vec<KeyState>,
+}
+
+/// A key as IAM has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyState {
+    /// IAM's id of it (`APKA...`).
+    pub id: String,
+    /// Whether IAM has it as active.
+    pub active: bool,
+    /// Its fingerprint, if it is active and usable.
+    pub fingerprint: Option<String>,
+}
+
+/// An API action that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Try {
+    /// The action, as a policy has it (`iam:GetUser`).
+    pub action: String,
+    /// Why it did not work.
+    pub error: Option<String>,
+    /// Whether IAM denies it, as opposed to not answering.
+    pub denied: bool,
+}
+
+/// An IAM user who cannot log in as they should.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Finding {
+    /// The IAM user.
+    pub iam_name: String,
+    /// Whether the user may log in by the policy.
+    pub allowed: bool,
+    /// What is wrong.
+    pub problem: String,
 }
 
 #[cfg(test)]

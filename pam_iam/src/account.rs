@@ -129,11 +129,7 @@ fn decide(subject: &Subject, policy: Policy) -> Result<Decision, String> {
 
 /// The event of an account decision, as far as it is known before it is made.
 fn begun(policy: Policy, user: &str) -> Event {
-    let name = match policy {
-        Policy::Login => "login",
-        Policy::Sudo => "sudo",
-    };
-    Event::new(name).with("user", user)
+    Event::new(policy.as_str()).with("user", user)
 }
 
 /// The event of a refusal that IAM has no part in.

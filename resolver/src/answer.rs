@@ -1,5 +1,7 @@
 //! From a question to its answer: the rules of who exists, who gets keys and who may.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::paths::NOLOGIN;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{
-    Answer, Decision, Failure, Key, Policy, ROSTER_LIMIT, Reason, Request, Source, Status, User,
+    Answer, Decision, Failure, Key, LINT_LIMIT, Policy, ROSTER_LIMIT, Reason, Request, Source, Status, User,
 };
 
 use crate::directory::{Age, Directory, Known, Person, Seen};
@@ -18,6 +20,7 @@ use crate::ids;
 use crate::locals::Locals;
 use crate::policy::{self, Verdict};
 
+mod explain;
 mod groups;
 mod listing;
 #[cfg(test)]
@@ -30,6 +33,9 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
+    /// How many there were, by their kind.
+    questions: RefCell<BTreeMap<String, u64>>,
+    decisions: RefCell<BTreeMap<String, u64>>,
 }
 
 /// Why a question has no answer.
@@ -58,7 +64,7 @@ impl<I: Iam> Answerer<I> {
 
     /// The same with other files for the local accounts.
     pub fn with_locals(directory: Rc<Directory<I>>, locals: Locals) -> Self {
-        Self { directory, locals }
+        Self { directory, locals, questions: RefCell::default(), decisions: RefCell::default() }
     }
 
     /// Whether `uid` is that of the configured key command's user.
@@ -70,7 +76,8 @@ impl<I: Iam> Answerer<I> {
     /// Answers `request` of the user `peer`, in a time that the client waits for.
     pub async fn answer(&self, request: &Request, peer: Uid) -> Answer {
         let limit = match request {
-            Request::Roster => ROSTER_LIMIT + GRACE,
+            Request::Roster | Request::Probe => ROSTER_LIMIT + GRACE,
+            Request::Lint => LINT_LIMIT + GRACE,
             _ => self.config().aws.total_timeout.0 + GRACE,
         };
         let late = |_| Answer::Error { kind: Failure::Unavailable, message: "no answer in time".to_owned() };
@@ -79,6 +86,7 @@ impl<I: Iam> Answerer<I> {
 
     async fn answer_in_time(&self, request: &Request, peer: Uid) -> Answer {
         self.locals.refresh();
+        *self.questions.borrow_mut().entry(kind(request)).or_default() += 1;
         // sshd and sudo ask as root, and see what IAM says now. To anybody else NSS is for showing names, which may be
         // as old as the roster: no user makes this host call IAM in a loop.
         let age = if peer == Uid::ROOT { self.age() } else { self.leisurely() };
@@ -92,7 +100,15 @@ impl<I: Iam> Answerer<I> {
             Request::Decide { name, uid, policy } => self.decide(name, *uid, *policy).await,
             Request::Roster => self.roster().await,
             Request::Status => Ok(self.status()),
+            Request::Explain { name } => self.explain(name).await,
+            Request::Flush { name } => Ok(Answer::Flushed { count: self.directory.flush(name.as_ref()) }),
+            Request::Probe => Ok(self.probe().await),
+            Request::Lint => self.lint().await,
         };
+        if let (Request::Decide { policy, .. }, Ok(Answer::Decision(decision))) = (request, &answer) {
+            let what = format!("{} {}", policy.as_str(), decision.reason.as_str());
+            *self.decisions.borrow_mut().entry(what).or_default() += 1;
+        }
         answer.unwrap_or_else(|trouble| match trouble {
             Trouble::Iam(IamError::Denied(message)) => {
                 Answer::Error { kind: Failure::Configuration, message: format!("IAM denies it: {message}") }
@@ -205,6 +221,12 @@ impl<I: Iam> Answerer<I> {
             calls: tally.calls,
             errors: tally.errors,
             last_error: tally.last_error,
+            last_answer: tally.last_answer.map(|at| at.elapsed().as_secs()),
+            unknown_left: self.directory.unknown_left(),
+            unknown_per_minute: self.config().freshness.unknown_per_minute,
+            backing_off: self.directory.backing_off(),
+            questions: self.questions.borrow().clone(),
+            decisions: self.decisions.borrow().clone(),
         })
     }
 
@@ -322,6 +344,12 @@ impl<I: Iam> Answerer<I> {
         }
         Ok(standing(name.as_str(), uid, self.config(), &self.locals.files)?)
     }
+}
+
+/// What a request is called on the wire.
+fn kind(request: &Request) -> String {
+    let value = serde_json::to_value(request).unwrap_or_default();
+    value.get("ask").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// Whether the private group of `uid` would be one of our own two groups.

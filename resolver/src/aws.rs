@@ -15,12 +15,13 @@ use aws_sdk_iam::Client;
 use aws_sdk_iam::config::retry::RetryConfig;
 use aws_sdk_iam::config::{ProvideCredentials, SharedCredentialsProvider, SharedHttpClient};
 use aws_sdk_iam::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_iam::types::{EncodingType, StatusType, User};
+use aws_sdk_iam::types::{EncodingType, SshPublicKeyMetadata, StatusType, User};
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use pam_iam_core::config::Aws as Settings;
 use pam_iam_core::name::IamName;
+use tokio::time::Instant;
 
 use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, Tally};
 
@@ -98,6 +99,9 @@ impl AwsIam {
             tally.errors += 1;
             tally.last_error = Some(error.to_string());
         }
+        if !matches!(answer, Err(IamError::Unreachable(_))) {
+            self.tally.borrow_mut().last_answer = Some(Instant::now());
+        }
         answer
     }
 }
@@ -119,13 +123,14 @@ impl Iam for AwsIam {
         .await
     }
 
-    async fn active_keys_of(&self, name: &IamName) -> Result<Vec<String>, IamError> {
+    async fn keys_of(&self, name: &IamName) -> Result<Vec<(String, bool)>, IamError> {
         paged(async |marker| {
             let call = self.client.list_ssh_public_keys().user_name(name.as_str());
             let page = self.call(call.max_items(PAGE).set_marker(marker).send()).await?;
-            let active = page.ssh_public_keys().iter().filter(|key| *key.status() == StatusType::Active);
-            let ids = active.map(|key| key.ssh_public_key_id().to_owned()).collect();
-            Ok((ids, next(page.is_truncated(), page.marker())?))
+            let key = |key: &SshPublicKeyMetadata| {
+                (key.ssh_public_key_id().to_owned(), *key.status() == StatusType::Active)
+            };
+            Ok((page.ssh_public_keys().iter().map(key).collect(), next(page.is_truncated(), page.marker())?))
         })
         .await
     }

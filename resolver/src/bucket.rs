@@ -20,18 +20,29 @@ impl Bucket {
         Self { capacity, level: capacity, filled: Instant::now() }
     }
 
+    /// How many tokens there are.
+    pub fn level(&mut self) -> u32 {
+        self.fill();
+        // At most the capacity, which was one.
+        self.level as u32
+    }
+
     /// Takes so many tokens, if they are there.
     pub fn take(&mut self, tokens: usize) -> bool {
-        let now = Instant::now();
-        let minutes = now.duration_since(self.filled).as_secs_f64() / Duration::from_secs(60).as_secs_f64();
-        self.level = (self.level + minutes * self.capacity).min(self.capacity);
-        self.filled = now;
+        self.fill();
         let wanted = f64::from(u32::try_from(tokens).unwrap_or(u32::MAX));
         if self.level < wanted {
             return false;
         }
         self.level -= wanted;
         true
+    }
+
+    fn fill(&mut self) {
+        let now = Instant::now();
+        let minutes = now.duration_since(self.filled).as_secs_f64() / Duration::from_secs(60).as_secs_f64();
+        self.level = (self.level + minutes * self.capacity).min(self.capacity);
+        self.filled = now;
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Person {
     pub groups: Vec<IamGroup>,
     /// The active keys.
     pub keys: Keys,
+    /// The ids of the others, as far as they were asked for.
+    pub inactive: Vec<String>,
 }
 
 /// Keys by their ids; none for a key that is not usable.
@@ -272,7 +274,6 @@ impl<I: Iam> Directory<I> {
     }
 
     /// The IAM behind it.
-    #[cfg(test)]
     pub fn iam(&self) -> &I {
         &self.iam
     }
@@ -287,6 +288,34 @@ impl<I: Iam> Directory<I> {
     /// How many names are remembered.
     pub fn known(&self) -> usize {
         self.state.borrow().records.len()
+    }
+
+    /// Forgets what is remembered of one name, or everything but the bodies of keys, which never change. How many names
+    /// that were. Whoever asks is told what IAM says then; the roster and the tags are read again.
+    pub fn flush(&self, name: Option<&LinuxName>) -> usize {
+        let mut state = self.state.borrow_mut();
+        if let Some(name) = name {
+            state.back_off.remove(name);
+            return usize::from(state.records.remove(name).is_some());
+        }
+        let count = state.records.len();
+        state.records.clear();
+        state.names.clear();
+        state.back_off.clear();
+        (state.roster, state.roster_failed) = (None, None);
+        state.tags = access::Tags::default();
+        count
+    }
+
+    /// How many look-ups of unknown names may be made now.
+    pub fn unknown_left(&self) -> u32 {
+        self.state.borrow_mut().bucket.level()
+    }
+
+    /// For how many names IAM is taken for unreachable at the moment.
+    pub fn backing_off(&self) -> usize {
+        let now = Instant::now();
+        self.state.borrow().back_off.values().filter(|(until, _)| now < *until).count()
     }
 
     /// The calls to IAM so far.

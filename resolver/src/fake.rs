@@ -149,8 +149,9 @@ impl Iam for FakeIam {
         self.call("ListGroupsForUser", name.as_str(), |people| people.get(name.as_str()).map(groups)).await
     }
 
-    async fn active_keys_of(&self, name: &IamName) -> Result<Vec<String>, IamError> {
-        let ids = |person: &Person| person.keys.iter().map(|(id, _)| id.clone()).collect();
+    async fn keys_of(&self, name: &IamName) -> Result<Vec<(String, bool)>, IamError> {
+        let active = |id: &String| (id.clone(), !id.ends_with("OFF"));
+        let ids = |person: &Person| person.keys.iter().map(|(id, _)| active(id)).collect();
         self.call("ListSSHPublicKeys", name.as_str(), |people| people.get(name.as_str()).map(ids)).await
     }
 

@@ -71,8 +71,8 @@ pub trait Iam: 'static {
     fn user(&self, name: &IamName) -> impl Future<Output = Result<IamUser, IamError>>;
     /// `ListGroupsForUser`
     fn groups_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<IamGroup>, IamError>>;
-    /// `ListSSHPublicKeys`: the ids of the active ones.
-    fn active_keys_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<String>, IamError>>;
+    /// `ListSSHPublicKeys`: the ids, and whether they are active.
+    fn keys_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<(String, bool)>, IamError>>;
     /// `GetSSHPublicKey`: the body as IAM stores it, not to be trusted before it is parsed.
     fn key_body(&self, name: &IamName, key: &str) -> impl Future<Output = Result<String, IamError>>;
     /// `GetGroup`
@@ -94,4 +94,6 @@ pub struct Tally {
     pub errors: u64,
     /// Why the last of them did not.
     pub last_error: Option<String>,
+    /// When one last brought an answer.
+    pub last_answer: Option<tokio::time::Instant>,
 }

@@ -102,6 +102,11 @@ impl Roster {
         Self { groups, users, names, refused, missing, access, at, ended: Instant::now() }
     }
 
+    /// Who of so many users would get no account, and why.
+    pub fn refused_of(everybody: Vec<IamUser>, drop_suffix: &[String]) -> Vec<Refused> {
+        accounts(everybody, drop_suffix).2
+    }
+
     /// The users by their Linux names.
     pub fn users(&self) -> impl Iterator<Item = (&LinuxName, &IamUser)> {
         self.users.iter()

@@ -94,6 +94,24 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::Groups { gids })
     }
 
+    /// The groups of a user that this host gives by what IAM says, by their names.
+    pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, Trouble> {
+        let seen = self.directory.find(name, self.age()).await?;
+        let Some(person) = self.rightful(name, &seen)? else { return Ok(Vec::new()) };
+        let access = self.directory.access().await?;
+        let mut groups: Vec<LinuxName> = vec![IAM_USERS_NAME.clone()];
+        if allowed(&access, Policy::Sudo, person) {
+            groups.push(IAM_SUDO_NAME.clone());
+        }
+        if allowed(&access, Policy::Login, person) {
+            let mapped = person.groups.iter().filter_map(|group| self.config().groups.get(&group.name));
+            groups.extend(mapped.map(|target| target.group.clone()));
+        }
+        groups.sort();
+        groups.dedup();
+        Ok(groups)
+    }
+
     /// All groups that users are in by what IAM says, for who keeps them in group(5).
     pub(super) fn all_groups(&self, roster: &Roster) -> Result<Vec<Group>, Trouble> {
         let mut groups = Vec::new();

@@ -64,6 +64,14 @@ impl<I: Iam> Answerer<I> {
         uid.is_some_and(|uid| matches!(self.place(name, uid), Ok(Place::Ours | Place::Adopted)))
     }
 
+    /// Why the owner of `name` has no account here, if so.
+    pub(super) fn no_place(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, Trouble> {
+        Ok(match self.place(name, uid)? {
+            Place::None(why) => Some(why),
+            Place::Ours | Place::Adopted => None,
+        })
+    }
+
     fn place(&self, name: &LinuxName, uid: Uid) -> Result<Place, Trouble> {
         if self.is_shared(name) {
             return Ok(Place::None("its name is that of a shared account"));

@@ -72,8 +72,8 @@ impl<I: Iam> Directory<I> {
             Ok(groups)
         };
         let key_ids = async {
-            let ids = self.heard(name, candidate, self.iam.active_keys_of(candidate).await)?;
-            self.take_away(name, candidate, |known| known.keys.retain(|(id, _)| ids.contains(id)));
+            let ids = split(self.heard(name, candidate, self.iam.keys_of(candidate).await)?);
+            self.take_away(name, candidate, |known| known.keys.retain(|(id, _)| ids.0.contains(id)));
             Ok(ids)
         };
         let (user, groups, key_ids) = join3(user, groups, key_ids).await;
@@ -88,8 +88,9 @@ impl<I: Iam> Directory<I> {
             return Err(IamError::NoSuchEntity);
         }
         let (user, groups, key_ids) = (user?, groups?, key_ids?);
-        let keys = self.keys(&user, &key_ids).await?;
-        Ok(Person { uid: ids::uid_of(user.id.as_str()), user, groups, keys })
+        let (active, inactive) = key_ids;
+        let keys = self.keys(&user, &active).await?;
+        Ok(Person { uid: ids::uid_of(user.id.as_str()), user, groups, keys, inactive })
     }
 
     /// Passes an answer on, and forgets the user if it is a no.
@@ -124,6 +125,11 @@ impl<I: Iam> Directory<I> {
         take(&mut person);
         let record = Record { known: Known::One(person), at: record.at, reduced: Instant::now() };
         self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
+    }
+
+    /// How many of these keys of a user sshd would take.
+    pub async fn usable_keys(&self, user: &IamUser, ids: &[String]) -> Result<usize, IamError> {
+        Ok(self.keys(user, ids).await?.iter().filter(|(_, key)| key.is_some()).count())
     }
 
     /// The usable active keys of `user` by their ids.
@@ -179,6 +185,7 @@ impl<I: Iam> Directory<I> {
                         user,
                         groups: vec![group.clone()],
                         keys: Vec::new(),
+                        inactive: Vec::new(),
                     }),
                 }
                 if team.len() > TEAM_MAX {
@@ -244,7 +251,7 @@ impl<I: Iam> Directory<I> {
     async fn member(&self, name: &LinuxName, user: IamUser) -> Result<(IamId, Keys), IamError> {
         let id = user.id.clone();
         let keys = async {
-            let ids = self.iam.active_keys_of(&user.name).await?;
+            let (ids, _) = split(self.iam.keys_of(&user.name).await?);
             self.change_team(name, |team| {
                 for known in team.iter_mut().filter(|known| known.user.id == id) {
                     known.keys.retain(|(key, _)| ids.contains(key));
@@ -272,4 +279,11 @@ impl<I: Iam> Directory<I> {
         let record = Record { known: Known::Team(team), at: record.at, reduced: Instant::now() };
         self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
     }
+}
+
+/// The ids of the active keys and of the others.
+fn split(keys: Vec<(String, bool)>) -> (Vec<String>, Vec<String>) {
+    let (active, inactive): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, active)| *active);
+    let ids = |keys: Vec<(String, bool)>| keys.into_iter().map(|(id, _)| id).collect();
+    (ids(active), ids(inactive))
 }

@@ -1,0 +1,216 @@
+//! What the operator's tool asks: why is it so, what is missing, who will have trouble.
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt, stream};
+use pam_iam_core::config::Who;
+use pam_iam_core::name::{self, IamName, LinuxName};
+use pam_iam_core::standing::Standing;
+use pam_iam_core::wire::{
+    Answer, Decision, Explanation, Finding, IamEntry, KeyState, Policy, Reason, Source, Try,
+};
+
+use super::{Answerer, Trouble};
+use crate::directory::{Known, Person};
+use crate::iam::{Iam, IamError, IamUser};
+use crate::ids;
+use crate::roster::{Refused, Roster};
+
+/// How many users are asked about at once when all are gone over: slow enough for IAM's own limits.
+const USERS_AT_ONCE: usize = 5;
+
+/// A name that no IAM user has, to try calls with: "no such user" shows that the call is allowed.
+const NOBODY: &str = "pam_iam-nobody";
+
+impl<I: Iam> Answerer<I> {
+    /// All that decides about a name. The decisions are those that PAM would get.
+    pub(super) async fn explain(&self, name: &LinuxName) -> Result<Answer, Trouble> {
+        let local = self.locals.uid_of(name.as_str())?;
+        let standing = match local {
+            Some(uid) => self.standing(name, uid)?,
+            None => Standing::Ours,
+        };
+        let mut explanation = Explanation {
+            name: name.clone(),
+            standing: word(standing).to_owned(),
+            uid: local,
+            candidates: Vec::new(),
+            claimants: Vec::new(),
+            users: Vec::new(),
+            groups: Vec::new(),
+            login: refused(Reason::Local),
+            sudo: refused(Reason::Local),
+        };
+        if standing == Standing::Local {
+            return Ok(Answer::Explanation(Box::new(explanation)));
+        }
+        if standing != Standing::Shared {
+            let candidates = name::candidates(name, &self.config().accounts.drop_suffix);
+            explanation.candidates = candidates.iter().map(ToString::to_string).collect();
+        }
+        let seen = self.directory.find(name, self.age()).await?;
+        match &seen.record.known {
+            Known::One(person) => explanation.users.push(entry(person)),
+            Known::Team(team) => explanation.users.extend(team.iter().map(entry)),
+            Known::Ambiguous(names) => explanation.claimants.extend(names.iter().map(ToString::to_string)),
+            Known::Absent | Known::Denied => {}
+        }
+        let would_be =
+            explanation.users.first().filter(|_| standing != Standing::Shared).map(|user| user.uid);
+        explanation.uid = local.or(would_be);
+        // Of nobody any uid of ours will do: the reason is the same.
+        let uid = explanation.uid.unwrap_or_else(|| ids::uid_of(name.as_str()));
+        for (policy, decision) in
+            [(Policy::Login, &mut explanation.login), (Policy::Sudo, &mut explanation.sudo)]
+        {
+            if let Answer::Decision(decided) = self.decide(name, uid, policy).await? {
+                *decision = decided;
+            }
+        }
+        explanation.groups = self.groups_by_name(name).await?;
+        Ok(Answer::Explanation(Box::new(explanation)))
+    }
+
+    /// Tries each API action that the configuration needs, on the first user who may log in.
+    pub(super) async fn probe(&self) -> Answer {
+        let (iam, config) = (self.directory.iam(), self.config());
+        let access = match self.directory.access().await {
+            Ok(access) => access,
+            Err(error) => return Answer::Probed { tries: vec![tried("instance tags", Some(error))] },
+        };
+        let mut tries = Vec::new();
+        let mut known = None;
+        let groups: Vec<&IamName> = access.groups().chain(config.groups.keys()).collect();
+        let shared = config.shared.values().flat_map(|shared| &shared.groups);
+        for group in groups.into_iter().chain(shared) {
+            let answer = iam.group(group).await;
+            if let Ok((_, members)) = &answer {
+                known = known.or_else(|| members.first().map(|user| user.name.clone()));
+            }
+            tries.push(tried("iam:GetGroup", answer.err()));
+        }
+        if access.allow == Who::All {
+            let answer = iam.all_users().await;
+            if let Ok(users) = &answer {
+                known = known.or_else(|| users.first().map(|user| user.name.clone()));
+            }
+            tries.push(tried("iam:ListUsers", answer.err()));
+        }
+        let Some(user) = known.or_else(|| IamName::user(NOBODY).ok()) else {
+            return Answer::Probed { tries };
+        };
+        tries.push(tried("iam:GetUser", iam.user(&user).await.err()));
+        tries.push(tried("iam:ListGroupsForUser", iam.groups_of(&user).await.err()));
+        let keys = iam.keys_of(&user).await;
+        let key = keys.as_ref().ok().and_then(|keys| keys.first()).map(|(id, _)| id.clone());
+        tries.push(tried("iam:ListSSHPublicKeys", keys.err()));
+        let key = key.unwrap_or_else(|| "APKANOBODY0000000000".to_owned());
+        tries.push(tried("iam:GetSSHPublicKey", iam.key_body(&user, &key).await.err()));
+        tries.sort_by(|one, other| (&one.action, other.denied).cmp(&(&other.action, one.denied)));
+        tries.dedup_by(|one, other| {
+            one.action == other.action && (one.error.is_none() || other.error.is_some())
+        });
+        Answer::Probed { tries }
+    }
+
+    /// Goes over all IAM users: names and uids, and the keys of those who may log in.
+    pub(super) async fn lint(&self) -> Result<Answer, Trouble> {
+        let everybody = self.directory.iam().all_users().await?;
+        let roster = self.directory.read_roster().await?;
+        let mut allowed: BTreeMap<&IamName, bool> =
+            everybody.iter().map(|user| (&user.name, false)).collect();
+        allowed.extend(roster.users().map(|(_, user)| (&user.name, true)));
+        allowed.extend(roster.refused.iter().map(|refused| (&refused.user.name, true)));
+        let is_allowed = |user: &IamUser| allowed.get(&user.name).copied().unwrap_or_default();
+        let finding = |user: &IamUser, problem: String| Finding {
+            iam_name: user.name.to_string(),
+            allowed: is_allowed(user),
+            problem,
+        };
+        let mut findings: Vec<Finding> =
+            Roster::refused_of(everybody.clone(), &self.config().accounts.drop_suffix)
+                .into_iter()
+                .map(|Refused { user, why }| finding(&user, why))
+                .collect();
+        for (name, user) in roster.users() {
+            if let Some(why) = self.no_place(name, ids::uid_of(user.id.as_str()))? {
+                findings.push(finding(user, why.to_owned()));
+            }
+        }
+        let users = stream::iter(everybody.iter().filter(|user| is_allowed(user)));
+        let keys = users.map(async |user: &IamUser| (user, self.trouble_with_keys(user).await));
+        let mut keys = keys.buffered(USERS_AT_ONCE);
+        while let Some((user, trouble)) = keys.next().await {
+            findings.extend(trouble?.map(|problem| finding(user, problem)));
+        }
+        drop(keys);
+        findings.sort();
+        let allowed = allowed.values().filter(|allowed| **allowed).count();
+        Ok(Answer::Linted { users: everybody.len(), allowed, findings })
+    }
+
+    /// Why a user has no key to log in with, if so.
+    async fn trouble_with_keys(&self, user: &IamUser) -> Result<Option<String>, Trouble> {
+        let keys = match self.directory.iam().keys_of(&user.name).await {
+            Ok(keys) => keys,
+            Err(IamError::Denied(_)) => {
+                return Ok(Some("IAM does not let this host list the user's keys".to_owned()));
+            }
+            Err(IamError::NoSuchEntity) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let active: Vec<String> =
+            keys.iter().filter(|(_, active)| *active).map(|(id, _)| id.clone()).collect();
+        if active.is_empty() {
+            let none = if keys.is_empty() { "has no SSH public key" } else { "has no active SSH public key" };
+            return Ok(Some(none.to_owned()));
+        }
+        let usable = self.directory.usable_keys(user, &active).await?;
+        Ok((usable == 0).then(|| "has no SSH public key that sshd would take".to_owned()))
+    }
+}
+
+fn entry(person: &Person) -> IamEntry {
+    let active = person.keys.iter().map(|(id, key)| KeyState {
+        id: id.clone(),
+        active: true,
+        fingerprint: key.as_ref().map(|key| key.fingerprint()),
+    });
+    let inactive =
+        person.inactive.iter().map(|id| KeyState { id: id.clone(), active: false, fingerprint: None });
+    IamEntry {
+        iam_name: person.user.name.to_string(),
+        iam_id: person.user.id.to_string(),
+        uid: person.uid,
+        groups: person.groups.iter().map(|group| group.name.to_string()).collect(),
+        keys: active.chain(inactive).collect(),
+    }
+}
+
+/// That there is no such user or group is an answer: the call is allowed.
+fn tried(action: &str, error: Option<IamError>) -> Try {
+    let error = error.filter(|error| *error != IamError::NoSuchEntity);
+    let denied = matches!(error, Some(IamError::Denied(_)));
+    Try { action: action.to_owned(), error: error.map(|error| error.to_string()), denied }
+}
+
+fn word(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Ours => "ours",
+        Standing::Adopted => "adopted",
+        Standing::Shared => "shared",
+        Standing::Local => "local",
+    }
+}
+
+fn refused(reason: Reason) -> Decision {
+    Decision {
+        allow: false,
+        reason,
+        iam_name: None,
+        iam_id: None,
+        group: None,
+        source: Source::Cache,
+        age: 0,
+    }
+}
