@@ -86,7 +86,8 @@ class Log:
                 self.delay = float(query["delay"][0] or 0)
             if "fail" in query:
                 fail = query["fail"][0]
-                if fail not in ("", "throttle", "denied", "503", "hang", "reset", "truncated", "empty"):
+                if fail not in ("", "throttle", "denied", "503", "hang", "reset", "truncated", "empty", "skew",
+                                "credentials"):
                     return {"error": f"unknown fault {fail!r}"}
                 self.fail = fail
             if "delay" in query or "fail" in query:
@@ -118,6 +119,8 @@ def error(code, message, status):
 FAULTS = {
     "throttle": lambda: error("Throttling", "Rate exceeded", "400 Bad Request"),
     "denied": lambda: error("AccessDenied", "User is not authorized to perform this action", "403 Forbidden"),
+    "skew": lambda: error("SignatureDoesNotMatch", "Signature expired: 20260101T000000Z is now earlier", "403 Forbidden"),
+    "credentials": lambda: error("InvalidClientTokenId", "The security token included in the request is invalid", "403 Forbidden"),
     "503": lambda: error("ServiceUnavailable", "Service unavailable", "503 Service Unavailable"),
 }
 
@@ -391,7 +394,11 @@ class Metadata:
     def __call__(self, environ, start_response):
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         LOG.add("IMDS", {"path": path})
-        status, answer = self.answer(method, path, environ)
+        # Only when asked for by name: a fault of IAM is none of the instance's.
+        fail = LOG.fault_for("IMDS")[1] if LOG.only == "IMDS" else ""
+        if fail == "hang":
+            time.sleep(HANG_SECONDS)
+        status, answer = ("403 Forbidden", "") if fail else self.answer(method, path, environ)
         start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(answer))),
                                 ("X-aws-ec2-metadata-token-ttl-seconds", "21600")])
         return [answer.encode()]

@@ -1,0 +1,163 @@
+//! `iamctl doctor`: looks for what makes such a set-up fail, and says how to mend it.
+
+mod aws;
+mod files;
+mod pam;
+mod sshd;
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use pam_iam_core::client::AskError;
+use pam_iam_core::config::Config;
+use pam_iam_core::deadline::Deadline;
+use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Request, Roster};
+use pam_iam_core::{ask::Mode, client, paths};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::Context;
+use crate::output::Tone;
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The check.
+    check: &'static str,
+    /// `ok`, `warning` or `wrong`.
+    state: State,
+    /// What is so.
+    what: String,
+    /// What to do.
+    mend: String,
+}
+
+/// How it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Ok,
+    Warning,
+    Wrong,
+}
+
+impl Finding {
+    fn ok(check: &'static str, what: impl Into<String>) -> Self {
+        Self { check, state: State::Ok, what: what.into(), mend: String::new() }
+    }
+
+    fn wrong(check: &'static str, what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { check, state: State::Wrong, what: what.into(), mend: mend.into() }
+    }
+
+    fn warning(check: &'static str, what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { state: State::Warning, ..Self::wrong(check, what, mend) }
+    }
+}
+
+/// True if nothing is wrong.
+pub fn run(context: &Context) -> Result<bool, String> {
+    let mut findings = Vec::new();
+    match context.config() {
+        Err(why) => findings.push(Finding::wrong(
+            "configuration",
+            why,
+            "mend the file; iam-resolver check-config FILE checks it; until then IAM users are kept out",
+        )),
+        Ok(config) => {
+            findings.push(Finding::ok("configuration", context.config_path.display().to_string()));
+            findings.push(socket(&config));
+            findings.extend(aws::metadata(&config));
+            findings.extend(aws::permissions(context));
+            let roster = roster(context, &mut findings);
+            findings.extend(sshd::effective(&config, roster.as_ref()));
+            findings.extend(pam::stacks(&config));
+            findings.push(files::nsswitch(roster.as_ref()));
+            findings.extend(files::sudoers(&config));
+            findings.extend(files::owners(&context.config_path));
+        }
+    }
+    let mut text = String::new();
+    for Finding { check, state, what, mend } in &findings {
+        let (tone, word) = match state {
+            State::Ok => (Tone::Good, "ok     "),
+            State::Warning => (Tone::Doubtful, "warning"),
+            State::Wrong => (Tone::Bad, "WRONG  "),
+        };
+        let _ = writeln!(text, "{} {check}: {what}", context.output.paint(tone, word));
+        if !mend.is_empty() {
+            let _ = writeln!(text, "        -> {mend}");
+        }
+    }
+    let sound = findings.iter().all(|finding| finding.state != State::Wrong);
+    context.output.show(&json!({ "sound": sound, "findings": findings }), &text);
+    Ok(sound)
+}
+
+fn socket(config: &Config) -> Finding {
+    const CHECK: &str = "resolver";
+    let program = Path::new(paths::RESOLVER);
+    let no_program =
+        || Finding::wrong(CHECK, format!("{} is missing", paths::RESOLVER), "install pam_iam again");
+    if config.resolver.mode == Mode::Once {
+        return if program.exists() {
+            Finding::ok(CHECK, "a process for each question")
+        } else {
+            no_program()
+        };
+    }
+    let start =
+        "systemctl enable --now iam-resolver.socket; journalctl -u iam-resolver says why it does not run";
+    match client::ask(Path::new(paths::SOCKET), &Request::Status, Deadline::after(CLIENT_DEADLINE)) {
+        Ok(_) => Finding::ok(CHECK, format!("answers on {}", paths::SOCKET)),
+        Err(AskError::NoListener(_)) if config.resolver.mode == Mode::Auto => {
+            if !program.exists() {
+                return no_program();
+            }
+            Finding::warning(CHECK, "no daemon: a process for each question, and NSS shows nobody", start)
+        }
+        Err(error @ AskError::NoListener(_)) => Finding::wrong(CHECK, error.to_string(), start),
+        Err(error @ AskError::Impostor { .. }) => Finding::wrong(
+            CHECK,
+            error.to_string(),
+            format!("find out who listens there, end it, remove {} and start the resolver", paths::SOCKET),
+        ),
+        Err(error) => Finding::wrong(CHECK, error.to_string(), "systemctl restart iam-resolver"),
+    }
+}
+
+/// The roster, with what it says about names.
+fn roster(context: &Context, findings: &mut Vec<Finding>) -> Option<Roster> {
+    const CHECK: &str = "names";
+    let Ok(Answer::Roster(roster)) = context.ask(&Request::Roster) else { return None };
+    for group in &roster.missing {
+        findings.push(Finding::wrong(
+            CHECK,
+            format!("access.allow names the IAM group {group}, which does not exist"),
+            "make the group, or mend its name in the configuration: case counts",
+        ));
+    }
+    for refused in &roster.refused {
+        findings.push(Finding::warning(
+            CHECK,
+            format!("the IAM user {} may log in and gets no account: {}", refused.iam_name, refused.why),
+            "rename the IAM user, or adopt the local account of the name",
+        ));
+    }
+    if roster.missing.is_empty() && roster.refused.is_empty() {
+        let count = roster.users.len() + roster.adopted.len();
+        findings.push(Finding::ok(CHECK, format!("{count} IAM users may log in, and each has a name")));
+    }
+    Some(roster)
+}
+
+/// What a program prints, or what it complains about.
+fn output_of(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")),
+    }
+}

@@ -1,0 +1,127 @@
+//! The way to IAM: metadata, credentials, clock, permissions.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use pam_iam_core::config::Config;
+use pam_iam_core::paths;
+use pam_iam_core::wire::{Answer, Request, Try};
+
+use super::Finding;
+use crate::Context;
+
+/// The instance metadata service (EC2 user guide).
+const METADATA: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
+
+/// How long it may take; on an instance it answers within 1 ms.
+const METADATA_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Asks for a token as the SDK does. Without an instance there is nothing to say.
+pub fn metadata(config: &Config) -> Vec<Finding> {
+    const CHECK: &str = "metadata";
+    let environment = std::fs::read_to_string(paths::ENVIRONMENT).unwrap_or_default();
+    let elsewhere = environment.lines().any(|line| line.starts_with("AWS_ACCESS_KEY_ID="))
+        || config.aws.profile.is_some();
+    let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::from(METADATA), METADATA_PATIENCE) else {
+        return match elsewhere {
+            true => Vec::new(),
+            false => vec![Finding::warning(
+                CHECK,
+                "there is no instance metadata service",
+                format!("outside EC2, put AWS_ACCESS_KEY_ID and the like into {}", paths::ENVIRONMENT),
+            )],
+        };
+    };
+    let request = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 0\r\n\
+                   X-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n";
+    let mut answer = Vec::new();
+    let asked = stream
+        .set_read_timeout(Some(METADATA_PATIENCE))
+        .and_then(|()| stream.write_all(request.as_bytes()))
+        .and_then(|()| stream.take(4096).read_to_end(&mut answer));
+    let answer = String::from_utf8_lossy(&answer);
+    match asked {
+        Ok(_) if answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200") => {
+            vec![Finding::ok(CHECK, "gives tokens (version 2)")]
+        }
+        Ok(_) => vec![Finding::wrong(
+            CHECK,
+            format!(
+                "the instance metadata service refuses a token: {}",
+                answer.lines().next().unwrap_or_default()
+            ),
+            "aws ec2 modify-instance-metadata-options --http-endpoint enabled",
+        )],
+        Err(_) => vec![Finding::wrong(
+            CHECK,
+            "the instance metadata service is there and its token does not arrive",
+            "in a container or behind a router the hop limit is too low: aws ec2 modify-instance-metadata-options \
+             --http-put-response-hop-limit 2",
+        )],
+    }
+}
+
+/// Tries each API action that is needed.
+pub fn permissions(context: &Context) -> Vec<Finding> {
+    const CHECK: &str = "IAM";
+    let tries = match context.ask(&Request::Probe) {
+        Ok(Answer::Probed { tries }) => tries,
+        Ok(_) => return vec![Finding::wrong(CHECK, crate::another_question(), "install pam_iam again")],
+        Err(why) => return vec![Finding::wrong(CHECK, why, "mend the resolver first")],
+    };
+    let failed: Vec<&Try> = tries.iter().filter(|tried| tried.error.is_some()).collect();
+    if failed.is_empty() {
+        let actions: Vec<&str> = tries.iter().map(|tried| tried.action.as_str()).collect();
+        return vec![Finding::ok("clock", "IAM takes our signatures"), Finding::ok(CHECK, actions.join(" "))];
+    }
+    // One cause is told once, however many calls it has spoilt.
+    let mut findings: Vec<Finding> = failed.iter().map(|tried| diagnose(tried)).collect();
+    findings.dedup_by(|one, other| one.check == other.check && one.mend == other.mend);
+    findings
+}
+
+fn diagnose(tried: &Try) -> Finding {
+    let why = tried.error.clone().unwrap_or_default();
+    let action = &tried.action;
+    let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
+    if tried.denied {
+        return Finding::wrong(
+            "permissions",
+            format!("IAM denies {action}: {why}"),
+            format!("allow {action} in the policy of this host's role"),
+        );
+    }
+    if says(&["Signature expired", "Signature not yet current", "RequestExpired", "RequestTimeTooSkewed"]) {
+        return Finding::wrong(
+            "clock",
+            format!("IAM refuses our clock: {why}"),
+            "set the clock: systemctl enable --now chronyd",
+        );
+    }
+    let credentials = [
+        "InvalidClientTokenId",
+        "ExpiredToken",
+        "UnrecognizedClient",
+        "SignatureDoesNotMatch",
+        "no providers in chain",
+        "credentials provider",
+        "could not load credentials",
+        "MissingAuthenticationToken",
+    ];
+    if says(&credentials) {
+        return Finding::wrong(
+            "credentials",
+            why,
+            format!("give the instance a role, or mend what is in {}", paths::ENVIRONMENT),
+        );
+    }
+    if why.contains("instance tag") {
+        return Finding::wrong("tags", why, "tag the instance, and switch InstanceMetadataTags on");
+    }
+    Finding::wrong(
+        "IAM",
+        format!("{action} brings no answer: {why}"),
+        "does this host reach iam.amazonaws.com by HTTPS, or aws.endpoint of the configuration?",
+    )
+}

@@ -1,0 +1,112 @@
+//! Files that decide: nsswitch.conf, sudoers, and the owners and modes that sshd insists on.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use pam_iam_core::config::{Config, Who};
+use pam_iam_core::id::Uid;
+use pam_iam_core::wire::Roster;
+use pam_iam_core::{local, paths};
+
+use super::{Finding, output_of};
+use crate::is_installed;
+
+const NSSWITCH: &str = "/etc/nsswitch.conf";
+
+const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
+
+const VISUDO: &str = "/usr/sbin/visudo";
+
+/// Where accounts come from: NSS, or the importer.
+pub fn nsswitch(roster: Option<&Roster>) -> Finding {
+    const CHECK: &str = "accounts";
+    let text = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
+    let asks = |database: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(database)?.strip_prefix(':'));
+        line.is_some_and(|services| {
+            services.split('#').next().unwrap_or_default().split_whitespace().any(|word| word == "iam")
+        })
+    };
+    let add =
+        format!("add iam at the end of the passwd: and group: lines of {NSSWITCH}, or import: iam-importer");
+    match (asks("passwd"), asks("group")) {
+        (true, true) => Finding::ok(CHECK, format!("{NSSWITCH} asks IAM")),
+        (true, false) => Finding::wrong(
+            CHECK,
+            format!("{NSSWITCH} does not ask IAM for groups: sshd's and sudo's rules need them"),
+            add,
+        ),
+        (false, true) => Finding::wrong(CHECK, format!("{NSSWITCH} does not ask IAM for accounts"), add),
+        (false, false) => {
+            let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
+            let here = |uid: Uid| accounts.iter().any(|account| account.uid == uid);
+            let missing = roster.map(|roster| roster.users.iter().filter(|user| !here(user.uid)).count());
+            match (accounts.iter().any(|account| account.uid.is_ours()), missing) {
+                (true, None | Some(0)) => Finding::ok(CHECK, "imported"),
+                (true, Some(missing)) => Finding::warning(
+                    CHECK,
+                    format!("imported, and {missing} users who may log in have no account yet"),
+                    "systemctl enable --now iam-importer.timer, or iam-importer now",
+                ),
+                (false, Some(0)) => Finding::ok(CHECK, "all are adopted"),
+                (false, _) => Finding::wrong(CHECK, "IAM users have no accounts on this host", add),
+            }
+        }
+    }
+}
+
+/// The sudo rule, where anybody may use sudo.
+pub fn sudoers(config: &Config) -> Vec<Finding> {
+    const CHECK: &str = "sudoers";
+    if config.access.sudo == Who::None || !is_installed(VISUDO) {
+        return Vec::new();
+    }
+    let copy = format!("install -m 0440 /usr/share/pam_iam/sudoers/pam_iam {SUDOERS}");
+    let finding = match std::fs::metadata(SUDOERS) {
+        Err(_) => {
+            Finding::wrong(CHECK, format!("{SUDOERS} is missing, so nobody of iam-sudo may use sudo"), copy)
+        }
+        Ok(found) if found.uid() != 0 || found.mode() & 0o022 != 0 => {
+            Finding::wrong(CHECK, format!("sudo does not read {SUDOERS}: wrong owner or mode"), copy)
+        }
+        Ok(_) => match output_of(VISUDO, &["-c", "-f", SUDOERS]) {
+            Ok(_) => Finding::ok(CHECK, SUDOERS),
+            Err(why) => Finding::wrong(CHECK, why, copy),
+        },
+    };
+    vec![finding]
+}
+
+/// sshd refuses a key command that others than root could change, on the whole way to it; so should everybody with what
+/// runs as root.
+pub fn owners(config: &Path) -> Vec<Finding> {
+    const CHECK: &str = "owners";
+    let lib = ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+    let modules =
+        lib.iter().flat_map(|lib| [format!("{lib}/security/pam_iam.so"), format!("{lib}/libnss_iam.so.2")]);
+    let mut paths: Vec<String> = modules.filter(|path| is_installed(path)).collect();
+    paths.extend(["/usr/libexec/pam_iam/iam-authorized-keys", paths::RESOLVER].map(str::to_owned));
+    paths.push(config.display().to_string());
+    let mut findings = Vec::new();
+    for path in &paths {
+        let Some(problem) = Path::new(path).ancestors().find_map(problem_with) else { continue };
+        findings.push(Finding::wrong(CHECK, problem.0, problem.1));
+    }
+    findings.dedup();
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, format!("{} files are root's alone", paths.len())));
+    }
+    findings
+}
+
+fn problem_with(path: &Path) -> Option<(String, String)> {
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Err(error) => Some((format!("{shown}: {error}"), "install pam_iam again".to_owned())),
+        Ok(found) if found.uid() != 0 || found.mode() & 0o022 != 0 => Some((
+            format!("{shown} can be changed by others than root, so sshd does not run what is in it"),
+            format!("chown root {shown} && chmod go-w {shown}"),
+        )),
+        Ok(_) => None,
+    }
+}

@@ -1,0 +1,150 @@
+//! sshd's effective settings: is our command in force, or who won?
+
+use std::collections::HashMap;
+
+use pam_iam_core::config::Config;
+use pam_iam_core::wire::Roster;
+
+use super::{Finding, output_of};
+
+const SSHD: &str = "/usr/sbin/sshd";
+
+/// What sshd is to run.
+const KEY_COMMAND: &str = "/usr/libexec/pam_iam/iam-authorized-keys";
+
+/// The signatures that an RSA key makes; IAM has no other keys.
+const RSA: [&str; 2] = ["rsa-sha2-512", "rsa-sha2-256"];
+
+/// The shortest RSA key that IAM takes, in bits.
+const RSA_BITS: u32 = 2048;
+
+/// Others who set sshd's one key command, and how to live with them.
+const RIVALS: [(&str, &str); 3] = [
+    ("eic_run_authorized_keys", "EC2 Instance Connect: keep it by keys.also_run in our configuration"),
+    ("userdbctl", "systemd's userdb: our drop-in must come before 20-systemd-userdb.conf"),
+    ("google_authorized_keys", "Google's guest agent"),
+];
+
+/// Asks sshd what it would do for an IAM user.
+pub fn effective(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
+    const CHECK: &str = "sshd";
+    let user = roster.and_then(|roster| roster.users.first()).map(|user| user.name.as_str());
+    let connection =
+        format!("user={},host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22", user.unwrap_or("root"));
+    let settings = match output_of(SSHD, &["-T", "-C", &connection]) {
+        Ok(settings) => settings,
+        Err(why) => {
+            return vec![Finding::wrong(
+                CHECK,
+                format!("sshd -T: {why}"),
+                "mend sshd's configuration: sshd -t",
+            )];
+        }
+    };
+    let settings: HashMap<&str, &str> = settings.lines().filter_map(|line| line.split_once(' ')).collect();
+    let setting = |name: &str| settings.get(name).copied().unwrap_or_default();
+    let mut findings = vec![command(setting("authorizedkeyscommand"))];
+    let runs_as = setting("authorizedkeyscommanduser");
+    if runs_as != config.keys.user {
+        findings.push(Finding::wrong(
+            CHECK,
+            format!("the key command runs as {runs_as:?}, and keys.user is {:?}", config.keys.user),
+            format!("set AuthorizedKeysCommandUser {} in sshd's drop-in", config.keys.user),
+        ));
+    }
+    for (name, wanted) in [("usepam", "UsePAM yes"), ("pubkeyauthentication", "PubkeyAuthentication yes")] {
+        if setting(name) != "yes" {
+            let what = format!(
+                "{name} is {:?}: without it no IAM user gets in, or nobody is asked whether they may",
+                setting(name)
+            );
+            findings.push(Finding::wrong(CHECK, what, format!("set {wanted}, before any other file does")));
+        }
+    }
+    if user.is_some() && setting("authorizedkeysfile") != "none" {
+        findings.push(Finding::wrong(
+            CHECK,
+            format!("sshd also takes keys from {} for IAM users", setting("authorizedkeysfile")),
+            "keep `Match Group iam-users` with `AuthorizedKeysFile none` of our drop-in, and the group in NSS",
+        ));
+    }
+    findings.extend(key_types(setting("pubkeyacceptedalgorithms"), setting("requiredrsasize")));
+    findings
+}
+
+fn command(set: &str) -> Finding {
+    const CHECK: &str = "sshd";
+    if set.starts_with(KEY_COMMAND) {
+        return match set.contains("%u") {
+            true => Finding::ok(CHECK, format!("runs {set}")),
+            false => Finding::wrong(
+                CHECK,
+                format!("the key command is not told the user: {set}"),
+                format!("write AuthorizedKeysCommand {KEY_COMMAND} --uid %U %u %f"),
+            ),
+        };
+    }
+    let drop_in = "put our drop-in first: sshd takes the first value that it reads, so 10-pam_iam.conf must come before \
+                   other files of /etc/ssh/sshd_config.d, and its Include before other lines of sshd_config";
+    match RIVALS.iter().find(|(word, _)| set.contains(word)) {
+        Some((_, rival)) => Finding::wrong(CHECK, format!("{rival}; sshd runs {set}"), drop_in),
+        None if set == "none" || set.is_empty() => Finding::wrong(
+            CHECK,
+            "sshd runs no key command",
+            "cp /usr/share/pam_iam/sshd/10-pam_iam.conf /etc/ssh/sshd_config.d/",
+        ),
+        None => Finding::wrong(CHECK, format!("another key command is in force: {set}"), drop_in),
+    }
+}
+
+/// IAM has RSA keys only: sshd must take them.
+fn key_types(accepted: &str, required_bits: &str) -> Vec<Finding> {
+    const CHECK: &str = "key types";
+    let mut findings = Vec::new();
+    if !RSA.iter().any(|kind| accepted.split(',').any(|accepted| accepted == *kind)) {
+        findings.push(Finding::wrong(
+            CHECK,
+            "sshd takes no RSA keys, and IAM has no others",
+            "set PubkeyAcceptedAlgorithms +rsa-sha2-512,rsa-sha2-256 (or the crypto policy that sets it)",
+        ));
+    }
+    if required_bits.parse().is_ok_and(|bits: u32| bits > RSA_BITS) {
+        findings.push(Finding::warning(
+            CHECK,
+            format!("sshd wants RSA keys of {required_bits} bits, and IAM takes shorter ones"),
+            "tell your users, or lower RequiredRSASize",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, "sshd takes RSA keys"));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::State;
+
+    #[test]
+    fn a_rival_is_called_by_name() {
+        let state = |set: &str| (command(set).state, command(set).what);
+        assert_eq!(state(&format!("{KEY_COMMAND} --uid %U %u %f")).0, State::Ok);
+        assert_eq!(state(KEY_COMMAND).0, State::Wrong);
+        assert!(
+            state("/usr/share/ec2-instance-connect/eic_run_authorized_keys %u %f")
+                .1
+                .contains("EC2 Instance Connect")
+        );
+        assert!(state("/usr/bin/userdbctl ssh-authorized-keys %u").1.contains("systemd's userdb"));
+        assert!(state("none").1.contains("runs no key command"));
+        assert!(state("/opt/keys %u").1.contains("another key command"));
+    }
+
+    #[test]
+    fn a_host_that_takes_no_rsa_keys_is_found() {
+        assert_eq!(key_types("ssh-ed25519,rsa-sha2-256", "1024")[0].state, State::Ok);
+        assert_eq!(key_types("ssh-ed25519,rsa-sha2-256-cert-v01@openssh.com", "")[0].state, State::Wrong);
+        assert_eq!(key_types("rsa-sha2-512", "3072")[0].state, State::Warning);
+    }
+}

@@ -1,0 +1,162 @@
+//! `iamctl explain`: why a user may or may not.
+
+use std::fmt::Write;
+
+use pam_iam_core::key::PublicKey;
+use pam_iam_core::wire::{Answer, Decision, Explanation, IamEntry, Policy, Reason, Request};
+use serde_json::json;
+
+use crate::output::{Output, Tone};
+use crate::{Context, Service, another_question, linux_name};
+
+/// True if the user may.
+pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -> Result<bool, String> {
+    let name = match linux_name(user) {
+        Ok(name) => name,
+        Err(why) => {
+            let json = json!({ "name": user, "allow": false, "problem": why });
+            context.output.show(&json, &why);
+            return Ok(false);
+        }
+    };
+    let key = key.map(fingerprint).transpose()?;
+    let Answer::Explanation(explanation) = context.ask(&Request::Explain { name })? else {
+        return Err(another_question());
+    };
+    let opens = key.as_deref().map(|key| opens(&explanation, key));
+    let decision = match service {
+        Service::Login => &explanation.login,
+        Service::Sudo => &explanation.sudo,
+    };
+    let allow = decision.allow && opens != Some(false);
+    let mut json = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
+    if let Some(object) = json.as_object_mut() {
+        object.insert("allow".to_owned(), json!(allow));
+        if let Some(opens) = opens {
+            object.insert("key_opens".to_owned(), json!(opens));
+        }
+    }
+    context.output.show(&json, &text(&explanation, key.as_deref().zip(opens), &context.output));
+    Ok(allow)
+}
+
+/// The fingerprint of a key that is given by its file or its fingerprint.
+fn fingerprint(key: &str) -> Result<String, String> {
+    if key.starts_with("SHA256:") {
+        return Ok(key.to_owned());
+    }
+    let text = std::fs::read_to_string(key).map_err(|error| format!("{key}: {error}"))?;
+    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    PublicKey::parse(line)
+        .map(|key| key.fingerprint())
+        .map_err(|error| format!("{key} is no public key in OpenSSH's format: {error}"))
+}
+
+fn opens(explanation: &Explanation, fingerprint: &str) -> bool {
+    let mut keys = explanation.users.iter().flat_map(|user| &user.keys);
+    keys.any(|key| key.fingerprint.as_deref() == Some(fingerprint))
+}
+
+fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Output) -> String {
+    let mut text = String::new();
+    let Explanation { name, standing, uid, candidates, claimants, users, groups, login, sudo } = explanation;
+    let mut line = |what: &str, value: &str| {
+        let _ = writeln!(text, "{what:<11}{value}");
+    };
+    let uid = uid.map_or_else(|| "no uid".to_owned(), |uid| format!("uid {uid}"));
+    let account = match standing.as_str() {
+        "ours" => "from IAM",
+        "adopted" => "local, adopted",
+        "shared" => "local, shared",
+        _ => "local, none of pam_iam's business",
+    };
+    line("account", &format!("{name}, {account}, {uid}"));
+    if standing == "local" {
+        return text;
+    }
+    if !groups.is_empty() {
+        line("groups", &groups.iter().map(|group| group.as_str()).collect::<Vec<_>>().join(" "));
+    }
+    if !candidates.is_empty() {
+        line("candidates", &candidates.join(" "));
+    }
+    if !claimants.is_empty() {
+        line("claimed by", &claimants.join(" and "));
+    }
+    for user in users {
+        describe(user, &mut line);
+    }
+    if let Some((key, opens)) = key {
+        let (tone, word) = if opens {
+            (Tone::Good, "an active key")
+        } else {
+            (Tone::Bad, "not an active key, opens nothing")
+        };
+        line("key", &format!("{key}: {}", output.paint(tone, word)));
+    }
+    for (what, policy, decision) in [("login", Policy::Login, login), ("sudo", Policy::Sudo, sudo)] {
+        let (tone, word) = if decision.allow { (Tone::Good, "allowed") } else { (Tone::Bad, "refused") };
+        line(what, &format!("{}: {}", output.paint(tone, word), because(decision, policy)));
+    }
+    line("source", &format!("{}, {} s old", login.source.as_str(), login.age));
+    text
+}
+
+fn describe(user: &IamEntry, line: &mut impl FnMut(&str, &str)) {
+    line("IAM user", &format!("{} ({}), uid {}", user.iam_name, user.iam_id, user.uid));
+    let groups = if user.groups.is_empty() { "none".to_owned() } else { user.groups.join(" ") };
+    line("  in", &groups);
+    if user.keys.is_empty() {
+        line("  key", "none: the user has uploaded no SSH public key");
+    }
+    for key in &user.keys {
+        let state = match (&key.fingerprint, key.active) {
+            (Some(fingerprint), _) => format!("active {fingerprint}"),
+            (None, true) => "active, and not one that sshd would take".to_owned(),
+            (None, false) => "inactive".to_owned(),
+        };
+        line("  key", &format!("{} {state}", key.id));
+    }
+}
+
+/// The rule behind a decision.
+fn because(decision: &Decision, policy: Policy) -> String {
+    let rule = match policy {
+        Policy::Login => "access.allow",
+        Policy::Sudo => "access.sudo",
+    };
+    let group = decision.group.as_deref().unwrap_or_default();
+    match decision.reason {
+        Reason::InGroup if group.is_empty() => "in one of its IAM groups".to_owned(),
+        Reason::InGroup => format!("in the IAM group {group}, which {rule} names"),
+        Reason::All => format!("{rule} is \"all\""),
+        Reason::NotInGroup => format!("in none of the IAM groups that {rule} names"),
+        Reason::PolicyNone => format!("{rule} is \"none\""),
+        Reason::NoLogin => "who may not log in may not use sudo".to_owned(),
+        Reason::NoSuchUser => "IAM has no such user".to_owned(),
+        Reason::Ambiguous => "several IAM users claim the name, so none gets it".to_owned(),
+        Reason::UidTaken => "an older IAM user has the same uid".to_owned(),
+        Reason::UidMismatch => "the account belongs to an earlier IAM user of the name".to_owned(),
+        Reason::Local => "the account is the host's own".to_owned(),
+        Reason::Denied => "IAM does not let this host look at the user".to_owned(),
+        Reason::NameOfGroup => "the name is that of a group on this host".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_given_by_its_fingerprint_or_its_file() {
+        assert_eq!(fingerprint("SHA256:x").unwrap(), "SHA256:x");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe me\n";
+        std::fs::write(file.path(), key).unwrap();
+        let path = file.path().to_str().unwrap();
+        assert_eq!(fingerprint(path).unwrap(), "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE");
+        std::fs::write(file.path(), "-----BEGIN OPENSSH PRIVATE KEY-----").unwrap();
+        assert!(fingerprint(path).unwrap_err().contains("is no public key"));
+        assert!(fingerprint("/nonexistent").is_err());
+    }
+}

@@ -1,0 +1,187 @@
+//! `iamctl`: the operator's tool.
+//!
+//! It asks the resolver what PAM, the key command and NSS ask, and shows the answer with its reasons; it looks over the host
+//! for what makes such a set-up fail; and it ends sessions that IAM has withdrawn. It decides nothing itself.
+
+mod doctor;
+mod explain;
+mod lint;
+mod output;
+mod sessions;
+mod status;
+mod sweep;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use pam_iam_core::ask::{Mode, Resolver};
+use pam_iam_core::config::Config;
+use pam_iam_core::name::LinuxName;
+use pam_iam_core::paths;
+use pam_iam_core::wire::{Answer, Request};
+
+use crate::output::Output;
+
+/// The answer could not be had.
+const CANNOT_TELL: u8 = 2;
+
+/// Looks into SSH logins with AWS IAM users, and after them.
+#[derive(Parser)]
+#[command(name = "iamctl", version)]
+struct Arguments {
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = paths::CONFIG, global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Why a user may or may not log in or use sudo. Exit status 0 allowed, 1 refused, 2 cannot tell
+    Explain {
+        /// The Linux name
+        user: String,
+        /// What the exit status is about
+        #[arg(long, value_enum, default_value_t = Service::Login)]
+        service: Service,
+        /// A public key, by its file or fingerprint: would it open the door?
+        #[arg(long, value_name = "FILE|FINGERPRINT")]
+        key: Option<String>,
+    },
+    /// Look for what makes such a set-up fail, and say how to mend it. Exit status 1 if something is wrong
+    Doctor,
+    /// How the resolver is
+    Status {
+        /// Write the counters to FILE in Prometheus' text format, for node_exporter's textfile collector
+        #[arg(long, value_name = "FILE")]
+        prometheus: Option<PathBuf>,
+    },
+    /// Who is logged in, by which key, since when
+    Sessions,
+    /// End the sessions that IAM has withdrawn. Run by a timer
+    Sweep {
+        /// Say what would be ended, and end nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Make the resolver forget what it remembers of a user, or of all
+    Flush {
+        /// The Linux name
+        user: Option<String>,
+    },
+    /// Go over all IAM users: whose names or uids collide or are refused, who has no usable key. Exit status 1 if anybody
+    Lint,
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What a question is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Service {
+    /// To log in
+    Login,
+    /// To use sudo
+    Sudo,
+}
+
+/// Whom to ask, and how to show the answer.
+struct Context {
+    config_path: PathBuf,
+    output: Output,
+}
+
+impl Context {
+    /// The configuration.
+    fn config(&self) -> Result<Config, String> {
+        Config::load(&self.config_path).map_err(|error| error.to_string())
+    }
+
+    /// Asks the resolver, the way the configuration says.
+    fn ask(&self, request: &Request) -> Result<Answer, String> {
+        let mode = self.config().map_or(Mode::Daemon, |config| config.resolver.mode);
+        let answer =
+            Resolver::new(mode, &self.config_path).ask(request).map_err(|error| error.to_string())?;
+        match answer {
+            Answer::Error { message, .. } => Err(message),
+            answer => Ok(answer),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let context = Context { config_path: arguments.config, output: Output::new(arguments.json) };
+    if let Command::Completions { shell } = arguments.command {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Arguments::command(), "iamctl", &mut script);
+        return if std::io::stdout().write_all(&script).is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
+    let done = match (rustix::process::geteuid().is_root(), arguments.command) {
+        (false, _) => Err("it needs root".to_owned()),
+        (true, Command::Explain { user, service, key }) => {
+            explain::run(&context, &user, service, key.as_deref())
+        }
+        (true, Command::Doctor) => doctor::run(&context),
+        (true, Command::Status { prometheus }) => status::run(&context, prometheus.as_deref()),
+        (true, Command::Sessions) => sessions::run(&context),
+        (true, Command::Sweep { dry_run }) => sweep::run(&context, dry_run),
+        (true, Command::Flush { user }) => flush(&context, user.as_deref()),
+        (true, Command::Lint | Command::Completions { .. }) => lint::run(&context),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            context.output.error(&why);
+            ExitCode::from(CANNOT_TELL)
+        }
+    }
+}
+
+fn flush(context: &Context, user: Option<&str>) -> Result<bool, String> {
+    let name = user.map(linux_name).transpose()?;
+    match context.ask(&Request::Flush { name })? {
+        Answer::Flushed { count } => {
+            let json = serde_json::json!({ "forgotten": count });
+            context.output.show(&json, &format!("{count} forgotten; IAM is asked again"));
+            Ok(true)
+        }
+        _ => Err(another_question()),
+    }
+}
+
+fn linux_name(name: &str) -> Result<LinuxName, String> {
+    LinuxName::new(name).map_err(|why| format!("{name:?} {why}, so no IAM user can have the name"))
+}
+
+fn another_question() -> String {
+    "the resolver answered another question".to_owned()
+}
+
+/// Whether a program is where the system keeps its programs.
+fn is_installed(path: &str) -> bool {
+    Path::new(path).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,58 @@
+//! Text for people, with colours on a terminal only; JSON for programs.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::Value;
+
+/// How to show things.
+pub struct Output {
+    json: bool,
+    colours: bool,
+}
+
+/// What something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    /// As it should be.
+    Good,
+    /// To be looked at.
+    Doubtful,
+    /// Wrong.
+    Bad,
+}
+
+impl Output {
+    /// JSON, or text.
+    pub fn new(json: bool) -> Self {
+        // NO_COLOR, see <https://no-color.org/>.
+        let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self { json, colours }
+    }
+
+    /// Shows a result in one of its two forms.
+    pub fn show(&self, json: &Value, text: &str) {
+        let text = if self.json { format!("{json:#}") } else { text.to_owned() };
+        let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    }
+
+    /// Says why there is no result.
+    pub fn error(&self, why: &str) {
+        if self.json {
+            let _ = writeln!(std::io::stdout(), "{:#}", serde_json::json!({ "error": why }));
+        }
+        let _ = writeln!(std::io::stderr(), "iamctl: {why}");
+    }
+
+    /// A word in the colour of its tone.
+    pub fn paint(&self, tone: Tone, word: &str) -> String {
+        if !self.colours {
+            return word.to_owned();
+        }
+        let code = match tone {
+            Tone::Good => 32,
+            Tone::Doubtful => 33,
+            Tone::Bad => 31,
+        };
+        format!("\x1b[{code}m{word}\x1b[0m")
+    }
+}

@@ -1,0 +1,156 @@
+//! `iamctl status`: how the resolver is, for people, programs and Prometheus.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use pam_iam_core::wire::{Answer, Request, Status};
+
+use crate::{Context, another_question};
+
+pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<bool, String> {
+    let Answer::Status(status) = context.ask(&Request::Status)? else { return Err(another_question()) };
+    if let Some(path) = prometheus {
+        write(path, &metrics(&status)).map_err(|error| format!("{}: {error}", path.display()))?;
+        return Ok(true);
+    }
+    let json = serde_json::to_value(&status).map_err(|error| error.to_string())?;
+    context.output.show(&json, &text(&status));
+    Ok(true)
+}
+
+fn text(status: &Status) -> String {
+    let ago = |seconds: Option<u64>| {
+        seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds} s ago"))
+    };
+    let counted = |counts: &BTreeMap<String, u64>| {
+        let words: Vec<String> = counts.iter().map(|(what, count)| format!("{what} {count}")).collect();
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+    };
+    let rows = [
+        ("resolver", format!("{}, up {} s", status.version, status.uptime)),
+        ("roster", format!("{} users, read {}", status.roster_users, ago(status.roster_age))),
+        ("remembered", format!("{} names", status.known)),
+        (
+            "IAM",
+            format!(
+                "{} calls, {} failed, last answer {}",
+                status.calls,
+                status.errors,
+                ago(status.last_answer)
+            ),
+        ),
+        ("last failure", status.last_error.clone().unwrap_or_else(|| "none".to_owned())),
+        (
+            "unknown names",
+            format!("{} of {} look-ups a minute left", status.unknown_left, status.unknown_per_minute),
+        ),
+        ("backing off", format!("{} names", status.backing_off)),
+        ("questions", counted(&status.questions)),
+        ("decisions", counted(&status.decisions)),
+    ];
+    rows.iter().fold(String::new(), |mut text, (what, value)| {
+        let _ = writeln!(text, "{what:<14}{value}");
+        text
+    })
+}
+
+/// The counters in Prometheus' text format
+/// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+fn metrics(status: &Status) -> String {
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, values: &[(String, u64)]| {
+        let _ = writeln!(text, "# HELP pam_iam_{name} {help}\n# TYPE pam_iam_{name} {kind}");
+        for (labels, value) in values {
+            let _ = writeln!(text, "pam_iam_{name}{labels} {value}");
+        }
+    };
+    let one = |value: u64| [(String::new(), value)];
+    metric("uptime_seconds", "gauge", "Seconds since the resolver started.", &one(status.uptime));
+    metric("iam_calls_total", "counter", "Calls to the IAM API.", &one(status.calls));
+    metric(
+        "iam_errors_total",
+        "counter",
+        "Calls to the IAM API that brought no answer.",
+        &one(status.errors),
+    );
+    metric("roster_users", "gauge", "IAM users who may log in.", &one(status.roster_users as u64));
+    metric("remembered_names", "gauge", "Names that the resolver remembers.", &one(status.known as u64));
+    metric(
+        "backing_off_names",
+        "gauge",
+        "Names for which IAM is taken for unreachable.",
+        &one(status.backing_off as u64),
+    );
+    metric(
+        "unknown_lookups_left",
+        "gauge",
+        "Look-ups of unknown names that may be made now.",
+        &one(status.unknown_left.into()),
+    );
+    for (name, help, seconds) in [
+        ("roster_age_seconds", "Seconds since the list of users was read.", status.roster_age),
+        ("iam_last_answer_seconds", "Seconds since IAM last answered.", status.last_answer),
+    ] {
+        if let Some(seconds) = seconds {
+            metric(name, "gauge", help, &one(seconds));
+        }
+    }
+    let by_kind = status.questions.iter().map(|(kind, count)| (format!("{{kind=\"{kind}\"}}"), *count));
+    metric("questions_total", "counter", "Questions answered.", &by_kind.collect::<Vec<_>>());
+    let by_reason = status.decisions.iter().map(|(what, count)| {
+        let (policy, reason) = what.split_once(' ').unwrap_or((what, ""));
+        (format!("{{policy=\"{policy}\",reason=\"{reason}\"}}"), *count)
+    });
+    metric("decisions_total", "counter", "Decisions made.", &by_reason.collect::<Vec<_>>());
+    text
+}
+
+/// Replaces the file at once, so that nobody reads half of it. Others may read it: it names no user.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    let _ = std::fs::remove_file(&unfinished);
+    let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o644).open(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(&unfinished, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_its_help_its_type_and_a_number() {
+        let status = Status {
+            version: "0.1.0".into(),
+            uptime: 7,
+            roster_age: None,
+            roster_users: 2,
+            known: 1,
+            calls: 9,
+            errors: 0,
+            last_error: None,
+            last_answer: Some(3),
+            unknown_left: 30,
+            unknown_per_minute: 30,
+            backing_off: 0,
+            questions: BTreeMap::from([("keys".into(), 4)]),
+            decisions: BTreeMap::from([("login in-group".into(), 5)]),
+        };
+        let text = metrics(&status);
+        assert!(text.contains("pam_iam_decisions_total{policy=\"login\",reason=\"in-group\"} 5\n"), "{text}");
+        assert!(
+            text.contains("pam_iam_iam_last_answer_seconds 3\n") && !text.contains("roster_age"),
+            "{text}"
+        );
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<u64>().is_ok() && name.starts_with("pam_iam_"), "{line}");
+            let bare = name.split('{').next().unwrap();
+            assert!(text.contains(&format!("# TYPE {bare} ")), "{line}");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What IAM says holds at the moment of use: sudo, open sessions, and the trail that is left.
+
+use pam_iam_tests::Machine;
+use serde_json::{Value, json};
+
+/// A session that stays open, of a shell that works on `/home/USER/todo` line by line.
+fn open_session(machine: &Machine, user: &str) {
+    machine
+        .sh(&format!(
+            "(box-ssh {user} 'touch todo; tail -n +1 -f todo | while read -r line; do eval \"$line\"; done' >/tmp/{user}.out 2>&1; echo over >/tmp/{user}.over) </dev/null >/dev/null 2>&1 &"
+        ))
+        .succeeds();
+    machine.wait_until(&format!("test -e /home/{user}/todo"));
+    work(machine, user, "echo ready >state");
+    machine.wait_until(&format!("grep -q ready /home/{user}/state"));
+}
+
+/// Has the open session do something.
+fn work(machine: &Machine, user: &str, command: &str) {
+    machine.run(&["bash", "-c", "echo \"$1\" >>/home/$2/todo", "bash", command, user]).succeeds();
+}
+
+fn sessions(machine: &Machine) -> Vec<Value> {
+    let sessions = machine.sh("iamctl sessions --json").succeeds();
+    let parsed = serde_json::from_str(&sessions);
+    assert!(parsed.is_ok(), "{sessions}");
+    parsed.unwrap_or_default()
+}
+
+fn users(machine: &Machine) -> Vec<String> {
+    let mut users: Vec<String> = sessions(machine)
+        .iter()
+        .map(|session| session["user"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    users.sort();
+    users
+}
+
+#[test]
+fn what_iam_takes_away_is_gone_from_the_open_session_and_then_the_session_is() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '2s'").start();
+    open_session(&machine, "carol");
+    open_session(&machine, "alice");
+    work(&machine, "carol", "nohup sleep 4001 >/dev/null 2>&1 & sudo -n id -u >root 2>&1");
+    machine.wait_until("grep -qx 0 /home/carol/root && pgrep -f 'sleep 4001'");
+    work(&machine, "alice", "sleep 4002 &");
+    machine.wait_until("pgrep -f 'sleep 4002'");
+    assert_eq!(users(&machine), ["alice", "carol"]);
+
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    work(&machine, "carol", "sudo -n true >refused 2>&1; echo $? >>refused");
+    machine.wait_until("grep -qx 1 /home/carol/refused");
+    assert!(
+        machine.sh("cat /home/carol/refused").succeeds().contains("none of the IAM groups that may use sudo")
+    );
+    machine.sh("iamctl sweep").succeeds();
+    assert_eq!(users(&machine), ["alice", "carol"], "who may no longer sudo may stay");
+
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
+    let said = machine.sh("iamctl sweep").succeeds();
+    assert!(said.contains("ended the session of carol"), "{said}");
+    machine.wait_until("test -e /tmp/carol.over");
+    // What has ended and nobody has waited for is still listed.
+    machine.sh("ps -o stat= -u carol | grep -qv ^Z").fails();
+    machine.sh("pgrep -f 'sleep 4002'").succeeds();
+    assert_eq!(users(&machine), ["alice"]);
+    machine.logs("authpriv", "event=sweep user=carol iam_name=carol key=SHA256:");
+    machine.logs("authpriv", "result=ended reason=not-in-group");
+
+    machine.fault("fail=hang");
+    machine.sh("iamctl sweep").succeeds();
+    assert_eq!(users(&machine), ["alice"], "that IAM cannot be reached ends nobody");
+    work(&machine, "alice", "echo still here >state");
+    machine.wait_until("grep -q still /home/alice/state");
+}
+
+#[test]
+fn a_session_ends_with_its_key_and_tells_why_on_its_terminal() {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
+            {"name": "alice", "groups": ["ssh-users"], "keys": [{}, {}]}]}))
+        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '5s'")
+        .start();
+    // One session by each key, the first on a terminal.
+    machine
+        .sh("(sleep 1000 | script -qfc 'box-ssh alice' /tmp/typescript) </dev/null >/dev/null 2>&1 &")
+        .succeeds();
+    machine.sh("box-ssh -i $BOX_KEYS/alice.2 alice 'sleep 4003' </dev/null >/dev/null 2>&1 &").succeeds();
+    machine.wait_until("test $(iamctl sessions --json | grep -c '\"pid\"') = 2 && pgrep -f 'sleep 4003'");
+    machine.iam(
+        "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
+iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')",
+    );
+    let dry = machine.sh("iamctl sweep --dry-run").succeeds();
+    assert!(dry.contains("would end the session of alice") && dry.contains("key-withdrawn"), "{dry}");
+    assert_eq!(sessions(&machine).len(), 2);
+    let said = machine.sh("iamctl sweep").succeeds();
+    assert!(said.contains("key-withdrawn"), "{said}");
+    assert_eq!(sessions(&machine).len(), 1);
+    machine.sh("pgrep -f 'sleep 4003'").succeeds();
+    machine.wait_until("grep -q 'your access to this host was withdrawn (key-withdrawn)' /tmp/typescript");
+}
+
+#[test]
+fn where_only_the_user_counts_a_withdrawn_key_ends_nothing() {
+    let machine = Machine::new()
+        .settings("[freshness]\nmax_age = 0\n[sessions]\nsweep = 'login'\ngrace = '1s'")
+        .start();
+    open_session(&machine, "alice");
+    machine.iam("for key in iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key['SSHPublicKeyId'])");
+    machine.sh("iamctl sweep").succeeds();
+    assert_eq!(users(&machine), ["alice"]);
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.sh("sed -i \"s/'login'/'off'/\" /etc/pam_iam/config.toml; iamctl sweep").succeeds();
+    assert_eq!(users(&machine), ["alice"], "off is off");
+    machine.sh("sed -i \"s/'off'/'login'/\" /etc/pam_iam/config.toml; iamctl sweep").succeeds();
+    assert_eq!(users(&machine), [""; 0]);
+}
+
+#[test]
+fn a_member_who_left_is_out_of_the_shared_account_and_the_others_stay() {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "deployers"], "users": [
+            {"name": "alice", "groups": ["deployers"], "keys": [{}]},
+            {"name": "bob", "groups": ["deployers"], "keys": [{}]}]}))
+        .settings(
+            "[freshness]\nmax_age = 0\n[shared.deploy]\ngroups = ['deployers']\n[sessions]\ngrace = '1s'",
+        )
+        .start();
+    machine
+        .sh("useradd -m -s /bin/bash deploy; su deploy -c 'sleep 4006' </dev/null >/dev/null 2>&1 &")
+        .succeeds();
+    machine.sh("box-ssh -i $BOX_KEYS/alice deploy 'sleep 4004' </dev/null >/dev/null 2>&1 & box-ssh -i $BOX_KEYS/bob deploy 'sleep 4005' </dev/null >/dev/null 2>&1 &").succeeds();
+    machine.wait_until("pgrep -f 'sleep 4004' && pgrep -f 'sleep 4005' && pgrep -f 'sleep 4006'");
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='deployers')");
+    machine.sh("iamctl sweep").succeeds();
+    machine.sh("! pgrep -f '^sleep 4004' && pgrep -f 'sleep 4005' && pgrep -f 'sleep 4006'").succeeds();
+    let left: Vec<Value> = sessions(&machine);
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0]["iam_name"], "bob");
+}
+
+#[test]
+fn a_sweep_costs_nothing_when_nobody_is_logged_in() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
+    machine.ssh("alice", "true").succeeds();
+    machine.wait_until("iamctl sessions | grep -q nobody");
+    machine.clear_calls();
+    machine.sh("iamctl sweep").succeeds();
+    assert_eq!(machine.actions(), [""; 0]);
+    // What a crash has left is cleaned away.
+    machine.sh("echo '{}' >/run/pam_iam/sessions/77; echo nonsense >/run/pam_iam/sessions/78; iamctl sweep; test -z \"$(ls -A /run/pam_iam/sessions)\"").succeeds();
+    assert_eq!(machine.actions(), [""; 0]);
+}
+
+#[test]
+fn another_sudo_rule_for_another_group() {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "ssh-ops"], "users": [
+            {"name": "alice", "groups": ["ssh-users", "ssh-ops"], "keys": [{}]},
+            {"name": "first.last", "groups": ["ssh-users", "ssh-admins"], "keys": [{}]}]}))
+        .config("[access]\nallow = ['ssh-users']\nsudo = ['ssh-admins', 'ssh-ops']\n[groups]\n'ssh-ops' = 'ssh-ops'\n")
+        .start();
+    // docs/sudo.md: iam-sudo's rule goes, two others come.
+    machine.sh("printf '%%dummy ALL=(ALL) ALL\\n%%ssh-ops ALL=(root) NOPASSWD: /usr/bin/id\\n' >/etc/sudoers.d/pam_iam; chmod 440 /etc/sudoers.d/pam_iam; visudo -c").succeeds();
+    assert_eq!(machine.ssh("alice", "sudo -n id -u").succeeds(), "0");
+    machine.ssh("alice", "sudo -n cat /etc/shadow").fails();
+    assert!(machine.ssh("alice", "sudo -n -l").succeeds().contains("(root) NOPASSWD: /usr/bin/id"));
+    machine.ssh("first.last", "sudo -n id").fails();
+}
+
+#[test]
+fn sudo_none_is_nobody_and_local_sudo_goes_on_with_the_resolver_dead() {
+    let machine = Machine::new().config("[access]\nallow = ['ssh-users']\n").start();
+    assert!(machine.ssh("carol", "sudo -n true").fails().len() > 1);
+    machine.sh("useradd -m local; echo 'local ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/local; pkill -STOP -x iam-resolver").succeeds();
+    assert_eq!(machine.sh("timeout 5 su local -c 'sudo -n id -u'").succeeds(), "0");
+}
+
+#[test]
+fn nothing_that_a_user_chooses_forges_a_line_or_a_field() {
+    let machine = Machine::new().start();
+    // A user name, a client version and a host name full of what a line is made of.
+    for name in
+        ["x result=allow", "x\nevent=login user=alice result=allow", "\"x\" reason=in-group", "a\\x0ab"]
+    {
+        machine.run(&["bash", "-c", "box-ssh -i $BOX_KEYS/alice -- \"$1\" true", "bash", name]);
+        machine.run(&[
+            "pamtester",
+            "-I",
+            &format!("rhost={name}"),
+            "-I",
+            "service=sshd",
+            "sshd",
+            "alice",
+            "acct_mgmt",
+        ]);
+    }
+    machine.sh("printf 'SSH-2.0-evil result=allow event=login user=root\\r\\n' | timeout 2 bash -c 'exec 3<>/dev/tcp/127.0.0.1/22; cat >&3; cat <&3' >/dev/null; true");
+    machine.logs("authpriv", "rhost=\"x result=allow\" result=allow");
+    let log = machine.log("authpriv");
+    for line in log.lines().filter(|line| line.contains("pam_iam(")) {
+        let fields = line.split("event=").nth(1).unwrap_or_default();
+        // Outside quotes, each field stands once.
+        let bare: String = fields.split('"').step_by(2).collect();
+        for field in [" result=", " reason=", " rhost="] {
+            assert!(bare.matches(field).count() <= 1, "{field}: {line}");
+        }
+        assert!(!bare.contains("user=root"), "{line}");
+    }
+    assert!(!log.lines().any(|line| line.starts_with("event=")), "{log}");
+}
+
+#[test]
+fn where_journald_runs_it_gets_every_field() {
+    let machine = Machine::new().start();
+    // journald's socket, with somebody at it who writes down what comes.
+    machine
+        .sh("mkdir -p /run/systemd/journal; (python3 -c '
+import os, socket
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(\"/run/systemd/journal/socket\")
+os.chmod(\"/run/systemd/journal/socket\", 0o666)
+while True:
+    with open(\"/tmp/journal\", \"ab\") as f: f.write(s.recv(65536) + b\"--\\n\")
+' >/dev/null 2>&1 &)")
+        .succeeds();
+    machine.wait_until("test -S /run/systemd/journal/socket");
+    machine.ssh("alice", "true").succeeds();
+    machine.wait_until("grep -q PAM_IAM_EVENT=session /tmp/journal");
+    let journal = machine.sh("cat /tmp/journal").succeeds();
+    for field in [
+        "PAM_IAM_EVENT=login\n",
+        "PAM_IAM_USER=alice\n",
+        "PAM_IAM_RESULT=allow\n",
+        "SYSLOG_FACILITY=10\n",
+        "SYSLOG_IDENTIFIER=sshd\n",
+        "MESSAGE=pam_iam(sshd:account): event=login user=alice",
+    ] {
+        assert!(journal.contains(field), "{field}\n--- is not in\n{journal}");
+    }
+}
