@@ -170,6 +170,26 @@ fn another_sudo_rule_for_another_group() {
 }
 
 #[test]
+fn sudo_takes_the_forwarded_agent_for_proof() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
+    // docs/sudo.md, "Proof by the forwarded SSH agent".
+    machine.sh("printf 'Defaults:%%iam-sudo env_keep += \"SSH_AUTH_SOCK\"\n%%iam-sudo ALL=(ALL:ALL) ALL\n' >/etc/sudoers.d/pam_iam && visudo -c
+        sed -i '1i auth sufficient pam_ssh_agent_auth.so authorized_keys_command=/usr/libexec/pam_iam/iam-authorized-keys authorized_keys_command_user=pam-iam' /etc/pam.d/sudo").succeeds();
+    let sudo = |agent: &str| {
+        machine.sh(&format!(
+            "eval $(ssh-agent) >/dev/null; {agent}; ssh -F none -A -i $BOX_KEYS/carol -o IdentitiesOnly=yes -o BatchMode=yes \
+             -o UserKnownHostsFile=/run/box/known_hosts -o StrictHostKeyChecking=yes -l carol 127.0.0.1 'echo | sudo -S id -u'; status=$?
+             ssh-agent -k >/dev/null; exit $status"
+        ))
+    };
+    assert_eq!(sudo("ssh-add -q $BOX_KEYS/carol").succeeds(), "0");
+    sudo("true").fails();
+    sudo("ssh-add -q $BOX_KEYS/alice").fails();
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    sudo("ssh-add -q $BOX_KEYS/carol").fails();
+}
+
+#[test]
 fn sudo_none_is_nobody_and_local_sudo_goes_on_with_the_resolver_dead() {
     let machine = Machine::new().config("[access]\nallow = ['ssh-users']\n").start();
     assert!(machine.ssh("carol", "sudo -n true").fails().len() > 1);
