@@ -173,7 +173,7 @@ fn another_sudo_rule_for_another_group() {
 fn sudo_takes_the_forwarded_agent_for_proof() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     // docs/sudo.md, "Proof by the forwarded SSH agent".
-    machine.sh("printf 'Defaults:%%iam-sudo env_keep += \"SSH_AUTH_SOCK\"\n%%iam-sudo ALL=(ALL:ALL) ALL\n' >/etc/sudoers.d/pam_iam && visudo -c
+    machine.sh("printf 'Defaults:%%iam-sudo env_keep += \"SSH_AUTH_SOCK\"\n%%iam-sudo ALL=(ALL:ALL) ALL\nDefaults passwd_tries=1\n' >/etc/sudoers.d/pam_iam && visudo -c
         sed -i '1i auth sufficient pam_ssh_agent_auth.so authorized_keys_command=/usr/libexec/pam_iam/iam-authorized-keys authorized_keys_command_user=pam-iam' /etc/pam.d/sudo").succeeds();
     let sudo = |agent: &str| {
         machine.sh(&format!(

@@ -26,6 +26,7 @@ fn the_shipped_files_are_what_their_readers_want() {
 fn the_units_are_what_systemd_wants() {
     let machine = Machine::new().start();
     machine.sh("systemd-analyze verify /usr/lib/systemd/system/iam-resolver.service /usr/lib/systemd/system/iam-resolver.socket 2>&1 | grep -i iam-resolver").fails();
+    machine.sh("systemd-analyze verify /usr/lib/systemd/system/iam-sweep.service /usr/lib/systemd/system/iam-sweep.timer 2>&1 | grep -i iam-sweep").fails();
 }
 
 #[test]
