@@ -478,7 +478,7 @@ pub struct KeyState {
     pub id: String,
     /// Whether IAM has it as active.
     pub active: bool,
-    /// Its fingerprint, if it is active and usable.
+    /// Its fingerprint, if sshd would take it.
     pub fingerprint: Option<String>,
 }
 

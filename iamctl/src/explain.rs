@@ -54,7 +54,7 @@ fn fingerprint(key: &str) -> Result<String, String> {
 
 fn opens(explanation: &Explanation, fingerprint: &str) -> bool {
     let mut keys = explanation.users.iter().flat_map(|user| &user.keys);
-    keys.any(|key| key.fingerprint.as_deref() == Some(fingerprint))
+    keys.any(|key| key.active && key.fingerprint.as_deref() == Some(fingerprint))
 }
 
 fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Output) -> String {
@@ -110,12 +110,9 @@ fn describe(user: &IamEntry, line: &mut impl FnMut(&str, &str)) {
         line("  key", "none: the user has uploaded no SSH public key");
     }
     for key in &user.keys {
-        let state = match (&key.fingerprint, key.active) {
-            (Some(fingerprint), _) => format!("active {fingerprint}"),
-            (None, true) => "active, and not one that sshd would take".to_owned(),
-            (None, false) => "inactive".to_owned(),
-        };
-        line("  key", &format!("{} {state}", key.id));
+        let state = if key.active { "active" } else { "inactive" };
+        let fingerprint = key.fingerprint.as_deref().unwrap_or("(not one that sshd would take)");
+        line("  key", &format!("{} {state} {fingerprint}", key.id));
     }
 }
 

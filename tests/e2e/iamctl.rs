@@ -40,7 +40,7 @@ fn explain_says_who_may_and_why() {
          IAM user   alice (AIDA), uid N\n  \
            in       ssh-users\n  \
            key      APKA active SHA256\n  \
-           key      APKA inactive\n\
+           key      APKA inactive SHA256\n\
          login      allowed: in the IAM group ssh-users, which access.allow names\n\
          sudo       refused: in none of the IAM groups that access.sudo names\n\
          source     fresh, N s old"

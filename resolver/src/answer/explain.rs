@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, stream};
 use pam_iam_core::config::Who;
+use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{
@@ -11,7 +12,7 @@ use pam_iam_core::wire::{
 };
 
 use super::{Answerer, Trouble};
-use crate::directory::{Known, Person};
+use crate::directory::{Keys, Known, Person};
 use crate::iam::{Iam, IamError, IamUser};
 use crate::ids;
 use crate::roster::{Refused, Roster};
@@ -50,8 +51,13 @@ impl<I: Iam> Answerer<I> {
         }
         let seen = self.directory.find(name, self.age()).await?;
         match &seen.record.known {
-            Known::One(person) => explanation.users.push(entry(person)),
-            Known::Team(team) => explanation.users.extend(team.iter().map(entry)),
+            Known::One(person) => {
+                let inactive = self.directory.keys(&person.user, &person.inactive).await.unwrap_or_default();
+                explanation.users.push(entry(person, inactive));
+            }
+            Known::Team(team) => {
+                explanation.users.extend(team.iter().map(|person| entry(person, Vec::new())))
+            }
             Known::Ambiguous(names) => explanation.claimants.extend(names.iter().map(ToString::to_string)),
             Known::Absent | Known::Denied => {}
         }
@@ -165,19 +171,20 @@ impl<I: Iam> Answerer<I> {
             let none = if keys.is_empty() { "has no SSH public key" } else { "has no active SSH public key" };
             return Ok(Some(none.to_owned()));
         }
-        let usable = self.directory.usable_keys(user, &active).await?;
-        Ok((usable == 0).then(|| "has no SSH public key that sshd would take".to_owned()))
+        let keys = self.directory.keys(user, &active).await?;
+        let usable = keys.iter().any(|(_, key)| key.is_some());
+        Ok((!usable).then(|| "has no SSH public key that sshd would take".to_owned()))
     }
 }
 
-fn entry(person: &Person) -> IamEntry {
-    let active = person.keys.iter().map(|(id, key)| KeyState {
+fn entry(person: &Person, inactive: Keys) -> IamEntry {
+    let state = |active: bool, (id, key): &(String, Option<PublicKey>)| KeyState {
         id: id.clone(),
-        active: true,
+        active,
         fingerprint: key.as_ref().map(|key| key.fingerprint()),
-    });
-    let inactive =
-        person.inactive.iter().map(|id| KeyState { id: id.clone(), active: false, fingerprint: None });
+    };
+    let active = person.keys.iter().map(|key| state(true, key));
+    let inactive = inactive.iter().map(|key| state(false, key));
     IamEntry {
         iam_name: person.user.name.to_string(),
         iam_id: person.user.id.to_string(),

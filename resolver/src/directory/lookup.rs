@@ -127,13 +127,8 @@ impl<I: Iam> Directory<I> {
         self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
     }
 
-    /// How many of these keys of a user sshd would take.
-    pub async fn usable_keys(&self, user: &IamUser, ids: &[String]) -> Result<usize, IamError> {
-        Ok(self.keys(user, ids).await?.iter().filter(|(_, key)| key.is_some()).count())
-    }
-
-    /// The usable active keys of `user` by their ids.
-    async fn keys(&self, user: &IamUser, ids: &[String]) -> Result<Keys, IamError> {
+    /// Keys of a user by their ids, whether they are active or not.
+    pub async fn keys(&self, user: &IamUser, ids: &[String]) -> Result<Keys, IamError> {
         let keys = join_all(ids.iter().map(|id| self.key(user, id))).await;
         let keys = keys.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(keys.into_iter().flatten().collect())
