@@ -3,6 +3,7 @@
 //! `docs/audit.md` explains every event and field. No value can forge a field or a line.
 
 use std::fmt;
+use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
@@ -61,7 +62,8 @@ impl Event {
     }
 
     /// Sends the event to journald, if it runs: `message` for people, and every field for programs (`PAM_IAM_USER` and so
-    /// on). False if it does not take it now; it is never waited for.
+    /// on). It is never waited for: what a full one does not take is lost, since the way by syslog would wait for the same
+    /// daemon. False if there is none.
     pub fn to_journal(&self, journal: &Path, priority: u8, identifier: &str, message: &str) -> bool {
         let mut datagram = Vec::new();
         let mut put = |name: &str, value: &str| {
@@ -88,7 +90,10 @@ impl Event {
             socket.set_nonblocking(true)?;
             Ok(socket)
         });
-        socket.and_then(|socket| socket.send_to(&datagram, journal)).is_ok()
+        match socket.and_then(|socket| socket.send_to(&datagram, journal)) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
     }
 }
 

@@ -1,8 +1,13 @@
-//! Processes of a user or of a session, and their end. By pidfd, so that none is taken for another that got its number.
+//! Processes of a user or of a session, and their end.
+//!
+//! A process is named by its number and its start, and signalled by pidfd after both were compared, so that none is taken
+//! for another that got its number. No descriptor is held from one process to the next: a user may have thousands.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,19 +22,33 @@ const PROC: &str = "/proc";
 /// How often what is left is killed and looked for again: one that forks is faster than one look.
 const KILLS_MAX: usize = 50;
 
-/// How long a killed process may take to be gone.
-const KILLED_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// What `/proc/PID/sessionid` says of a process that belongs to no audit session.
+const NO_SESSION: &str = "4294967295";
+
+/// A process, for ever: its number, and its start in clock ticks since the boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// The number.
+    pub pid: i32,
+    /// The start.
+    pub start: u64,
+}
 
 /// What proc(5) says of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
+    /// Whether it has ended and nobody has waited for it. Of one with several threads this is about the first alone.
+    pub zombie: bool,
     /// Its parent.
     pub parent: i32,
     /// Its session (setsid(2)).
     pub session: i32,
     /// Its terminal, as a device number; 0 for none.
     pub terminal: i32,
-    /// When it was started, in clock ticks since the boot. With the pid it names one process for ever.
+    /// When it was started, in clock ticks since the boot.
     pub start: u64,
 }
 
@@ -39,117 +58,141 @@ pub fn stat(pid: i32) -> Option<Stat> {
     let stat = String::from_utf8_lossy(&stat);
     // The name comes first, in parentheses, and may hold anything.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    // Fields 4 to 22 of proc(5), after the state.
-    let parent = fields.nth(1)?.parse().ok()?;
+    let zombie = ["Z", "X"].contains(&fields.next()?);
+    // Fields 4 to 22 of proc(5).
+    let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
     let terminal = fields.next()?.parse().ok()?;
     let start = fields.nth(14)?.parse().ok()?;
-    Some(Stat { parent, session, terminal, start })
+    Some(Stat { zombie, parent, session, terminal, start })
 }
 
-/// Whether `pid` is still the process that was started at `start`.
-pub fn is_running(pid: i32, start: u64) -> bool {
-    let Some(process) = hold(pid).ok().flatten() else { return false };
-    stat(pid).is_some_and(|stat| stat.start == start) && !has_ended(&process, Duration::ZERO)
+impl Process {
+    /// Whether it is still there, and has not ended.
+    pub fn is_running(self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.start == self.start && !stat.zombie)
+    }
+
+    /// Sends signals to it, if it is still there.
+    fn signal(self, signals: &[Signal]) {
+        let process = Pid::from_raw(self.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        // Whose number it is is certain only while it is held.
+        if let Some(process) = process
+            && stat(self.pid).is_some_and(|stat| stat.start == self.start)
+        {
+            for &signal in signals {
+                let _ = pidfd_send_signal(&process, signal);
+            }
+        }
+    }
 }
 
-/// All processes that run as `uid`, held.
+/// All processes that run as `uid`.
 ///
 /// # Errors
 /// Those of listing processes.
-pub fn of_user(uid: Uid) -> io::Result<Vec<OwnedFd>> {
-    let mut found = Vec::new();
+pub fn of_user(uid: Uid) -> io::Result<BTreeSet<Process>> {
+    let mut found = BTreeSet::new();
     for pid in pids()? {
-        if !runs_as(pid, uid)? {
-            continue;
-        }
-        let Some(process) = hold(pid)? else { continue };
-        // Whose number it is is certain only now that it is held. One that has ended is readable.
-        if runs_as(pid, uid)? && !has_ended(&process, Duration::ZERO) {
-            found.push(process);
+        if let Some(stat) = stat(pid)
+            && uids(pid)?.is_some_and(|uids| uids.contains(&uid))
+            && !(stat.zombie && has_ended(pid)?)
+        {
+            found.insert(Process { pid, start: stat.start });
         }
     }
     Ok(found)
 }
 
-/// The pids of a process and of all that descend from it or share a session (setsid(2)) with one of them. Empty if `pid` is no
-/// longer the process that was started at `start`.
+/// The uids of our range that have processes.
 ///
 /// # Errors
 /// Those of listing processes.
-pub fn family(pid: i32, start: u64) -> io::Result<BTreeSet<i32>> {
-    let stats: HashMap<i32, Stat> = pids()?.into_iter().filter_map(|pid| Some((pid, stat(pid)?))).collect();
-    let mut family = BTreeSet::new();
-    if stats.get(&pid).is_none_or(|stat| stat.start != start) {
-        return Ok(family);
+pub fn users_of_ours() -> io::Result<BTreeSet<Uid>> {
+    let mut users = BTreeSet::new();
+    for pid in pids()? {
+        let running = stat(pid).is_some_and(|stat| !stat.zombie);
+        users.extend(uids(pid)?.into_iter().flatten().filter(|uid| running && uid.is_ours()));
     }
-    family.insert(pid);
-    // The first process's own session is whoever started it: sshd's, say.
-    let own = stats.get(&pid).map(|stat| stat.session);
-    loop {
-        let before = family.len();
-        let sessions: BTreeSet<i32> = family
-            .iter()
-            .filter_map(|pid| stats.get(pid))
-            .map(|stat| stat.session)
-            .filter(|session| Some(*session) != own && *session != 0)
-            .collect();
-        let joins = |stat: &Stat| family.contains(&stat.parent) || sessions.contains(&stat.session);
-        let more: Vec<i32> = stats.iter().filter(|(_, stat)| joins(stat)).map(|(pid, _)| *pid).collect();
-        family.extend(more);
-        if family.len() == before {
-            return Ok(family);
-        }
-    }
+    Ok(users)
 }
 
-/// Holds a process by its number; none if there is none.
+/// Those of `roots` that are there, with all that descends from them, shares a session (setsid(2)) with one of these, or
+/// the audit session of one of `roots`.
 ///
 /// # Errors
-/// Those of pidfd_open(2).
-pub fn hold(pid: i32) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(process) => Ok(Some(process)),
-        Err(Errno::SRCH) => Ok(None),
-        Err(errno) => Err(errno.into()),
+/// Those of listing processes.
+pub fn family(roots: &BTreeSet<Process>) -> io::Result<BTreeSet<Process>> {
+    let all: BTreeMap<i32, Stat> = pids()?.into_iter().filter_map(|pid| Some((pid, stat(pid)?))).collect();
+    let there = |process: &&Process| all.get(&process.pid).is_some_and(|stat| stat.start == process.start);
+    let mut family: BTreeSet<i32> = roots.iter().filter(there).map(|process| process.pid).collect();
+    let audited: BTreeSet<String> = family.iter().filter_map(|pid| audit_session(*pid)).collect();
+    if !audited.is_empty() {
+        family.extend(all.keys().filter(|pid| audit_session(**pid).is_some_and(|id| audited.contains(&id))));
     }
+    loop {
+        // A session counts if its leader is one of them: the session of the first may be that of who started it.
+        let sessions: BTreeSet<i32> = family
+            .iter()
+            .filter_map(|pid| all.get(pid))
+            .map(|stat| stat.session)
+            .filter(|session| family.contains(session) || !all.contains_key(session) && *session != 0)
+            .collect();
+        let before = family.len();
+        let joins = |stat: &Stat| family.contains(&stat.parent) || sessions.contains(&stat.session);
+        let more: Vec<i32> = all.iter().filter(|(_, stat)| joins(stat)).map(|(pid, _)| *pid).collect();
+        family.extend(more);
+        if family.len() == before {
+            break;
+        }
+    }
+    let process = |pid: i32| all.get(&pid).map(|stat| Process { pid, start: stat.start });
+    Ok(family.into_iter().filter_map(process).filter(|process| process.is_running()).collect())
 }
 
-/// Ends what `find` finds: asked by SIGHUP and SIGTERM, and after `grace` killed. False if something lives on.
+/// Ends what `find` finds: asked by SIGHUP and SIGTERM, and after `grace` killed, all processes of `users` at once. False if
+/// something lives on.
 ///
 /// # Errors
 /// Those of `find`.
-pub fn end(grace: Duration, mut find: impl FnMut() -> io::Result<Vec<OwnedFd>>) -> io::Result<bool> {
+pub fn end(
+    grace: Duration,
+    users: &BTreeSet<Uid>,
+    mut find: impl FnMut() -> io::Result<BTreeSet<Process>>,
+) -> io::Result<bool> {
     let asked_until = Instant::now() + grace;
-    let mut kills = 0;
+    let (mut asked, mut kills) = (BTreeSet::new(), 0);
     loop {
         let running = find()?;
         if running.is_empty() {
             return Ok(true);
         }
-        if kills == KILLS_MAX {
-            return Ok(false);
-        }
-        let patient = Instant::now() < asked_until;
-        kills += usize::from(!patient);
-        let signals = if patient { &[Signal::HUP, Signal::TERM][..] } else { &[Signal::KILL] };
-        for process in &running {
-            for &signal in signals {
-                let _ = pidfd_send_signal(process, signal);
+        if Instant::now() < asked_until {
+            // Each once: a shell that has its own way with SIGHUP is not to have it again and again.
+            for process in running.iter().filter(|process| !asked.contains(*process)) {
+                process.signal(&[Signal::HUP, Signal::TERM]);
             }
+            asked.extend(running);
+        } else if kills == KILLS_MAX {
+            return Ok(false);
+        } else {
+            kills += 1;
+            users.iter().for_each(|uid| kill_all(*uid));
+            running.iter().for_each(|process| process.signal(&[Signal::KILL]));
         }
-        let until = if patient { asked_until } else { Instant::now() + KILLED_WITHIN };
-        for process in &running {
-            has_ended(process, until.saturating_duration_since(Instant::now()));
-        }
+        sleep(LOOK_PAUSE);
     }
 }
 
-/// Waits until a process has ended with all its threads, at most so long.
-pub fn has_ended(process: &OwnedFd, patience: Duration) -> bool {
-    let timeout = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) == Ok(1)
+/// Kills every process of a user at once, as the user: kill(2) of -1 leaves none that is just being forked.
+fn kill_all(uid: Uid) {
+    if uid == Uid::ROOT {
+        return;
+    }
+    let mut kill = Command::new("/bin/kill");
+    let quiet =
+        kill.args(["-KILL", "--", "-1"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _ = quiet.current_dir("/").uid(uid.0).gid(uid.0).status();
 }
 
 fn pids() -> io::Result<Vec<i32>> {
@@ -160,25 +203,46 @@ fn pids() -> io::Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// Whether the real, effective or saved uid of a process is `uid` (proc(5), status). False if it is gone.
-fn runs_as(pid: i32, uid: Uid) -> io::Result<bool> {
+/// The real and the saved uid of a process (proc(5), status); none if it is gone. The effective one may be lent: root's
+/// daemons act as a user for a moment.
+fn uids(pid: i32) -> io::Result<Option<[Uid; 2]>> {
     // Not as text: a process may call itself anything.
     let status = match std::fs::read(format!("{PROC}/{pid}/status")) {
         Ok(status) => status,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
         Err(error) => return Err(error),
     };
     let status = String::from_utf8_lossy(&status);
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
-    Ok(uids.split_whitespace().take(3).any(|known| known.parse() == Ok(uid.0)))
+    let uids: Vec<u32> = uids.split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
+    Ok(uids.first().zip(uids.get(2)).map(|(real, saved)| [Uid(*real), Uid(*saved)]))
+}
+
+/// Whether a process has ended with all its threads.
+fn has_ended(pid: i32) -> io::Result<bool> {
+    let Some(pid) = Pid::from_raw(pid) else { return Ok(true) };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            Ok(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&now)) == Ok(1))
+        }
+        Err(Errno::SRCH) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The audit session of a process, which its descendants have too and cannot change (credentials(7)).
+fn audit_session(pid: i32) -> Option<String> {
+    let id = std::fs::read_to_string(format!("{PROC}/{pid}/sessionid")).ok()?;
+    Some(id.trim().to_owned()).filter(|id| id != NO_SESSION && !id.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
-    use std::process::{Child, Command, Stdio};
+    use std::process::Child;
 
     struct Killed(Child);
 
@@ -189,7 +253,7 @@ mod tests {
         }
     }
 
-    fn start(script: &str) -> (Killed, i32) {
+    fn start(script: &str) -> (Killed, Process) {
         let mut command = Command::new("sh");
         let child =
             command.arg("-c").arg(script).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
@@ -198,46 +262,47 @@ mod tests {
         // It says a line when it has started what it starts.
         let mut output = killed.0.stdout.take().unwrap();
         output.read_exact(&mut [0]).unwrap();
-        (killed, pid)
+        (killed, Process { pid, start: stat(pid).unwrap().start })
+    }
+
+    fn of_one(process: Process) -> BTreeSet<Process> {
+        BTreeSet::from([process])
     }
 
     #[test]
     fn a_process_is_told_by_its_number_and_its_start() {
-        let me = i32::try_from(std::process::id()).unwrap();
-        let stat = stat(me).unwrap();
-        assert!(is_running(me, stat.start) && !is_running(me, stat.start + 1) && !is_running(i32::MAX, 0));
-        assert!(family(me, stat.start + 1).unwrap().is_empty());
-        assert!(runs_as(me, Uid(rustix::process::getuid().as_raw())).unwrap());
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let me = Process { pid, start: stat(pid).unwrap().start };
+        let other = Process { start: me.start + 1, ..me };
+        assert!(me.is_running() && !other.is_running() && !Process { pid: i32::MAX, start: 0 }.is_running());
+        assert!(family(&of_one(other)).unwrap().is_empty());
+        let uid = Uid(rustix::process::getuid().as_raw());
+        assert!(of_user(uid).unwrap().contains(&me) && !of_user(Uid(uid.0 + 1)).unwrap().contains(&me));
     }
 
     #[test]
     fn a_family_is_all_that_descends_and_what_shares_a_session_with_it() {
         // The grandchild has a session of its own, in which its own child is left without a parent.
-        let (_shell, pid) = start("setsid sh -c '(sleep 1000 & echo; exec sleep 1000) & wait'; wait");
-        let start = stat(pid).unwrap().start;
-        let family = family(pid, start).unwrap();
-        let sleeping = family.iter().filter(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n")
+        let (_shell, root) = start("setsid sh -c '(sleep 1000 & echo; exec sleep 1000) & wait'; wait");
+        let mut known = family(&of_one(root)).unwrap();
+        let sleeping = known.iter().filter(|process| {
+            std::fs::read_to_string(format!("/proc/{}/comm", process.pid)).is_ok_and(|comm| comm == "sleep\n")
         });
-        assert!(sleeping.count() >= 1 && family.contains(&pid), "{family:?}");
+        assert!(sleeping.count() >= 1 && known.contains(&root), "{known:?}");
         let me = i32::try_from(std::process::id()).unwrap();
-        assert!(!family.contains(&me), "and not who started it");
+        assert!(known.iter().all(|process| process.pid != me), "and not who started it");
         let find = || {
-            Ok(family
-                .iter()
-                .filter_map(|pid| hold(*pid).ok().flatten())
-                .filter(|process| !has_ended(process, Duration::ZERO))
-                .collect())
+            known.append(&mut family(&known)?);
+            Ok(known.iter().copied().filter(|process| process.is_running()).collect())
         };
-        assert!(end(Duration::from_secs(10), find).unwrap());
+        assert!(end(Duration::from_secs(10), &BTreeSet::new(), find).unwrap());
     }
 
     #[test]
     fn who_does_not_heed_is_killed() {
-        let (_shell, pid) = start("trap '' HUP TERM; echo; exec sleep 1000");
-        let find =
-            || Ok(hold(pid)?.into_iter().filter(|process| !has_ended(process, Duration::ZERO)).collect());
-        assert!(end(Duration::ZERO, find).unwrap());
-        assert!(!is_running(pid, stat(pid).map_or(0, |stat| stat.start)));
+        let (_shell, root) = start("trap '' HUP TERM; echo; exec sleep 1000");
+        let find = || Ok(of_one(root).into_iter().filter(|process| process.is_running()).collect());
+        assert!(end(Duration::ZERO, &BTreeSet::new(), find).unwrap());
+        assert!(!root.is_running());
     }
 }

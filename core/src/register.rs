@@ -6,15 +6,17 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, flock};
 use rustix::io::Errno;
+use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use crate::id::Uid;
-use crate::process;
+use crate::process::{self, Process};
 
 /// The longest entry that is read, in bytes.
 const ENTRY_MAX: u64 = 64 * 1024;
@@ -107,7 +109,8 @@ impl Register {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.dir, &*unfinished, flags, Mode::RUSR | Mode::WUSR)?;
         File::from(file).write_all(&serde_json::to_vec(session)?)?;
-        Ok(rustix::fs::renameat(&self.dir, &*unfinished, &self.dir, name)?)
+        rustix::fs::renameat(&self.dir, &*unfinished, &self.dir, name)?;
+        self.confirm(session, Duration::ZERO)
     }
 
     /// Takes the session of process `pid` out.
@@ -121,12 +124,24 @@ impl Register {
         }
     }
 
-    /// All sessions whose processes live, each with the moment when IAM last said that it may go on. Entries of processes
-    /// that are gone are removed, and so are those that make no sense.
+    /// Keeps a second sweep from running beside the first, until this is dropped. False if one is running.
+    ///
+    /// # Errors
+    /// Those of flock(2).
+    pub fn lock(&self) -> io::Result<bool> {
+        match flock(&self.dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// All sessions whose processes live, each with how long ago IAM said that it may go on. Entries of processes that are
+    /// gone are removed, and so are those that make no sense.
     ///
     /// # Errors
     /// Those of reading the directory.
-    pub fn sessions(&self) -> io::Result<Vec<(Session, SystemTime)>> {
+    pub fn sessions(&self) -> io::Result<Vec<(Session, Duration)>> {
         let mut sessions = Vec::new();
         for entry in Dir::read_from(&self.dir)? {
             let entry = entry?;
@@ -136,9 +151,7 @@ impl Register {
                 continue;
             }
             match self.read(&name) {
-                Some((session, at)) if process::is_running(session.pid, session.start) => {
-                    sessions.push((session, at))
-                }
+                Some((session, age)) if session.process().is_running() => sessions.push((session, age)),
                 _ => {
                     let _ = rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty());
                 }
@@ -148,27 +161,40 @@ impl Register {
         Ok(sessions)
     }
 
-    fn read(&self, name: &str) -> Option<(Session, SystemTime)> {
+    fn read(&self, name: &str) -> Option<(Session, Duration)> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(&self.dir, name, flags, Mode::empty()).ok()?);
-        let at = file.metadata().ok()?.modified().ok()?;
+        let at = file.metadata().ok()?.mtime();
         let mut text = Vec::new();
         file.take(ENTRY_MAX).read_to_end(&mut text).ok()?;
         let session: Session = serde_json::from_slice(&text).ok()?;
-        (name_of(session.pid) == name).then_some((session, at))
+        let age = u64::try_from(since_boot().saturating_sub(at)).unwrap_or_default();
+        (name_of(session.pid) == name).then_some((session, Duration::from_secs(age)))
     }
 
-    /// Notes that IAM said so long ago that the session may go on.
+    /// Notes that IAM said so long ago that the session may go on. In the entry's time of change, as the time since the
+    /// boot: the clock of a host may jump.
     ///
     /// # Errors
     /// Those of changing the entry.
     pub fn confirm(&self, session: &Session, age: Duration) -> io::Result<()> {
-        let at =
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
-        let at = Timespec { tv_sec: i64::try_from(at.as_secs()).unwrap_or_default(), tv_nsec: 0 };
+        let at = since_boot().saturating_sub(i64::try_from(age.as_secs()).unwrap_or_default());
+        let at = Timespec { tv_sec: at, tv_nsec: 0 };
         let times = Timestamps { last_access: at, last_modification: at };
         Ok(rustix::fs::utimensat(&self.dir, name_of(session.pid), &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
+}
+
+impl Session {
+    /// The process that opened it.
+    pub fn process(&self) -> Process {
+        Process { pid: self.pid, start: self.start }
+    }
+}
+
+/// Seconds since the boot, suspended ones too.
+fn since_boot() -> i64 {
+    rustix::time::clock_gettime(ClockId::Boottime).tv_sec
 }
 
 /// The session of this process, which has just been opened.
@@ -219,12 +245,14 @@ mod tests {
         let mine = session();
         register.enter(&mine).unwrap();
         register.enter(&mine).unwrap();
-        let (found, at) = register.sessions().unwrap().remove(0);
+        let (found, age) = register.sessions().unwrap().remove(0);
         assert_eq!(found, mine);
-        assert!(at.elapsed().unwrap() < Duration::from_secs(60));
+        assert!(age < Duration::from_secs(60));
         register.confirm(&mine, Duration::from_secs(3600)).unwrap();
-        let (_, at) = register.sessions().unwrap().remove(0);
-        assert!(at.elapsed().unwrap() >= Duration::from_secs(3600));
+        // As far back as this host's boot lets it.
+        let (_, age) = register.sessions().unwrap().remove(0);
+        assert!(age >= Duration::from_secs(60));
+        assert!(register.lock().unwrap() && !Register::open(&path).unwrap().lock().unwrap());
         register.leave(mine.pid).unwrap();
         register.leave(mine.pid).unwrap();
         assert!(register.sessions().unwrap().is_empty());

@@ -8,9 +8,10 @@ mod sshd;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use pam_iam_core::client::AskError;
-use pam_iam_core::config::Config;
+use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Request, Roster};
 use pam_iam_core::{ask::Mode, client, paths};
@@ -67,7 +68,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
         )),
         Ok(config) => {
             findings.push(Finding::ok("configuration", context.config_path.display().to_string()));
-            findings.push(socket(&config));
+            findings.push(socket(&config, &context.config_path));
             findings.extend(aws::metadata(&config));
             findings.extend(aws::permissions(context));
             let roster = roster(context, &mut findings);
@@ -76,6 +77,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
             findings.push(files::nsswitch(roster.as_ref()));
             findings.extend(files::sudoers(&config));
             findings.extend(files::owners(&context.config_path));
+            findings.extend(sweep_timer(&config));
         }
     }
     let mut text = String::new();
@@ -95,7 +97,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
     Ok(sound)
 }
 
-fn socket(config: &Config) -> Finding {
+fn socket(config: &Config, config_path: &Path) -> Finding {
     const CHECK: &str = "resolver";
     let program = Path::new(paths::RESOLVER);
     let no_program =
@@ -110,6 +112,11 @@ fn socket(config: &Config) -> Finding {
     let start =
         "systemctl enable --now iam-resolver.socket; journalctl -u iam-resolver says why it does not run";
     match client::ask(Path::new(paths::SOCKET), &Request::Status, Deadline::after(CLIENT_DEADLINE)) {
+        Ok(Answer::Status(status)) if changed_since(config_path, status.uptime) => Finding::warning(
+            CHECK,
+            "the daemon is older than the configuration, and decides by what was there before",
+            "systemctl restart iam-resolver",
+        ),
         Ok(_) => Finding::ok(CHECK, format!("answers on {}", paths::SOCKET)),
         Err(AskError::NoListener(_)) if config.resolver.mode == Mode::Auto => {
             if !program.exists() {
@@ -125,6 +132,29 @@ fn socket(config: &Config) -> Finding {
         ),
         Err(error) => Finding::wrong(CHECK, error.to_string(), "systemctl restart iam-resolver"),
     }
+}
+
+/// Open sessions are to be swept, unless that is switched off.
+fn sweep_timer(config: &Config) -> Option<Finding> {
+    const CHECK: &str = "sweep";
+    let by_systemd = Path::new(paths::BOOTED_BY_SYSTEMD).exists();
+    if config.sessions.sweep == Sweep::Off || !by_systemd || Path::new("/etc/cron.d/iam-sweep").exists() {
+        return None;
+    }
+    Some(match output_of("systemctl", &["is-enabled", "iam-sweep.timer"]) {
+        Ok(_) => Finding::ok(CHECK, "iam-sweep.timer is enabled"),
+        Err(_) => Finding::warning(
+            CHECK,
+            "nobody ends the sessions that IAM withdraws",
+            "systemctl enable --now iam-sweep.timer, or sessions.sweep = \"off\"",
+        ),
+    })
+}
+
+/// Whether a file was changed within so many seconds.
+fn changed_since(path: &Path, seconds: u64) -> bool {
+    let changed = std::fs::metadata(path).and_then(|found| found.modified());
+    changed.is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < Duration::from_secs(seconds)))
 }
 
 /// The roster, with what it says about names.

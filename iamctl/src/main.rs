@@ -120,16 +120,8 @@ impl Context {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let context = Context { config_path: arguments.config, output: Output::new(arguments.json) };
-    if let Command::Completions { shell } = arguments.command {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Arguments::command(), "iamctl", &mut script);
-        return if std::io::stdout().write_all(&script).is_ok() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        };
-    }
     let done = match (rustix::process::geteuid().is_root(), arguments.command) {
+        (false, Command::Completions { shell }) => completions(shell),
         (false, _) => Err("it needs root".to_owned()),
         (true, Command::Explain { user, service, key }) => {
             explain::run(&context, &user, service, key.as_deref())
@@ -139,7 +131,8 @@ fn main() -> ExitCode {
         (true, Command::Sessions) => sessions::run(&context),
         (true, Command::Sweep { dry_run }) => sweep::run(&context, dry_run),
         (true, Command::Flush { user }) => flush(&context, user.as_deref()),
-        (true, Command::Lint | Command::Completions { .. }) => lint::run(&context),
+        (true, Command::Lint) => lint::run(&context),
+        (true, Command::Completions { shell }) => completions(shell),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -149,6 +142,13 @@ fn main() -> ExitCode {
             ExitCode::from(CANNOT_TELL)
         }
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<bool, String> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "iamctl", &mut script);
+    std::io::stdout().write_all(&script).map_err(|error| error.to_string())?;
+    Ok(true)
 }
 
 fn flush(context: &Context, user: Option<&str>) -> Result<bool, String> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use pam_iam_core::paths;
 use pam_iam_core::register::{self, Origin, Register, Session};
@@ -16,8 +17,8 @@ pub fn run(context: &Context) -> Result<bool, String> {
     Ok(true)
 }
 
-/// The open sessions, each with the time when IAM last said that it may go on. None where nobody ever logged in.
-pub fn open() -> std::io::Result<Vec<(Session, std::time::SystemTime)>> {
+/// The open sessions, each with how long ago IAM said that it may go on. None where nobody ever logged in.
+fn open() -> std::io::Result<Vec<(Session, Duration)>> {
     if !Path::new(paths::SESSIONS).exists() {
         return Ok(Vec::new());
     }

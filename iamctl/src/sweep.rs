@@ -1,35 +1,52 @@
 //! `iamctl sweep`: ends the sessions that IAM has withdrawn. A timer runs it every minute.
 //!
-//! IAM is asked about open sessions only. That nobody can tell ends no session before `freshness.offline` is over; a key that
-//! is not the user's in IAM comes first.
+//! IAM is asked about open sessions, and about users of ours who have processes without one: who has logged out and left
+//! something running. That nobody can tell ends nothing before `freshness.offline` is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::LinuxName;
+use pam_iam_core::process::{self, Process};
 use pam_iam_core::register::{Origin, Register, Session};
 use pam_iam_core::standing::{Files, Standing, standing};
-use pam_iam_core::wire::{Answer, Policy, Request};
-use pam_iam_core::{paths, process};
+use pam_iam_core::wire::{Answer, Policy, Reason, Request};
+use pam_iam_core::{local, paths};
 use rustix::fs::OFlags;
 use serde_json::json;
 
-use crate::{Context, sessions};
+use crate::Context;
 
-/// Why a session is to end.
+/// How long the resolver is asked: each session whose turn does not come goes on until the next sweep.
+const ASKING_MAX: Duration = Duration::from_secs(60);
+
+/// The longest `sessions.grace` that is waited for: a sweep is to be over before many more are due.
+const GRACE_MAX: Duration = Duration::from_secs(60);
+
+/// However short `freshness.offline` is, one hiccup ends nobody.
+const OFFLINE_MIN: Duration = Duration::from_secs(120);
+
+/// How long logind may take, in seconds.
+const LOGIND_SECONDS: &str = "10";
+
+/// What is to end, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Doomed {
-    session: Session,
+    /// The session; none for what was left behind by one that is over.
+    session: Option<Session>,
+    /// The Linux name.
+    user: String,
+    /// The uid.
+    uid: Uid,
     /// As the log has it.
     reason: String,
     /// Whether all that the user runs goes too, or this session alone.
@@ -55,158 +72,221 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         context.output.show(&json!({ "ended": [] }), "sessions.sweep is \"off\"");
         return Ok(true);
     }
-    let open = sessions::open().map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
-    let doomed = judge(context, &config, open);
-    let mut log = Log::to_syslog("iamctl");
-    let ended = if dry_run { vec![true; doomed.len()] } else { end(&doomed, config.sessions.grace.0) };
-    let mut text = String::new();
-    for (Doomed { session, reason, .. }, ended) in doomed.iter().zip(&ended) {
-        let word = if dry_run { "would end" } else { "ended" };
-        text.push_str(&format!("{word} the session of {} (pid {}): {reason}\n", session.user, session.pid));
-        if !dry_run {
-            let event = Event::new("sweep")
-                .with("user", &session.user)
-                .with("iam_name", &session.iam_name)
-                .with("key", session.keys.join(","))
-                .with("pid", session.pid)
-                .with("service", &session.service)
-                .with("rhost", &session.rhost)
-                .with("result", if *ended { "ended" } else { "fail" });
-            log.event(if *ended { Level::Warning } else { Level::Error }, &event.with("reason", reason));
-        }
+    let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
+    let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
+    if !dry_run && !register.lock().map_err(failed)? {
+        context.output.show(&json!({ "ended": [] }), "another sweep is running");
+        return Ok(true);
     }
-    let json = doomed.iter().zip(&ended).map(|(doomed, ended)| {
-        json!({ "user": doomed.session.user, "pid": doomed.session.pid, "reason": doomed.reason, "ended": ended })
-    });
-    context.output.show(&json!({ "ended": json.collect::<Vec<_>>() }), &text);
+    let judge = Judge { context, config: &config, asked_until: Instant::now() + ASKING_MAX };
+    let doomed = judge.judge(&register, register.sessions().map_err(failed)?)?;
+    let ended =
+        if dry_run { vec![true; doomed.len()] } else { end(&doomed, config.sessions.grace.0.min(GRACE_MAX)) };
+    report(context, &doomed, &ended, dry_run);
     Ok(ended.iter().all(|ended| *ended))
 }
 
-/// Which sessions are to end, those of foreign keys first.
-fn judge(context: &Context, config: &Config, open: Vec<(Session, SystemTime)>) -> Vec<Doomed> {
-    let register = Register::open(Path::new(paths::SESSIONS));
-    let mut doomed = Vec::new();
-    let mut staying: BTreeSet<Uid> = BTreeSet::new();
-    for (session, confirmed) in open {
-        let standing = standing(&session.user, session.uid, config, &Files::default());
-        let unconfirmed = SystemTime::now().duration_since(confirmed).unwrap_or_default();
-        let verdict = match &standing {
-            Ok(standing) => ask(context, config, &session, *standing),
-            Err(_) => Verdict::Unknown,
-        };
-        // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
-        let (reason, whole_user) = match verdict {
-            Verdict::UserWithdrawn(reason) => {
-                (reason, matches!(standing, Ok(Standing::Ours | Standing::Adopted)))
-            }
-            Verdict::KeyWithdrawn(reason) => (reason.to_owned(), matches!(standing, Ok(Standing::Ours))),
-            Verdict::Unknown if unconfirmed >= config.freshness.offline.0 => {
-                ("offline".to_owned(), matches!(standing, Ok(Standing::Ours)))
-            }
-            Verdict::GoesOn(_) | Verdict::Unknown => {
-                if let (Verdict::GoesOn(age), Ok(register)) = (verdict, &register) {
-                    let _ = register.confirm(&session, age);
-                }
-                staying.insert(session.uid);
-                continue;
-            }
-        };
-        doomed.push(Doomed { session, reason, whole_user });
+fn report(context: &Context, doomed: &[Doomed], ended: &[bool], dry_run: bool) {
+    let mut log = Log::to_syslog("iamctl");
+    let (mut text, mut json) = (String::new(), Vec::new());
+    for (Doomed { session, user, reason, .. }, ended) in doomed.iter().zip(ended) {
+        let pid = session.as_ref().map_or(0, |session| session.pid);
+        let what = if session.is_some() { "the session" } else { "what is left" };
+        let word = if dry_run { "would end" } else { "ended" };
+        text.push_str(&format!("{word} {what} of {user} (pid {pid}): {reason}\n"));
+        json.push(json!({ "user": user, "pid": pid, "reason": reason, "ended": ended }));
+        if dry_run {
+            continue;
+        }
+        let of = |field: fn(&Session) -> String| session.as_ref().map(field).unwrap_or_default();
+        let event = Event::new("sweep")
+            .with("user", user)
+            .with("iam_name", of(|session| session.iam_name.clone()))
+            .with("key", of(|session| session.keys.join(",")))
+            .with("pid", pid)
+            .with("service", of(|session| session.service.clone()))
+            .with("rhost", of(|session| session.rhost.clone()))
+            .with("result", if *ended { "ended" } else { "fail" });
+        log.event(if *ended { Level::Warning } else { Level::Error }, &event.with("reason", reason));
     }
-    for doomed in &mut doomed {
-        // While another session of the user goes on, what was left behind may be that one's.
-        doomed.whole_user &= !staying.contains(&doomed.session.uid);
-    }
-    doomed.sort_by_key(|doomed| doomed.session.origin != Origin::Foreign);
-    doomed
+    context.output.show(&json!({ "ended": json }), &text);
 }
 
-fn ask(context: &Context, config: &Config, session: &Session, standing: Standing) -> Verdict {
-    let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
-    if standing == Standing::Local {
-        return Verdict::GoesOn(Duration::ZERO);
+/// Asks the resolver about sessions, within a time.
+struct Judge<'a> {
+    context: &'a Context,
+    config: &'a Config,
+    asked_until: Instant,
+}
+
+impl Judge<'_> {
+    fn judge(&self, register: &Register, open: Vec<(Session, Duration)>) -> Result<Vec<Doomed>, String> {
+        let mut doomed = Vec::new();
+        let mut staying: BTreeSet<Uid> = BTreeSet::new();
+        let mut seen: BTreeSet<Uid> = BTreeSet::new();
+        for (session, unconfirmed) in open {
+            seen.insert(session.uid);
+            let standing = standing(&session.user, session.uid, self.config, &Files::default());
+            let verdict = match &standing {
+                Ok(standing) => self.verdict(&session, *standing),
+                Err(_) => Verdict::Unknown,
+            };
+            let ours = matches!(standing, Ok(Standing::Ours));
+            let (reason, whole_user) = match verdict {
+                // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
+                Verdict::UserWithdrawn(reason) => (reason, ours || matches!(standing, Ok(Standing::Adopted))),
+                Verdict::KeyWithdrawn(reason) => (reason.to_owned(), ours),
+                Verdict::Unknown if unconfirmed >= self.config.freshness.offline.0.max(OFFLINE_MIN) => {
+                    ("offline".to_owned(), ours)
+                }
+                Verdict::GoesOn(age) => {
+                    let _ = register.confirm(&session, age);
+                    staying.insert(session.uid);
+                    continue;
+                }
+                Verdict::Unknown => {
+                    staying.insert(session.uid);
+                    continue;
+                }
+            };
+            let (user, uid) = (session.user.clone(), session.uid);
+            doomed.push(Doomed { session: Some(session), user, uid, reason, whole_user });
+        }
+        for doomed in &mut doomed {
+            // While another session of the user goes on, what was left behind may be that one's.
+            doomed.whole_user &= !staying.contains(&doomed.uid);
+        }
+        let running = process::users_of_ours().map_err(|error| format!("/proc: {error}"))?;
+        doomed.extend(running.difference(&seen).filter_map(|uid| self.left_behind(*uid)));
+        Ok(doomed)
     }
-    let age =
-        match context.ask(&Request::Decide { name: name.clone(), uid: session.uid, policy: Policy::Login }) {
-            Ok(Answer::Decision(decision)) if decision.allow => Duration::from_secs(decision.age),
-            // Of a shared account nobody is left; its keys say the same.
-            Ok(Answer::Decision(decision)) => {
-                return Verdict::UserWithdrawn(decision.reason.as_str().to_owned());
-            }
-            _ => return Verdict::Unknown,
+
+    /// Processes of a user of ours who has no session any more, if the user may not log in.
+    fn left_behind(&self, uid: Uid) -> Option<Doomed> {
+        let local = local::account_by_uid(Path::new(paths::PASSWD), uid).ok()?;
+        let name = match local.map(|account| account.name) {
+            Some(name) => LinuxName::new(&name).ok()?,
+            None => match self.ask(&Request::UserByUid { uid })? {
+                Answer::User(user) => user.name,
+                Answer::NotFound => {
+                    let reason = Reason::NoSuchUser.as_str().to_owned();
+                    return Some(Doomed {
+                        session: None,
+                        user: uid.to_string(),
+                        uid,
+                        reason,
+                        whole_user: true,
+                    });
+                }
+                _ => return None,
+            },
         };
-    // Further key commands bring keys that IAM does not know.
-    let elsewhere = !config.keys.also_run.is_empty() && session.origin == Origin::Foreign;
-    // Of a shared account nothing but the key tells whose session it is.
-    let by_key = config.sessions.sweep == Sweep::Key || standing == Standing::Shared;
-    if !by_key || session.keys.is_empty() || elsewhere {
-        return Verdict::GoesOn(age);
-    }
-    for key in &session.keys {
-        let request = Request::Keys { name: name.clone(), uid: session.uid, fingerprint: Some(key.clone()) };
-        match context.ask(&request) {
-            Ok(Answer::Keys { keys }) if keys.is_empty() => {
-                let foreign = session.origin == Origin::Foreign;
-                return Verdict::KeyWithdrawn(if foreign { "foreign-key" } else { "key-withdrawn" });
+        match self.login(&name, uid) {
+            Verdict::UserWithdrawn(reason) => {
+                Some(Doomed { session: None, user: name.to_string(), uid, reason, whole_user: true })
             }
-            Ok(Answer::Keys { .. }) => {}
-            _ => return Verdict::Unknown,
+            _ => None,
         }
     }
-    Verdict::GoesOn(age)
+
+    fn verdict(&self, session: &Session, standing: Standing) -> Verdict {
+        let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
+        if standing == Standing::Local {
+            return Verdict::GoesOn(Duration::ZERO);
+        }
+        let age = match self.login(&name, session.uid) {
+            Verdict::GoesOn(age) => age,
+            verdict => return verdict,
+        };
+        // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
+        let elsewhere = session.origin != Origin::Iam
+            && (!self.config.keys.also_run.is_empty() || standing == Standing::Adopted);
+        // Of a shared account nothing but the key tells whose session it is.
+        let by_key = self.config.sessions.sweep == Sweep::Key || standing == Standing::Shared;
+        if !by_key || elsewhere {
+            return Verdict::GoesOn(age);
+        }
+        for key in &session.keys {
+            let request =
+                Request::Keys { name: name.clone(), uid: session.uid, fingerprint: Some(key.clone()) };
+            match self.ask(&request) {
+                Some(Answer::Keys { keys }) if keys.is_empty() => {
+                    let foreign = session.origin == Origin::Foreign;
+                    return Verdict::KeyWithdrawn(if foreign { "foreign-key" } else { "key-withdrawn" });
+                }
+                Some(Answer::Keys { .. }) => {}
+                _ => return Verdict::Unknown,
+            }
+        }
+        Verdict::GoesOn(age)
+    }
+
+    /// Whether a user may still log in.
+    fn login(&self, name: &LinuxName, uid: Uid) -> Verdict {
+        match self.ask(&Request::Decide { name: name.clone(), uid, policy: Policy::Login }) {
+            Some(Answer::Decision(decision)) if decision.allow => {
+                Verdict::GoesOn(Duration::from_secs(decision.age))
+            }
+            // Whoever takes a permission from this host's role is not to end every session with it.
+            Some(Answer::Decision(decision)) if decision.reason == Reason::Denied => Verdict::Unknown,
+            Some(Answer::Decision(decision)) => Verdict::UserWithdrawn(decision.reason.as_str().to_owned()),
+            _ => Verdict::Unknown,
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Option<Answer> {
+        if Instant::now() >= self.asked_until {
+            return None;
+        }
+        self.context.ask(request).ok()
+    }
 }
 
 /// Ends sessions together: told on their terminals, asked to end, and after `grace` killed with all that they left.
 fn end(doomed: &[Doomed], grace: Duration) -> Vec<bool> {
-    let families: Vec<BTreeSet<i32>> = doomed
+    // Who belongs to them is known before the first of them ends: afterwards nobody knows whose child was whose.
+    let mut families: Vec<BTreeSet<Process>> = doomed
         .iter()
-        .map(|Doomed { session, .. }| process::family(session.pid, session.start).unwrap_or_default())
+        .map(|doomed| {
+            let root = doomed.session.as_ref().map(Session::process);
+            process::family(&root.into_iter().collect()).unwrap_or_default()
+        })
         .collect();
-    for (Doomed { session, reason, .. }, family) in doomed.iter().zip(&families) {
-        tell(session, reason, family, grace);
-        end_by_logind(session.pid);
-    }
-    // Who they are is held now: what they start meanwhile descends from one of them, or runs as the user.
-    let mut seen: BTreeMap<i32, OwnedFd> = BTreeMap::new();
-    let _ = process::end(grace, || {
-        let mut running = Vec::new();
-        for Doomed { session, whole_user, .. } in doomed {
-            for pid in process::family(session.pid, session.start)? {
-                if let std::collections::btree_map::Entry::Vacant(place) = seen.entry(pid)
-                    && let Some(process) = process::hold(pid)?
-                {
-                    place.insert(process);
-                }
-            }
-            if *whole_user && session.uid != Uid::ROOT {
-                running.append(&mut process::of_user(session.uid)?);
-            }
+    for (Doomed { session, uid, reason, .. }, family) in doomed.iter().zip(&families) {
+        tell(*uid, reason, family, grace);
+        if let Some(session) = session {
+            end_by_logind(session.pid);
         }
-        for (pid, process) in &seen {
-            if !process::has_ended(process, Duration::ZERO) {
-                running.extend(process::hold(*pid)?);
-            }
+    }
+    let users: BTreeSet<Uid> =
+        doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid).collect();
+    let _ = process::end(grace, &users, || {
+        let mut running = BTreeSet::new();
+        for family in &mut families {
+            family.append(&mut process::family(family)?);
+            running.extend(family.iter().copied().filter(|process| process.is_running()));
+        }
+        for uid in &users {
+            running.append(&mut process::of_user(*uid)?);
         }
         Ok(running)
     });
-    let gone = |doomed: &Doomed| {
-        let alive = process::is_running(doomed.session.pid, doomed.session.start);
-        let left =
-            doomed.whole_user && !process::of_user(doomed.session.uid).is_ok_and(|left| left.is_empty());
-        !alive && !left
+    let mut left: BTreeMap<Uid, bool> = BTreeMap::new();
+    for uid in users {
+        left.insert(uid, process::of_user(uid).map_or(true, |left| !left.is_empty()));
+    }
+    let gone = |(doomed, family): (&Doomed, &BTreeSet<Process>)| {
+        let lives_on = family.iter().any(|process| process.is_running());
+        let left = doomed.whole_user && left.get(&doomed.uid).copied().unwrap_or_default();
+        !lives_on && !left
     };
-    doomed.iter().map(gone).collect()
+    doomed.iter().zip(&families).map(gone).collect()
 }
 
 /// Says on the terminals of a session why it ends. A terminal belongs to the user, so nothing else is written to.
-fn tell(session: &Session, reason: &str, family: &BTreeSet<i32>, grace: Duration) {
-    let terminals: BTreeSet<i32> = family
-        .iter()
-        .filter_map(|pid| process::stat(*pid))
-        .map(|stat| stat.terminal)
-        .filter(|terminal| *terminal != 0)
-        .collect();
-    for terminal in terminals {
+fn tell(uid: Uid, reason: &str, family: &BTreeSet<Process>, grace: Duration) {
+    let terminals = family.iter().filter_map(|process| process::stat(process.pid)).map(|stat| stat.terminal);
+    for terminal in terminals.filter(|terminal| *terminal != 0).collect::<BTreeSet<i32>>() {
         // Unix98 terminals have the major numbers 136 to 143 (devices.txt of the kernel).
         let (major, minor) = (terminal >> 8 & 0xfff, terminal & 0xff | terminal >> 12 & 0xfff00);
         if !(136..=143).contains(&major) {
@@ -218,9 +298,7 @@ fn tell(session: &Session, reason: &str, family: &BTreeSet<i32>, grace: Duration
         let file =
             options.write(true).custom_flags(i32::try_from(flags.bits()).unwrap_or_default()).open(path);
         if let Ok(mut file) = file
-            && file
-                .metadata()
-                .is_ok_and(|found| found.uid() == session.uid.0 && found.file_type().is_char_device())
+            && file.metadata().is_ok_and(|found| found.uid() == uid.0 && found.file_type().is_char_device())
         {
             let seconds = grace.as_secs();
             let _ = write!(
@@ -232,7 +310,8 @@ fn tell(session: &Session, reason: &str, family: &BTreeSet<i32>, grace: Duration
     }
 }
 
-/// Where logind keeps sessions, it ends this one with all that belongs to it.
+/// Where logind keeps sessions, it ends this one with all that belongs to it, if `pid` is who it was made for: a process
+/// that was started from somebody else's session is in that one.
 fn end_by_logind(pid: i32) {
     if !Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
         return;
@@ -240,9 +319,14 @@ fn end_by_logind(pid: i32) {
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let scope =
         cgroup.split('/').find_map(|part| part.strip_prefix("session-")?.trim_end().strip_suffix(".scope"));
-    if let Some(id) = scope.filter(|id| id.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
-        let mut logind = Command::new("loginctl");
-        let quiet = logind.arg("terminate-session").arg(id).stdin(Stdio::null());
-        let _ = quiet.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let Some(id) = scope.filter(|id| id.bytes().all(|byte| byte.is_ascii_alphanumeric())) else { return };
+    let logind = |arguments: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.args([LOGIND_SECONDS, "loginctl"]).args(arguments);
+        command.stdin(Stdio::null()).stderr(Stdio::null()).output()
+    };
+    let leader = logind(&["show-session", id, "--property=Leader", "--value"]);
+    if leader.is_ok_and(|leader| String::from_utf8_lossy(&leader.stdout).trim() == pid.to_string()) {
+        let _ = logind(&["terminate-session", id]);
     }
 }

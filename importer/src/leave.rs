@@ -1,5 +1,6 @@
 //! What a user leaves behind: running processes, and a home directory.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -72,11 +73,12 @@ pub fn end_sessions(uid: Uid, grace: Duration) -> Result<(), LeaveError> {
         return Ok(());
     }
     if Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
-        let mut logind = Command::new("loginctl");
-        let quiet = logind.arg("terminate-user").arg(uid.to_string()).stdin(Stdio::null());
+        let mut logind = Command::new("timeout");
+        let quiet =
+            logind.args(["10", "loginctl", "terminate-user"]).arg(uid.to_string()).stdin(Stdio::null());
         let _ = quiet.stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
-    match process::end(grace, || process::of_user(uid)).map_err(still)? {
+    match process::end(grace, &BTreeSet::from([uid]), || process::of_user(uid)).map_err(still)? {
         true => Ok(()),
         false => Err(LeaveError::StillRunning(uid)),
     }

@@ -24,6 +24,7 @@ use pam::items::{Item, RHost, RUser, Service};
 use pam::module::{PamHandle, PamHooks};
 
 use pam_iam_core::audit::Event;
+use pam_iam_core::escape::Value;
 use pam_iam_core::paths;
 
 use crate::arguments::Arguments;
@@ -171,7 +172,7 @@ impl Host for PamHost<'_> {
     fn audit(&mut self, severity: Severity, event: &Event) {
         let service = self.service();
         // As pam_syslog(3) begins its lines.
-        let message = format!("pam_iam({service}:{}): {event}", self.phase);
+        let message = format!("pam_iam({}:{}): {event}", Value(&service), self.phase);
         let priority = u8::try_from(priority(severity)).unwrap_or_default();
         if !event.to_journal(Path::new(paths::JOURNAL), priority, &service, &message) {
             self.log(severity, &event.to_string());

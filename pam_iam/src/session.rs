@@ -59,7 +59,9 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
 
 /// The body of `pam_sm_close_session`.
 pub fn close() -> Outcome {
-    let left = register::mine().and_then(|(pid, _)| Register::open(Path::new(paths::SESSIONS))?.leave(pid));
+    let left = i32::try_from(std::process::id())
+        .map_err(io::Error::other)
+        .and_then(|pid| Register::open(Path::new(paths::SESSIONS))?.leave(pid));
     // An entry that stays is removed by the sweep, when the process is gone.
     if left.is_ok() { Outcome::Success } else { Outcome::Ignore }
 }
@@ -110,7 +112,7 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
 /// Enters the session in the register, where the sweep finds it. One without a key that IAM knows, of an account that is
 /// only shared, is the host's own.
 fn register(host: &impl Host, subject: &Subject, opened: Opened) -> io::Result<()> {
-    if subject.standing == Standing::Shared && opened.origin != Origin::Iam {
+    if subject.standing == Standing::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin) {
         return Ok(());
     }
     let (pid, start) = register::mine()?;

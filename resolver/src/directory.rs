@@ -294,11 +294,14 @@ impl<I: Iam> Directory<I> {
     /// that were. Whoever asks is told what IAM says then; the roster and the tags are read again.
     pub fn flush(&self, name: Option<&LinuxName>) -> usize {
         let mut state = self.state.borrow_mut();
+        // What was asked before is not stored any more.
         if let Some(name) = name {
+            state.fetches.remove(name);
             state.back_off.remove(name);
             return usize::from(state.records.remove(name).is_some());
         }
         let count = state.records.len();
+        state.fetches.clear();
         state.records.clear();
         state.names.clear();
         state.back_off.clear();
@@ -424,7 +427,9 @@ impl<I: Iam> Directory<I> {
 
     fn fetched(&self, name: &LinuxName, result: &Result<Rc<Record>, IamError>) {
         let mut state = self.state.borrow_mut();
-        state.fetches.remove(name);
+        if state.fetches.remove(name).is_none() {
+            return;
+        }
         let record = match result {
             Ok(record) => record,
             Err(error) => {

@@ -224,6 +224,7 @@ fn the_doctor_finds_what_is_wrong_with_sshd() {
         ("PubkeyAuthentication no", "pubkeyauthentication is \"no\""),
         ("PubkeyAcceptedAlgorithms ssh-ed25519", "sshd takes no RSA keys, and IAM has no others"),
         ("RequiredRSASize 4096", "sshd wants RSA keys of 4096 bits"),
+        ("AllowGroups staff", "sshd's allowgroups is set to staff"),
         ("NoSuchKeyword yes", "sshd -T:"),
     ] {
         finds(&machine, &format!("echo '{line}' >{drop_in}/00-test.conf"), what, &aside);
@@ -286,15 +287,33 @@ fn the_doctor_finds_what_is_wrong_with_pam_nss_sudo_and_owners() {
     );
     finds(
         &machine,
+        "for dir in /usr/lib64 /usr/lib/*-linux-gnu; do mv $dir/security/pam_iam.so /tmp/ 2>/dev/null && echo $dir >/tmp/dir; done; true",
+        "pam_iam.so is missing",
+        "mv /tmp/pam_iam.so $(cat /tmp/dir)/security/",
+    );
+    finds(
+        &machine,
+        "cp -p /etc/nsswitch.conf /tmp/saved; sed -i '/^passwd:/s/ iam/ [NOTFOUND=return] iam/' /etc/nsswitch.conf",
+        "`getent passwd alice` finds nobody",
+        "cp -p /tmp/saved /etc/nsswitch.conf",
+    );
+    finds(
+        &machine,
+        "cp -p /etc/pam_iam/config.toml /tmp/saved; touch /etc/pam_iam/config.toml",
+        "the daemon is older than the configuration",
+        "cp -p /tmp/saved /etc/pam_iam/config.toml",
+    );
+    finds(
+        &machine,
         "chmod g+w /usr/libexec",
         "/usr/libexec can be changed by others than root",
         "chmod g-w /usr/libexec",
     );
     finds(
         &machine,
-        "cp /etc/pam_iam/config.toml /tmp/saved; echo 'alow = 1' >>/etc/pam_iam/config.toml",
+        "cp -p /etc/pam_iam/config.toml /tmp/saved; echo 'alow = 1' >>/etc/pam_iam/config.toml",
         "unknown field `alow`",
-        "cp /tmp/saved /etc/pam_iam/config.toml",
+        "cp -p /tmp/saved /etc/pam_iam/config.toml",
     );
 }
 

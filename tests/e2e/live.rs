@@ -141,6 +141,33 @@ fn a_member_who_left_is_out_of_the_shared_account_and_the_others_stay() {
 }
 
 #[test]
+fn who_logs_out_and_leaves_something_running_is_swept_too() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start();
+    // Loose from the session in every way, deaf to what asks, and many.
+    let stubborn = "for at in $(seq 300); do setsid -f bash -c 'trap \"\" HUP TERM; sleep 4007; sleep 4008' </dev/null >/dev/null 2>&1; done";
+    machine.ssh("alice", stubborn).succeeds();
+    machine.ssh("carol", "setsid -f sleep 4009 </dev/null >/dev/null 2>&1").succeeds();
+    machine.wait_until("iamctl sessions | grep -q nobody && test $(pgrep -c -f 'sleep 4007') -ge 300");
+    machine.sh("iamctl sweep").succeeds();
+    machine.sh("test $(pgrep -c -f 'sleep 4007') -ge 300 && pgrep -f 'sleep 4009'").succeeds();
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    let said = machine.sh("ulimit -n 64; iamctl sweep").succeeds();
+    assert!(said.contains("ended what is left of alice (pid 0): not-in-group"), "{said}");
+    machine.sh("ps -o stat= -u alice | grep -qv ^Z").fails();
+    machine.sh("pgrep -f 'sleep 4009'").succeeds();
+}
+
+#[test]
+fn a_denied_look_up_ends_nobody() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start();
+    open_session(&machine, "alice");
+    machine.fault("fail=denied");
+    machine.sh("iamctl sweep").succeeds();
+    assert_eq!(users(&machine), ["alice"]);
+    assert!(machine.ssh("alice", "true").fails().len() > 1, "and nobody gets in");
+}
+
+#[test]
 fn a_sweep_costs_nothing_when_nobody_is_logged_in() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     machine.ssh("alice", "true").succeeds();

@@ -23,15 +23,15 @@ pub fn metadata(config: &Config) -> Vec<Finding> {
     let environment = std::fs::read_to_string(paths::ENVIRONMENT).unwrap_or_default();
     let elsewhere = environment.lines().any(|line| line.starts_with("AWS_ACCESS_KEY_ID="))
         || config.aws.profile.is_some();
+    if elsewhere {
+        return Vec::new();
+    }
     let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::from(METADATA), METADATA_PATIENCE) else {
-        return match elsewhere {
-            true => Vec::new(),
-            false => vec![Finding::warning(
-                CHECK,
-                "there is no instance metadata service",
-                format!("outside EC2, put AWS_ACCESS_KEY_ID and the like into {}", paths::ENVIRONMENT),
-            )],
-        };
+        return vec![Finding::warning(
+            CHECK,
+            "there is no instance metadata service",
+            format!("outside EC2, put AWS_ACCESS_KEY_ID and the like into {}", paths::ENVIRONMENT),
+        )];
     };
     let request = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 0\r\n\
                    X-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n";

@@ -15,6 +15,9 @@ const NSSWITCH: &str = "/etc/nsswitch.conf";
 
 const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
 
+/// Where the distributions have their libraries.
+const LIBRARIES: [&str; 3] = ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+
 const VISUDO: &str = "/usr/sbin/visudo";
 
 /// Where accounts come from: NSS, or the importer.
@@ -30,7 +33,15 @@ pub fn nsswitch(roster: Option<&Roster>) -> Finding {
     let add =
         format!("add iam at the end of the passwd: and group: lines of {NSSWITCH}, or import: iam-importer");
     match (asks("passwd"), asks("group")) {
-        (true, true) => Finding::ok(CHECK, format!("{NSSWITCH} asks IAM")),
+        // Whatever the line says, a user who may log in is to be there.
+        (true, true) => match roster.and_then(|roster| roster.users.first()).map(|user| user.name.as_str()) {
+            Some(user) if output_of("getent", &["passwd", user]).is_err() => Finding::wrong(
+                CHECK,
+                format!("{NSSWITCH} asks IAM, and yet `getent passwd {user}` finds nobody"),
+                "is libnss_iam.so.2 installed, the resolver's daemon running, and nothing before `iam` that ends the search?",
+            ),
+            _ => Finding::ok(CHECK, format!("{NSSWITCH} asks IAM")),
+        },
         (true, false) => Finding::wrong(
             CHECK,
             format!("{NSSWITCH} does not ask IAM for groups: sshd's and sudo's rules need them"),
@@ -81,13 +92,21 @@ pub fn sudoers(config: &Config) -> Vec<Finding> {
 /// runs as root.
 pub fn owners(config: &Path) -> Vec<Finding> {
     const CHECK: &str = "owners";
-    let lib = ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
-    let modules =
-        lib.iter().flat_map(|lib| [format!("{lib}/security/pam_iam.so"), format!("{lib}/libnss_iam.so.2")]);
+    let modules = LIBRARIES
+        .iter()
+        .flat_map(|lib| [format!("{lib}/security/pam_iam.so"), format!("{lib}/libnss_iam.so.2")]);
     let mut paths: Vec<String> = modules.filter(|path| is_installed(path)).collect();
+    let mut findings = Vec::new();
+    if !paths.iter().any(|path| path.ends_with("pam_iam.so")) {
+        let what = "pam_iam.so is missing, and the PAM stacks that name it let nobody in, root neither";
+        findings.push(Finding::wrong(
+            CHECK,
+            what,
+            "install pam_iam again, or take our lines out of /etc/pam.d",
+        ));
+    }
     paths.extend(["/usr/libexec/pam_iam/iam-authorized-keys", paths::RESOLVER].map(str::to_owned));
     paths.push(config.display().to_string());
-    let mut findings = Vec::new();
     for path in &paths {
         let Some(problem) = Path::new(path).ancestors().find_map(problem_with) else { continue };
         findings.push(Finding::wrong(CHECK, problem.0, problem.1));

@@ -68,6 +68,15 @@ pub fn effective(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
             "keep `Match Group iam-users` with `AuthorizedKeysFile none` of our drop-in, and the group in NSS",
         ));
     }
+    for list in ["allowusers", "allowgroups", "denyusers", "denygroups"] {
+        if settings.contains_key(list) {
+            findings.push(Finding::warning(
+                CHECK,
+                format!("sshd's {list} is set to {}, beside what IAM says", setting(list)),
+                "see that it lets IAM users in: AllowGroups iam-users, for one",
+            ));
+        }
+    }
     findings.extend(key_types(setting("pubkeyacceptedalgorithms"), setting("requiredrsasize")));
     findings
 }
