@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::id::{Gid, Uid};
 use crate::name::LinuxName;
@@ -155,30 +157,11 @@ pub enum Answer {
     },
     /// Whether a user may do something.
     Decision(Decision),
-    /// The users who may log in.
-    Roster(Roster),
-    /// How the resolver is.
-    Status(Status),
-    /// All that decides about a name.
-    Explanation(Box<Explanation>),
-    /// So many names were forgotten.
-    Flushed {
-        /// How many.
-        count: usize,
-    },
-    /// What became of each IAM permission that was tried.
-    Probed {
-        /// One for each API action.
-        tries: Vec<Try>,
-    },
-    /// Who cannot log in as they should.
-    Linted {
-        /// How many IAM users there are.
-        users: usize,
-        /// How many of them may log in.
-        allowed: usize,
-        /// Who and why, sorted.
-        findings: Vec<Finding>,
+    /// What only an operator's programs ask for: [`Roster`], [`Status`], [`Explanation`] and so on, which whoever asked
+    /// parses. The modules in sshd, sudo and every other process do not carry the code for it.
+    Report {
+        /// It.
+        report: Value,
     },
     /// There is no such account or group, says IAM.
     NotFound,
@@ -189,6 +172,24 @@ pub enum Answer {
         /// For the log.
         message: String,
     },
+}
+
+impl Answer {
+    /// A report.
+    pub fn report(report: &impl Serialize) -> Self {
+        match serde_json::to_value(report) {
+            Ok(report) => Self::Report { report },
+            Err(error) => Self::Error { kind: Failure::BadRequest, message: error.to_string() },
+        }
+    }
+
+    /// The report, if it is one, and of this kind.
+    pub fn into_report<T: DeserializeOwned>(self) -> Option<T> {
+        match self {
+            Self::Report { report } => serde_json::from_value(report).ok(),
+            _ => None,
+        }
+    }
 }
 
 /// Why there is no answer. None of these is ever a yes.
@@ -480,6 +481,31 @@ pub struct KeyState {
     pub active: bool,
     /// Its fingerprint, if sshd would take it.
     pub fingerprint: Option<String>,
+}
+
+/// So many names were forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushed {
+    /// How many.
+    pub forgotten: usize,
+}
+
+/// What became of each IAM permission that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    /// One for each API action.
+    pub tries: Vec<Try>,
+}
+
+/// Who cannot log in as they should.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Linted {
+    /// How many IAM users there are.
+    pub users: usize,
+    /// How many of them may log in.
+    pub allowed: usize,
+    /// Who and why, sorted.
+    pub findings: Vec<Finding>,
 }
 
 /// An API action that was tried.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use pam_iam_core::client::AskError;
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::deadline::Deadline;
-use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Request, Roster};
+use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Request, Roster, Status};
 use pam_iam_core::{ask::Mode, client, paths};
 use serde::Serialize;
 use serde_json::json;
@@ -112,7 +112,7 @@ fn socket(config: &Config, config_path: &Path) -> Finding {
     let start =
         "systemctl enable --now iam-resolver.socket; journalctl -u iam-resolver says why it does not run";
     match client::ask(Path::new(paths::SOCKET), &Request::Status, Deadline::after(CLIENT_DEADLINE)) {
-        Ok(Answer::Status(status)) if changed_since(config_path, status.uptime) => Finding::warning(
+        Ok(answer) if is_older(&answer, config_path) => Finding::warning(
             CHECK,
             "the daemon is older than the configuration, and decides by what was there before",
             "systemctl restart iam-resolver",
@@ -151,16 +151,17 @@ fn sweep_timer(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Whether a file was changed within so many seconds.
-fn changed_since(path: &Path, seconds: u64) -> bool {
-    let changed = std::fs::metadata(path).and_then(|found| found.modified());
-    changed.is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < Duration::from_secs(seconds)))
+/// Whether the resolver was started before the configuration was changed.
+fn is_older(status: &Answer, config: &Path) -> bool {
+    let Some(Status { uptime, .. }) = status.clone().into_report() else { return false };
+    let changed = std::fs::metadata(config).and_then(|found| found.modified());
+    changed.is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < Duration::from_secs(uptime)))
 }
 
 /// The roster, with what it says about names.
 fn roster(context: &Context, findings: &mut Vec<Finding>) -> Option<Roster> {
     const CHECK: &str = "names";
-    let Ok(Answer::Roster(roster)) = context.ask(&Request::Roster) else { return None };
+    let roster: Roster = context.report(&Request::Roster).ok()?;
     for group in &roster.missing {
         findings.push(Finding::wrong(
             CHECK,

@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use pam_iam_core::key::PublicKey;
-use pam_iam_core::wire::{Answer, Decision, Explanation, IamEntry, Policy, Reason, Request};
+use pam_iam_core::wire::{Decision, Explanation, IamEntry, Policy, Reason, Request};
 use serde_json::json;
 
 use crate::output::{Output, Tone};
-use crate::{Context, Service, another_question, linux_name};
+use crate::{Context, Service, linux_name};
 
 /// True if the user may.
 pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -> Result<bool, String> {
@@ -20,9 +20,7 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
         }
     };
     let key = key.map(fingerprint).transpose()?;
-    let Answer::Explanation(explanation) = context.ask(&Request::Explain { name })? else {
-        return Err(another_question());
-    };
+    let explanation: Explanation = context.report(&Request::Explain { name })?;
     let opens = key.as_deref().map(|key| opens(&explanation, key));
     let decision = match service {
         Service::Login => &explanation.login,

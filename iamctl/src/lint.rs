@@ -2,17 +2,15 @@
 
 use std::fmt::Write;
 
-use pam_iam_core::wire::{Answer, Request};
+use pam_iam_core::wire::{Linted, Request};
 use serde_json::json;
 
+use crate::Context;
 use crate::output::Tone;
-use crate::{Context, another_question};
 
 /// True if nobody will.
 pub fn run(context: &Context) -> Result<bool, String> {
-    let Answer::Linted { users, allowed, findings } = context.ask(&Request::Lint)? else {
-        return Err(another_question());
-    };
+    let Linted { users, allowed, findings } = context.report(&Request::Lint)?;
     let mut text = String::new();
     for finding in &findings {
         let (tone, word) =

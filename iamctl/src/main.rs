@@ -20,7 +20,8 @@ use pam_iam_core::ask::{Mode, Resolver};
 use pam_iam_core::config::Config;
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::paths;
-use pam_iam_core::wire::{Answer, Request};
+use pam_iam_core::wire::{Answer, Flushed, Request};
+use serde::de::DeserializeOwned;
 
 use crate::output::Output;
 
@@ -115,6 +116,12 @@ impl Context {
             answer => Ok(answer),
         }
     }
+
+    /// Asks the resolver for a report.
+    fn report<T: DeserializeOwned>(&self, request: &Request) -> Result<T, String> {
+        let report = self.ask(request)?.into_report();
+        report.ok_or_else(|| "the resolver answered another question".to_owned())
+    }
 }
 
 fn main() -> ExitCode {
@@ -153,22 +160,14 @@ fn completions(shell: clap_complete::Shell) -> Result<bool, String> {
 
 fn flush(context: &Context, user: Option<&str>) -> Result<bool, String> {
     let name = user.map(linux_name).transpose()?;
-    match context.ask(&Request::Flush { name })? {
-        Answer::Flushed { count } => {
-            let json = serde_json::json!({ "forgotten": count });
-            context.output.show(&json, &format!("{count} forgotten; IAM is asked again"));
-            Ok(true)
-        }
-        _ => Err(another_question()),
-    }
+    let Flushed { forgotten } = context.report(&Request::Flush { name })?;
+    let json = serde_json::json!({ "forgotten": forgotten });
+    context.output.show(&json, &format!("{forgotten} forgotten; IAM is asked again"));
+    Ok(true)
 }
 
 fn linux_name(name: &str) -> Result<LinuxName, String> {
     LinuxName::new(name).map_err(|why| format!("{name:?} {why}, so no IAM user can have the name"))
-}
-
-fn another_question() -> String {
-    "the resolver answered another question".to_owned()
 }
 
 /// Whether a program is where the system keeps its programs.

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use pam_iam_core::wire::{Answer, Request, Status};
+use pam_iam_core::wire::{Request, Status};
 
-use crate::{Context, another_question};
+use crate::Context;
 
 pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<bool, String> {
-    let Answer::Status(status) = context.ask(&Request::Status)? else { return Err(another_question()) };
+    let status: Status = context.report(&Request::Status)?;
     if let Some(path) = prometheus {
         write(path, &metrics(&status)).map_err(|error| format!("{}: {error}", path.display()))?;
         return Ok(true);

@@ -159,9 +159,8 @@ fn only_one_run() -> Result<File, String> {
 fn ask(config: &Config, path: &Path) -> Result<Roster, String> {
     let answer = Resolver::new(config.resolver.mode, path).ask(&Request::Roster);
     match answer.map_err(|error| error.to_string())? {
-        Answer::Roster(roster) => Ok(roster),
         Answer::Error { message, .. } => Err(format!("the list of users cannot be read: {message}")),
-        _ => Err("the resolver answered another question".to_owned()),
+        answer => answer.into_report().ok_or_else(|| "the resolver answered another question".to_owned()),
     }
 }
 

@@ -11,7 +11,8 @@ use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::paths::NOLOGIN;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{
-    Answer, Decision, Failure, Key, LINT_LIMIT, Policy, ROSTER_LIMIT, Reason, Request, Source, Status, User,
+    Answer, Decision, Failure, Flushed, Key, LINT_LIMIT, Policy, ROSTER_LIMIT, Reason, Request, Source,
+    Status, User,
 };
 
 use crate::directory::{Age, Directory, Known, Person, Seen};
@@ -101,7 +102,9 @@ impl<I: Iam> Answerer<I> {
             Request::Roster => self.roster().await,
             Request::Status => Ok(self.status()),
             Request::Explain { name } => self.explain(name).await,
-            Request::Flush { name } => Ok(Answer::Flushed { count: self.directory.flush(name.as_ref()) }),
+            Request::Flush { name } => {
+                Ok(Answer::report(&Flushed { forgotten: self.directory.flush(name.as_ref()) }))
+            }
             Request::Probe => Ok(self.probe().await),
             Request::Lint => self.lint().await,
         };
@@ -212,7 +215,7 @@ impl<I: Iam> Answerer<I> {
     fn status(&self) -> Answer {
         let roster = self.directory.last_roster();
         let tally = self.directory.tally();
-        Answer::Status(Status {
+        Answer::report(&Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime: self.directory.started.elapsed().as_secs(),
             roster_age: roster.as_ref().map(|roster| roster.at.elapsed().as_secs()),

@@ -171,7 +171,8 @@ fn a_denied_look_up_ends_nobody() {
 fn a_sweep_costs_nothing_when_nobody_is_logged_in() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     machine.ssh("alice", "true").succeeds();
-    machine.wait_until("iamctl sessions | grep -q nobody");
+    // Until the last process of the session has ended too.
+    machine.wait_until("iamctl sessions | grep -q nobody && ! ps -o stat= -u alice | grep -qv ^Z");
     machine.clear_calls();
     machine.sh("iamctl sweep").succeeds();
     assert_eq!(machine.actions(), [""; 0]);

@@ -288,7 +288,7 @@ def roster_read():
             client.connect(SOCKET)
             client.sendall(len(request).to_bytes(4, "big") + request)
             answer = client.makefile("rb").read()[4:]
-            return json.loads(answer or "{}").get("roster_age") is not None
+            return json.loads(answer or "{}").get("report", {}).get("roster_age") is not None
         except (OSError, ValueError):
             return False
 

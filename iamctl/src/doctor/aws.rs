@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::paths;
-use pam_iam_core::wire::{Answer, Request, Try};
+use pam_iam_core::wire::{Probed, Request, Try};
 
 use super::Finding;
 use crate::Context;
@@ -65,9 +65,8 @@ pub fn metadata(config: &Config) -> Vec<Finding> {
 /// Tries each API action that is needed.
 pub fn permissions(context: &Context) -> Vec<Finding> {
     const CHECK: &str = "IAM";
-    let tries = match context.ask(&Request::Probe) {
-        Ok(Answer::Probed { tries }) => tries,
-        Ok(_) => return vec![Finding::wrong(CHECK, crate::another_question(), "install pam_iam again")],
+    let tries = match context.report(&Request::Probe) {
+        Ok(Probed { tries }) => tries,
         Err(why) => return vec![Finding::wrong(CHECK, why, "mend the resolver first")],
     };
     let failed: Vec<&Try> = tries.iter().filter(|tried| tried.error.is_some()).collect();

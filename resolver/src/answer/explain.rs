@@ -8,7 +8,7 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{
-    Answer, Decision, Explanation, Finding, IamEntry, KeyState, Policy, Reason, Source, Try,
+    Answer, Decision, Explanation, Finding, IamEntry, KeyState, Linted, Policy, Probed, Reason, Source, Try,
 };
 
 use super::{Answerer, Trouble};
@@ -43,7 +43,7 @@ impl<I: Iam> Answerer<I> {
             sudo: refused(Reason::Local),
         };
         if standing == Standing::Local {
-            return Ok(Answer::Explanation(Box::new(explanation)));
+            return Ok(Answer::report(&explanation));
         }
         if standing != Standing::Shared {
             let candidates = name::candidates(name, &self.config().accounts.drop_suffix);
@@ -74,7 +74,7 @@ impl<I: Iam> Answerer<I> {
             }
         }
         explanation.groups = self.groups_by_name(name).await?;
-        Ok(Answer::Explanation(Box::new(explanation)))
+        Ok(Answer::report(&explanation))
     }
 
     /// Tries each API action that the configuration needs, on the first user who may log in.
@@ -82,7 +82,9 @@ impl<I: Iam> Answerer<I> {
         let (iam, config) = (self.directory.iam(), self.config());
         let access = match self.directory.access().await {
             Ok(access) => access,
-            Err(error) => return Answer::Probed { tries: vec![tried("instance tags", Some(error))] },
+            Err(error) => {
+                return Answer::report(&Probed { tries: vec![tried("instance tags", Some(error))] });
+            }
         };
         let mut tries = Vec::new();
         let mut known = None;
@@ -103,7 +105,7 @@ impl<I: Iam> Answerer<I> {
             tries.push(tried("iam:ListUsers", answer.err()));
         }
         let Some(user) = known.or_else(|| IamName::user(NOBODY).ok()) else {
-            return Answer::Probed { tries };
+            return Answer::report(&Probed { tries });
         };
         tries.push(tried("iam:GetUser", iam.user(&user).await.err()));
         tries.push(tried("iam:ListGroupsForUser", iam.groups_of(&user).await.err()));
@@ -116,7 +118,7 @@ impl<I: Iam> Answerer<I> {
         tries.dedup_by(|one, other| {
             one.action == other.action && (one.error.is_none() || other.error.is_some())
         });
-        Answer::Probed { tries }
+        Answer::report(&Probed { tries })
     }
 
     /// Goes over all IAM users: names and uids, and the keys of those who may log in.
@@ -152,7 +154,7 @@ impl<I: Iam> Answerer<I> {
         drop(keys);
         findings.sort();
         let allowed = allowed.values().filter(|allowed| **allowed).count();
-        Ok(Answer::Linted { users: everybody.len(), allowed, findings })
+        Ok(Answer::report(&Linted { users: everybody.len(), allowed, findings }))
     }
 
     /// Why a user has no key to log in with, if so.

@@ -51,7 +51,7 @@ impl<I: Iam> Answerer<I> {
         let allowed = roster.access.allow.groups().iter().filter(|group| roster.missing.contains(group));
         let missing: Vec<String> = allowed.map(ToString::to_string).collect();
         let (groups, complete) = (self.all_groups(&roster)?, missing.is_empty());
-        Ok(Answer::Roster(Listing { users, adopted, refused, groups, missing, complete }))
+        Ok(Answer::report(&Listing { users, adopted, refused, groups, missing, complete }))
     }
 
     /// Whether the owner of `name` has an account here.

@@ -2,7 +2,7 @@ use super::*;
 use crate::fake::{FINGERPRINT, FakeIam, config, id, ids_that_meet, linux};
 use pam_iam_core::id::Gid;
 use pam_iam_core::log::Log;
-use pam_iam_core::wire::Group;
+use pam_iam_core::wire::{Group, Roster};
 
 const CONFIG: &str = r#"
     [access]
@@ -283,7 +283,7 @@ async fn without_the_list_of_local_accounts_nobody_is_anybody() {
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn the_roster_lists_who_may_have_an_account() {
     let host = Host::new();
-    let Answer::Roster(roster) = host.ask(Request::Roster).await else { panic!() };
+    let roster: Roster = host.ask(Request::Roster).await.into_report().unwrap();
     let names: Vec<&str> = roster.users.iter().map(|user| user.name.as_str()).collect();
     assert_eq!(names, ["alice", "carol"]);
     assert_eq!(roster.adopted, [linux("ann"), linux("syn")]);
@@ -311,16 +311,16 @@ async fn the_roster_lists_who_may_have_an_account() {
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn a_list_without_a_group_that_is_allowed_is_not_complete() {
     let host = Host::with("[access]\nallow = ['users', 'gone']\nsudo = ['gone-too']");
-    let Answer::Roster(roster) = host.ask(Request::Roster).await else { panic!() };
+    let roster: Roster = host.ask(Request::Roster).await.into_report().unwrap();
     assert_eq!((roster.complete, roster.missing), (false, vec!["gone".to_owned()]));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn the_list_is_read_each_time_and_never_from_memory() {
     let host = Host::new();
-    let names = |answer| match answer {
-        Answer::Roster(roster) => roster.users.iter().map(|user| user.name.to_string()).collect::<Vec<_>>(),
-        other => panic!("{other:?}"),
+    let names = |answer: Answer| {
+        let roster: Roster = answer.into_report().unwrap();
+        roster.users.iter().map(|user| user.name.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(names(host.ask(Request::Roster).await), ["alice", "carol"]);
     host.iam().change("alice", |alice| alice.groups.clear());
@@ -335,7 +335,7 @@ async fn an_account_that_an_import_has_begun_to_make_is_not_refused() {
     // The private group is there, the account is not yet.
     let line = format!("alice:x:{}:\n", uid(1).0);
     std::fs::write(&host.files.group, std::fs::read_to_string(&host.files.group).unwrap() + &line).unwrap();
-    let Answer::Roster(roster) = host.ask(Request::Roster).await else { panic!() };
+    let roster: Roster = host.ask(Request::Roster).await.into_report().unwrap();
     assert_eq!(roster.users.first().unwrap().name, linux("alice"));
 }
 
