@@ -158,6 +158,17 @@ fn who_logs_out_and_leaves_something_running_is_swept_too() {
 }
 
 #[test]
+fn the_timer_ends_what_iam_has_withdrawn_by_itself() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").sweeping().start();
+    open_session(&machine, "carol");
+    open_session(&machine, "alice");
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
+    machine.wait_until("test -e /tmp/carol.over");
+    machine.sh("! test -e /tmp/alice.over").succeeds();
+    assert_eq!(users(&machine), ["alice"]);
+}
+
+#[test]
 fn a_denied_look_up_ends_nobody() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start();
     open_session(&machine, "alice");

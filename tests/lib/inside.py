@@ -252,6 +252,17 @@ def start_resolver():
                    user="iam-resolver", listen=listener)
 
 
+def keep_sweeping(seconds):
+    """iam-sweep.timer, where nothing runs timers."""
+    def loop():
+        while True:
+            time.sleep(seconds)
+            with open(LOGS / "sweep.log", "ab") as log:
+                subprocess.run(["/usr/sbin/iamctl", "sweep"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+
+    threading.Thread(target=loop, daemon=True).start()
+
+
 def start_sshd():
     os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
     run("ssh-keygen", "-A", stdout=subprocess.DEVNULL)
@@ -341,6 +352,8 @@ def main():
             show_logs()
             sys.exit(f"tests/box: iam-importer ended with {done.returncode}; see its log")
     wait_for("sshd", lambda: listening(22))
+    if order.get("sweep"):
+        keep_sweeping(order["sweep"])
     cwd = order["cwd"] if os.path.isdir(order["cwd"]) else "/"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

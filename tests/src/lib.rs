@@ -41,6 +41,7 @@ pub struct Builder {
     config: Option<String>,
     once: bool,
     importer: bool,
+    sweeping: bool,
 }
 
 impl Builder {
@@ -78,13 +79,21 @@ impl Builder {
         self
     }
 
+    /// A sweep every 2 s, as the timer does it every minute.
+    #[must_use]
+    pub fn sweeping(mut self) -> Self {
+        self.sweeping = true;
+        self
+    }
+
     /// Starts the box.
     pub fn start(self) -> Machine {
         let dir =
             std::env::temp_dir().join(format!("pam_iam-e2e-{}-{:p}", std::process::id(), &raw const self));
         std::fs::create_dir_all(&dir).expect("a folder for the box's files");
         let mut command = Command::new(repository().join("tests/box"));
-        command.arg("run");
+        // A test sweeps when it means to.
+        command.args(["run", "--sweep", if self.sweeping { "2" } else { "0" }]);
         if let Some(fixtures) = &self.fixtures {
             std::fs::write(dir.join("fixtures.json"), fixtures.to_string()).expect("fixtures");
             command.arg("--fixtures").arg(dir.join("fixtures.json"));
