@@ -117,6 +117,25 @@ pub enum Request {
 }
 
 impl Request {
+    /// What the request is called on the wire.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::UserByName { .. } => "user-by-name",
+            Self::UserByUid { .. } => "user-by-uid",
+            Self::GroupByName { .. } => "group-by-name",
+            Self::GroupByGid { .. } => "group-by-gid",
+            Self::GroupsOf { .. } => "groups-of",
+            Self::Keys { .. } => "keys",
+            Self::Decide { .. } => "decide",
+            Self::Roster => "roster",
+            Self::Status => "status",
+            Self::Explain { .. } => "explain",
+            Self::Flush { .. } => "flush",
+            Self::Probe => "probe",
+            Self::Lint => "lint",
+        }
+    }
+
     /// How long a client waits for the answer.
     pub fn patience(&self) -> Duration {
         match self {
@@ -540,6 +559,28 @@ mod tests {
         let text = serde_json::to_string(&Envelope { v: VERSION, request: request.clone() }).unwrap();
         assert_eq!(text, r#"{"v":1,"ask":"user-by-name","name":"alice"}"#);
         assert_eq!(serde_json::from_str::<Envelope>(&text).unwrap().request, request);
+    }
+
+    #[test]
+    fn a_request_is_called_the_same_on_the_wire_and_in_the_counters() {
+        let name = LinuxName::new("alice").unwrap();
+        for request in [
+            Request::UserByName { name: name.clone() },
+            Request::UserByUid { uid: Uid(1) },
+            Request::GroupByName { name: name.clone() },
+            Request::GroupByGid { gid: Gid(1) },
+            Request::GroupsOf { name: name.clone() },
+            Request::Keys { name: name.clone(), uid: Uid(1), fingerprint: None },
+            Request::Decide { name: name.clone(), uid: Uid(1), policy: Policy::Login },
+            Request::Roster,
+            Request::Status,
+            Request::Explain { name: name.clone() },
+            Request::Flush { name: Some(name) },
+            Request::Probe,
+            Request::Lint,
+        ] {
+            assert_eq!(serde_json::to_value(&request).unwrap()["ask"], request.kind());
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
     /// How many there were, by their kind.
-    questions: RefCell<BTreeMap<String, u64>>,
+    questions: RefCell<BTreeMap<&'static str, u64>>,
     decisions: RefCell<BTreeMap<String, u64>>,
 }
 
@@ -87,7 +87,7 @@ impl<I: Iam> Answerer<I> {
 
     async fn answer_in_time(&self, request: &Request, peer: Uid) -> Answer {
         self.locals.refresh();
-        *self.questions.borrow_mut().entry(kind(request)).or_default() += 1;
+        *self.questions.borrow_mut().entry(request.kind()).or_default() += 1;
         // sshd and sudo ask as root, and see what IAM says now. To anybody else NSS is for showing names, which may be
         // as old as the roster: no user makes this host call IAM in a loop.
         let age = if peer == Uid::ROOT { self.age() } else { self.leisurely() };
@@ -228,7 +228,12 @@ impl<I: Iam> Answerer<I> {
             unknown_left: self.directory.unknown_left(),
             unknown_per_minute: self.config().freshness.unknown_per_minute,
             backing_off: self.directory.backing_off(),
-            questions: self.questions.borrow().clone(),
+            questions: self
+                .questions
+                .borrow()
+                .iter()
+                .map(|(kind, count)| ((*kind).to_owned(), *count))
+                .collect(),
             decisions: self.decisions.borrow().clone(),
         })
     }
@@ -347,12 +352,6 @@ impl<I: Iam> Answerer<I> {
         }
         Ok(standing(name.as_str(), uid, self.config(), &self.locals.files)?)
     }
-}
-
-/// What a request is called on the wire.
-fn kind(request: &Request) -> String {
-    let value = serde_json::to_value(request).unwrap_or_default();
-    value.get("ask").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// Whether the private group of `uid` would be one of our own two groups.

@@ -159,7 +159,8 @@ fn who_logs_out_and_leaves_something_running_is_swept_too() {
 
 #[test]
 fn the_timer_ends_what_iam_has_withdrawn_by_itself() {
-    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").sweeping().start();
+    let machine =
+        Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").sweeping().start();
     open_session(&machine, "carol");
     open_session(&machine, "alice");
     machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
