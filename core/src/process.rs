@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::id::Uid;
+use crate::paths;
 
 /// The process list.
 const PROC: &str = "/proc";
@@ -24,6 +26,9 @@ const KILLS_MAX: usize = 50;
 
 /// Between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long logind may take, in seconds.
+const LOGIND_SECONDS: &str = "10";
 
 /// What `/proc/PID/sessionid` says of a process that belongs to no audit session.
 const NO_SESSION: &str = "4294967295";
@@ -182,6 +187,16 @@ pub fn end(
         }
         sleep(LOOK_PAUSE);
     }
+}
+
+/// Asks systemd-logind, where it runs; none where it does not, or not in time.
+pub fn loginctl(arguments: &[&str]) -> Option<Output> {
+    if !Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
+        return None;
+    }
+    let mut command = Command::new("timeout");
+    command.args([LOGIND_SECONDS, "loginctl"]).args(arguments);
+    command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()
 }
 
 /// Kills every process of a user at once, as the user: kill(2) of -1 leaves none that is just being forked.

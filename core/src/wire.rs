@@ -3,7 +3,6 @@
 //! A request is `{"v":1,"ask":"user-by-name","name":"alice"}`, an answer `{"answer":"user",...}`. A request that the
 //! resolver does not know is answered with an error, so that an older resolver and a newer client get along.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -12,6 +11,12 @@ use serde_json::Value;
 
 use crate::id::{Gid, Uid};
 use crate::name::LinuxName;
+
+mod report;
+
+pub use report::{
+    Explanation, Finding, Flushed, IamEntry, KeyState, Linted, Probed, Refused, Roster, Status, Try,
+};
 
 /// The version of the protocol.
 pub const VERSION: u32 = 1;
@@ -387,166 +392,6 @@ impl Source {
             Self::Offline => "offline",
         }
     }
-}
-
-/// The users who may log in, read from IAM for the one who asked. All lists are sorted by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Roster {
-    /// Those who have an account of ours.
-    pub users: Vec<User>,
-    /// Those who have a local account that is adopted.
-    pub adopted: Vec<LinuxName>,
-    /// Those who get none.
-    pub refused: Vec<Refused>,
-    /// The Linux groups that users are in by what IAM says, with those of the first two lists who are.
-    pub groups: Vec<Group>,
-    /// The IAM groups that the configuration allows and IAM does not have.
-    pub missing: Vec<String>,
-    /// Whether who is not listed has left: every allowed group was found and read to its end.
-    pub complete: bool,
-}
-
-/// An IAM user who may log in and yet gets no account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refused {
-    /// The IAM user.
-    pub iam_name: String,
-    /// The Linux name that the user would have, if it is one.
-    pub name: Option<LinuxName>,
-    /// The uid that the user would have. An account with it, or an adopted one with this name, belongs to
-    /// somebody who is still there.
-    pub uid: Uid,
-    /// Why.
-    pub why: String,
-}
-
-/// How the resolver is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// The version of the resolver.
-    pub version: String,
-    /// Seconds since its start.
-    pub uptime: u64,
-    /// How old the roster is, in seconds; none before the first.
-    pub roster_age: Option<u64>,
-    /// How many IAM users may log in, by the roster.
-    pub roster_users: usize,
-    /// How many names are remembered.
-    pub known: usize,
-    /// Calls to the IAM API since the start.
-    pub calls: u64,
-    /// How many of them failed.
-    pub errors: u64,
-    /// What the last failure was.
-    pub last_error: Option<String>,
-    /// Seconds since IAM last answered; none if it never did.
-    pub last_answer: Option<u64>,
-    /// How many look-ups of unknown names may be made now, and how many a minute.
-    pub unknown_left: u32,
-    /// How many a minute.
-    pub unknown_per_minute: u32,
-    /// For how many names IAM is taken for unreachable at the moment.
-    pub backing_off: usize,
-    /// Questions answered since the start, by their kind.
-    pub questions: BTreeMap<String, u64>,
-    /// Decisions since the start, by policy and reason (`login in-group`).
-    pub decisions: BTreeMap<String, u64>,
-}
-
-/// All that decides about a name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explanation {
-    /// The Linux name.
-    pub name: LinuxName,
-    /// Whose the account is: `ours`, `adopted`, `shared` or `local`.
-    pub standing: String,
-    /// The uid of the account, or the one that it would have.
-    pub uid: Option<Uid>,
-    /// The IAM users who could stand behind the name.
-    pub candidates: Vec<String>,
-    /// Those who claim it, if they are several.
-    pub claimants: Vec<String>,
-    /// The IAM user behind it, or all who share it.
-    pub users: Vec<IamEntry>,
-    /// The Linux groups of the account.
-    pub groups: Vec<LinuxName>,
-    /// Whether the user may log in.
-    pub login: Decision,
-    /// Whether the user may use sudo.
-    pub sudo: Decision,
-}
-
-/// An IAM user.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IamEntry {
-    /// The name.
-    pub iam_name: String,
-    /// The id.
-    pub iam_id: String,
-    /// The uid from the id.
-    pub uid: Uid,
-    /// The IAM groups; for a shared account those that let the user in.
-    pub groups: Vec<String>,
-    /// The keys.
-    pub keys: Vec<KeyState>,
-}
-
-/// A key as IAM has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyState {
-    /// IAM's id of it (`APKA...`).
-    pub id: String,
-    /// Whether IAM has it as active.
-    pub active: bool,
-    /// Its fingerprint, if sshd would take it.
-    pub fingerprint: Option<String>,
-}
-
-/// So many names were forgotten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flushed {
-    /// How many.
-    pub forgotten: usize,
-}
-
-/// What became of each IAM permission that was tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Probed {
-    /// One for each API action.
-    pub tries: Vec<Try>,
-}
-
-/// Who cannot log in as they should.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Linted {
-    /// How many IAM users there are.
-    pub users: usize,
-    /// How many of them may log in.
-    pub allowed: usize,
-    /// Who and why, sorted.
-    pub findings: Vec<Finding>,
-}
-
-/// An API action that was tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Try {
-    /// The action, as a policy has it (`iam:GetUser`).
-    pub action: String,
-    /// Why it did not work.
-    pub error: Option<String>,
-    /// Whether IAM denies it, as opposed to not answering.
-    pub denied: bool,
-}
-
-/// An IAM user who cannot log in as they should.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Finding {
-    /// The IAM user.
-    pub iam_name: String,
-    /// Whether the user may log in by the policy.
-    pub allowed: bool,
-    /// What is wrong.
-    pub problem: String,
 }
 
 #[cfg(test)]

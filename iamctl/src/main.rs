@@ -97,21 +97,25 @@ enum Service {
 /// Whom to ask, and how to show the answer.
 struct Context {
     config_path: PathBuf,
+    /// As the configuration says, or the daemon.
+    resolver: Resolver,
     output: Output,
 }
 
 impl Context {
+    fn new(config_path: PathBuf, json: bool) -> Self {
+        let mode = Config::load(&config_path).map_or(Mode::Daemon, |config| config.resolver.mode);
+        Self { resolver: Resolver::new(mode, &config_path), config_path, output: Output::new(json) }
+    }
+
     /// The configuration.
     fn config(&self) -> Result<Config, String> {
         Config::load(&self.config_path).map_err(|error| error.to_string())
     }
 
-    /// Asks the resolver, the way the configuration says.
+    /// Asks the resolver.
     fn ask(&self, request: &Request) -> Result<Answer, String> {
-        let mode = self.config().map_or(Mode::Daemon, |config| config.resolver.mode);
-        let answer =
-            Resolver::new(mode, &self.config_path).ask(request).map_err(|error| error.to_string())?;
-        match answer {
+        match self.resolver.ask(request).map_err(|error| error.to_string())? {
             Answer::Error { message, .. } => Err(message),
             answer => Ok(answer),
         }
@@ -126,7 +130,7 @@ impl Context {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let context = Context { config_path: arguments.config, output: Output::new(arguments.json) };
+    let context = Context::new(arguments.config, arguments.json);
     let done = match (rustix::process::geteuid().is_root(), arguments.command) {
         (false, Command::Completions { shell }) => completions(shell),
         (false, _) => Err("it needs root".to_owned()),

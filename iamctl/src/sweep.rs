@@ -8,7 +8,6 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pam_iam_core::audit::Event;
@@ -34,9 +33,6 @@ const GRACE_MAX: Duration = Duration::from_secs(60);
 
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
-
-/// How long logind may take, in seconds.
-const LOGIND_SECONDS: &str = "10";
 
 /// What is to end, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -313,20 +309,12 @@ fn tell(uid: Uid, reason: &str, family: &BTreeSet<Process>, grace: Duration) {
 /// Where logind keeps sessions, it ends this one with all that belongs to it, if `pid` is who it was made for: a process
 /// that was started from somebody else's session is in that one.
 fn end_by_logind(pid: i32) {
-    if !Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
-        return;
-    }
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let scope =
         cgroup.split('/').find_map(|part| part.strip_prefix("session-")?.trim_end().strip_suffix(".scope"));
     let Some(id) = scope.filter(|id| id.bytes().all(|byte| byte.is_ascii_alphanumeric())) else { return };
-    let logind = |arguments: &[&str]| {
-        let mut command = Command::new("timeout");
-        command.args([LOGIND_SECONDS, "loginctl"]).args(arguments);
-        command.stdin(Stdio::null()).stderr(Stdio::null()).output()
-    };
-    let leader = logind(&["show-session", id, "--property=Leader", "--value"]);
-    if leader.is_ok_and(|leader| String::from_utf8_lossy(&leader.stdout).trim() == pid.to_string()) {
-        let _ = logind(&["terminate-session", id]);
+    let leader = process::loginctl(&["show-session", id, "--property=Leader", "--value"]);
+    if leader.is_some_and(|leader| String::from_utf8_lossy(&leader.stdout).trim() == pid.to_string()) {
+        process::loginctl(&["terminate-session", id]);
     }
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pam_iam_core::id::Uid;
-use pam_iam_core::{paths, process};
+use pam_iam_core::process;
 
 /// How long one home directory may take to pack, so that one does not keep the others waiting for ever.
 const PACK_SECONDS: u32 = 1800;
@@ -72,12 +72,7 @@ pub fn end_sessions(uid: Uid, grace: Duration) -> Result<(), LeaveError> {
     if process::of_user(uid).map_err(still)?.is_empty() {
         return Ok(());
     }
-    if Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
-        let mut logind = Command::new("timeout");
-        let quiet =
-            logind.args(["10", "loginctl", "terminate-user"]).arg(uid.to_string()).stdin(Stdio::null());
-        let _ = quiet.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    }
+    process::loginctl(&["terminate-user", &uid.to_string()]);
     match process::end(grace, &BTreeSet::from([uid]), || process::of_user(uid)).map_err(still)? {
         true => Ok(()),
         false => Err(LeaveError::StillRunning(uid)),
@@ -147,8 +142,8 @@ fn unescaped(point: &str) -> String {
         .fold(point.to_owned(), |point, (code, character)| point.replace(code, character))
 }
 
-/// Packs a home directory into `folder`, for root alone; `at` is now in seconds since 1970. It has its final name only when it is complete and on the
-/// disk.
+/// Packs a home directory into `folder`, for root alone; `at` is now in seconds since 1970. It has its final name only
+/// when it is complete and on the disk.
 ///
 /// # Errors
 /// [`LeaveError::Archive`]. Nothing is left of an archive that could not be finished.

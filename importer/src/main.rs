@@ -19,13 +19,14 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
+use pam_iam_core::register;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Request, Roster};
 use rustix::fs::{FlockOperation, flock};
@@ -238,7 +239,7 @@ impl Import<'_> {
 
     fn plan(&self, tables: &Tables, state: &State, adopted: &[(String, Uid)]) -> Plan {
         let (roster, config, force) = (self.roster, self.config, self.arguments.force);
-        plan(&Situation { roster, config, state, adopted, force, today: since_1970() / DAY }, tables)
+        plan(&Situation { roster, config, state, adopted, force, today: register::now() / DAY }, tables)
     }
 
     /// The local accounts that are adopted.
@@ -348,10 +349,7 @@ fn without(tables: &Tables, gone: &[&Removal]) -> Tables {
 fn clear(removal: &Removal) -> Result<(), leave::LeaveError> {
     let Removal { account, home, fate } = removal;
     let (name, uid, path) = (&account.name, account.uid, Path::new(home));
-    if *fate == HomeFate::Stays {
-        return Ok(());
-    }
-    if !leave::is_in_safe_place(path)? {
+    if *fate == HomeFate::Stays || !leave::is_in_safe_place(path)? {
         return Ok(());
     }
     leave::remove_hidden(path, name, uid)?;
@@ -360,11 +358,7 @@ fn clear(removal: &Removal) -> Result<(), leave::LeaveError> {
     }
     if *fate == HomeFate::Archive {
         // An archive of the same user at another time has another name.
-        leave::archive(path, Path::new(ARCHIVE), name, uid, since_1970())?;
+        leave::archive(path, Path::new(ARCHIVE), name, uid, register::now())?;
     }
     leave::remove(path, name, uid)
-}
-
-fn since_1970() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pam_iam_core::config::{Config, PRIVILEGED_GROUPS};
+use pam_iam_core::config::{Access, Config, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::paths::NOLOGIN;
@@ -339,8 +339,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     async fn verdict(&self, policy: Policy, person: &Person) -> Result<Verdict, Trouble> {
-        let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
-        Ok(policy::decide(&*self.directory.access().await?, policy, &groups))
+        Ok(verdict_by(&*self.directory.access().await?, policy, person))
     }
 
     /// Whose the account is. What /etc/passwd says of a name is how the account is: whoever saw another uid saw
@@ -352,6 +351,12 @@ impl<I: Iam> Answerer<I> {
         }
         Ok(standing(name.as_str(), uid, self.config(), &self.locals.files)?)
     }
+}
+
+/// What `access` says about a person.
+fn verdict_by(access: &Access, policy: Policy, person: &Person) -> Verdict {
+    let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
+    policy::decide(access, policy, &groups)
 }
 
 /// Whether the private group of `uid` would be one of our own two groups.

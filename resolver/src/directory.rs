@@ -337,7 +337,7 @@ impl<I: Iam> Directory<I> {
             let this = Rc::clone(self);
             let fetch = shared(async move {
                 let reading = async {
-                    let access = this.access_now().await?;
+                    let access = this.access_within(Duration::ZERO).await?;
                     Roster::read(&this.iam, &this.config, access).await
                 };
                 let result = bounded(ROSTER_LIMIT, reading).await.map(Rc::new);

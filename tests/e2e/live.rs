@@ -42,9 +42,9 @@ fn what_iam_takes_away_is_gone_from_the_open_session_and_then_the_session_is() {
     open_session(&machine, "carol");
     open_session(&machine, "alice");
     work(&machine, "carol", "nohup sleep 4001 >/dev/null 2>&1 & sudo -n id -u >root 2>&1");
-    machine.wait_until("grep -qx 0 /home/carol/root && pgrep -f 'sleep 4001'");
+    machine.wait_until("grep -qx 0 /home/carol/root && pgrep -f '^sleep 4001'");
     work(&machine, "alice", "sleep 4002 &");
-    machine.wait_until("pgrep -f 'sleep 4002'");
+    machine.wait_until("pgrep -f '^sleep 4002'");
     assert_eq!(users(&machine), ["alice", "carol"]);
 
     machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
@@ -62,7 +62,7 @@ fn what_iam_takes_away_is_gone_from_the_open_session_and_then_the_session_is() {
     machine.wait_until("test -e /tmp/carol.over");
     // What has ended and nobody has waited for is still listed.
     machine.sh("ps -o stat= -u carol | grep -qv ^Z").fails();
-    machine.sh("pgrep -f 'sleep 4002'").succeeds();
+    machine.sh("pgrep -f '^sleep 4002'").succeeds();
     assert_eq!(users(&machine), ["alice"]);
     machine.logs("authpriv", "event=sweep user=carol iam_name=carol key=SHA256:");
     machine.logs("authpriv", "result=ended reason=not-in-group");
@@ -86,7 +86,9 @@ fn a_session_ends_with_its_key_and_tells_why_on_its_terminal() {
         .sh("(sleep 1000 | script -qfc 'box-ssh alice' /tmp/typescript) </dev/null >/dev/null 2>&1 &")
         .succeeds();
     machine.sh("box-ssh -i $BOX_KEYS/alice.2 alice 'sleep 4003' </dev/null >/dev/null 2>&1 &").succeeds();
-    machine.wait_until("test $(iamctl sessions --json | grep -c '\"pid\"') = 2 && pgrep -f 'sleep 4003'");
+    // On its terminal is who has a process there: sshd registers a session before.
+    machine.wait_until("pgrep -f '^sleep 4003' && ps -o tty= -u alice | grep -q ^pts");
+    assert_eq!(sessions(&machine).len(), 2);
     machine.iam(
         "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
 iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')",
@@ -97,7 +99,7 @@ iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive
     let said = machine.sh("iamctl sweep").succeeds();
     assert!(said.contains("key-withdrawn"), "{said}");
     assert_eq!(sessions(&machine).len(), 1);
-    machine.sh("pgrep -f 'sleep 4003'").succeeds();
+    machine.sh("pgrep -f '^sleep 4003'").succeeds();
     machine.wait_until("grep -q 'your access to this host was withdrawn (key-withdrawn)' /tmp/typescript");
 }
 
@@ -131,10 +133,10 @@ fn a_member_who_left_is_out_of_the_shared_account_and_the_others_stay() {
         .sh("useradd -m -s /bin/bash deploy; su deploy -c 'sleep 4006' </dev/null >/dev/null 2>&1 &")
         .succeeds();
     machine.sh("box-ssh -i $BOX_KEYS/alice deploy 'sleep 4004' </dev/null >/dev/null 2>&1 & box-ssh -i $BOX_KEYS/bob deploy 'sleep 4005' </dev/null >/dev/null 2>&1 &").succeeds();
-    machine.wait_until("pgrep -f 'sleep 4004' && pgrep -f 'sleep 4005' && pgrep -f 'sleep 4006'");
+    machine.wait_until("pgrep -f '^sleep 4004' && pgrep -f '^sleep 4005' && pgrep -f '^sleep 4006'");
     machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='deployers')");
     machine.sh("iamctl sweep").succeeds();
-    machine.sh("! pgrep -f '^sleep 4004' && pgrep -f 'sleep 4005' && pgrep -f 'sleep 4006'").succeeds();
+    machine.sh("! pgrep -f '^sleep 4004' && pgrep -f '^sleep 4005' && pgrep -f '^sleep 4006'").succeeds();
     let left: Vec<Value> = sessions(&machine);
     assert_eq!(left.len(), 1);
     assert_eq!(left[0]["iam_name"], "bob");
@@ -147,14 +149,14 @@ fn who_logs_out_and_leaves_something_running_is_swept_too() {
     let stubborn = "for at in $(seq 300); do setsid -f bash -c 'trap \"\" HUP TERM; sleep 4007; sleep 4008' </dev/null >/dev/null 2>&1; done";
     machine.ssh("alice", stubborn).succeeds();
     machine.ssh("carol", "setsid -f sleep 4009 </dev/null >/dev/null 2>&1").succeeds();
-    machine.wait_until("iamctl sessions | grep -q nobody && test $(pgrep -c -f 'sleep 4007') -ge 300");
+    machine.wait_until("iamctl sessions | grep -q nobody && test $(pgrep -c -f '^sleep 4007') -ge 300");
     machine.sh("iamctl sweep").succeeds();
-    machine.sh("test $(pgrep -c -f 'sleep 4007') -ge 300 && pgrep -f 'sleep 4009'").succeeds();
+    machine.sh("test $(pgrep -c -f '^sleep 4007') -ge 300 && pgrep -f '^sleep 4009'").succeeds();
     machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
     let said = machine.sh("ulimit -n 64; iamctl sweep").succeeds();
     assert!(said.contains("ended what is left of alice (pid 0): not-in-group"), "{said}");
     machine.sh("ps -o stat= -u alice | grep -qv ^Z").fails();
-    machine.sh("pgrep -f 'sleep 4009'").succeeds();
+    machine.sh("pgrep -f '^sleep 4009'").succeeds();
 }
 
 #[test]

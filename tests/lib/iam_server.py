@@ -223,7 +223,7 @@ class Iam:
         if fail == "truncated":
             answer = self.cut_off(answer, action)
         if fail == "empty" and action in LISTS:
-            answer = self.emptied(answer, action)
+            answer = shortened(answer, action, lambda entries: [], truncated=False)
         return status, kind, answer
 
     def handle(self, environ, body, form, action):
@@ -291,32 +291,22 @@ class Iam:
         """Half a listing that says there is more and not where; of anything else, half the bytes."""
         if action not in LISTS:
             return answer[:len(answer) // 2]
-        root = parse(answer)
-        found, result = find(root, LISTS[action]), list(root)[0]
-        if found is None:
-            return answer
-        found[:] = list(found)[:len(found) // 2]
-        for child in list(result):
-            if local(child) == "IsTruncated":
-                child.text = "true"
-            if local(child) == "Marker":
-                result.remove(child)
-        return ET.tostring(root)
+        return shortened(answer, action, lambda entries: entries[:len(entries) // 2], truncated=True)
 
 
-    def emptied(self, answer, action):
-        """A listing that is whole and has nobody in it."""
-        root = parse(answer)
-        found, result = find(root, LISTS[action]), list(root)[0]
-        if found is None:
-            return answer
-        found[:] = []
-        for child in list(result):
-            if local(child) == "IsTruncated":
-                child.text = "false"
-            if local(child) == "Marker":
-                result.remove(child)
-        return ET.tostring(root)
+def shortened(answer, action, keep, truncated):
+    """A listing with fewer entries, which says as it is told whether there are more, and never where."""
+    root = parse(answer)
+    found, result = find(root, LISTS[action]), list(root)[0]
+    if found is None:
+        return answer
+    found[:] = keep(list(found))
+    for child in list(result):
+        if local(child) == "IsTruncated":
+            child.text = "true" if truncated else "false"
+        if local(child) == "Marker":
+            result.remove(child)
+    return ET.tostring(root)
 
 
 def listing(action, form):

@@ -8,11 +8,10 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Group, Policy, User};
 
-use super::{Answerer, Trouble};
+use super::{Answerer, Trouble, verdict_by};
 use crate::directory::{Age, Known, Person};
 use crate::iam::{Iam, IamGroup};
 use crate::ids;
-use crate::policy;
 use crate::roster::Roster;
 
 static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
@@ -74,21 +73,7 @@ impl<I: Iam> Answerer<I> {
         if self.locals.uid_of(name.as_str())?.is_some_and(|uid| uid != person.uid) {
             return Ok(Answer::NotFound);
         }
-        let mut gids = vec![self.gid_of_own(IAM_USERS)?];
-        let access = self.directory.access().await.ok();
-        let may = |policy| access.as_ref().is_some_and(|access| allowed(access, policy, person));
-        if may(Policy::Sudo) {
-            gids.push(self.gid_of_own(IAM_SUDO)?);
-        }
-        // Who may not log in has no group either: cron and the like do not ask whether a user may.
-        for IamGroup { name, id } in person.groups.iter().filter(|_| may(Policy::Login)) {
-            if let Some(target) = self.config().groups.get(name) {
-                let local = self.locals.gid_of(target.group.as_str())?;
-                gids.push(local.unwrap_or_else(|| ids::gid_of(id.as_str())));
-            }
-        }
-        // gid 0 is never given, whatever a local group is called.
-        gids.retain(|gid| gid.0 != 0);
+        let mut gids: Vec<Gid> = self.linux_groups(person).await?.into_iter().map(|(_, gid)| gid).collect();
         gids.sort();
         gids.dedup();
         Ok(Answer::Groups { gids })
@@ -98,17 +83,30 @@ impl<I: Iam> Answerer<I> {
     pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, Trouble> {
         let seen = self.directory.find(name, self.age()).await?;
         let Some(person) = self.rightful(name, &seen)? else { return Ok(Vec::new()) };
-        let access = self.directory.access().await?;
-        let mut groups: Vec<LinuxName> = vec![IAM_USERS_NAME.clone()];
-        if allowed(&access, Policy::Sudo, person) {
-            groups.push(IAM_SUDO_NAME.clone());
-        }
-        if allowed(&access, Policy::Login, person) {
-            let mapped = person.groups.iter().filter_map(|group| self.config().groups.get(&group.name));
-            groups.extend(mapped.map(|target| target.group.clone()));
-        }
+        let mut groups: Vec<LinuxName> =
+            self.linux_groups(person).await?.into_iter().map(|(name, _)| name.clone()).collect();
         groups.sort();
         groups.dedup();
+        Ok(groups)
+    }
+
+    /// The Linux groups of a person beside the private one. Who may not log in has but the one that sshd's rule about
+    /// keys goes by: cron and the like do not ask whether a user may.
+    async fn linux_groups(&self, person: &Person) -> Result<Vec<(&LinuxName, Gid)>, Trouble> {
+        let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
+        let access = self.directory.access().await.ok();
+        let may = |policy| access.as_ref().is_some_and(|access| allowed(access, policy, person));
+        if may(Policy::Sudo) {
+            groups.push((&IAM_SUDO_NAME, self.gid_of_own(IAM_SUDO)?));
+        }
+        for IamGroup { name, id } in person.groups.iter().filter(|_| may(Policy::Login)) {
+            if let Some(target) = self.config().groups.get(name) {
+                let local = self.locals.gid_of(target.group.as_str())?;
+                groups.push((&target.group, local.unwrap_or_else(|| ids::gid_of(id.as_str()))));
+            }
+        }
+        // gid 0 is never given, whatever a local group is called.
+        groups.retain(|(_, gid)| gid.0 != 0);
         Ok(groups)
     }
 
@@ -212,8 +210,7 @@ fn own_groups() -> [(&'static LinuxName, Ticket<'static>); 2] {
 }
 
 fn allowed(access: &Access, policy: Policy, person: &Person) -> bool {
-    let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
-    policy::decide(access, policy, &groups).allow
+    verdict_by(access, policy, person).allow
 }
 
 fn private_group(user: User) -> Answer {

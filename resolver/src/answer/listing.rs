@@ -61,7 +61,7 @@ impl<I: Iam> Answerer<I> {
             _ => None,
         });
         let uid = seen.or_else(|| roster.user(name).map(|user| ids::uid_of(user.id.as_str())));
-        uid.is_some_and(|uid| matches!(self.place(name, uid), Ok(Place::Ours | Place::Adopted)))
+        uid.is_some_and(|uid| self.no_place(name, uid).is_ok_and(|why| why.is_none()))
     }
 
     /// Why the owner of `name` has no account here, if so.

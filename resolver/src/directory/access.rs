@@ -6,6 +6,7 @@ use std::time::Duration;
 use pam_iam_core::config::{Access, TagRule, Who};
 use pam_iam_core::escape::Value;
 use pam_iam_core::name::IamName;
+use pam_iam_core::wire::Policy;
 use tokio::time::Instant;
 
 use super::{Directory, Fetch, ROSTER_BACK_OFF, shared};
@@ -23,13 +24,6 @@ pub(super) struct Tags {
     fetch: Option<Fetch<()>>,
 }
 
-/// A policy and its tag.
-#[derive(Clone, Copy)]
-enum Policy {
-    Allow,
-    Sudo,
-}
-
 impl<I: Iam> Directory<I> {
     /// Who may do what, with every tag read. Whoever keeps the roster reads them as often; here they are read if that has
     /// not been done for twice as long.
@@ -37,25 +31,21 @@ impl<I: Iam> Directory<I> {
     /// # Errors
     /// The tag of `access.allow` cannot be read, or names nobody. If it is so with `access.sudo`, that is "none".
     pub async fn access(self: &Rc<Self>) -> Result<Rc<Access>, IamError> {
+        self.access_within(self.config.freshness.roster.0 * 2).await
+    }
+
+    /// The same with tags that were asked for within so long.
+    ///
+    /// # Errors
+    /// Those of [`Self::access`].
+    pub(super) async fn access_within(self: &Rc<Self>, age: Duration) -> Result<Rc<Access>, IamError> {
         if !self.has_tags() {
             return Ok(Rc::clone(&self.fixed_access));
         }
         let asked = self.state.borrow().tags.asked;
-        if asked.is_none_or(|asked| asked.elapsed() >= self.config.freshness.roster.0 * 2) {
+        if asked.is_none_or(|asked| asked.elapsed() >= age) {
             self.read_tags().await;
         }
-        self.access_by_tags()
-    }
-
-    /// The same with tags that are read now.
-    ///
-    /// # Errors
-    /// Those of [`Self::access`].
-    pub(super) async fn access_now(self: &Rc<Self>) -> Result<Rc<Access>, IamError> {
-        if !self.has_tags() {
-            return Ok(Rc::clone(&self.fixed_access));
-        }
-        self.read_tags().await;
         self.access_by_tags()
     }
 
@@ -110,14 +100,14 @@ impl<I: Iam> Directory<I> {
         );
         let (allow, sudo) = both.await;
         self.state.borrow_mut().tags.asked = Some(at);
-        self.heard_tag(Policy::Allow, allow, at);
+        self.heard_tag(Policy::Login, allow, at);
         self.heard_tag(Policy::Sudo, sudo, at);
     }
 
     /// An answer counts at once; silence leaves the last one in force as long as it may serve.
     fn heard_tag(&self, policy: Policy, answer: Result<Who, IamError>, at: Instant) {
         let what = match policy {
-            Policy::Allow => "log in",
+            Policy::Login => "log in",
             Policy::Sudo => "use sudo",
         };
         if let Err(error) = &answer {
@@ -125,11 +115,11 @@ impl<I: Iam> Directory<I> {
             self.warn(format!("{now}nobody may {what}: {error}"));
         }
         let mut state = self.state.borrow_mut();
-        if let Policy::Allow = policy {
+        if let Policy::Login = policy {
             state.tags.refused = answer.as_ref().err().cloned();
         }
         let held = match policy {
-            Policy::Allow => &mut state.tags.allow,
+            Policy::Login => &mut state.tags.allow,
             Policy::Sudo => &mut state.tags.sudo,
         };
         match answer {

@@ -116,15 +116,23 @@ impl<I: Iam> Directory<I> {
 
     /// Takes what IAM no longer lists away from what is remembered of `user`. Its age stays.
     fn take_away(&self, name: &LinuxName, user: &IamName, take: impl Fn(&mut Person)) {
+        self.edit(name, |known| match known {
+            Known::One(person) if person.user.name == *user => {
+                let mut person = person.clone();
+                take(&mut person);
+                Some(Known::One(person))
+            }
+            _ => None,
+        });
+    }
+
+    /// Puts something else in the place of what is remembered, if `edit` has something. Its age stays.
+    fn edit(&self, name: &LinuxName, edit: impl FnOnce(&Known) -> Option<Known>) {
         let Some(record) = self.record(name) else { return };
-        let Known::One(person) = &record.known else { return };
-        if person.user.name != *user {
-            return;
+        if let Some(known) = edit(&record.known) {
+            let record = Record { known, at: record.at, reduced: Instant::now() };
+            self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
         }
-        let mut person = person.clone();
-        take(&mut person);
-        let record = Record { known: Known::One(person), at: record.at, reduced: Instant::now() };
-        self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
     }
 
     /// Keys of a user by their ids, whether they are active or not.
@@ -267,12 +275,14 @@ impl<I: Iam> Directory<I> {
 
     /// Changes what is remembered of a shared account. Its age stays.
     fn change_team(&self, name: &LinuxName, change: impl FnOnce(&mut Vec<Person>)) {
-        let Some(record) = self.record(name) else { return };
-        let Known::Team(team) = &record.known else { return };
-        let mut team = team.clone();
-        change(&mut team);
-        let record = Record { known: Known::Team(team), at: record.at, reduced: Instant::now() };
-        self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
+        self.edit(name, |known| match known {
+            Known::Team(team) => {
+                let mut team = team.clone();
+                change(&mut team);
+                Some(Known::Team(team))
+            }
+            _ => None,
+        });
     }
 }
 
