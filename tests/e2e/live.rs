@@ -1,24 +1,7 @@
 //! What IAM says holds at the moment of use: sudo, open sessions, and the trail that is left.
 
-use pam_iam_tests::Machine;
+use pam_iam_tests::{Machine, open_session, work};
 use serde_json::{Value, json};
-
-/// A session that stays open, of a shell that works on `/home/USER/todo` line by line.
-fn open_session(machine: &Machine, user: &str) {
-    machine
-        .sh(&format!(
-            "(box-ssh {user} 'touch todo; tail -n +1 -f todo | while read -r line; do eval \"$line\"; done' >/tmp/{user}.out 2>&1; echo over >/tmp/{user}.over) </dev/null >/dev/null 2>&1 &"
-        ))
-        .succeeds();
-    machine.wait_until(&format!("test -e /home/{user}/todo"));
-    work(machine, user, "echo ready >state");
-    machine.wait_until(&format!("grep -q ready /home/{user}/state"));
-}
-
-/// Has the open session do something.
-fn work(machine: &Machine, user: &str, command: &str) {
-    machine.run(&["bash", "-c", "echo \"$1\" >>/home/$2/todo", "bash", command, user]).succeeds();
-}
 
 fn sessions(machine: &Machine) -> Vec<Value> {
     let sessions = machine.sh("iamctl sessions --json").succeeds();

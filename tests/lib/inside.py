@@ -59,8 +59,8 @@ def mounts():
             yield point, kind
 
 
-def make_root():
-    """An overlay of the whole file system on memory, with its own /proc, /dev, /run and network."""
+def make_overlay():
+    """An overlay of the whole file system on memory."""
     covered = [point for point, _ in mounts() if point != "/"]
     mount("box", BASE, "tmpfs", 0, "mode=0755")
     root = f"{BASE}/root"
@@ -79,6 +79,12 @@ def make_root():
                 raise
             # Not every file system can lie under an overlay; such a one is there to be read.
             mount(lower, target, None, MS_BIND)
+    return root
+
+
+def make_root():
+    """The overlay is the root, with its own /proc, /dev and /run."""
+    root = make_overlay()
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("/sys", f"{root}/sys", None, MS_BIND | MS_REC)
     mount("run", f"{root}/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
@@ -121,39 +127,46 @@ def insert(path, lines, before):
     Path(path).write_text("\n".join(text[:at] + lines + text[at:]) + "\n")
 
 
-def pam_lines(family, service, phase):
-    text = Path(f"/usr/share/pam_iam/pam.d/{family}/{service}").read_text()
-    return [line for line in text.splitlines() if line.startswith(phase)]
-
-
-def install(order):
-    """What README.md, "Installation", does by hand."""
-    repository = order["repository"]
+def make_network():
+    """The box reaches itself, and the address of the instance metadata service."""
     run("ip", "link", "set", "lo", "up")
     run("ip", "address", "add", "169.254.169.254/32", "dev", "lo")
-    socket.sethostname("box")
-    with open("/etc/hosts", "a", encoding="ascii") as hosts:
+
+
+def configure(order, root=""):
+    """The configuration, and where the box's IAM is."""
+    with open(f"{root}/etc/hosts", "a", encoding="ascii") as hosts:
         hosts.write("127.0.0.1 localhost box\n")
-    run(f"{repository}/packaging/install")
-    run("systemd-sysusers", "/usr/lib/sysusers.d/pam_iam.conf", stderr=subprocess.DEVNULL)
-    os.makedirs("/etc/pam_iam", exist_ok=True)
-    Path("/etc/pam_iam/config.toml").write_text(order["config"] or DEFAULT_CONFIG)
-    Path("/etc/pam_iam/environment").write_text(f"AWS_ENDPOINT_URL={ENDPOINT}\nAWS_REGION={REGION}\n")
+    os.makedirs(f"{root}/etc/pam_iam", exist_ok=True)
+    Path(f"{root}/etc/pam_iam/config.toml").write_text(order["config"] or DEFAULT_CONFIG)
+    Path(f"{root}/etc/pam_iam/environment").write_text(f"AWS_ENDPOINT_URL={ENDPOINT}\nAWS_REGION={REGION}\n")
     for name in ("config.toml", "environment"):
-        os.chmod(f"/etc/pam_iam/{name}", 0o644)
-    family = "debian" if "@include" in Path("/etc/pam.d/sshd").read_text() else "redhat"
-    insert("/etc/pam.d/sshd", pam_lines(family, "sshd", "account"), ("account", "@include common-account"))
-    insert("/etc/pam.d/sshd", pam_lines(family, "sshd", "session"), ("@include common-session", "session include"))
+        os.chmod(f"{root}/etc/pam_iam/{name}", 0o644)
+
+
+def install(order, root=""):
+    """What README.md, "Installation", does by hand."""
+    run(f"{order['repository']}/packaging/install", root)
+    run("systemd-sysusers", f"--root={root or '/'}", "pam_iam.conf", stderr=subprocess.DEVNULL)
+    family = "debian" if "@include" in Path(f"{root}/etc/pam.d/sshd").read_text() else "redhat"
+
+    def add(service, lines_of, phase, before):
+        text = Path(f"{root}/usr/share/pam_iam/pam.d/{family}/{lines_of}").read_text()
+        lines = [line for line in text.splitlines() if line.startswith(phase)]
+        insert(f"{root}/etc/pam.d/{service}", lines, before)
+
+    add("sshd", "sshd", "account", ("account", "@include common-account"))
+    add("sshd", "sshd", "session", ("@include common-session", "session include"))
     for service in ("sudo", "sudo-i"):
-        if os.path.exists(f"/etc/pam.d/{service}"):
-            insert(f"/etc/pam.d/{service}", pam_lines(family, "sudo", "account"), ("account", "@include common-account"))
-    shutil.copy("/usr/share/pam_iam/sshd/10-pam_iam.conf", "/etc/ssh/sshd_config.d/10-pam_iam.conf")
-    shutil.copy("/usr/share/pam_iam/sudoers/pam_iam", "/etc/sudoers.d/pam_iam")
-    os.chmod("/etc/sudoers.d/pam_iam", 0o440)
+        if os.path.exists(f"{root}/etc/pam.d/{service}"):
+            add(service, "sudo", "account", ("account", "@include common-account"))
+    shutil.copy(f"{root}/usr/share/pam_iam/sshd/10-pam_iam.conf", f"{root}/etc/ssh/sshd_config.d/10-pam_iam.conf")
+    shutil.copy(f"{root}/usr/share/pam_iam/sudoers/pam_iam", f"{root}/etc/sudoers.d/pam_iam")
+    os.chmod(f"{root}/etc/sudoers.d/pam_iam", 0o440)
     if order["accounts"] == "nss":
-        nsswitch = Path("/etc/nsswitch.conf").read_text().splitlines()
+        nsswitch = Path(f"{root}/etc/nsswitch.conf").read_text().splitlines()
         nsswitch = [f"{line} iam" if line.startswith(("passwd:", "group:")) else line for line in nsswitch]
-        Path("/etc/nsswitch.conf").write_text("\n".join(nsswitch) + "\n")
+        Path(f"{root}/etc/nsswitch.conf").write_text("\n".join(nsswitch) + "\n")
 
 
 class Service:
@@ -304,7 +317,7 @@ def roster_read():
             return False
 
 
-def command_environment(order):
+def command_environment(order, root=""):
     keys = BOX / "keys"
     keys.mkdir(mode=0o700)
     copies = {}
@@ -316,7 +329,7 @@ def command_environment(order):
             os.chmod(keys / name, 0o600)
             copies[source] = keys / name
     (BOX / "known_hosts").write_text("".join(
-        f"127.0.0.1 {path.read_text()}" for path in sorted(Path("/etc/ssh").glob("ssh_host_*_key.pub"))))
+        f"127.0.0.1 {path.read_text()}" for path in sorted(Path(f"{root}/etc/ssh").glob("ssh_host_*_key.pub"))))
     (BOX / "bin").mkdir()
     shutil.copy(f"{order['repository']}/tests/lib/box-ssh", BOX / "bin/box-ssh")
     return {
@@ -328,19 +341,26 @@ def command_environment(order):
     }
 
 
+def wait_for_iam(ready):
+    if os.read(ready, 16) != b"ready\n":
+        sys.exit(f"tests/box: the IAM server does not start:\n{(LOGS / 'iam.log').read_text()[-2000:]}")
+
+
 def main():
     with open(int(sys.argv[1]), "rb") as file:
         order = json.load(file)
     make_root()
     os.umask(0o022)
     LOGS.mkdir(mode=0o755)
+    socket.sethostname("box")
+    make_network()
     keep_authpriv_log()
     install(order)
+    configure(order)
     ready = start_iam(order)
     start_sshd()
     environment = command_environment(order)
-    if os.read(ready, 16) != b"ready\n":
-        sys.exit(f"tests/box: the IAM server does not start:\n{(LOGS / 'iam.log').read_text()[-2000:]}")
+    wait_for_iam(ready)
     resolver = start_resolver() if order["resolver"] == "daemon" else None
     if resolver:
         wait_for("the resolver", lambda: resolver.given_up or roster_read())
@@ -354,6 +374,14 @@ def main():
     wait_for("sshd", lambda: listening(22))
     if order.get("sweep"):
         keep_sweeping(order["sweep"])
+    status = run_command(order, environment)
+    keep_logs(order)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def run_command(order, environment):
+    """The command of the order; its exit status."""
     cwd = order["cwd"] if os.path.isdir(order["cwd"]) else "/"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -366,13 +394,16 @@ def main():
     except OSError as error:
         sys.stderr.write(f"tests/box: {order['argv'][0]}: {error.strerror}\n")
         status = 127
+    return status if status >= 0 else 128 - status
+
+
+def keep_logs(order):
+    """Copies the logs out of the box, if that was ordered."""
     if order["keep_logs"] is not None:
         for log in LOGS.glob("*.log"):
             kept = os.open(log.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=order["keep_logs"])
             with open(kept, "wb") as file:
                 file.write(log.read_bytes())
-    sys.stdout.flush()
-    os._exit(status if status >= 0 else 128 - status)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -42,6 +44,7 @@ pub struct Builder {
     once: bool,
     importer: bool,
     sweeping: bool,
+    booted: bool,
 }
 
 impl Builder {
@@ -86,6 +89,13 @@ impl Builder {
         self
     }
 
+    /// A box that systemd has booted: its logs are in its journal, and nothing sweeps before a timer is started.
+    #[must_use]
+    pub fn booted(mut self) -> Self {
+        self.booted = true;
+        self
+    }
+
     /// Starts the box.
     pub fn start(self) -> Machine {
         let dir =
@@ -107,6 +117,9 @@ impl Builder {
         }
         if self.importer {
             command.args(["--accounts", "importer"]);
+        }
+        if self.booted {
+            command.arg("--boot");
         }
         command.args(["--", "python3", "-I", "-B"]).arg(repository().join("tests/lib/agent.py"));
         let mut child =
@@ -224,6 +237,21 @@ impl Machine {
         actions
     }
 
+    /// Has a box that systemd has booted do it again.
+    pub fn reboot(&self) {
+        let boot = || self.sh("cat /proc/sys/kernel/random/boot_id; stat -c %Y /proc/1").stdout;
+        let before = boot();
+        self.sh("systemctl reboot").succeeds();
+        let end = Instant::now() + Duration::from_secs(60);
+        // Down, and up again with all units started or failed.
+        while !(self.sh("systemctl is-system-running | grep -qE 'running|degraded'").status == 0
+            && boot() != before)
+        {
+            assert!(Instant::now() < end, "the machine does not come up again");
+            sleep(Duration::from_millis(50));
+        }
+    }
+
     /// A log of the box: `sshd`, `resolver`, `authpriv` or `iam`.
     pub fn log(&self, name: &str) -> String {
         self.sh(&format!("cat $BOX_LOG/{name}.log")).succeeds()
@@ -245,12 +273,28 @@ impl Machine {
     }
 }
 
+/// A session that stays open, of a shell that works on `/home/USER/todo` line by line.
+pub fn open_session(machine: &Machine, user: &str) {
+    machine
+        .sh(&format!(
+            "(box-ssh {user} 'touch todo; tail -n +1 -f todo | while read -r line; do eval \"$line\"; done' >/tmp/{user}.out 2>&1; echo over >/tmp/{user}.over) </dev/null >/dev/null 2>&1 &"
+        ))
+        .succeeds();
+    machine.wait_until(&format!("test -e /home/{user}/todo"));
+    work(machine, user, "echo ready >state");
+    machine.wait_until(&format!("grep -q ready /home/{user}/state"));
+}
+
+/// Has the open session do something.
+pub fn work(machine: &Machine, user: &str, command: &str) {
+    machine.run(&["bash", "-c", "echo \"$1\" >>/home/$2/todo", "bash", command, user]).succeeds();
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         // A box that is over has shown its logs itself.
         if std::thread::panicking() && matches!(self.child.borrow_mut().try_wait(), Ok(None)) {
-            let logs =
-                self.sh("tail -n 12 $BOX_LOG/{authpriv,resolver,sshd}.log; tail -n 12 $BOX_LOG/iam.log");
+            let logs = self.sh("if [ -d /run/systemd/system ]; then journalctl -q --no-pager -n 60; else tail -n 12 $BOX_LOG/{authpriv,resolver,sshd}.log; fi; tail -n 12 $BOX_LOG/iam.log");
             eprintln!("{}", logs.stdout);
         }
         // The agent ends with its input, and the box with the agent.

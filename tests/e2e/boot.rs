@@ -1,0 +1,68 @@
+//! On a machine that systemd has booted: logind's sessions, our units and timers, a reboot.
+
+use pam_iam_tests::{Machine, open_session, work};
+
+/// Who asks logind for what is written down.
+const SPY: &str = r#"printf '#!/bin/sh\necho "$*" >>/run/asked\nexec /usr/bin/loginctl "$@"\n' >/usr/local/bin/loginctl; chmod 755 /usr/local/bin/loginctl"#;
+
+/// Has a timer of ours fire at once and again and again.
+fn hurry(machine: &Machine, timer: &str) {
+    machine
+        .sh(&format!(
+            "mkdir -p /run/systemd/system/{timer}.timer.d
+             printf '[Timer]\nOnBootSec=\nOnUnitInactiveSec=\nOnActiveSec=100ms\nOnUnitInactiveSec=1s\nRandomizedDelaySec=0\nAccuracySec=100ms\n' >/run/systemd/system/{timer}.timer.d/test.conf
+             systemctl daemon-reload; systemctl start {timer}.timer"
+        ))
+        .succeeds();
+}
+
+#[test]
+fn a_withdrawn_session_is_ended_by_logind_with_all_that_it_left_and_no_other_is() {
+    let machine =
+        Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '5s'").booted().start();
+    open_session(&machine, "carol");
+    open_session(&machine, "alice");
+    let sessions = machine.sh("loginctl list-sessions --no-legend").succeeds();
+    assert!(sessions.contains("carol") && sessions.contains("alice"), "{sessions}");
+    work(&machine, "carol", "setsid -f sleep 4101 >/dev/null 2>&1; nohup sleep 4102 >/dev/null 2>&1 &");
+    work(&machine, "alice", "sleep 4103 &");
+    machine.wait_until("pgrep -f '^sleep 4101' && pgrep -f '^sleep 4102' && pgrep -f '^sleep 4103'");
+    let id = machine.sh("loginctl show-user carol --property=Sessions --value").succeeds();
+
+    machine.sh(SPY).succeeds();
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
+    hurry(&machine, "iam-sweep");
+    machine.wait_until("test -e /tmp/carol.over && ! pgrep -u carol");
+    machine.wait_until(
+        "journalctl -q | grep 'event=sweep user=carol' | grep -q 'result=ended reason=not-in-group'",
+    );
+    machine.sh(&format!("grep -x 'terminate-session {id}' /run/asked")).succeeds();
+    machine.sh("! grep -v -e terminate-session -e 'show-session .* --property=Leader' /run/asked").succeeds();
+    machine.wait_until("! loginctl list-sessions --no-legend | grep carol");
+    machine.sh("pgrep -f '^sleep 4103' && loginctl list-sessions --no-legend | grep alice").succeeds();
+    machine.sh("systemctl is-failed iam-sweep.service").fails();
+}
+
+#[test]
+fn the_importers_timer_makes_accounts_and_retires_them_with_their_sessions() {
+    let machine = Machine::new()
+        .settings(
+            "[freshness]\nmax_age = 0\n[sessions]\ngrace = '2s'\n[importer]\nconfirm = 2\nretire = 'lock'",
+        )
+        .booted()
+        .start();
+    machine.sh(SPY).succeeds();
+    // As on a host without our NSS module.
+    machine.sh("sed -i 's/ iam$//' /etc/nsswitch.conf").succeeds();
+    machine.sh("id alice").fails();
+    hurry(&machine, "iam-importer");
+    machine.wait_until("grep -q ^alice: /etc/passwd");
+    open_session(&machine, "alice");
+    open_session(&machine, "carol");
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
+    machine.wait_until("test -e /tmp/carol.over && ! pgrep -u carol");
+    machine.wait_until("getent shadow carol | cut -d: -f8 | grep -qx 1");
+    machine.sh("grep -qE '^terminate-user [0-9]+$' /run/asked").succeeds();
+    machine.sh("pgrep -u alice && test ! -e /tmp/alice.over").succeeds();
+    machine.sh("systemctl is-failed iam-importer.service").fails();
+}
