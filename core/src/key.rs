@@ -6,13 +6,15 @@
 use std::fmt;
 
 use base64ct::{Base64, Base64Unpadded, Encoding};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// The longest key in its wire form that is taken: sshd's own limit for a line (8 KiB) leaves room for less.
 const BLOB_MAX: usize = 6 * 1024;
 
-/// A public key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A public key. In a file it is `TYPE BASE64`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PublicKey {
     algorithm: String,
     blob: Vec<u8>,
@@ -55,6 +57,20 @@ impl PublicKey {
     /// The fingerprint as ssh-keygen(1) and sshd's `%f` write it: `SHA256:` and unpadded base64.
     pub fn fingerprint(&self) -> String {
         format!("SHA256:{}", Base64Unpadded::encode_string(&Sha256::digest(&self.blob)))
+    }
+}
+
+impl TryFrom<String> for PublicKey {
+    type Error = KeyError;
+
+    fn try_from(text: String) -> Result<Self, KeyError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<PublicKey> for String {
+    fn from(key: PublicKey) -> Self {
+        key.to_string()
     }
 }
 

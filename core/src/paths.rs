@@ -19,6 +19,9 @@ pub const RESOLVER_USER: &str = "iam-resolver";
 /// Where the open sessions are registered, for root alone.
 pub const SESSIONS: &str = "/run/pam_iam/sessions";
 
+/// Where the resolver keeps what it learned, for itself alone.
+pub const CACHE: &str = "/var/cache/pam_iam";
+
 /// Is there where systemd is the first process (sd_booted(3)).
 pub const BOOTED_BY_SYSTEMD: &str = "/run/systemd/system";
 

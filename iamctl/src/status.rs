@@ -32,6 +32,7 @@ fn text(status: &Status) -> String {
         ("resolver", format!("{}, up {} s", status.version, status.uptime)),
         ("roster", format!("{} users, read {}", status.roster_users, ago(status.roster_age))),
         ("remembered", format!("{} names", status.known)),
+        ("cache", cache(status, &ago)),
         (
             "IAM",
             format!(
@@ -56,6 +57,13 @@ fn text(status: &Status) -> String {
     })
 }
 
+fn cache(status: &Status, ago: &impl Fn(Option<u64>) -> String) -> String {
+    match (&status.cache_error, status.cache_bytes) {
+        (Some(error), _) => format!("cannot be written: {error}"),
+        (None, bytes) => format!("{} kB, written {}", bytes.div_ceil(1000), ago(status.cache_age)),
+    }
+}
+
 /// The counters in Prometheus' text format
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 fn metrics(status: &Status) -> String {
@@ -77,10 +85,17 @@ fn metrics(status: &Status) -> String {
     );
     metric("roster_users", "gauge", "IAM users who may log in.", &one(status.roster_users as u64));
     metric("remembered_names", "gauge", "Names that the resolver remembers.", &one(status.known as u64));
+    metric("cache_bytes", "gauge", "Size of the cache on disk.", &one(status.cache_bytes));
+    metric(
+        "cache_failed",
+        "gauge",
+        "1 if the cache cannot be written to the disk.",
+        &one(status.cache_error.is_some().into()),
+    );
     metric(
         "backing_off_names",
         "gauge",
-        "Names for which IAM is taken for unreachable.",
+        "Names about which IAM was silent when it was last asked.",
         &one(status.backing_off as u64),
     );
     metric(
@@ -90,6 +105,7 @@ fn metrics(status: &Status) -> String {
         &one(status.unknown_left.into()),
     );
     for (name, help, seconds) in [
+        ("cache_age_seconds", "Seconds since the cache was written to the disk.", status.cache_age),
         ("roster_age_seconds", "Seconds since the list of users was read.", status.roster_age),
         ("iam_last_answer_seconds", "Seconds since IAM last answered.", status.last_answer),
     ] {
@@ -130,6 +146,9 @@ mod tests {
             roster_age: None,
             roster_users: 2,
             known: 1,
+            cache_age: Some(4),
+            cache_bytes: 900,
+            cache_error: None,
             calls: 9,
             errors: 0,
             last_error: None,

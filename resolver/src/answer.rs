@@ -215,12 +215,16 @@ impl<I: Iam> Answerer<I> {
     fn status(&self) -> Answer {
         let roster = self.directory.last_roster();
         let tally = self.directory.tally();
+        let saved = self.directory.saved();
         Answer::report(&Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime: self.directory.started.elapsed().as_secs(),
             roster_age: roster.as_ref().map(|roster| roster.at.elapsed().as_secs()),
             roster_users: roster.map_or(0, |roster| roster.users().count()),
             known: self.directory.known(),
+            cache_age: saved.at.map(|at| at.elapsed().as_secs()),
+            cache_bytes: saved.bytes,
+            cache_error: saved.error,
             calls: tally.calls,
             errors: tally.errors,
             last_error: tally.last_error,

@@ -16,15 +16,18 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::wire::{ROSTER_LIMIT, Source};
+use serde::{Deserialize, Serialize};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
 use crate::bucket::Bucket;
 use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
+use crate::ids;
 use crate::roster::Roster;
 
 mod access;
 mod lookup;
+mod memory;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +37,17 @@ const BACK_OFF: Duration = Duration::from_secs(2);
 
 /// The same for an account that many share, whose look-up costs a call for each.
 const BACK_OFF_TEAM: Duration = Duration::from_secs(10);
+
+/// While IAM is silent about a user, how long somebody waits for the next try before the last answer serves; the try goes
+/// on, so that the first login after an outage is a fresh one. An answer of IAM takes some 100 ms, a new connection
+/// included.
+const PATIENCE_IN_OUTAGE: Duration = Duration::from_millis(300);
+
+/// For how long after a failure IAM is taken to be still silent about names of which nothing is known.
+const OUTAGE: Duration = Duration::from_secs(60);
+
+/// How many names are remembered for which IAM was silent.
+const FAILING_MAX: usize = 10_000;
 
 /// After the roster could not be read, how long nobody tries again, but who keeps it.
 const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);
@@ -45,8 +59,10 @@ const ROSTER_URGENT: Duration = Duration::from_secs(30);
 /// How many names are remembered before those that stand for nobody are forgotten.
 const ABSENT_MAX: usize = 10_000;
 
+pub use memory::{Change, Snapshot, setup};
+
 /// What IAM says about the owner of a Linux name.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub enum Known {
     /// There is no such user.
     Absent,
@@ -67,11 +83,13 @@ impl Known {
 }
 
 /// An IAM user with all that a login needs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "SavedPerson")]
 pub struct Person {
     /// The user.
     pub user: IamUser,
-    /// The uid, from the user's id.
+    /// The uid, from the user's id, and so not saved.
+    #[serde(skip_serializing)]
     pub uid: Uid,
     /// The groups.
     pub groups: Vec<IamGroup>,
@@ -79,6 +97,21 @@ pub struct Person {
     pub keys: Keys,
     /// The ids of the others, as far as they were asked for.
     pub inactive: Vec<String>,
+}
+
+/// A [`Person`] on the disk.
+#[derive(Deserialize)]
+struct SavedPerson {
+    user: IamUser,
+    groups: Vec<IamGroup>,
+    keys: Keys,
+    inactive: Vec<String>,
+}
+
+impl From<SavedPerson> for Person {
+    fn from(SavedPerson { user, groups, keys, inactive }: SavedPerson) -> Self {
+        Self { uid: ids::uid_of(user.id.as_str()), user, groups, keys, inactive }
+    }
 }
 
 /// Keys by their ids; none for a key that is not usable.
@@ -123,6 +156,20 @@ pub struct Directory<I> {
     fixed_access: Rc<Access>,
     log: RefCell<Log>,
     state: RefCell<State>,
+    /// What is to be saved.
+    changes: memory::Changes,
+    saved: RefCell<Saved>,
+}
+
+/// What came of saving.
+#[derive(Clone, Debug, Default)]
+pub struct Saved {
+    /// When it last worked.
+    pub at: Option<Instant>,
+    /// The size of the file then, in bytes.
+    pub bytes: u64,
+    /// Why it last did not, unless it has since.
+    pub error: Option<String>,
 }
 
 struct State {
@@ -137,8 +184,10 @@ struct State {
     roster_fetch: Option<Fetch<Roster>>,
     roster_failed: Option<(Instant, IamError)>,
     bucket: Bucket,
-    /// Until when IAM is taken for unreachable as to a user, and why.
-    back_off: HashMap<LinuxName, (Instant, IamError)>,
+    /// The users about whom IAM was silent when it was last asked: when that was, and why.
+    failing: HashMap<LinuxName, (Instant, IamError)>,
+    /// When IAM was last silent about anybody, unless it has answered since.
+    silent: Option<Instant>,
 }
 
 /// How old an answer may be.
@@ -163,7 +212,8 @@ impl<I: Iam> Directory<I> {
             roster_fetch: None,
             roster_failed: None,
             bucket: Bucket::new(config.freshness.unknown_per_minute),
-            back_off: HashMap::new(),
+            failing: HashMap::new(),
+            silent: None,
         };
         Rc::new(Self {
             iam,
@@ -172,6 +222,8 @@ impl<I: Iam> Directory<I> {
             started: Instant::now(),
             log: RefCell::new(log),
             state: RefCell::new(state),
+            changes: memory::Changes::default(),
+            saved: RefCell::default(),
         })
     }
 
@@ -191,7 +243,7 @@ impl<I: Iam> Directory<I> {
             let record = Rc::new(Record::new(Known::Absent, Instant::now()));
             return Ok(Seen { record, source: Source::Cache });
         }
-        match self.fetch(name).await {
+        match self.fetch_soon(name).await {
             Ok(record) => Ok(Seen { record, source: Source::Iam }),
             Err(error) => {
                 // Looked up anew: half an answer may have taken something away from it.
@@ -297,16 +349,21 @@ impl<I: Iam> Directory<I> {
         // What was asked before is not stored any more.
         if let Some(name) = name {
             state.fetches.remove(name);
-            state.back_off.remove(name);
-            return usize::from(state.records.remove(name).is_some());
+            state.failing.remove(name);
+            let known = state.records.remove(name).is_some();
+            drop(state);
+            self.reduced();
+            return usize::from(known);
         }
         let count = state.records.len();
         state.fetches.clear();
         state.records.clear();
         state.names.clear();
-        state.back_off.clear();
+        state.failing.clear();
         (state.roster, state.roster_failed) = (None, None);
         state.tags = access::Tags::default();
+        drop(state);
+        self.reduced();
         count
     }
 
@@ -315,10 +372,23 @@ impl<I: Iam> Directory<I> {
         self.state.borrow_mut().bucket.level()
     }
 
-    /// For how many names IAM is taken for unreachable at the moment.
+    /// About how many users IAM was silent when it was last asked.
     pub fn backing_off(&self) -> usize {
-        let now = Instant::now();
-        self.state.borrow().back_off.values().filter(|(until, _)| now < *until).count()
+        self.state.borrow().failing.len()
+    }
+
+    /// What came of saving it: how many bytes there are on the disk, or why there are none.
+    pub fn was_saved(&self, outcome: &Result<u64, String>) {
+        let mut saved = self.saved.borrow_mut();
+        match outcome {
+            Ok(bytes) => *saved = Saved { at: Some(Instant::now()), bytes: *bytes, error: None },
+            Err(error) => saved.error = Some(error.clone()),
+        }
+    }
+
+    /// What last came of saving it.
+    pub fn saved(&self) -> Saved {
+        self.saved.borrow().clone()
     }
 
     /// The calls to IAM so far.
@@ -369,7 +439,10 @@ impl<I: Iam> Directory<I> {
                         self.warn(format!("the configuration names the IAM group {group}, which does not exist"));
                     }
                 }
-                self.state.borrow_mut().roster = Some(Rc::clone(roster));
+                let mut state = self.state.borrow_mut();
+                (state.roster, state.silent) = (Some(Rc::clone(roster)), None);
+                drop(state);
+                self.changed();
             }
             Err(IamError::Denied(message)) => self.warn(format!(
                 "the list of allowed users cannot be read, since IAM denies it; give this host iam:GetGroup and iam:ListUsers: {message}"
@@ -405,8 +478,9 @@ impl<I: Iam> Directory<I> {
         if let Some(fetch) = running {
             return fetch.await;
         }
-        if let Some((until, error)) = self.state.borrow().back_off.get(name)
-            && Instant::now() < *until
+        let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
+        if let Some((at, error)) = self.state.borrow().failing.get(name)
+            && at.elapsed() < pause
         {
             return Err(error.clone());
         }
@@ -414,10 +488,26 @@ impl<I: Iam> Directory<I> {
         let fetch = shared(async move {
             let result = this.limited(this.ask(&asked)).await.map(Rc::new);
             this.fetched(&asked, &result);
+            this.settle().await;
             result
         });
         self.state.borrow_mut().fetches.insert(name.clone(), fetch.clone());
         fetch.await
+    }
+
+    /// Fetches, and waits as long as there is a hope: while IAM is silent, whoever comes next gets what is known, and who
+    /// is not known a quick no.
+    async fn fetch_soon(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
+        let silent = {
+            let state = self.state.borrow();
+            let outage = state.silent.is_some_and(|at| at.elapsed() < OUTAGE);
+            state.failing.contains_key(name) || outage && !state.records.contains_key(name)
+        };
+        if !silent {
+            return self.fetch(name).await;
+        }
+        let late = |_| Err(IamError::Unreachable("it was silent, and no answer came at once".to_owned()));
+        timeout(PATIENCE_IN_OUTAGE, self.fetch(name)).await.unwrap_or_else(late)
     }
 
     /// Bounds whatever is asked of IAM by `aws.total_timeout`.
@@ -434,15 +524,18 @@ impl<I: Iam> Directory<I> {
             Ok(record) => record,
             Err(error) => {
                 let now = Instant::now();
-                state.back_off.retain(|_, (until, _)| now < *until);
-                let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
-                state.back_off.insert(name.clone(), (now + pause, error.clone()));
+                if state.failing.len() >= FAILING_MAX {
+                    state.failing.clear();
+                }
+                state.failing.insert(name.clone(), (now, error.clone()));
+                state.silent = Some(now);
                 drop(state);
                 self.warn(format!("user {name}: {error}"));
                 return;
             }
         };
-        state.back_off.remove(name);
+        state.failing.remove(name);
+        state.silent = None;
         if let Known::Absent | Known::Denied = record.known {
             state.forget_some_absent();
         }
@@ -452,6 +545,11 @@ impl<I: Iam> Directory<I> {
             && !self.has_elder(person)
         {
             self.state.borrow_mut().names.insert(person.uid, name.clone());
+        }
+        // What is merely younger can wait for the disk.
+        match before.as_deref() {
+            Some(before) if before.known != record.known => self.reduced(),
+            _ => self.changed(),
         }
         self.tell_news(name, before.as_deref(), record);
     }

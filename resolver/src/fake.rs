@@ -60,6 +60,11 @@ impl FakeIam {
         self.hanging.set(true);
     }
 
+    /// The end of an outage.
+    pub fn answer_again(&self) {
+        self.hanging.set(false);
+    }
+
     /// Calls of `action` are not answered any more.
     pub fn hang_only(&self, action: &str) {
         self.hang();

@@ -4,10 +4,26 @@ use std::fmt;
 use std::future::Future;
 
 use pam_iam_core::name::IamName;
+use serde::{Deserialize, Serialize};
 
 /// The immutable id of an IAM user or group (`AIDA...`, `AGPA...`): it is never given to another one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct IamId(String);
+
+impl TryFrom<String> for IamId {
+    type Error = String;
+
+    fn try_from(id: String) -> Result<Self, String> {
+        Self::new(&id).ok_or_else(|| format!("{id:?} is no id of IAM"))
+    }
+}
+
+impl From<IamId> for String {
+    fn from(id: IamId) -> Self {
+        id.0
+    }
+}
 
 impl IamId {
     /// Parses an id: 16 to 128 word characters (API reference, type `idType`).
@@ -29,7 +45,7 @@ impl fmt::Display for IamId {
 }
 
 /// An IAM user.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IamUser {
     /// The name as IAM spells it.
     pub name: IamName,
@@ -40,7 +56,7 @@ pub struct IamUser {
 }
 
 /// An IAM group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IamGroup {
     /// The name as IAM spells it.
     pub name: IamName,

@@ -9,8 +9,10 @@ use futures_util::future::{join_all, try_join};
 use pam_iam_core::config::{Access, Config, Who};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IamName, LinuxName};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::cache::milliseconds;
 use crate::iam::{Iam, IamError, IamGroup, IamUser};
 use crate::ids;
 
@@ -32,8 +34,20 @@ pub struct Roster {
     pub ended: Instant,
 }
 
+/// A roster as it is saved.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedRoster {
+    /// How long ago its reading began, in milliseconds.
+    pub age: u64,
+    users: Vec<IamUser>,
+    groups: Vec<(IamName, Members)>,
+    refused: Vec<Refused>,
+    missing: Vec<IamName>,
+    access: Access,
+}
+
 /// A user who may log in and yet gets no account.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Refused {
     /// Who.
     pub user: IamUser,
@@ -44,7 +58,7 @@ pub struct Refused {
 /// A group that the configuration names, with its members, if IAM has it.
 type Named<'a> = (&'a IamName, Option<(IamGroup, Vec<IamUser>)>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Members {
     gid: Gid,
     names: Vec<LinuxName>,
@@ -100,6 +114,29 @@ impl Roster {
         });
         let groups = groups.collect();
         Self { groups, users, names, refused, missing, access, at, ended: Instant::now() }
+    }
+
+    /// The roster for the disk.
+    pub fn saved(&self) -> SavedRoster {
+        let mut groups: Vec<_> =
+            self.groups.iter().map(|(name, members)| (name.clone(), members.clone())).collect();
+        groups.sort_by(|(one, _), (other, _)| one.cmp(other));
+        SavedRoster {
+            age: milliseconds(self.at.elapsed()),
+            users: self.users.values().cloned().collect(),
+            groups,
+            refused: self.refused.clone(),
+            missing: self.missing.clone(),
+            access: Access::clone(&self.access),
+        }
+    }
+
+    /// A roster from the disk, read at `at`.
+    pub fn restored(saved: SavedRoster, config: &Config, at: Instant) -> Self {
+        let SavedRoster { users, groups, refused, missing, access, .. } = saved;
+        let (users, names, _) = accounts(users, &config.accounts.drop_suffix);
+        let (groups, access) = (groups.into_iter().collect(), Rc::new(access));
+        Self { users, names, groups, refused, missing, access, at, ended: at }
     }
 
     /// Who of so many users would get no account, and why.

@@ -20,6 +20,7 @@ use crate::answer::Answerer;
 use crate::aws::AwsIam;
 use crate::directory::Directory;
 use crate::iam::Iam;
+use crate::saving::Keeper;
 use crate::server;
 
 /// Everybody may connect; who may ask what is told from the peer's credentials.
@@ -32,8 +33,8 @@ const ROSTER_RETRY: Duration = Duration::from_secs(30);
 /// started together do not ask together.
 const JITTER: f64 = 0.1;
 
-/// Serves until SIGTERM or SIGINT.
-pub fn main(config_path: &Path, socket: &Path) -> ExitCode {
+/// Serves until SIGTERM or SIGINT. What is learned is kept in the folder `cache`.
+pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
     let mut log = log();
     let Some(config) = crate::configuration(config_path, &mut log) else { return ExitCode::FAILURE };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -44,15 +45,18 @@ pub fn main(config_path: &Path, socket: &Path) -> ExitCode {
         let (listener, bound) = listen(socket)?;
         let iam = AwsIam::new(&config.aws).await;
         let directory = Directory::new(iam, config, self::log());
+        let mut keeper = Keeper::new(Rc::clone(&directory), cache, self::log());
         spawn_local(keep_roster(Rc::clone(&directory)));
         let answerer = Rc::new(Answerer::new(directory));
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         tokio::select! {
             () = server::serve(listener, answerer) => {}
+            () = keeper.keep() => {}
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
+        keeper.finish().await;
         if bound {
             // The next resolver makes its own; between the two, clients see that nobody listens.
             let _ = std::fs::remove_file(socket);

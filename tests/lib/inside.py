@@ -253,6 +253,8 @@ def start_resolver():
         sys.stderr.write(f"tests/box: the resolver does not start: {check.stderr}")
         return None
     os.makedirs("/run/pam_iam", mode=0o755)
+    os.makedirs("/var/cache/pam_iam", mode=0o700)
+    shutil.chown("/var/cache/pam_iam", "iam-resolver", "iam-resolver")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(SOCKET)
     os.chmod(SOCKET, 0o666)

@@ -52,6 +52,15 @@ pub struct Status {
     pub roster_users: usize,
     /// How many names are remembered.
     pub known: usize,
+    /// Seconds since the cache on disk was written; none if it was not since the start.
+    #[serde(default)]
+    pub cache_age: Option<u64>,
+    /// Its size then, in bytes.
+    #[serde(default)]
+    pub cache_bytes: u64,
+    /// Why it cannot be written, if that is so.
+    #[serde(default)]
+    pub cache_error: Option<String>,
     /// Calls to the IAM API since the start.
     pub calls: u64,
     /// How many of them failed.

@@ -15,8 +15,8 @@ use crate::iam::{Iam, IamError};
 /// What the tags said, each with the moment before it was asked.
 #[derive(Default)]
 pub(super) struct Tags {
-    allow: Option<(Who, Instant)>,
-    sudo: Option<(Who, Instant)>,
+    pub(super) allow: Option<(Who, Instant)>,
+    pub(super) sudo: Option<(Who, Instant)>,
     /// When they were last asked, whatever came of it.
     asked: Option<Instant>,
     /// Why nobody may log in, if that is so.
@@ -122,11 +122,15 @@ impl<I: Iam> Directory<I> {
             Policy::Login => &mut state.tags.allow,
             Policy::Sudo => &mut state.tags.sudo,
         };
+        let before = held.as_ref().map(|(who, _)| who.clone());
         match answer {
             Ok(who) => *held = Some((who, at)),
             Err(IamError::Unreachable(_)) => {}
             Err(_) => *held = None,
         }
+        let same = before.is_none() || held.as_ref().map(|(who, _)| who) == before.as_ref();
+        drop(state);
+        if same { self.changed() } else { self.reduced() }
     }
 
     /// Puts the groups that a tag names in its place. A group that the configuration does not list among those that a

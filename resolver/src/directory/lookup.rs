@@ -111,6 +111,8 @@ impl<I: Iam> Directory<I> {
             let mut state = self.state.borrow_mut();
             state.records.remove(name);
             state.names.remove(&person.uid);
+            drop(state);
+            self.reduced();
         }
     }
 
@@ -129,9 +131,10 @@ impl<I: Iam> Directory<I> {
     /// Puts something else in the place of what is remembered, if `edit` has something. Its age stays.
     fn edit(&self, name: &LinuxName, edit: impl FnOnce(&Known) -> Option<Known>) {
         let Some(record) = self.record(name) else { return };
-        if let Some(known) = edit(&record.known) {
+        if let Some(known) = edit(&record.known).filter(|known| *known != record.known) {
             let record = Record { known, at: record.at, reduced: Instant::now() };
             self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
+            self.reduced();
         }
     }
 

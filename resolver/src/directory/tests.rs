@@ -327,3 +327,108 @@ async fn nothing_takes_longer_than_the_total_timeout() {
     assert!(find(&directory, "alice").await.is_err());
     assert_eq!(began.elapsed(), Duration::from_millis(10));
 }
+
+/// The same after a restart so much later, in which IAM does not answer.
+fn restarted(directory: &Directory<FakeIam>, text: &str, ago: Duration) -> Rc<Directory<FakeIam>> {
+    let saved = serde_json::to_vec(&directory.snapshot()).unwrap();
+    let restarted = self::directory(text);
+    restarted.restore(serde_json::from_slice(&saved).unwrap(), ago);
+    restarted.iam.fail(Some(IamError::Unreachable("gone".into())));
+    restarted
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
+    let text = "[access]\nallow = ['users']\n[shared.deploy]\ngroups = ['users']\n[accounts]\ndrop_suffix = ['@example.com']";
+    let before = directory(text);
+    before.iam.add("alice@example.com", &["users"]);
+    before.iam.add("bob", &["users"]);
+    find(&before, "alice").await.unwrap();
+    find(&before, "deploy").await.unwrap();
+    before.read_roster().await.unwrap();
+    tokio::time::advance(Duration::from_secs(60)).await;
+
+    let after = restarted(&before, text, Duration::from_secs(3600));
+    let seen = find(&after, "alice").await.unwrap();
+    assert_eq!((seen.source, groups(&seen)), (Source::Offline, vec!["users".to_owned()]));
+    assert_eq!(seen.record.at.elapsed().as_secs(), 3660);
+    assert_eq!(seen.record.known, before.record(&linux("alice")).unwrap().known);
+    assert!(
+        matches!(&find(&after, "deploy").await.unwrap().record.known, Known::Team(team) if team.len() == 2)
+    );
+    let uid = ids::uid_of(&crate::fake::id(1));
+    assert_eq!(after.find_uid(uid, age(&after)).await.unwrap().unwrap().0, linux("alice"));
+    let names: Vec<LinuxName> = after.last_roster().unwrap().users().map(|(name, _)| name.clone()).collect();
+    assert_eq!(names, [linux("alice"), linux("bob")]);
+    assert_eq!(after.snapshot().len(), before.snapshot().len());
+    // The bodies of keys are never asked for again.
+    after.iam.fail(None);
+    tokio::time::advance(BACK_OFF).await;
+    after.iam.take_calls();
+    after.iam.people.replace(before.iam.people.take());
+    assert_eq!(find(&after, "alice").await.unwrap().source, Source::Iam);
+    assert!(after.iam.take_calls().iter().all(|call| !call.starts_with("GetSSHPublicKey")));
+
+    let late = restarted(&before, text, DAY);
+    assert!(find(&late, "alice").await.is_err());
+    assert_eq!(late.snapshot().len(), 0, "what is too old is not saved again");
+    let other = restarted(&before, USERS, Duration::ZERO);
+    assert!(other.record(&linux("alice")).is_none() && other.record(&linux("deploy")).is_none());
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
+    let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
+    directory.iam.add("alice", &["users"]);
+    find(&directory, "alice").await.unwrap();
+    assert!(!directory.pending_change().urgent, "something new can wait");
+    find(&directory, "alice").await.unwrap();
+    assert!(!directory.pending_change().urgent, "and so can what is merely younger");
+    directory.iam.change("alice", |alice| alice.keys.clear());
+    let _keeper = directory.keeper();
+    let disk = Rc::clone(&directory);
+    let saved = spawn_local(async move {
+        let change = disk.change(DAY).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        disk.is_settled(&change);
+        change.urgent
+    });
+    let began = Instant::now();
+    find(&directory, "alice").await.unwrap();
+    assert!(saved.await.unwrap());
+    assert_eq!(began.elapsed(), FakeIam::CALL + Duration::from_millis(100));
+    // A disk that hangs keeps nobody waiting for ever.
+    directory.iam.people.borrow_mut().clear();
+    let began = Instant::now();
+    assert_eq!(find(&directory, "alice").await.unwrap().record.known, Known::Absent);
+    assert_eq!(began.elapsed(), FakeIam::CALL + memory::SETTLE_MAX);
+    assert!(directory.pending_change().urgent);
+    directory.flush(None);
+    assert!(directory.pending_change().urgent);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn in_an_outage_the_first_waits_and_the_next_do_not_and_the_first_after_it_is_fresh() {
+    let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
+    directory.iam.add("alice", &["users"]);
+    find(&directory, "alice").await.unwrap();
+    let limit = directory.config.aws.total_timeout.0;
+    directory.iam.hang();
+    let took = async |name| {
+        let began = Instant::now();
+        let seen = find(&directory, name).await;
+        (began.elapsed(), seen.map(|seen| seen.source))
+    };
+    assert_eq!(took("alice").await, (limit, Ok(Source::Offline)));
+    assert_eq!(took("alice").await, (Duration::ZERO, Ok(Source::Offline)));
+    tokio::time::advance(BACK_OFF).await;
+    assert_eq!(took("alice").await, (PATIENCE_IN_OUTAGE, Ok(Source::Offline)));
+    let (waited, nobody) = took("nobody").await;
+    assert!(waited == PATIENCE_IN_OUTAGE && nobody.is_err());
+    // The hanging calls are over, and nobody asked since.
+    tokio::time::advance(limit + BACK_OFF).await;
+    tokio::time::sleep(BACK_OFF).await;
+    directory.iam.answer_again();
+    assert_eq!(took("alice").await, (FakeIam::CALL, Ok(Source::Iam)));
+    assert_eq!(took("nobody").await.1, Ok(Source::Iam));
+}

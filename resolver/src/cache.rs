@@ -1,0 +1,348 @@
+//! The cache on disk: what was learned survives a restart and a reboot.
+//!
+//! One file, a line of header and then the content, replaced by rename after a complete write and fsync. What is broken,
+//! older, of another owner or about another set-up is put aside and not trusted; that it is missing is never fatal. Ages
+//! are kept, not times of day: within a boot they go on by the clock that nobody sets, over a reboot by the wall clock, and
+//! if that went back, the file is not used.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::OFlags;
+use rustix::time::{ClockId, clock_gettime};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The form of the file. Another one is thrown away.
+const VERSION: u32 = 1;
+
+/// The largest file that is read, in bytes. 5,000 users with five keys each take 15 MiB.
+const LENGTH_MAX: u64 = 64 * 1024 * 1024;
+
+/// The longest header, in bytes.
+const HEADER_MAX: usize = 4096;
+
+/// The file in its directory.
+const FILE: &str = "cache.json";
+
+/// A file being written.
+const UNFINISHED: &str = "cache.json.new";
+
+/// Where a file goes that is not trusted, for whoever wants to see what became of it. The next one takes its place.
+const ASIDE: &str = "cache.json.rejected";
+
+/// Why a file is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// It cannot be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Somebody else could have written it.
+    #[error("{0}")]
+    Untrusted(&'static str),
+    /// It is cut off, or was changed on the way.
+    #[error("it is broken: {0}")]
+    Broken(String),
+    /// An older or newer resolver wrote it.
+    #[error("it has the version {0}, where this resolver has {VERSION}")]
+    Version(u32),
+    /// It is about another AWS account, or names are read another way.
+    #[error("it was written under another configuration")]
+    Setup,
+    /// Nobody knows how old it is.
+    #[error("it was written in the future: the clock was set back")]
+    Clock,
+}
+
+/// What the file begins with.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Header {
+    version: u32,
+    /// The part of the configuration that says whom the names stand for.
+    setup: String,
+    written: Clock,
+    /// Of the content, in hexadecimal.
+    sha256: String,
+}
+
+/// The clocks at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// The boot, as the kernel names it.
+    boot: String,
+    /// Milliseconds since the boot, with the time that the machine slept.
+    since_boot: u64,
+    /// Milliseconds since 1970.
+    wall: u64,
+}
+
+impl Clock {
+    /// The clocks now.
+    pub fn now() -> Self {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let since_boot = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+        let wall = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Self { boot: boot.trim().to_owned(), since_boot: milliseconds(since_boot), wall: milliseconds(wall) }
+    }
+
+    /// How long ago `earlier` was, if that can be told.
+    fn since(&self, earlier: &Self) -> Option<Duration> {
+        let (now, then) = if self.boot == earlier.boot && !self.boot.is_empty() {
+            (self.since_boot, earlier.since_boot)
+        } else {
+            (self.wall, earlier.wall)
+        };
+        now.checked_sub(then).map(Duration::from_millis)
+    }
+}
+
+/// Whole milliseconds.
+pub fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The directory of the cache.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+    setup: String,
+}
+
+impl Store {
+    /// A store in `dir`, for what is known under `setup`.
+    pub fn new(dir: &Path, setup: &str) -> Self {
+        let setup = hex(&Sha256::digest(setup.as_bytes()));
+        Self { dir: dir.to_owned(), setup }
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(FILE)
+    }
+
+    /// What was saved, and how long ago; none if nothing was.
+    ///
+    /// # Errors
+    /// Why the file is not used.
+    pub fn load<T: DeserializeOwned>(&self, now: &Clock) -> Result<Option<(T, Duration)>, CacheError> {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        let file = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(self.path());
+        let file = match file {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(CacheError::Untrusted("it is no file"));
+        }
+        if metadata.uid() != rustix::process::geteuid().as_raw() {
+            return Err(CacheError::Untrusted("it belongs to another user"));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            return Err(CacheError::Untrusted("others may read or write it"));
+        }
+        let mut bytes = Vec::new();
+        file.take(LENGTH_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > LENGTH_MAX {
+            return Err(CacheError::Broken(format!("longer than {LENGTH_MAX} bytes")));
+        }
+        parse(&bytes, &self.setup, now).map(Some)
+    }
+
+    /// Replaces what was saved.
+    ///
+    /// # Errors
+    /// Those of writing. What was saved before is still there.
+    pub fn save<T: Serialize>(&self, content: &T, now: &Clock) -> io::Result<u64> {
+        let content = serde_json::to_vec(content)?;
+        let header = Header {
+            version: VERSION,
+            setup: self.setup.clone(),
+            written: now.clone(),
+            sha256: hex(&Sha256::digest(&content)),
+        };
+        let mut bytes = serde_json::to_vec(&header)?;
+        bytes.push(b'\n');
+        bytes.extend(content);
+        let unfinished = self.dir.join(UNFINISHED);
+        let written = self.write(&unfinished, &bytes);
+        if written.is_err() {
+            // It would only take room from the next try.
+            let _ = std::fs::remove_file(&unfinished);
+        }
+        written.map(|()| bytes.len() as u64)
+    }
+
+    fn write(&self, unfinished: &Path, bytes: &[u8]) -> io::Result<()> {
+        if !self.dir.exists() {
+            DirBuilder::new().mode(0o700).create(&self.dir)?;
+        }
+        match std::fs::remove_file(unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(unfinished, self.path())?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    /// Takes a file that is not trusted out of the way.
+    ///
+    /// # Errors
+    /// Those of renaming.
+    pub fn put_aside(&self) -> io::Result<()> {
+        std::fs::rename(self.path(), self.dir.join(ASIDE))
+    }
+
+    /// Removes what was saved: it says more than IAM does now.
+    ///
+    /// # Errors
+    /// Those of removing.
+    pub fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_file(self.path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The content of a file and its age.
+fn parse<T: DeserializeOwned>(bytes: &[u8], setup: &str, now: &Clock) -> Result<(T, Duration), CacheError> {
+    let end = bytes.iter().take(HEADER_MAX).position(|byte| *byte == b'\n');
+    let (header, content) = end
+        .and_then(|end| bytes.split_at_checked(end))
+        .ok_or_else(|| CacheError::Broken("it has no header".to_owned()))?;
+    let content = content.get(1..).unwrap_or_default();
+    let broken = |error: serde_json::Error| CacheError::Broken(error.to_string());
+    // Of another version no more than that may be as it is here.
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let Versioned { version } = serde_json::from_slice(header).map_err(broken)?;
+    if version != VERSION {
+        return Err(CacheError::Version(version));
+    }
+    let header: Header = serde_json::from_slice(header).map_err(broken)?;
+    if header.setup != setup {
+        return Err(CacheError::Setup);
+    }
+    if header.sha256 != hex(&Sha256::digest(content)) {
+        return Err(CacheError::Broken("its checksum is wrong".to_owned()));
+    }
+    let age = now.since(&header.written).ok_or(CacheError::Clock)?;
+    Ok((serde_json::from_slice(content).map_err(broken)?, age))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a fuzzer feeds: a file whose header and checksum may be anything.
+#[doc(hidden)]
+pub fn fuzz<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let now = Clock { boot: String::new(), since_boot: 0, wall: u64::MAX };
+    parse(bytes, "", &now).ok().map(|(content, _)| content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn at(boot: &str, since_boot: u64, wall: u64) -> Clock {
+        Clock { boot: boot.to_owned(), since_boot, wall }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(&dir.path().join("cache"), "setup");
+        (dir, store)
+    }
+
+    fn load(store: &Store, now: &Clock) -> Result<Option<(String, Duration)>, CacheError> {
+        store.load(now)
+    }
+
+    #[test]
+    fn what_was_saved_is_there_with_its_age_and_nobody_else_may_read_it() {
+        let (_dir, store) = store();
+        assert!(load(&store, &at("a", 5, 1000)).unwrap().is_none());
+        store.save(&"one", &at("a", 5, 1000)).unwrap();
+        store.save(&"other", &at("a", 7, 1000)).unwrap();
+        // The wall clock does not count within a boot.
+        let (content, age) = load(&store, &at("a", 9, 1)).unwrap().unwrap();
+        assert_eq!((content.as_str(), age), ("other", Duration::from_millis(2)));
+        assert_eq!(load(&store, &at("b", 1, 1500)).unwrap().unwrap().1, Duration::from_millis(500));
+        assert_eq!(std::fs::metadata(store.path()).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(store.path().parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+        assert!(matches!(load(&store, &at("b", 1, 999)), Err(CacheError::Clock)));
+        assert!(matches!(load(&store, &at("a", 6, 2000)), Err(CacheError::Clock)));
+    }
+
+    #[test]
+    fn what_is_cut_off_changed_older_or_of_another_set_up_is_not_used() {
+        let (_dir, store) = store();
+        let now = at("a", 5, 1000);
+        store.save(&"content", &now).unwrap();
+        let whole = std::fs::read(store.path()).unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(store.path(), &whole[..length]).unwrap();
+            assert!(matches!(load(&store, &now), Err(CacheError::Broken(_))), "{length} bytes");
+        }
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            std::fs::write(store.path(), &changed).unwrap();
+            // But for the clocks, which are believed.
+            let clocks = whole[..at].windows(8).any(|part| part == b"\"written")
+                && !whole[..at].windows(7).any(|part| part == b"\"sha256");
+            assert!(clocks || load(&store, &now).is_err(), "byte {at}");
+        }
+        std::fs::write(store.path(), b"{\"version\":0,\"what\":1}\n[]").unwrap();
+        assert!(matches!(load(&store, &now), Err(CacheError::Version(0))));
+        std::fs::write(store.path(), &whole).unwrap();
+        let other = Store::new(store.path().parent().unwrap(), "other");
+        assert!(matches!(load(&other, &now), Err(CacheError::Setup)));
+        assert!(load(&store, &now).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_others_could_have_written_is_not_used_and_put_aside() {
+        let (dir, store) = store();
+        let now = at("a", 5, 1000);
+        store.save(&"content", &now).unwrap();
+        std::fs::set_permissions(store.path(), std::fs::Permissions::from_mode(0o620)).unwrap();
+        assert!(matches!(load(&store, &now), Err(CacheError::Untrusted(_))));
+        store.put_aside().unwrap();
+        assert!(load(&store, &now).unwrap().is_none());
+        std::fs::write(dir.path().join("elsewhere"), "").unwrap();
+        symlink(dir.path().join("elsewhere"), store.path()).unwrap();
+        assert!(load(&store, &now).is_err());
+        // And a link is replaced, not written through.
+        store.save(&"new", &now).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("elsewhere")).unwrap(), b"");
+        assert_eq!(load(&store, &now).unwrap().unwrap().0, "new");
+        store.remove().unwrap();
+        store.remove().unwrap();
+        assert!(load(&store, &now).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_what_was_there() {
+        let (_dir, store) = store();
+        let now = at("a", 5, 1000);
+        store.save(&"old", &now).unwrap();
+        // Something that no rename gets over.
+        let unfinished = store.path().with_file_name(UNFINISHED);
+        std::fs::create_dir_all(unfinished.join("x")).unwrap();
+        assert!(store.save(&"new", &now).is_err());
+        assert_eq!(load(&store, &now).unwrap().unwrap().0, "old");
+    }
+}

@@ -1,0 +1,118 @@
+//! `iam-resolver`: the only part of pam_iam that talks to AWS.
+//!
+//! `iam-resolver serve` is the daemon; `iam-resolver --once` answers one request from standard input on standard
+//! output, for hosts without it. Both decide the same way, since both are an [`answer::Answerer`] over a
+//! [`directory::Directory`] over [`aws::AwsIam`]. It runs as a user of its own and never asks NSS about a name, since
+//! that would ask itself.
+
+mod answer;
+mod aws;
+mod bucket;
+pub mod cache;
+mod connection;
+mod directory;
+#[cfg(test)]
+mod fake;
+mod iam;
+mod ids;
+mod locals;
+mod once;
+mod policy;
+mod roster;
+mod saving;
+mod server;
+mod serving;
+pub mod sshkey;
+
+pub use directory::Snapshot;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use pam_iam_core::config::Config;
+use pam_iam_core::log::{Level, Log};
+use pam_iam_core::paths;
+
+/// Answers who may log in to this host, from AWS IAM.
+#[derive(Parser)]
+#[command(name = "iam-resolver", version, about)]
+struct Arguments {
+    /// Answer one request from standard input on standard output
+    #[arg(long, conflicts_with = "command")]
+    once: bool,
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = paths::CONFIG, global = true)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer on a socket until told to stop
+    Serve {
+        /// The socket, unless systemd passes one
+        #[arg(long, value_name = "PATH", default_value = paths::SOCKET)]
+        socket: PathBuf,
+        /// Where what was learned is kept over a restart
+        #[arg(long, value_name = "DIR", default_value = paths::CACHE)]
+        cache: PathBuf,
+    },
+    /// Check a configuration
+    CheckConfig {
+        /// The configuration to check
+        file: PathBuf,
+    },
+    /// Print the uid of an IAM user by the UserId (or the gid of an IAM group by the GroupId)
+    Uid {
+        /// The id, like AIDACKCEVSQ6C2EXAMPLE
+        id: String,
+    },
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        None if arguments.once => once::main(&arguments.config),
+        None => {
+            let _ = write!(std::io::stderr(), "{}", Arguments::command().render_help());
+            ExitCode::from(2)
+        }
+        Some(Command::Serve { socket, cache }) => serving::main(&arguments.config, &socket, &cache),
+        Some(Command::CheckConfig { file }) => check_config(&file),
+        Some(Command::Uid { id }) => say(&ids::uid_of(&id)),
+    }
+}
+
+/// Reads `file` as it would be read in use, but whoever may own it.
+fn check_config(file: &std::path::Path) -> ExitCode {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => return fail(&format!("{}: {error}", file.display())),
+    };
+    match Config::parse(&text, file) {
+        Ok(_) => say(&format!("{}: ok", file.display())),
+        Err(error) => fail(&error),
+    }
+}
+
+fn say(what: &impl std::fmt::Display) -> ExitCode {
+    match writeln!(std::io::stdout(), "{what}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(what: &impl std::fmt::Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "iam-resolver: {what}");
+    ExitCode::FAILURE
+}
+
+/// Loads the configuration or says why not, in the log and on standard error.
+fn configuration(path: &std::path::Path, log: &mut Log) -> Option<Config> {
+    let config = Config::load(path);
+    config.inspect_err(|error| log.write(Level::Error, error)).ok()
+}
