@@ -24,7 +24,7 @@ mod server;
 mod serving;
 pub mod sshkey;
 
-pub use directory::Snapshot;
+pub use directory::{Snapshot, setup as cache_setup};
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pam_iam_core::config::{Config, Who};
+use pam_iam_core::id::Uid;
+use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{IamName, LinuxName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -13,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Directory, Known, Person, Record};
 use crate::cache::milliseconds;
-use crate::iam::Iam;
+use crate::iam::{Iam, IamId};
 use crate::roster::{Roster, SavedRoster};
 
 /// How long an answer that takes something away waits until it is on the disk, so that after a crash no older answer
@@ -95,7 +97,7 @@ pub fn setup(config: &Config) -> String {
 #[cfg(test)]
 impl Snapshot {
     /// How many names there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.names.len()
     }
 }
@@ -193,45 +195,67 @@ impl<I: Iam> Directory<I> {
 
     /// Puts back what was saved so long ago. What does not fit the configuration is left out.
     pub fn restore(&self, snapshot: Snapshot, ago: Duration) {
+        let Unpacked { records, bodies, names, roster, allow, sudo } = snapshot.unpack(&self.config, ago);
+        let mut state = self.state.borrow_mut();
+        (state.records, state.bodies, state.names) = (records, bodies, names);
+        state.roster = roster;
+        (state.tags.allow, state.tags.sudo) = (allow, sudo);
+    }
+}
+
+/// What a snapshot holds, in the form of the state.
+struct Unpacked {
+    records: HashMap<LinuxName, Rc<Record>>,
+    bodies: HashMap<(IamId, String), Option<PublicKey>>,
+    names: HashMap<Uid, LinuxName>,
+    roster: Option<Rc<Roster>>,
+    allow: Option<(Who, Instant)>,
+    sudo: Option<(Who, Instant)>,
+}
+
+impl Snapshot {
+    fn unpack(self, config: &Config, ago: Duration) -> Unpacked {
         let now = Instant::now();
         let began = |age: u64| now.checked_sub(Duration::from_millis(age).saturating_add(ago));
-        let Snapshot { names, roster, tags } = snapshot;
-        let mut state = self.state.borrow_mut();
-        let (mut records, mut bodies, mut uids) = (HashMap::new(), HashMap::new(), HashMap::new());
-        for SavedName { name, age, known } in names {
+        let (mut records, mut bodies, mut names) = (HashMap::new(), HashMap::new(), HashMap::new());
+        for SavedName { name, age, known } in self.names {
             let Some(at) = began(age) else { continue };
+            let shared = config.shared.contains_key(&name);
             let known = match known {
                 SavedKnown::One(person) => Known::One(person),
                 SavedKnown::Team(team) => Known::Team(team),
             };
             let people = match &known {
-                Known::One(person) if self.stands_for(person, &name) => std::slice::from_ref(person),
-                Known::Team(team) if self.config.shared.contains_key(&name) => team,
+                Known::One(person)
+                    if !shared
+                        && person.user.name.to_linux(&config.accounts.drop_suffix).as_ref() == Ok(&name) =>
+                {
+                    names.insert(person.uid, name.clone());
+                    std::slice::from_ref(person)
+                }
+                Known::Team(team) if shared => team,
                 _ => continue,
             };
             for person in people {
                 let keys = person.keys.iter();
                 bodies.extend(keys.map(|(id, key)| ((person.user.id.clone(), id.clone()), key.clone())));
             }
-            if let Known::One(person) = &known {
-                uids.insert(person.uid, name.clone());
-            }
             records.insert(name, Rc::new(Record::new(known, at)));
         }
-        (state.records, state.bodies, state.names) = (records, bodies, uids);
-        state.roster = roster.and_then(|saved| {
-            let at = began(saved.age)?;
-            Some(Rc::new(Roster::restored(saved, &self.config, at)))
-        });
+        let roster = self
+            .roster
+            .and_then(|saved| began(saved.age).map(|at| Rc::new(Roster::restored(saved, config, at))));
         let tag = |held: Option<(Vec<IamName>, u64)>| {
             let (groups, age) = held?;
             Some((Who::Groups(groups), began(age)?))
         };
-        (state.tags.allow, state.tags.sudo) = (tag(tags.allow), tag(tags.sudo));
+        let (allow, sudo) = (tag(self.tags.allow), tag(self.tags.sudo));
+        Unpacked { records, bodies, names, roster, allow, sudo }
     }
 
-    fn stands_for(&self, person: &Person, name: &LinuxName) -> bool {
-        !self.config.shared.contains_key(name)
-            && person.user.name.to_linux(&self.config.accounts.drop_suffix).as_ref() == Ok(name)
+    /// What a fuzzer has of it.
+    #[doc(hidden)]
+    pub fn fuzz(self, config: &Config) -> usize {
+        self.unpack(config, Duration::from_secs(1)).records.len()
     }
 }

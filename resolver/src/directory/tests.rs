@@ -360,7 +360,7 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
     assert_eq!(after.find_uid(uid, age(&after)).await.unwrap().unwrap().0, linux("alice"));
     let names: Vec<LinuxName> = after.last_roster().unwrap().users().map(|(name, _)| name.clone()).collect();
     assert_eq!(names, [linux("alice"), linux("bob")]);
-    assert_eq!(after.snapshot().len(), before.snapshot().len());
+    assert_eq!(after.snapshot().count(), before.snapshot().count());
     // The bodies of keys are never asked for again.
     after.iam.fail(None);
     tokio::time::advance(BACK_OFF).await;
@@ -371,7 +371,7 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
 
     let late = restarted(&before, text, DAY);
     assert!(find(&late, "alice").await.is_err());
-    assert_eq!(late.snapshot().len(), 0, "what is too old is not saved again");
+    assert_eq!(late.snapshot().count(), 0, "what is too old is not saved again");
     let other = restarted(&before, USERS, Duration::ZERO);
     assert!(other.record(&linux("alice")).is_none() && other.record(&linux("deploy")).is_none());
 }
