@@ -87,10 +87,11 @@ fn first_string(blob: &[u8]) -> Option<&[u8]> {
 }
 
 /// The keys in `SSH_AUTH_INFO_0`, which sshd hands to PAM: a line `METHOD TYPE BASE64` for each method that
-/// succeeded. Lines of other methods and lines that make no sense are passed over.
-pub fn authenticated_with(ssh_auth_info: &str) -> Vec<PublicKey> {
-    let keys = ssh_auth_info.lines().filter_map(|line| line.strip_prefix("publickey "));
-    keys.filter_map(|key| PublicKey::parse(key).ok()).collect()
+/// succeeded. Lines of other methods are passed over. None stands for a key that cannot be parsed: nobody knows whose it
+/// is.
+pub fn authenticated_with(ssh_auth_info: &str) -> Vec<Option<PublicKey>> {
+    let keys = ssh_auth_info.lines().filter_map(|line| line.strip_prefix("publickey"));
+    keys.map(|key| PublicKey::parse(key).ok()).collect()
 }
 
 #[cfg(test)]
@@ -130,8 +131,9 @@ mod tests {
     #[test]
     fn the_keys_of_ssh_auth_info_are_found_among_other_methods() {
         let info = format!("password\npublickey {ED25519}\npublickey nonsense\nkeyboard-interactive/pam\n");
-        let found: Vec<String> = authenticated_with(&info).iter().map(ToString::to_string).collect();
-        assert_eq!(found, [ED25519]);
+        let known = PublicKey::parse(ED25519).ok();
+        assert!(known.is_some());
+        assert_eq!(authenticated_with(&info), [known, None]);
         assert!(authenticated_with("").is_empty());
     }
 }

@@ -20,6 +20,9 @@ use crate::arguments::Arguments;
 use crate::home::{self, HomeError, Made, Owner};
 use crate::host::{Host, Outcome, Severity};
 
+/// In the place of the fingerprint of a key that cannot be parsed: no key of IAM has it, so the session is a foreign one.
+const UNREADABLE: &str = "unreadable";
+
 /// The body of `pam_sm_open_session`.
 pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
     let Some(name) = host.user().filter(|name| !name.is_empty()) else { return Outcome::UnknownUser };
@@ -81,7 +84,7 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
     let (service, rhost) = (host.service(), host.remote_host());
     let mut opened = Opened { keys: Vec::new(), origin: Origin::None, iam_name: String::new() };
     for key in authenticated_with(&info) {
-        let fingerprint = key.fingerprint();
+        let fingerprint = key.map_or_else(|| UNREADABLE.to_owned(), |key| key.fingerprint());
         let (origin, iam_name) = match owner(subject, config, &fingerprint) {
             Some(Some(owner)) => (Origin::Iam, owner),
             Some(None) => (Origin::Foreign, String::new()),

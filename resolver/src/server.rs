@@ -112,6 +112,28 @@ async fn converse<I: Iam>(
     timeout(patience, connection.send(&frame)).await?
 }
 
+/// Answers everybody with `frame`, until the future is dropped.
+pub async fn refuse(listener: &AsyncFd<OwnedFd>, frame: &[u8]) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok(mut connection) = accept(listener).await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let frame = frame.to_vec();
+        spawn_local(async move {
+            // What is asked does not matter, but who has not sent it yet would see a broken pipe.
+            let _ = timeout(PATIENCE_WITH_OTHERS, async {
+                connection.receive().await?;
+                connection.send(&frame).await
+            })
+            .await;
+            drop(slot);
+        });
+    }
+}
+
 async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Connection> {
     listener
         .async_io(Interest::READABLE, |fd| Ok(accept_with(fd, SocketFlags::CLOEXEC)?))

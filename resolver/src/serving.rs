@@ -9,12 +9,15 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
+use pam_iam_core::config::Config;
 use pam_iam_core::log::{Level, Log};
+use pam_iam_core::wire::{Answer, Failure};
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
 
 use crate::answer::Answerer;
 use crate::aws::AwsIam;
@@ -26,6 +29,9 @@ use crate::server;
 /// Everybody may connect; who may ask what is told from the peer's credentials.
 const SOCKET_MODE: u32 = 0o666;
 
+/// How often a configuration with an error is looked at again.
+const MENDED_INTERVAL: Duration = Duration::from_secs(1);
+
 /// After a failed reading of the roster, the pause before the next.
 const ROSTER_RETRY: Duration = Duration::from_secs(30);
 
@@ -36,13 +42,21 @@ const JITTER: f64 = 0.1;
 /// Serves until SIGTERM or SIGINT. What is learned is kept in the folder `cache`.
 pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
     let mut log = log();
-    let Some(config) = crate::configuration(config_path, &mut log) else { return ExitCode::FAILURE };
+    let config = crate::configuration(config_path, &mut log);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&mut log, "starting", &error),
     };
     let outcome = LocalSet::new().block_on(&runtime, async {
         let (listener, bound) = listen(socket)?;
+        spawn_local(tell_watchdog());
+        let Some(config) = config else {
+            let _ = sd_notify::notify(&[
+                NotifyState::Ready,
+                NotifyState::Status("the configuration has an error"),
+            ]);
+            return refuse_all(listener, config_path).await;
+        };
         let iam = AwsIam::new(&config.aws).await;
         let directory = Directory::new(iam, config, self::log());
         let mut keeper = Keeper::new(Rc::clone(&directory), cache, self::log());
@@ -121,6 +135,28 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             Err(io::Error::new(io::ErrorKind::AddrInUse, "another resolver listens there"))
         }
         Ok(_) => std::fs::remove_file(path),
+    }
+}
+
+/// While the configuration has an error, says so to whoever asks, so that nobody waits at the socket. Ends when it has none
+/// any more: the next resolver serves.
+async fn refuse_all(listener: AsyncFd<OwnedFd>, config: &Path) -> io::Result<()> {
+    let message = format!("{} has an error; run: iam-resolver check-config", config.display());
+    let frame = server::encode(&Answer::Error { kind: Failure::Configuration, message })?;
+    loop {
+        let mended = timeout(MENDED_INTERVAL, server::refuse(&listener, &frame)).await.is_err();
+        if mended && Config::load(config).is_ok() {
+            return Ok(());
+        }
+    }
+}
+
+/// Tells systemd that the one thread of this program is not stuck, where it wants to know.
+async fn tell_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        tokio::time::sleep(limit / 3).await;
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
     }
 }
 

@@ -1,0 +1,175 @@
+"""Runs every operation under one fault, in a box. Called by tests/faults.
+
+Prints a JSON line for each operation: what was expected, what the user saw, how long it took.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+HOSTS = Path("/etc/hosts")
+CONFIG = Path("/etc/pam_iam/config.toml")
+SOCKET = Path("/run/pam_iam/resolver.sock")
+CACHE = Path("/var/cache/pam_iam")
+# Nobody listens there.
+NOBODY = "127.0.0.9"
+LIMIT_RUN = 100
+
+
+def sh(script, timeout=LIMIT_RUN):
+    """What a script says: exit status, its last words, seconds."""
+    began = time.monotonic()
+    try:
+        done = subprocess.run(["bash", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                              timeout=timeout, check=False)
+        status, words = done.returncode, (done.stdout + done.stderr).strip().splitlines()
+    except subprocess.TimeoutExpired:
+        status, words = 124, [f"nothing within {timeout} s"]
+    return status, (words or [""])[-1], time.monotonic() - began
+
+
+def must(script):
+    status, words, _ = sh(script)
+    if status != 0:
+        sys.exit(f"tests/faults: {script}: {words}")
+    return words
+
+
+def control(query):
+    urllib.request.urlopen(f"{os.environ['BOX_CTL']}?{query}").read()
+
+
+def hosts(address):
+    """Where the resolver finds the IAM endpoint by its name; nowhere without an address."""
+    lines = [line for line in HOSTS.read_text().splitlines() if "iam.box" not in line]
+    HOSTS.write_text("\n".join(lines + [f"{address} iam.box"] * bool(address)) + "\n")
+    # Connections that are open would outlive the change.
+    control("fail=reset")
+
+
+def resolver(signal):
+    must(f"pkill -{signal} -x iam-resolver")
+
+
+SQUATTER = """
+import os, socket
+listener = socket.socket(socket.AF_UNIX)
+listener.bind('/run/pam_iam/resolver.sock')
+os.chmod('/run/pam_iam/resolver.sock', 0o666)
+listener.listen(100)
+answer = b'{"answer":"keys","keys":[]}'
+while True:
+    client = listener.accept()[0]
+    try:
+        client.sendall(len(answer).to_bytes(4, 'big') + answer)
+    except OSError:
+        pass
+"""
+
+
+def squat():
+    must("mv /run/pam_iam/resolver.sock /run/pam_iam/gone; chown nobody /run/pam_iam")
+    nobody = ["setpriv", "--reuid", "nobody", "--regid", "65534", "--clear-groups"]
+    subprocess.Popen([*nobody, "python3", "-c", SQUATTER], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                     stderr=subprocess.DEVNULL)
+    must("until test -S /run/pam_iam/resolver.sock; do sleep 0.02; done")
+
+
+def full_disk():
+    must(f"mount -t tmpfs -o size=64k,mode=700 cache {CACHE}; chown iam-resolver: {CACHE}; ! cat /dev/zero >{CACHE}/full")
+
+
+def broken_cache():
+    must(f"echo nonsense >{CACHE}/cache.json")
+    resolver("KILL")
+
+
+def typo():
+    CONFIG.write_text(CONFIG.read_text().replace("allow =", "alow ="))
+
+
+# What becomes of the fault, for the users who are known (y: they get in, n: they do not), the roster (for the import and the
+# sweep) and the limit of a look-up in seconds.
+SILENT = {"known": True, "roster": False, "limit": 2.0}
+FAULTS = {
+    "none": (lambda: None, {"known": True, "roster": True, "limit": 2.0}),
+    "slow (0.3 s a call)": (lambda: control("delay=0.3"), {"known": True, "roster": True, "limit": 4.0}),
+    "hang": (lambda: control("fail=hang"), SILENT),
+    "reset": (lambda: control("fail=reset"), SILENT),
+    "refused": (lambda: hosts(NOBODY), SILENT),
+    "no DNS": (lambda: hosts(None), SILENT),
+    "503": (lambda: control("fail=503"), SILENT),
+    "throttled": (lambda: control("fail=throttle"), SILENT),
+    "half answers": (lambda: control("fail=truncated"), SILENT),
+    "credentials refused": (lambda: control("fail=credentials"), SILENT),
+    "clock skew": (lambda: control("fail=skew"), SILENT),
+    "denied": (lambda: control("fail=denied"), {"known": False, "roster": False, "limit": 2.0}),
+    "list denied": (lambda: control("fail=denied&only=GetGroup"), {"known": True, "roster": False, "limit": 2.0}),
+    "empty lists": (lambda: control("fail=empty"), {"known": False, "roster": False, "limit": 2.0, "nss": True, "sweeps": True}),
+    "resolver killed": (lambda: resolver("KILL"), {"known": True, "roster": True, "limit": 2.0}),
+    "resolver stopped": (lambda: resolver("STOP"), {"known": False, "roster": False, "limit": 11.0}),
+    "socket squatted": (squat, {"known": False, "roster": False, "limit": 2.0}),
+    "configuration broken": (typo, {"known": False, "roster": False, "limit": 2.0, "nss": True}),
+    "disk full": (full_disk, {"known": True, "roster": True, "limit": 2.0}),
+    "cache broken": (broken_cache, {"known": True, "roster": True, "limit": 2.0}),
+}
+
+
+def prepare():
+    must("useradd -m -s /bin/bash local; echo 'local ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/local; install -d -m 700 -o local ~local/.ssh; "
+         "ssh-keygen -q -t ed25519 -N '' -f /root/local; install -m 600 -o local /root/local.pub ~local/.ssh/authorized_keys")
+    # Who is known logged in before, and carol is still there.
+    must("box-ssh alice true && box-ssh carol sudo -n true")
+    subprocess.Popen(["box-ssh", "carol", "sleep 5000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                     stderr=subprocess.DEVNULL)
+    must("id -u carol >/root/carol")
+    must("until pgrep -u carol -x sleep; do sleep 0.02; done")
+    # Accounts as the importer makes them, for its own turn; until then they come from NSS.
+    must("mkdir /root/nss /root/imported; cp /etc/passwd /etc/shadow /etc/group /root/nss; iam-importer --quiet; test $? -le 1; "
+         "cp /etc/passwd /etc/shadow /etc/group /root/imported; cp /root/nss/* /etc")
+    must(f"until grep -q carol {CACHE}/cache.json; do sleep 0.05; done")
+
+
+def operations(fault):
+    """(operation, script, whether it is to succeed, limit in seconds)."""
+    known, limit, roster = fault["known"], fault["limit"], fault["roster"]
+    # A login is a dozen look-ups; while IAM is silent the first of them waits, and while nobody answers at all, each does.
+    login, nss = 5 * limit, fault.get("nss", known)
+    yield "getpwnam local", "getent passwd local", True, 0.5
+    yield "getpwnam known", "getent passwd carol", nss, limit
+    yield "getpwnam unknown", "getent passwd nosuch", False, limit
+    yield "keys known", "iam-authorized-keys carol | grep .", known, limit
+    yield "keys refused", "iam-authorized-keys root | grep .", False, 0.5
+    yield "account known", "pamtester sshd carol acct_mgmt", known, limit
+    yield "account refused", "pamtester sshd bob acct_mgmt", False, limit
+    yield "account local", "pamtester sshd local acct_mgmt", True, 0.5
+    yield "session known", "box-ssh carol true", known, login
+    yield "session refused", "box-ssh bob true", False, login
+    yield "session local", "box-ssh -i /root/local local true", True, 3.0
+    yield "sudo known", "setpriv --reuid carol --regid carol --init-groups sudo -n id -u | grep -x 0", known, login
+    yield "sudo refused", "setpriv --reuid alice --regid alice --init-groups sudo -n id -u | grep -x 0", False, login
+    yield "sudo local", "setpriv --reuid local --regid local --init-groups sudo -n id -u | grep -x 0", True, 1.0
+    yield "sweep", "iamctl sweep; pgrep -u $(cat /root/carol) -x sleep -r S >/dev/null", not fault.get("sweeps"), 66.0
+    # 2 is "nothing done"; what it must not do is looked at afterwards.
+    yield "import", "cp /root/imported/* /etc; iam-importer; test $? -le 1", roster, 70.0
+    yield "nothing lost", "for f in passwd shadow group; do cmp /etc/$f /root/imported/$f || exit 1; done", True, 0.5
+
+
+def main():
+    name = sys.argv[1]
+    prepare()
+    cause, fault = FAULTS[name]
+    cause()
+    for operation, script, good, limit in operations(fault):
+        status, words, seconds = sh(script)
+        passed = (status == 0) == good and seconds <= limit
+        print(json.dumps({"operation": operation, "fault": name, "wanted": good, "status": status, "saw": words,
+                          "seconds": seconds, "limit": limit, "passed": passed}), flush=True)
+
+
+main()
