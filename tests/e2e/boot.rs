@@ -66,3 +66,18 @@ fn the_importers_timer_makes_accounts_and_retires_them_with_their_sessions() {
     machine.sh("pgrep -u alice && test ! -e /tmp/alice.over").succeeds();
     machine.sh("systemctl is-failed iam-importer.service").fails();
 }
+
+#[test]
+fn the_resolver_is_locked_in_and_one_that_is_stuck_is_replaced() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").booted().start();
+    let status = machine.sh("cat /proc/$(pgrep -x iam-resolver)/status").succeeds();
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapBnd:\t0000000000000000", "CapEff:\t0000000000000000"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    machine.sh("mkdir /run/systemd/system/iam-resolver.service.d && printf '[Service]\nWatchdogSec=1s\n' >/run/systemd/system/iam-resolver.service.d/test.conf
+        systemctl daemon-reload && systemctl restart iam-resolver").succeeds();
+    machine.ssh("alice", "true").succeeds();
+    machine.sh("pkill -STOP -x iam-resolver").succeeds();
+    machine.ssh("alice", "true").succeeds();
+    machine.sh("journalctl -q | grep -q 'iam-resolver.service: Watchdog timeout'").succeeds();
+}

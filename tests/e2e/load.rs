@@ -30,12 +30,14 @@ fn two_hundred_logins_of_fifty_users_at_once_all_succeed_and_share_their_calls()
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [],
             "filler": {"count": 50, "prefix": "user", "groups": ["ssh-users"]}}))
+        // The box's IAM shares its processors with 200 sshds, and answers some 200 calls a second at best.
+        .settings("[aws]\ncall_timeout = '8s'\ntotal_timeout = '8s'")
         .start();
     machine.clear_calls();
     let began = machine.sh("date +%s").succeeds().parse::<u64>().unwrap_or_default();
     let failed = machine
         .sh("for n in $(seq 0 199); do (box-ssh user$((n % 50)) id -un >/run/out.$n 2>&1 </dev/null || true) & done; wait
-             for n in $(seq 0 199); do grep -qx user$((n % 50)) /run/out.$n || { echo $n; cat /run/out.$n; }; done")
+             for n in $(seq 0 199); do grep -qx user$((n % 50)) /run/out.$n || { echo $n; cat /run/out.$n; }; done | head -n 20")
         .succeeds();
     assert_eq!(failed, "");
     let seconds = machine.sh("date +%s").succeeds().parse::<u64>().unwrap_or_default() - began;

@@ -153,3 +153,16 @@ key = iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=iam.list_ssh_publi
 iam.upload_ssh_public_key(UserName='newcomer', SSHPublicKeyBody=key['SSHPublicKey']['SSHPublicKeyBody'])");
     machine.wait_until("box-ssh -i $BOX_KEYS/alice newcomer true 2>/dev/null");
 }
+
+#[test]
+fn a_configuration_with_an_error_is_told_at_once_and_a_mended_one_is_taken_up_by_itself() {
+    let machine = Machine::new().settings(FRESH).start();
+    machine.ssh("alice", "true").succeeds();
+    machine.sh("sed -i s/allow/alow/ /etc/pam_iam/config.toml").succeeds();
+    machine.sh("pkill -x iam-resolver").succeeds();
+    machine.wait_until("iamctl status 2>&1 | grep -q '/etc/pam_iam/config.toml has an error; run: iam-resolver check-config'");
+    machine.run(&["getent", "passwd", "alice"]).fails();
+    machine.sh("sed -i s/alow/allow/ /etc/pam_iam/config.toml").succeeds();
+    machine.wait_until("iamctl status >/dev/null 2>&1");
+    machine.ssh("alice", "true").succeeds();
+}

@@ -30,6 +30,13 @@ fn the_units_are_what_systemd_wants() {
 }
 
 #[test]
+fn the_resolvers_unit_exposes_next_to_nothing() {
+    // The threshold is in tenths.
+    let machine = Machine::new().start();
+    machine.sh("systemd-analyze security --offline=yes --no-pager --threshold=15 /usr/lib/systemd/system/iam-resolver.service").succeeds();
+}
+
+#[test]
 fn the_resolver_runs_as_a_user_without_rights() {
     let machine = Machine::new().start();
     let who = machine.sh("ps -o user:32=,args= -C iam-resolver").succeeds();
