@@ -93,6 +93,7 @@ fn it_works_twice_in_threads_after_a_fork_and_without_descriptors() {
     assert!(starved.ends_with("'success')") && starved.matches("success").count() == 2, "{starved}");
     let jailed = probe(&machine, &["chroot", "alice"]);
     assert!(jailed.starts_with("('success', 'un") && !jailed.ends_with("'success')"), "{jailed}");
+    assert_eq!(probe(&machine, &["many_descriptors", "alice"]), "('success', 'alice', 4000)");
     // A signal would have ended it.
     assert_eq!(probe(&machine, &["sigpipe", "alice"]), "unknown user");
 }

@@ -135,3 +135,25 @@ fn a_box_ends_with_its_command_and_leaves_nothing_behind() {
     assert!(!std::path::Path::new("/etc/marker").exists());
     assert!(!std::fs::read_to_string("/etc/passwd").unwrap().contains("left-over"));
 }
+
+#[test]
+fn every_test_that_the_threat_model_names_is_there() {
+    let text = std::fs::read_to_string(repository().join("docs/threat-model.md")).expect("the threat model");
+    let mut sources = String::new();
+    let mut folders = vec![repository()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder").filter_map(Result::ok) {
+            let (path, name) = (entry.path(), entry.file_name());
+            if path.is_dir() && ![".git", ".venv", "target"].iter().any(|skip| name == *skip) {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources += &std::fs::read_to_string(path).expect("a source");
+            }
+        }
+    }
+    let named: Vec<&str> =
+        text.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2).collect();
+    assert!(named.len() > 40, "{named:?}");
+    let missing: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -5,6 +5,7 @@
 
 import ctypes
 import os
+import pwd
 import resource
 import signal
 import socket
@@ -202,6 +203,13 @@ def no_descriptors(name):
     second = handle.account()
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     return first, second, handle.account()
+
+
+def many_descriptors(name):
+    """More of them than select(2) can take."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (5000, 5000))
+    held = [os.dup(0) for _ in range(4000)]
+    return Handle(name.encode()).account(), pwd.getpwnam(name).pw_name, len(held)
 
 
 def chroot(name):
