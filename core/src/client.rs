@@ -26,11 +26,7 @@ use crate::{local, paths};
 /// Bytes of the first read: an account, a decision or a few keys with their header.
 const FIRST_READ: usize = 8 * 1024;
 
-/// How often a question is asked again when the resolver broke off: one that was killed is started again behind the same
-/// socket, where who comes meanwhile waits. One that the question itself kills is not killed for ever.
-const BROKEN_OFF_MAX: u32 = 7;
-
-/// The first pause before that; each is twice as long as the one before.
+/// The first pause before a question is asked again; each is twice as long as the one before.
 const BROKEN_OFF_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why there is no answer. None of these is ever a yes.
@@ -75,19 +71,24 @@ impl From<Errno> for AskError {
 /// # Errors
 /// Any of [`AskError`].
 pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, AskError> {
-    persistently(deadline, || {
+    persistently(request.retries(), deadline, || {
         let connection = open(socket, deadline)?;
         check_owner(&connection, socket)?;
         exchange(connection.as_fd(), request, deadline)
     })
 }
 
-/// Asks again when the resolver broke off.
-fn persistently<T>(deadline: Deadline, mut ask: impl FnMut() -> Result<T, AskError>) -> Result<T, AskError> {
+/// Asks again when the resolver broke off: one that was killed is started again behind the same socket, where who comes
+/// meanwhile waits.
+fn persistently<T>(
+    retries: u32,
+    deadline: Deadline,
+    mut ask: impl FnMut() -> Result<T, AskError>,
+) -> Result<T, AskError> {
     let mut broken_off = 0;
     loop {
         match ask() {
-            Err(AskError::Io(error)) if broken_off < BROKEN_OFF_MAX && is_broken_off(&error) => {
+            Err(AskError::Io(error)) if broken_off < retries && is_broken_off(&error) => {
                 let pause = BROKEN_OFF_PAUSE * 2_u32.pow(broken_off);
                 std::thread::sleep(pause.min(deadline.left()?));
                 broken_off += 1;
@@ -228,13 +229,14 @@ mod tests {
 
     #[test]
     fn who_is_broken_off_asks_again_but_not_for_ever() {
+        const RETRIES: u32 = 3;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let asked = std::thread::spawn(move || {
             let answer = frame::encode(br#"{"answer":"not-found"}"#, ANSWER_MAX).unwrap();
             // The third is answered, and after it nobody.
-            for at in 0..=3 + BROKEN_OFF_MAX {
+            for at in 0..=3 + RETRIES {
                 let (mut stream, _) = listener.accept().unwrap();
                 let _ = stream.read(&mut [0; 1024]);
                 if at == 2 {
@@ -245,7 +247,7 @@ mod tests {
         });
         let deadline = Deadline::after(Duration::from_secs(20));
         let one = |path: &Path| {
-            persistently(deadline, || {
+            persistently(RETRIES, deadline, || {
                 let connection = open(path, deadline)?;
                 exchange(connection.as_fd(), &Request::Status, deadline)
             })

@@ -141,6 +141,19 @@ impl Request {
         }
     }
 
+    /// How often it is asked again when the resolver breaks off. A question that kills the resolver does not kill it for
+    /// ever.
+    pub fn retries(&self) -> u32 {
+        match self {
+            // A login hangs on it.
+            Self::Keys { .. } | Self::Decide { .. } => 7,
+            // Each costs many calls.
+            Self::Roster | Self::Probe | Self::Lint => 0,
+            // Whoever looks up a name sleeps in between.
+            _ => 3,
+        }
+    }
+
     /// How long a client waits for the answer.
     pub fn patience(&self) -> Duration {
         match self {

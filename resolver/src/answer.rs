@@ -28,7 +28,7 @@ mod listing;
 mod tests;
 
 /// What an answer may take beyond `aws.total_timeout`, in which all its calls are over.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Answers questions.
 pub struct Answerer<I> {
@@ -87,6 +87,7 @@ impl<I: Iam> Answerer<I> {
 
     async fn answer_in_time(&self, request: &Request, peer: Uid) -> Answer {
         self.locals.refresh();
+        self.directory.notice_sleep();
         *self.questions.borrow_mut().entry(request.kind()).or_default() += 1;
         // sshd and sudo ask as root, and see what IAM says now. To anybody else NSS is for showing names, which may be
         // as old as the roster: no user makes this host call IAM in a loop.
@@ -103,7 +104,9 @@ impl<I: Iam> Answerer<I> {
             Request::Status => Ok(self.status()),
             Request::Explain { name } => self.explain(name).await,
             Request::Flush { name } => {
-                Ok(Answer::report(&Flushed { forgotten: self.directory.flush(name.as_ref()) }))
+                let forgotten = self.directory.flush(name.as_ref());
+                self.directory.settle().await;
+                Ok(Answer::report(&Flushed { forgotten }))
             }
             Request::Probe => Ok(self.probe().await),
             Request::Lint => self.lint().await,

@@ -91,13 +91,22 @@ impl Clock {
 
     /// How long ago `earlier` was, if that can be told.
     fn since(&self, earlier: &Self) -> Option<Duration> {
-        let (now, then) = if self.boot == earlier.boot && !self.boot.is_empty() {
-            (self.since_boot, earlier.since_boot)
+        let wall = self.wall.checked_sub(earlier.wall);
+        let passed = if self.boot == earlier.boot && !self.boot.is_empty() {
+            // The longer of the two: a hypervisor that stops the machine stops the clock since its boot.
+            Some(self.since_boot.checked_sub(earlier.since_boot)?.max(wall.unwrap_or_default()))
         } else {
-            (self.wall, earlier.wall)
+            wall
         };
-        now.checked_sub(then).map(Duration::from_millis)
+        passed.map(Duration::from_millis)
     }
+}
+
+/// How long the machine has slept since its boot: what the clock of `Instant` leaves out.
+pub fn slept() -> Duration {
+    let [awake, since_boot] = [ClockId::Monotonic, ClockId::Boottime]
+        .map(|clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default());
+    since_boot.saturating_sub(awake)
 }
 
 /// Whole milliseconds.
@@ -206,8 +215,9 @@ impl Store {
     /// Those of removing.
     pub fn remove(&self) -> io::Result<()> {
         match std::fs::remove_file(self.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => File::open(&self.dir)?.sync_all(),
         }
     }
 }
@@ -276,9 +286,10 @@ mod tests {
         assert!(load(&store, &at("a", 5, 1000)).unwrap().is_none());
         store.save(&"one", &at("a", 5, 1000)).unwrap();
         store.save(&"other", &at("a", 7, 1000)).unwrap();
-        // The wall clock does not count within a boot.
+        // Within a boot the wall clock makes nothing younger.
         let (content, age) = load(&store, &at("a", 9, 1)).unwrap().unwrap();
         assert_eq!((content.as_str(), age), ("other", Duration::from_millis(2)));
+        assert_eq!(load(&store, &at("a", 9, 1700)).unwrap().unwrap().1, Duration::from_millis(700));
         assert_eq!(load(&store, &at("b", 1, 1500)).unwrap().unwrap().1, Duration::from_millis(500));
         assert_eq!(std::fs::metadata(store.path()).unwrap().mode() & 0o777, 0o600);
         assert_eq!(std::fs::metadata(store.path().parent().unwrap()).unwrap().mode() & 0o777, 0o700);

@@ -2,7 +2,7 @@
 //!
 //! The runtime has one thread, so the state is a `RefCell` that is never borrowed across an await.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
@@ -21,6 +21,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
 use crate::bucket::Bucket;
+use crate::cache;
 use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
 use crate::roster::Roster;
@@ -39,11 +40,10 @@ const BACK_OFF: Duration = Duration::from_secs(2);
 const BACK_OFF_TEAM: Duration = Duration::from_secs(10);
 
 /// While IAM is silent about a user, how long somebody waits for the next try before the last answer serves; the try goes
-/// on, so that the first login after an outage is a fresh one. An answer of IAM takes some 100 ms, a new connection
-/// included.
-const PATIENCE_IN_OUTAGE: Duration = Duration::from_millis(300);
+/// on, so that the first login after an outage is a fresh one. A new connection and its first answer take four round trips.
+const PATIENCE_IN_OUTAGE: Duration = Duration::from_millis(500);
 
-/// For how long after a failure IAM is taken to be still silent about names of which nothing is known.
+/// For how long after a failure IAM is taken to be still silent. Later, whoever asks waits for IAM as ever.
 const OUTAGE: Duration = Duration::from_secs(60);
 
 /// How many names are remembered for which IAM was silent.
@@ -62,7 +62,7 @@ const ABSENT_MAX: usize = 10_000;
 pub use memory::{Change, Snapshot, setup};
 
 /// What IAM says about the owner of a Linux name.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Known {
     /// There is no such user.
     Absent,
@@ -132,6 +132,11 @@ impl Record {
     fn new(known: Known, at: Instant) -> Self {
         Self { known, at, reduced: at }
     }
+
+    fn older_by(&self, span: Duration) -> Option<Self> {
+        let (at, reduced) = (self.at.checked_sub(span)?, self.reduced.checked_sub(span)?);
+        Some(Self { known: self.known.clone(), at, reduced })
+    }
 }
 
 /// A record with the way it came.
@@ -159,6 +164,8 @@ pub struct Directory<I> {
     /// What is to be saved.
     changes: memory::Changes,
     saved: RefCell<Saved>,
+    /// How long the machine has slept since its boot, as far as it was noticed.
+    slept: Cell<Duration>,
 }
 
 /// What came of saving.
@@ -175,13 +182,15 @@ pub struct Saved {
 struct State {
     records: HashMap<LinuxName, Rc<Record>>,
     names: HashMap<Uid, LinuxName>,
-    fetches: HashMap<LinuxName, Fetch<Record>>,
+    /// What is being asked, with a number, by which it is told from what was asked before a flush.
+    fetches: HashMap<LinuxName, (u64, Fetch<Record>)>,
+    fetched_so_far: u64,
     /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
     bodies: HashMap<(IamId, String), Option<PublicKey>>,
     /// Who may do what, where a tag of the instance says so.
     tags: access::Tags,
     roster: Option<Rc<Roster>>,
-    roster_fetch: Option<Fetch<Roster>>,
+    roster_fetch: Option<(u64, Fetch<Roster>)>,
     roster_failed: Option<(Instant, IamError)>,
     bucket: Bucket,
     /// The users about whom IAM was silent when it was last asked: when that was, and why.
@@ -206,6 +215,7 @@ impl<I: Iam> Directory<I> {
             records: HashMap::new(),
             names: HashMap::new(),
             fetches: HashMap::new(),
+            fetched_so_far: 0,
             bodies: HashMap::new(),
             tags: access::Tags::default(),
             roster: None,
@@ -224,6 +234,7 @@ impl<I: Iam> Directory<I> {
             state: RefCell::new(state),
             changes: memory::Changes::default(),
             saved: RefCell::default(),
+            slept: Cell::new(cache::slept()),
         })
     }
 
@@ -232,6 +243,12 @@ impl<I: Iam> Directory<I> {
     /// # Errors
     /// [`IamError::Unreachable`] when there is no answer that is young enough.
     pub async fn find(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Seen, IamError> {
+        let seen = self.find_unsettled(name, age).await;
+        self.settle().await;
+        seen
+    }
+
+    async fn find_unsettled(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Seen, IamError> {
         let known = self.record(name);
         if let Some(record) = known.clone().filter(|record| record.at.elapsed() < age.fresh) {
             return Ok(Seen { record, source: Source::Cache });
@@ -273,7 +290,14 @@ impl<I: Iam> Directory<I> {
             // Renamed, or gone.
             self.state.borrow_mut().names.remove(&uid);
         }
-        let Some(name) = self.roster().await?.name_of(uid).cloned() else { return Ok(None) };
+        let roster = self.roster().await?;
+        let Some(name) = roster.name_of(uid).cloned() else {
+            // One that was read before the start says who there is, not who there is not.
+            let old = roster
+                .restored
+                .then(|| IamError::Unreachable("the list of users is from before the start".to_owned()));
+            return old.map_or(Ok(None), Err);
+        };
         let seen = self.find(&name, age).await?;
         Ok(seen.record.known.has_uid(uid).then_some((name, seen)))
     }
@@ -360,11 +384,39 @@ impl<I: Iam> Directory<I> {
         state.records.clear();
         state.names.clear();
         state.failing.clear();
-        (state.roster, state.roster_failed) = (None, None);
+        (state.roster, state.roster_fetch, state.roster_failed) = (None, None, None);
+        state.silent = None;
         state.tags = access::Tags::default();
         drop(state);
         self.reduced();
         count
+    }
+
+    /// Makes everything that is known older by the time that the machine slept, which the clock of this program leaves out.
+    pub fn notice_sleep(&self) {
+        self.wake(cache::slept());
+    }
+
+    fn wake(&self, slept: Duration) {
+        let before = self.slept.replace(slept);
+        // The two clocks are not read at the same moment.
+        let Some(since) = slept.checked_sub(before).filter(|since| *since > Duration::from_secs(1)) else {
+            self.slept.set(before);
+            return;
+        };
+        self.warn(format!("the machine slept for {} s; what is known is older by that", since.as_secs()));
+        let mut state = self.state.borrow_mut();
+        state.records = std::mem::take(&mut state.records)
+            .into_iter()
+            .filter_map(|(name, record)| Some((name, Rc::new(record.older_by(since)?))))
+            .collect();
+        state.roster = state.roster.take().and_then(|roster| Some(Rc::new(roster.older_by(since)?)));
+        state.tags.age(since);
+    }
+
+    fn slept(&self) -> Duration {
+        self.notice_sleep();
+        self.slept.get()
     }
 
     /// How many look-ups of unknown names may be made now.
@@ -402,29 +454,33 @@ impl<I: Iam> Directory<I> {
     /// Why it could not be read. An earlier one stays.
     pub async fn read_roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
         // One that is over and still here has panicked.
-        let running = self.state.borrow().roster_fetch.clone().filter(|fetch| fetch.peek().is_none());
-        let fetch = running.unwrap_or_else(|| {
+        let running = self.state.borrow().roster_fetch.clone().filter(|(_, fetch)| fetch.peek().is_none());
+        let (_, fetch) = running.unwrap_or_else(|| {
             let this = Rc::clone(self);
+            let number = self.next_fetch();
             let fetch = shared(async move {
                 let reading = async {
                     let access = this.access_within(Duration::ZERO).await?;
                     Roster::read(&this.iam, &this.config, access).await
                 };
                 let result = bounded(ROSTER_LIMIT, reading).await.map(Rc::new);
-                this.roster_read(&result);
+                this.roster_read(number, &result);
                 result
             });
-            self.state.borrow_mut().roster_fetch = Some(fetch.clone());
-            fetch
+            self.state.borrow_mut().roster_fetch = Some((number, fetch.clone()));
+            (number, fetch)
         });
         fetch.await
     }
 
-    fn roster_read(&self, result: &Result<Rc<Roster>, IamError>) {
+    fn roster_read(&self, number: u64, result: &Result<Rc<Roster>, IamError>) {
         let before = self.last_roster();
         let failed = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
         {
             let mut state = self.state.borrow_mut();
+            if state.roster_fetch.as_ref().is_none_or(|(running, _)| *running != number) {
+                return;
+            }
             state.roster_fetch = None;
             state.roster_failed = failed;
         }
@@ -442,7 +498,7 @@ impl<I: Iam> Directory<I> {
                 let mut state = self.state.borrow_mut();
                 (state.roster, state.silent) = (Some(Rc::clone(roster)), None);
                 drop(state);
-                self.changed();
+                if before.is_some() { self.refreshed() } else { self.changed() }
             }
             Err(IamError::Denied(message)) => self.warn(format!(
                 "the list of allowed users cannot be read, since IAM denies it; give this host iam:GetGroup and iam:ListUsers: {message}"
@@ -474,8 +530,9 @@ impl<I: Iam> Directory<I> {
 
     async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
         // One that is over and still here has panicked.
-        let running = self.state.borrow().fetches.get(name).cloned().filter(|fetch| fetch.peek().is_none());
-        if let Some(fetch) = running {
+        let running =
+            self.state.borrow().fetches.get(name).cloned().filter(|(_, fetch)| fetch.peek().is_none());
+        if let Some((_, fetch)) = running {
             return fetch.await;
         }
         let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
@@ -484,15 +541,25 @@ impl<I: Iam> Directory<I> {
         {
             return Err(error.clone());
         }
-        let (this, asked) = (Rc::clone(self), name.clone());
+        let (this, asked, number) = (Rc::clone(self), name.clone(), self.next_fetch());
         let fetch = shared(async move {
-            let result = this.limited(this.ask(&asked)).await.map(Rc::new);
-            this.fetched(&asked, &result);
-            this.settle().await;
+            let slept = this.slept();
+            let mut result = this.limited(this.ask(&asked)).await.map(Rc::new);
+            if this.slept() != slept {
+                // What came before the sleep would pass for what came after it.
+                result = Err(IamError::Unreachable("the machine was asleep".to_owned()));
+            }
+            this.fetched(&asked, number, &result);
             result
         });
-        self.state.borrow_mut().fetches.insert(name.clone(), fetch.clone());
+        self.state.borrow_mut().fetches.insert(name.clone(), (number, fetch.clone()));
         fetch.await
+    }
+
+    fn next_fetch(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        state.fetched_so_far += 1;
+        state.fetched_so_far
     }
 
     /// Fetches, and waits as long as there is a hope: while IAM is silent, whoever comes next gets what is known, and who
@@ -500,8 +567,9 @@ impl<I: Iam> Directory<I> {
     async fn fetch_soon(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
         let silent = {
             let state = self.state.borrow();
-            let outage = state.silent.is_some_and(|at| at.elapsed() < OUTAGE);
-            state.failing.contains_key(name) || outage && !state.records.contains_key(name)
+            let failing = state.failing.get(name).map(|(at, _)| *at);
+            let unknown = state.silent.filter(|_| !state.records.contains_key(name));
+            [failing, unknown].into_iter().flatten().any(|at| at.elapsed() < OUTAGE)
         };
         if !silent {
             return self.fetch(name).await;
@@ -515,11 +583,12 @@ impl<I: Iam> Directory<I> {
         bounded(self.config.aws.total_timeout.0, work).await
     }
 
-    fn fetched(&self, name: &LinuxName, result: &Result<Rc<Record>, IamError>) {
+    fn fetched(&self, name: &LinuxName, number: u64, result: &Result<Rc<Record>, IamError>) {
         let mut state = self.state.borrow_mut();
-        if state.fetches.remove(name).is_none() {
+        if state.fetches.get(name).is_none_or(|(running, _)| *running != number) {
             return;
         }
+        state.fetches.remove(name);
         let record = match result {
             Ok(record) => record,
             Err(error) => {
@@ -528,7 +597,10 @@ impl<I: Iam> Directory<I> {
                     state.failing.clear();
                 }
                 state.failing.insert(name.clone(), (now, error.clone()));
-                state.silent = Some(now);
+                // A shared account may fail by itself, with too many members or a group that IAM does not show.
+                if !self.config.shared.contains_key(name) {
+                    state.silent = Some(now);
+                }
                 drop(state);
                 self.warn(format!("user {name}: {error}"));
                 return;
@@ -546,10 +618,11 @@ impl<I: Iam> Directory<I> {
         {
             self.state.borrow_mut().names.insert(person.uid, name.clone());
         }
-        // What is merely younger can wait for the disk.
-        match before.as_deref() {
-            Some(before) if before.known != record.known => self.reduced(),
-            _ => self.changed(),
+        match before.as_deref().map(|before| &before.known) {
+            Some(before) if *before != record.known => self.reduced(),
+            Some(_) => self.refreshed(),
+            None if matches!(record.known, Known::One(_) | Known::Team(_)) => self.changed(),
+            None => {}
         }
         self.tell_news(name, before.as_deref(), record);
     }

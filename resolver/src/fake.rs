@@ -33,6 +33,8 @@ pub struct FakeIam {
     made: Cell<u32>,
     hanging: Cell<bool>,
     muted: RefCell<Vec<String>>,
+    /// How much longer calls of some actions take.
+    pub slow: RefCell<BTreeMap<&'static str, Duration>>,
     pub tags: RefCell<BTreeMap<String, String>>,
     only: RefCell<String>,
 }
@@ -105,7 +107,8 @@ impl FakeIam {
         answer: impl FnOnce(&BTreeMap<String, Person>) -> Option<T>,
     ) -> Result<T, IamError> {
         self.calls.borrow_mut().push(format!("{action} {name}"));
-        tokio::time::sleep(Self::CALL).await;
+        let more = self.slow.borrow().get(action).copied().unwrap_or_default();
+        tokio::time::sleep(Self::CALL + more).await;
         let hit = self.only.borrow().is_empty() || *self.only.borrow() == action;
         if self.hanging.get() && hit {
             std::future::pending::<()>().await;

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::{join_all, try_join};
 use pam_iam_core::config::{Access, Config, Who};
@@ -17,7 +18,7 @@ use crate::iam::{Iam, IamError, IamGroup, IamUser};
 use crate::ids;
 
 /// The list of users who may log in.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Roster {
     users: BTreeMap<LinuxName, IamUser>,
     names: HashMap<Uid, LinuxName>,
@@ -32,6 +33,8 @@ pub struct Roster {
     pub at: Instant,
     /// When its reading was over.
     pub ended: Instant,
+    /// Whether it was read before this program was started.
+    pub restored: bool,
 }
 
 /// A roster as it is saved.
@@ -113,7 +116,7 @@ impl Roster {
             (name.clone(), Members { gid: ids::gid_of(group.id.as_str()), names })
         });
         let groups = groups.collect();
-        Self { groups, users, names, refused, missing, access, at, ended: Instant::now() }
+        Self { groups, users, names, refused, missing, access, at, ended: Instant::now(), restored: false }
     }
 
     /// The roster for the disk.
@@ -136,7 +139,13 @@ impl Roster {
         let SavedRoster { users, groups, refused, missing, access, .. } = saved;
         let (users, names, _) = accounts(users, &config.accounts.drop_suffix);
         let (groups, access) = (groups.into_iter().collect(), Rc::new(access));
-        Self { users, names, groups, refused, missing, access, at, ended: at }
+        Self { users, names, groups, refused, missing, access, at, ended: at, restored: true }
+    }
+
+    /// The same, older.
+    pub fn older_by(&self, span: Duration) -> Option<Self> {
+        let (at, ended) = (self.at.checked_sub(span)?, self.ended.checked_sub(span)?);
+        Some(Self { at, ended, ..self.clone() })
     }
 
     /// Who of so many users would get no account, and why.

@@ -2,21 +2,28 @@
 //! taken away.
 
 use std::path::Path;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use pam_iam_core::log::{Level, Log};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 
-use crate::cache::{Clock, Store};
+use crate::cache::{CacheError, Clock, Store};
 use crate::directory::{Change, Directory, Snapshot, setup};
 use crate::iam::Iam;
 
 /// How long something new waits for more before it is written.
-const SAVE_DELAY: Duration = Duration::from_secs(5);
+const NEWS_DELAY: Duration = Duration::from_secs(5);
 
-/// After a failed write, the pause before the next.
-const SAVE_RETRY: Duration = Duration::from_secs(5);
+/// How long it can wait that something was confirmed. A restart makes it look older by that, and no more.
+const AGE_DELAY: Duration = Duration::from_secs(60);
+
+/// After a failed write, the pause before the next; each is twice as long as the one before.
+const RETRY_MIN: Duration = Duration::from_secs(5);
+
+/// The longest of these.
+const RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// Keeps a directory in a store.
 pub struct Keeper<I> {
@@ -41,6 +48,10 @@ impl<I: Iam> Keeper<I> {
         match self.store.load::<Snapshot>(&Clock::now()) {
             Ok(None) => {}
             Ok(Some((snapshot, ago))) => self.directory.restore(snapshot, ago),
+            // Another clock may be right in a minute.
+            Err(error @ CacheError::Clock) => {
+                self.log.write(Level::Warning, format!("the cache {} is not used: {error}", path.display()));
+            }
             Err(error) => {
                 let aside = match self.store.put_aside() {
                     Ok(()) => "put aside".to_owned(),
@@ -55,21 +66,29 @@ impl<I: Iam> Keeper<I> {
         }
     }
 
-    /// Saves for ever.
-    pub async fn keep(&mut self) {
+    /// Saves until `stop` is over, and then once more.
+    pub async fn keep(mut self, stop: impl Future<Output = ()>) {
         let _waited_for = self.directory.keeper();
+        let directory = Rc::clone(&self.directory);
+        let mut stop = pin!(stop);
+        let mut retry = RETRY_MIN;
         loop {
-            let change = self.directory.change(SAVE_DELAY).await;
-            if !self.save(change).await {
-                tokio::time::sleep(SAVE_RETRY).await;
+            // A save is never broken off: two at once would be in each other's way.
+            let change = tokio::select! {
+                change = directory.change(NEWS_DELAY, AGE_DELAY) => change,
+                () = &mut stop => break,
+            };
+            if self.save(change).await {
+                retry = RETRY_MIN;
+                continue;
             }
+            tokio::select! {
+                () = directory.pause(retry) => {}
+                () = &mut stop => break,
+            }
+            retry = (retry * 2).min(RETRY_MAX);
         }
-    }
-
-    /// Saves what is not saved yet.
-    pub async fn finish(&mut self) {
-        let change = self.directory.pending_change();
-        self.save(change).await;
+        self.save(directory.pending_change()).await;
     }
 
     /// False if it could not be saved.
@@ -81,8 +100,16 @@ impl<I: Iam> Keeper<I> {
             let removed = if saved.is_err() && urgent { store.remove() } else { Ok(()) };
             (saved, removed.map_err(|error| error.to_string()))
         });
-        let (saved, removed) = saved.await.unwrap_or_else(|error| (Err(error.to_string()), Ok(())));
+        let broken = |error: JoinError| (Err(error.to_string()), Err("the write broke off".to_owned()));
+        let (saved, removed) = saved.await.unwrap_or_else(broken);
         self.directory.was_saved(&saved);
+        let (done, harmless) = (saved.is_ok(), !urgent || removed.is_ok());
+        if done || urgent && harmless {
+            self.directory.is_settled(&change);
+        }
+        if !done {
+            self.directory.is_unsaved(!harmless);
+        }
         let complaint = match (saved, removed) {
             (Ok(_), _) => None,
             (Err(error), Err(why)) => Some(format!(
@@ -90,13 +117,6 @@ impl<I: Iam> Keeper<I> {
             )),
             (Err(error), Ok(())) => Some(error),
         };
-        let done = complaint.is_none();
-        if done || urgent {
-            self.directory.is_settled(&change);
-        }
-        if !done {
-            self.directory.is_unsettled(&change);
-        }
         if complaint != self.complaint {
             let path = self.store.path();
             let path = path.display();
@@ -109,6 +129,10 @@ impl<I: Iam> Keeper<I> {
             }
         }
         self.complaint = complaint;
+        if !harmless {
+            // Something urgent is still to be done, and is not to be tried in a loop.
+            tokio::time::sleep(RETRY_MIN).await;
+        }
         done
     }
 }

@@ -14,7 +14,7 @@ use pam_iam_core::wire::{Answer, Envelope, Failure, Request, VERSION};
 use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
@@ -42,26 +42,73 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the future is dropped.
 pub async fn serve<I: Iam>(listener: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let users = Rc::new(RefCell::new(HashMap::new()));
+    let door = Door::new(&listener);
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let Ok(connection) = accept(&listener).await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let Ok(peer) = connection.peer() else { continue };
-        let trusted = peer == Uid::ROOT || answerer.is_key_user(peer);
-        if !trusted && slots.available_permits() < CONNECTIONS_RESERVED {
-            continue;
-        }
-        let Some(place) = Place::take(&users, peer) else { continue };
+        let guest = door.admit(|peer| answerer.is_key_user(peer)).await;
         let answerer = Rc::clone(&answerer);
         spawn_local(async move {
+            let Guest { connection, peer, trusted, _place } = guest;
             // A client that goes away has nothing to be told.
             let _ = converse(connection, peer, trusted, &answerer).await;
-            drop((slot, place));
         });
+    }
+}
+
+/// Answers everybody with `frame`, until the future is dropped.
+pub async fn refuse(listener: &AsyncFd<OwnedFd>, frame: &[u8]) {
+    let door = Door::new(listener);
+    loop {
+        let mut guest = door.admit(|_| false).await;
+        let frame = frame.to_vec();
+        spawn_local(async move {
+            // What is asked does not matter, but who has not sent it yet would see a broken pipe.
+            let told = async {
+                guest.connection.receive().await?;
+                guest.connection.send(&frame).await
+            };
+            let _ = timeout(PATIENCE_WITH_OTHERS, told).await;
+        });
+    }
+}
+
+/// Lets clients in, within the limits.
+struct Door<'a> {
+    listener: &'a AsyncFd<OwnedFd>,
+    slots: Arc<Semaphore>,
+    users: Rc<RefCell<HashMap<Uid, usize>>>,
+}
+
+/// A client that was let in.
+struct Guest {
+    connection: Connection,
+    peer: Uid,
+    /// Root or the key command.
+    trusted: bool,
+    /// What it takes up as long as it is there.
+    _place: (OwnedSemaphorePermit, Place),
+}
+
+impl<'a> Door<'a> {
+    fn new(listener: &'a AsyncFd<OwnedFd>) -> Self {
+        Self { listener, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), users: Rc::default() }
+    }
+
+    /// The next client for whom there is room. Others are turned away.
+    async fn admit(&self, is_key_user: impl Fn(Uid) -> bool) -> Guest {
+        loop {
+            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { continue };
+            let Ok(connection) = accept(self.listener).await else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let Ok(peer) = connection.peer() else { continue };
+            let trusted = peer == Uid::ROOT || is_key_user(peer);
+            if !trusted && self.slots.available_permits() < CONNECTIONS_RESERVED {
+                continue;
+            }
+            let Some(place) = Place::take(&self.users, peer) else { continue };
+            return Guest { connection, peer, trusted, _place: (slot, place) };
+        }
     }
 }
 
@@ -108,30 +155,9 @@ async fn converse<I: Iam>(
         Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
         Err(message) => Answer::Error { kind: Failure::BadRequest, message },
     };
-    let frame = encode(&answer)?;
+    let frame = encode(&answer)
+        .or_else(|error| encode(&Answer::Error { kind: Failure::Unavailable, message: error.to_string() }))?;
     timeout(patience, connection.send(&frame)).await?
-}
-
-/// Answers everybody with `frame`, until the future is dropped.
-pub async fn refuse(listener: &AsyncFd<OwnedFd>, frame: &[u8]) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let Ok(mut connection) = accept(listener).await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let frame = frame.to_vec();
-        spawn_local(async move {
-            // What is asked does not matter, but who has not sent it yet would see a broken pipe.
-            let _ = timeout(PATIENCE_WITH_OTHERS, async {
-                connection.receive().await?;
-                connection.send(&frame).await
-            })
-            .await;
-            drop(slot);
-        });
-    }
 }
 
 async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Connection> {

@@ -16,6 +16,7 @@ use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
@@ -28,6 +29,9 @@ use crate::server;
 
 /// Everybody may connect; who may ask what is told from the peer's credentials.
 const SOCKET_MODE: u32 = 0o666;
+
+/// How long the last save may take.
+const LAST_SAVE_MAX: Duration = Duration::from_secs(2);
 
 /// How often a configuration with an error is looked at again.
 const MENDED_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,24 +63,28 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
         };
         let iam = AwsIam::new(&config.aws).await;
         let directory = Directory::new(iam, config, self::log());
-        let mut keeper = Keeper::new(Rc::clone(&directory), cache, self::log());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let keeper = Keeper::new(Rc::clone(&directory), cache, self::log());
+        let keeping = spawn_local(keeper.keep(async { drop(stopped.await) }));
         spawn_local(keep_roster(Rc::clone(&directory)));
         let answerer = Rc::new(Answerer::new(directory));
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         tokio::select! {
             () = server::serve(listener, answerer) => {}
-            () = keeper.keep() => {}
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
-        keeper.finish().await;
+        drop(stop);
+        // A disk that hangs does not keep the next resolver from its work.
+        let _ = timeout(LAST_SAVE_MAX, keeping).await;
         if bound {
             // The next resolver makes its own; between the two, clients see that nobody listens.
             let _ = std::fs::remove_file(socket);
         }
         Ok(())
     });
+    runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&mut log, &socket.display().to_string(), &error),

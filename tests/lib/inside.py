@@ -39,7 +39,7 @@ allow = ["ssh-users"]
 sudo = ["ssh-admins"]
 """
 # The pause before a service is started again, as its unit has it.
-RESTART_SECONDS = 0.1
+RESTART_SECONDS = 0.25
 READY_SECONDS = 30.0
 
 

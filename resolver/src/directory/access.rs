@@ -24,6 +24,16 @@ pub(super) struct Tags {
     fetch: Option<Fetch<()>>,
 }
 
+impl Tags {
+    /// Makes what they said older.
+    pub(super) fn age(&mut self, span: Duration) {
+        for held in [&mut self.allow, &mut self.sudo] {
+            *held = held.take().and_then(|(who, at)| Some((who, at.checked_sub(span)?)));
+        }
+        self.asked = self.asked.and_then(|asked| asked.checked_sub(span));
+    }
+}
+
 impl<I: Iam> Directory<I> {
     /// Who may do what, with every tag read. Whoever keeps the roster reads them as often; here they are read if that has
     /// not been done for twice as long.
@@ -45,6 +55,7 @@ impl<I: Iam> Directory<I> {
         let asked = self.state.borrow().tags.asked;
         if asked.is_none_or(|asked| asked.elapsed() >= age) {
             self.read_tags().await;
+            self.settle().await;
         }
         self.access_by_tags()
     }
@@ -122,15 +133,23 @@ impl<I: Iam> Directory<I> {
             Policy::Login => &mut state.tags.allow,
             Policy::Sudo => &mut state.tags.sudo,
         };
+        if held.as_ref().is_some_and(|(_, known)| *known > at) {
+            return;
+        }
         let before = held.as_ref().map(|(who, _)| who.clone());
         match answer {
             Ok(who) => *held = Some((who, at)),
             Err(IamError::Unreachable(_)) => {}
             Err(_) => *held = None,
         }
-        let same = before.is_none() || held.as_ref().map(|(who, _)| who) == before.as_ref();
+        let now = held.as_ref().map(|(who, _)| who.clone());
         drop(state);
-        if same { self.changed() } else { self.reduced() }
+        match (before, now) {
+            (None, None) => {}
+            (None, Some(_)) => self.changed(),
+            (before, now) if before == now => self.refreshed(),
+            _ => self.reduced(),
+        }
     }
 
     /// Puts the groups that a tag names in its place. A group that the configuration does not list among those that a

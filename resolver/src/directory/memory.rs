@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,10 +19,11 @@ use super::{Directory, Known, Person, Record};
 use crate::cache::milliseconds;
 use crate::iam::{Iam, IamId};
 use crate::roster::{Roster, SavedRoster};
+use crate::sshkey;
 
-/// How long an answer that takes something away waits until it is on the disk, so that after a crash no older answer
-/// comes back. A disk that is slower keeps nobody waiting longer.
-pub(super) const SETTLE_MAX: Duration = Duration::from_millis(500);
+/// How long an answer waits until what was taken away is on the disk, so that after a crash no older answer comes back. A
+/// disk that is slower keeps nobody waiting longer, and nobody at all before it has written something again.
+pub(super) const SETTLE_MAX: Duration = Duration::from_millis(400);
 
 /// The directory as it is saved. All ages are in milliseconds.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,11 +33,14 @@ pub struct Snapshot {
     tags: SavedTags,
 }
 
-/// Who stands behind a name. That nobody does is not saved: who is not known is refused as well.
+/// Who stands behind a name. That nobody does is saved only of a name that the list still has: else who is not known is
+/// refused as well.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct SavedName {
     name: LinuxName,
     age: u64,
+    /// How long ago something was last taken away.
+    reduced: u64,
     known: SavedKnown,
 }
 
@@ -43,6 +49,7 @@ struct SavedName {
 enum SavedKnown {
     One(Person),
     Team(Vec<Person>),
+    Absent,
 }
 
 /// The groups that tags named, with their ages.
@@ -55,26 +62,39 @@ struct SavedTags {
 /// What changed since the last save.
 #[derive(Debug)]
 pub(super) struct Changes {
-    /// Something did.
-    dirty: Cell<bool>,
-    /// Something was taken away.
-    urgent: Cell<bool>,
+    need: Cell<Need>,
     told: Notify,
     /// How often something was taken away, and up to which of them the disk has it. Nobody keeps it on disk while there
     /// is no receiver.
     taken: Cell<u64>,
     settled: watch::Sender<u64>,
+    /// Whether somebody has waited for the disk in vain since it last wrote something.
+    slow: Cell<bool>,
+}
+
+/// What the disk lacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// That something still holds.
+    Age,
+    /// Something new.
+    News,
+    /// That something holds no more.
+    Urgent,
 }
 
 impl Default for Changes {
     fn default() -> Self {
         let settled = watch::Sender::new(0);
         Self {
-            dirty: Cell::default(),
-            urgent: Cell::default(),
+            need: Cell::default(),
             told: Notify::new(),
             taken: Cell::default(),
             settled,
+            slow: Cell::default(),
         }
     }
 }
@@ -87,11 +107,16 @@ pub struct Change {
     number: u64,
 }
 
-/// The part of the configuration that says whom names stand for. Under another one, nothing of the cache holds.
+/// What says whom names stand for: a part of the configuration, the AWS credentials that come from the environment, and
+/// the host, since an image of it may be started elsewhere. Under another one, nothing of the cache holds.
 pub fn setup(config: &Config) -> String {
     let Config { aws, accounts, shared, access, groups, .. } = config;
     let aws = (&aws.region, &aws.endpoint, &aws.profile, &aws.assume_role);
-    format!("{aws:?} {:?} {shared:?} {access:?} {groups:?}", accounts.drop_suffix)
+    let host = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let mut environment: Vec<(OsString, OsString)> =
+        std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"AWS_")).collect();
+    environment.sort();
+    format!("{aws:?} {:?} {shared:?} {access:?} {groups:?} {host} {environment:?}", accounts.drop_suffix)
 }
 
 #[cfg(test)]
@@ -103,25 +128,38 @@ impl Snapshot {
 }
 
 impl<I: Iam> Directory<I> {
+    /// What is known was confirmed.
+    pub(super) fn refreshed(&self) {
+        self.needs(Need::Age);
+    }
+
     /// Something new was learned.
     pub(super) fn changed(&self) {
-        self.changes.dirty.set(true);
-        self.changes.told.notify_one();
+        self.needs(Need::News);
     }
 
     /// Something that was known holds no more.
     pub(super) fn reduced(&self) {
-        self.changes.urgent.set(true);
         self.changes.taken.set(self.changes.taken.get() + 1);
-        self.changed();
+        self.needs(Need::Urgent);
+    }
+
+    fn needs(&self, need: Need) {
+        self.changes.need.set(self.changes.need.get().max(need));
+        self.changes.told.notify_one();
     }
 
     /// Waits until what was taken away is on the disk, where somebody keeps it there.
-    pub(super) async fn settle(&self) {
-        let taken = self.changes.taken.get();
-        if self.changes.urgent.get() && self.changes.settled.receiver_count() > 0 {
-            let mut settled = self.changes.settled.subscribe();
-            let _ = timeout(SETTLE_MAX, settled.wait_for(|number| *number >= taken)).await;
+    pub async fn settle(&self) {
+        let changes = &self.changes;
+        let taken = changes.taken.get();
+        let settled = *changes.settled.borrow() >= taken;
+        if settled || changes.slow.get() || changes.settled.receiver_count() == 0 {
+            return;
+        }
+        let mut receiver = changes.settled.subscribe();
+        if timeout(SETTLE_MAX, receiver.wait_for(|number| *number >= taken)).await.is_err() {
+            changes.slow.set(true);
         }
     }
 
@@ -130,44 +168,51 @@ impl<I: Iam> Directory<I> {
         self.changes.settled.subscribe()
     }
 
-    /// Waits until there is something to save. What can wait is put off by `delay`, so that many changes are one write.
-    pub async fn change(&self, delay: Duration) -> Change {
-        let wanted = async {
-            while !self.changes.dirty.get() {
-                self.changes.told.notified().await;
-            }
-        };
-        wanted.await;
-        let urgent = async {
-            while !self.changes.urgent.get() {
-                self.changes.told.notified().await;
-            }
-        };
-        let _ = timeout(delay, urgent).await;
+    /// Waits until there is something to save. What can wait is put off, something new by `news` and what was confirmed by
+    /// `age`, so that many changes are one write.
+    pub async fn change(&self, news: Duration, age: Duration) -> Change {
+        self.needed(Need::Age).await;
+        if timeout(age, self.needed(Need::News)).await.is_ok() {
+            let _ = timeout(news, self.needed(Need::Urgent)).await;
+        }
         self.pending_change()
+    }
+
+    async fn needed(&self, need: Need) {
+        while self.changes.need.get() < need {
+            self.changes.told.notified().await;
+        }
+    }
+
+    /// Waits for `pause`, or until something is taken away.
+    pub async fn pause(&self, pause: Duration) {
+        let _ = timeout(pause, self.needed(Need::Urgent)).await;
     }
 
     /// What there is to save now.
     pub fn pending_change(&self) -> Change {
-        self.changes.dirty.set(false);
-        Change { urgent: self.changes.urgent.replace(false), number: self.changes.taken.get() }
+        let urgent = self.changes.need.replace(Need::Nothing) == Need::Urgent;
+        Change { urgent, number: self.changes.taken.get() }
     }
 
     /// A change is on the disk, or no file says otherwise.
     pub fn is_settled(&self, change: &Change) {
+        self.changes.slow.set(false);
         self.changes.settled.send_replace(change.number);
     }
 
-    /// A change could not be saved: the next try is to save it too.
-    pub fn is_unsettled(&self, change: &Change) {
-        self.changes.dirty.set(true);
-        self.changes.urgent.set(self.changes.urgent.get() || change.urgent);
+    /// A change could not be saved: the next try is to save it too, and `urgent` says whether a file says otherwise.
+    pub fn is_unsaved(&self, urgent: bool) {
+        let need = if urgent { Need::Urgent } else { Need::News };
+        self.changes.need.set(self.changes.need.get().max(need));
     }
 
     /// The directory as it is, without what no longer serves anybody.
     pub fn snapshot(&self) -> Snapshot {
         let offline = self.config.freshness.offline.0;
         let state = self.state.borrow();
+        let roster = state.roster.as_ref().filter(|roster| roster.at.elapsed() < offline);
+        let listed = |name: &LinuxName| roster.is_some_and(|roster| roster.has(name));
         let mut names: Vec<SavedName> = state
             .records
             .iter()
@@ -176,9 +221,16 @@ impl<I: Iam> Directory<I> {
                 let known = match &record.known {
                     Known::One(person) => SavedKnown::One(person.clone()),
                     Known::Team(team) => SavedKnown::Team(team.clone()),
+                    Known::Absent | Known::Ambiguous(_) | Known::Denied if listed(name) => SavedKnown::Absent,
                     Known::Absent | Known::Ambiguous(_) | Known::Denied => return None,
                 };
-                Some(SavedName { name: name.clone(), age: milliseconds(record.at.elapsed()), known })
+                let age = milliseconds(record.at.elapsed());
+                Some(SavedName {
+                    name: name.clone(),
+                    age,
+                    reduced: milliseconds(record.reduced.elapsed()),
+                    known,
+                })
             })
             .collect();
         names.sort_by(|one, other| one.name.cmp(&other.name));
@@ -188,7 +240,7 @@ impl<I: Iam> Directory<I> {
         };
         Snapshot {
             names,
-            roster: state.roster.as_ref().map(|roster| roster.saved()),
+            roster: roster.map(|roster| roster.saved()),
             tags: SavedTags { allow: tag(&state.tags.allow), sudo: tag(&state.tags.sudo) },
         }
     }
@@ -218,33 +270,41 @@ impl Snapshot {
         let now = Instant::now();
         let began = |age: u64| now.checked_sub(Duration::from_millis(age).saturating_add(ago));
         let (mut records, mut bodies, mut names) = (HashMap::new(), HashMap::new(), HashMap::new());
-        for SavedName { name, age, known } in self.names {
-            let Some(at) = began(age) else { continue };
+        for SavedName { name, age, reduced, known } in self.names {
+            let Some((at, reduced)) = began(age).zip(began(reduced)) else { continue };
             let shared = config.shared.contains_key(&name);
-            let known = match known {
+            let mut known = match known {
                 SavedKnown::One(person) => Known::One(person),
                 SavedKnown::Team(team) => Known::Team(team),
+                SavedKnown::Absent => Known::Absent,
             };
-            let people = match &known {
+            let people = match &mut known {
+                Known::Absent => &mut [],
                 Known::One(person)
                     if !shared
                         && person.user.name.to_linux(&config.accounts.drop_suffix).as_ref() == Ok(&name) =>
                 {
                     names.insert(person.uid, name.clone());
-                    std::slice::from_ref(person)
+                    std::slice::from_mut(person)
                 }
-                Known::Team(team) if shared => team,
+                Known::Team(team) if shared => team.as_mut_slice(),
                 _ => continue,
             };
             for person in people {
-                let keys = person.keys.iter();
-                bodies.extend(keys.map(|(id, key)| ((person.user.id.clone(), id.clone()), key.clone())));
+                for (id, key) in &mut person.keys {
+                    // Judged anew: another release may think otherwise. What is not usable is asked for again.
+                    *key = key.take().and_then(|key| sshkey::usable(&key.to_string()).ok());
+                    if key.is_some() {
+                        bodies.insert((person.user.id.clone(), id.clone()), key.clone());
+                    }
+                }
             }
-            records.insert(name, Rc::new(Record::new(known, at)));
+            records.insert(name, Rc::new(Record { known, at, reduced }));
         }
-        let roster = self
-            .roster
-            .and_then(|saved| began(saved.age).map(|at| Rc::new(Roster::restored(saved, config, at))));
+        let serves = |age: u64| Duration::from_millis(age).saturating_add(ago) < config.freshness.offline.0;
+        let roster = self.roster.filter(|saved| serves(saved.age));
+        let roster =
+            roster.and_then(|saved| began(saved.age).map(|at| Rc::new(Roster::restored(saved, config, at))));
         let tag = |held: Option<(Vec<IamName>, u64)>| {
             let (groups, age) = held?;
             Some((Who::Groups(groups), began(age)?))

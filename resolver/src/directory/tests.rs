@@ -380,6 +380,8 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
 async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
     directory.iam.add("alice", &["users"]);
+    // What takes something away is known before the rest of the answer.
+    directory.iam.slow.borrow_mut().insert("GetUser", Duration::from_millis(50));
     find(&directory, "alice").await.unwrap();
     assert!(!directory.pending_change().urgent, "something new can wait");
     find(&directory, "alice").await.unwrap();
@@ -388,7 +390,7 @@ async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
     let _keeper = directory.keeper();
     let disk = Rc::clone(&directory);
     let saved = spawn_local(async move {
-        let change = disk.change(DAY).await;
+        let change = disk.change(DAY, DAY).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         disk.is_settled(&change);
         change.urgent
@@ -396,15 +398,95 @@ async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
     let began = Instant::now();
     find(&directory, "alice").await.unwrap();
     assert!(saved.await.unwrap());
-    assert_eq!(began.elapsed(), FakeIam::CALL + Duration::from_millis(100));
-    // A disk that hangs keeps nobody waiting for ever.
+    assert_eq!(
+        began.elapsed(),
+        FakeIam::CALL + Duration::from_millis(100),
+        "written while the rest is awaited"
+    );
+    // A disk that hangs keeps somebody waiting once.
     directory.iam.people.borrow_mut().clear();
-    let began = Instant::now();
-    assert_eq!(find(&directory, "alice").await.unwrap().record.known, Known::Absent);
-    assert_eq!(began.elapsed(), FakeIam::CALL + memory::SETTLE_MAX);
-    assert!(directory.pending_change().urgent);
+    let took = async || {
+        let began = Instant::now();
+        assert_eq!(find(&directory, "alice").await.unwrap().record.known, Known::Absent);
+        began.elapsed()
+    };
+    assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50) + memory::SETTLE_MAX);
     directory.flush(None);
-    assert!(directory.pending_change().urgent);
+    assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50));
+    let change = directory.pending_change();
+    assert!(change.urgent);
+    directory.is_settled(&change);
+    directory.flush(None);
+    assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50) + memory::SETTLE_MAX);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn an_old_failure_makes_nobody_impatient() {
+    let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
+    directory.iam.add("alice", &["users"]);
+    find(&directory, "alice").await.unwrap();
+    directory.iam.fail(Some(IamError::Unreachable("throttled".into())));
+    assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Offline);
+    directory.iam.fail(None);
+    directory.iam.change("alice", |alice| alice.groups.clear());
+    directory.iam.slow.borrow_mut().insert("GetUser", Duration::from_secs(2));
+    tokio::time::advance(OUTAGE).await;
+    let seen = find(&directory, "alice").await.unwrap();
+    assert_eq!((seen.source, groups(&seen).len()), (Source::Iam, 0));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn what_is_known_ages_while_the_machine_sleeps() {
+    let directory = directory(USERS);
+    directory.iam.add("alice", &["users"]);
+    find(&directory, "alice").await.unwrap();
+    directory.read_roster().await.unwrap();
+    assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Cache);
+    let slept = directory.slept.get();
+    directory.wake(slept + Duration::from_millis(10));
+    assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Cache, "no sleep, but two clocks");
+    directory.wake(slept + Duration::from_secs(60));
+    assert_eq!(directory.last_roster().unwrap().at.elapsed().as_secs(), 60);
+    directory.iam.fail(Some(IamError::Unreachable("gone".into())));
+    let seen = find(&directory, "alice").await.unwrap();
+    assert_eq!((seen.source, seen.record.at.elapsed().as_secs()), (Source::Offline, 60));
+    directory.wake(slept + DAY + Duration::from_secs(60));
+    assert!(find(&directory, "alice").await.is_err());
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn what_was_asked_before_a_flush_is_not_stored_after_it() {
+    let directory = directory(USERS);
+    directory.iam.add("alice", &["users"]);
+    directory.iam.slow.borrow_mut().insert("ListSSHPublicKeys", Duration::from_secs(1));
+    let asker = Rc::clone(&directory);
+    let early = spawn_local(async move { find(&asker, "alice").await });
+    tokio::time::sleep(FakeIam::CALL * 2).await;
+    directory.flush(None);
+    directory.iam.change("alice", |alice| alice.groups.clear());
+    let late = find(&directory, "alice").await.unwrap();
+    early.await.unwrap().unwrap();
+    assert!(groups(&late).is_empty());
+    assert!(groups(&find(&directory, "alice").await.unwrap()).is_empty());
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn after_a_restart_the_list_says_who_there_is_and_not_who_there_is_not() {
+    let before = directory(USERS);
+    before.iam.add("alice", &["users"]);
+    before.iam.add("bob", &["users"]);
+    before.read_roster().await.unwrap();
+    // Who was known and is no more, since the list was read.
+    before.iam.people.borrow_mut().remove("bob");
+    assert_eq!(find(&before, "bob").await.unwrap().record.known, Known::Absent);
+    let after = restarted(&before, USERS, Duration::ZERO);
+    let uid = |number| ids::uid_of(&crate::fake::id(number));
+    assert!(after.find_uid(uid(7), age(&after)).await.is_err());
+    assert_eq!(after.record(&linux("bob")).unwrap().known, Known::Absent);
+    after.iam.fail(None);
+    after.read_roster().await.unwrap();
+    assert!(after.find_uid(uid(7), age(&after)).await.unwrap().is_none());
+    assert!(restarted(&before, USERS, DAY).last_roster().is_none(), "too old");
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
