@@ -95,7 +95,7 @@ def write_enter(environment):
     enter = inside.BOX / "bin/box-enter"
     enter.write_text(f"""#!/bin/sh
 # The machine's first process is the one that is number 1 in a namespace below this one.
-leader=$(awk '/^NSpid:/ && NF == 3 && $3 == 1 {{ split(FILENAME, part, "/"); print part[3] }}' /proc/[0-9]*/status 2>/dev/null)
+leader=$(grep -sE '^NSpid:[[:space:]]+[0-9]+[[:space:]]+1$' /proc/[0-9]*/status | cut -d / -f 3)
 if [ -z "$leader" ]; then
     echo "box-enter: the machine is down" >&2
     exit 125
