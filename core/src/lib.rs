@@ -25,6 +25,7 @@ pub mod once;
 pub mod paths;
 pub mod process;
 pub mod register;
+pub mod replace;
 #[cfg(feature = "config")]
 pub mod standing;
 pub mod wire;

@@ -28,6 +28,12 @@ pub const BOOTED_BY_SYSTEMD: &str = "/run/systemd/system";
 /// journald's own socket, see "Journal Native Protocol" in systemd's documentation.
 pub const JOURNAL: &str = "/run/systemd/journal/socket";
 
+/// The files that the packages put in place and `iamctl enable` copies.
+pub const SHARE: &str = "/usr/share/pam_iam";
+
+/// What `iamctl enable` changed, so that `iamctl disable` takes it back.
+pub const ENABLED: &str = "/var/lib/pam_iam/enabled.json";
+
 /// The local accounts, see passwd(5).
 pub const PASSWD: &str = "/etc/passwd";
 

@@ -4,6 +4,7 @@
 //! for what makes such a set-up fail; and it ends sessions that IAM has withdrawn. It decides nothing itself.
 
 mod doctor;
+mod enable;
 mod explain;
 mod lint;
 mod output;
@@ -78,6 +79,21 @@ enum Command {
     },
     /// Go over all IAM users: whose names or uids collide or are refused, who has no usable key. Exit status 1 if anybody
     Lint,
+    /// Switch logins with IAM users on: NSS, PAM, sudo, sshd, units. Taken back whole if anything fails
+    Enable {
+        /// Where accounts come from
+        #[arg(long, value_enum, default_value_t = enable::Accounts::Nss)]
+        accounts: enable::Accounts,
+        /// Say what would be changed, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Take back what enable changed, byte for byte
+    Disable {
+        /// Say what would be changed, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -143,6 +159,8 @@ fn main() -> ExitCode {
         (true, Command::Sweep { dry_run }) => sweep::run(&context, dry_run),
         (true, Command::Flush { user }) => flush(&context, user.as_deref()),
         (true, Command::Lint) => lint::run(&context),
+        (true, Command::Enable { accounts, dry_run }) => enable::enable(&context, accounts, dry_run),
+        (true, Command::Disable { dry_run }) => enable::disable(&context, dry_run),
         (true, Command::Completions { shell }) => completions(shell),
     };
     match done {

@@ -5,14 +5,14 @@
 //! whole batch; newusers(8) sets passwords and makes home directories; useradd(8) rewrites all files for each user.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, XattrFlags, fcntl_lock, fsetxattr, getxattr};
+use pam_iam_core::replace::write_like;
+use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 
 use crate::table::{Table, Tables};
@@ -25,12 +25,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often to try.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-
-/// Where SELinux has its state, if it is there: without it nobody but who may do everything may write labels.
-const SELINUX: &str = "/sys/fs/selinux/enforce";
-
-/// Where SELinux keeps a file's label (see selinux(8)).
-const LABEL: &str = "security.selinux";
 
 /// What stands behind the names of our unfinished files. The next run replaces one that was left.
 const UNFINISHED: &str = ".pam_iam-new";
@@ -153,26 +147,6 @@ impl Database {
     }
 }
 
-/// Writes `bytes` to `unfinished`, completely and to the disk, with the owner, mode and label of `path`.
-fn write_like(path: &Path, unfinished: &Path, bytes: &[u8]) -> io::Result<()> {
-    let model = std::fs::metadata(path)?;
-    match std::fs::remove_file(unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(unfinished)?;
-    file.write_all(bytes)?;
-    std::os::unix::fs::fchown(file.as_fd(), Some(model.uid()), Some(model.gid()))?;
-    file.set_permissions(std::fs::Permissions::from_mode(model.mode() & 0o7777))?;
-    let mut label = [0; 1024];
-    if Path::new(SELINUX).exists()
-        && let Ok((label, _)) = getxattr(path, LABEL, &mut label[..]).map(|length| label.split_at(length))
-    {
-        fsetxattr(&file, LABEL, label, XattrFlags::empty())?;
-    }
-    file.sync_all()
-}
-
 /// Leaves the file as it was under the name that shadow-utils use for it.
 fn keep_last(path: &Path) -> io::Result<()> {
     let mut last = path.as_os_str().to_owned();
@@ -188,6 +162,7 @@ fn keep_last(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     fn etc() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::wire::{ROSTER_LIMIT, Source};
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, timeout};
 
 use crate::bucket::Bucket;
@@ -40,8 +40,9 @@ const BACK_OFF: Duration = Duration::from_secs(2);
 const BACK_OFF_TEAM: Duration = Duration::from_secs(10);
 
 /// While IAM is silent about a user, how long somebody waits for the next try before the last answer serves; the try goes
-/// on, so that the first login after an outage is a fresh one. A new connection and its first answer take four round trips.
-const PATIENCE_IN_OUTAGE: Duration = Duration::from_millis(500);
+/// on, so that the first login after an outage is a fresh one. A new connection and its first answer take four round trips,
+/// each of up to a quarter of a second.
+const PATIENCE_IN_OUTAGE: Duration = Duration::from_secs(1);
 
 /// For how long after a failure IAM is taken to be still silent. Later, whoever asks waits for IAM as ever.
 const OUTAGE: Duration = Duration::from_secs(60);
@@ -150,6 +151,18 @@ pub struct Seen {
 
 type Fetch<T> = Shared<LocalBoxFuture<'static, Result<Rc<T>, IamError>>>;
 
+/// A fetch on its way. What drops it breaks it off: what was asked before a flush says nothing after it.
+struct Running<T> {
+    fetch: Fetch<T>,
+    task: AbortHandle,
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// What the resolver knows.
 pub struct Directory<I> {
     iam: I,
@@ -182,15 +195,13 @@ pub struct Saved {
 struct State {
     records: HashMap<LinuxName, Rc<Record>>,
     names: HashMap<Uid, LinuxName>,
-    /// What is being asked, with a number, by which it is told from what was asked before a flush.
-    fetches: HashMap<LinuxName, (u64, Fetch<Record>)>,
-    fetched_so_far: u64,
+    fetches: HashMap<LinuxName, Running<Record>>,
     /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
     bodies: HashMap<(IamId, String), Option<PublicKey>>,
     /// Who may do what, where a tag of the instance says so.
     tags: access::Tags,
     roster: Option<Rc<Roster>>,
-    roster_fetch: Option<(u64, Fetch<Roster>)>,
+    roster_fetch: Option<Running<Roster>>,
     roster_failed: Option<(Instant, IamError)>,
     bucket: Bucket,
     /// The users about whom IAM was silent when it was last asked: when that was, and why.
@@ -215,7 +226,6 @@ impl<I: Iam> Directory<I> {
             records: HashMap::new(),
             names: HashMap::new(),
             fetches: HashMap::new(),
-            fetched_so_far: 0,
             bodies: HashMap::new(),
             tags: access::Tags::default(),
             roster: None,
@@ -412,6 +422,9 @@ impl<I: Iam> Directory<I> {
             .collect();
         state.roster = state.roster.take().and_then(|roster| Some(Rc::new(roster.older_by(since)?)));
         state.tags.age(since);
+        drop(state);
+        // The disk has them younger.
+        self.reduced();
     }
 
     fn slept(&self) -> Duration {
@@ -454,33 +467,32 @@ impl<I: Iam> Directory<I> {
     /// Why it could not be read. An earlier one stays.
     pub async fn read_roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
         // One that is over and still here has panicked.
-        let running = self.state.borrow().roster_fetch.clone().filter(|(_, fetch)| fetch.peek().is_none());
-        let (_, fetch) = running.unwrap_or_else(|| {
+        let running = self.state.borrow().roster_fetch.as_ref().map(|running| running.fetch.clone());
+        let fetch = running.filter(|fetch| fetch.peek().is_none()).unwrap_or_else(|| {
             let this = Rc::clone(self);
-            let number = self.next_fetch();
-            let fetch = shared(async move {
+            let running = shared(async move {
+                let slept = this.slept();
                 let reading = async {
                     let access = this.access_within(Duration::ZERO).await?;
                     Roster::read(&this.iam, &this.config, access).await
                 };
                 let result = bounded(ROSTER_LIMIT, reading).await.map(Rc::new);
-                this.roster_read(number, &result);
+                let result = if this.slept() == slept { result } else { Err(asleep()) };
+                this.roster_read(&result);
                 result
             });
-            self.state.borrow_mut().roster_fetch = Some((number, fetch.clone()));
-            (number, fetch)
+            let fetch = running.fetch.clone();
+            self.state.borrow_mut().roster_fetch = Some(running);
+            fetch
         });
         fetch.await
     }
 
-    fn roster_read(&self, number: u64, result: &Result<Rc<Roster>, IamError>) {
+    fn roster_read(&self, result: &Result<Rc<Roster>, IamError>) {
         let before = self.last_roster();
         let failed = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
         {
             let mut state = self.state.borrow_mut();
-            if state.roster_fetch.as_ref().is_none_or(|(running, _)| *running != number) {
-                return;
-            }
             state.roster_fetch = None;
             state.roster_failed = failed;
         }
@@ -529,37 +541,33 @@ impl<I: Iam> Directory<I> {
     }
 
     async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
-        // One that is over and still here has panicked.
-        let running =
-            self.state.borrow().fetches.get(name).cloned().filter(|(_, fetch)| fetch.peek().is_none());
-        if let Some((_, fetch)) = running {
-            return fetch.await;
-        }
-        let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
-        if let Some((at, error)) = self.state.borrow().failing.get(name)
-            && at.elapsed() < pause
-        {
-            return Err(error.clone());
-        }
-        let (this, asked, number) = (Rc::clone(self), name.clone(), self.next_fetch());
-        let fetch = shared(async move {
-            let slept = this.slept();
-            let mut result = this.limited(this.ask(&asked)).await.map(Rc::new);
-            if this.slept() != slept {
-                // What came before the sleep would pass for what came after it.
-                result = Err(IamError::Unreachable("the machine was asleep".to_owned()));
+        loop {
+            // One that is over and still here has panicked.
+            let running = self.state.borrow().fetches.get(name).map(|running| running.fetch.clone());
+            if let Some(fetch) = running.filter(|fetch| fetch.peek().is_none()) {
+                match fetch.await {
+                    // By a flush.
+                    Err(error) if error == broken_off() => continue,
+                    outcome => return outcome,
+                }
             }
-            this.fetched(&asked, number, &result);
-            result
-        });
-        self.state.borrow_mut().fetches.insert(name.clone(), (number, fetch.clone()));
-        fetch.await
-    }
-
-    fn next_fetch(&self) -> u64 {
-        let mut state = self.state.borrow_mut();
-        state.fetched_so_far += 1;
-        state.fetched_so_far
+            let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
+            if let Some((at, error)) = self.state.borrow().failing.get(name)
+                && at.elapsed() < pause
+            {
+                return Err(error.clone());
+            }
+            let (this, asked) = (Rc::clone(self), name.clone());
+            let running = shared(async move {
+                let slept = this.slept();
+                let result = this.limited(this.ask(&asked)).await.map(Rc::new);
+                // What came before the sleep would pass for what came after it.
+                let result = if this.slept() == slept { result } else { Err(asleep()) };
+                this.fetched(&asked, &result);
+                result
+            });
+            self.state.borrow_mut().fetches.insert(name.clone(), running);
+        }
     }
 
     /// Fetches, and waits as long as there is a hope: while IAM is silent, whoever comes next gets what is known, and who
@@ -583,11 +591,8 @@ impl<I: Iam> Directory<I> {
         bounded(self.config.aws.total_timeout.0, work).await
     }
 
-    fn fetched(&self, name: &LinuxName, number: u64, result: &Result<Rc<Record>, IamError>) {
+    fn fetched(&self, name: &LinuxName, result: &Result<Rc<Record>, IamError>) {
         let mut state = self.state.borrow_mut();
-        if state.fetches.get(name).is_none_or(|(running, _)| *running != number) {
-            return;
-        }
         state.fetches.remove(name);
         let record = match result {
             Ok(record) => record,
@@ -621,6 +626,8 @@ impl<I: Iam> Directory<I> {
         match before.as_deref().map(|before| &before.known) {
             Some(before) if *before != record.known => self.reduced(),
             Some(_) => self.refreshed(),
+            // Nobody knows what a file says that was not read.
+            None if self.changes.unread.get() => self.reduced(),
             None if matches!(record.known, Known::One(_) | Known::Team(_)) => self.changed(),
             None => {}
         }
@@ -648,12 +655,34 @@ impl<I: Iam> Directory<I> {
 }
 
 /// A future that runs on its own, whoever still waits for it, and that many can wait for.
-fn shared<T: 'static>(work: impl Future<Output = Result<Rc<T>, IamError>> + 'static) -> Fetch<T> {
+fn shared<T: 'static>(work: impl Future<Output = Result<Rc<T>, IamError>> + 'static) -> Running<T> {
     let task = spawn_local(work);
+    let abort = task.abort_handle();
     let outcome = async move {
-        task.await.unwrap_or_else(|error| Err(IamError::Unreachable(format!("the look-up failed: {error}"))))
+        task.await.unwrap_or_else(|error| {
+            let why = if error.is_cancelled() {
+                broken_off()
+            } else {
+                unreachable(&format!("the look-up failed: {error}"))
+            };
+            Err(why)
+        })
     };
-    outcome.boxed_local().shared()
+    Running { fetch: outcome.boxed_local().shared(), task: abort }
+}
+
+fn unreachable(why: &str) -> IamError {
+    IamError::Unreachable(why.to_owned())
+}
+
+/// What whoever waits is told when a fetch is broken off.
+fn broken_off() -> IamError {
+    unreachable("the look-up was broken off by a flush")
+}
+
+/// What becomes of a fetch during which the machine slept.
+fn asleep() -> IamError {
+    unreachable("the machine was asleep")
 }
 
 async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T, IamError>>) -> Result<T, IamError> {

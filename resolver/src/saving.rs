@@ -19,6 +19,9 @@ const NEWS_DELAY: Duration = Duration::from_secs(5);
 /// How long it can wait that something was confirmed. A restart makes it look older by that, and no more.
 const AGE_DELAY: Duration = Duration::from_secs(60);
 
+/// How often a file is looked at again that was not read.
+const READ_AGAIN: Duration = Duration::from_secs(60);
+
 /// After a failed write, the pause before the next; each is twice as long as the one before.
 const RETRY_MIN: Duration = Duration::from_secs(5);
 
@@ -43,26 +46,25 @@ impl<I: Iam> Keeper<I> {
         keeper
     }
 
+    /// Reads what is there, if it can be believed.
     fn restore(&mut self) {
+        let loaded = self.store.load::<Snapshot>(&Clock::now());
+        // Another clock or another configuration may be right in a minute: such a file stays until somebody is known.
+        self.directory.leaves_unread(matches!(loaded, Err(CacheError::Clock | CacheError::Setup)));
+        let (what, error) = match loaded {
+            Ok(None) => return,
+            Ok(Some((snapshot, ago))) => return self.directory.restore(snapshot, ago),
+            Err(error @ (CacheError::Clock | CacheError::Setup)) => ("not used".to_owned(), error),
+            Err(error) => match self.store.put_aside() {
+                Ok(()) => ("not used and put aside".to_owned(), error),
+                Err(why) => (format!("not used, and cannot even be put aside ({why})"), error),
+            },
+        };
         let path = self.store.path();
-        match self.store.load::<Snapshot>(&Clock::now()) {
-            Ok(None) => {}
-            Ok(Some((snapshot, ago))) => self.directory.restore(snapshot, ago),
-            // Another clock may be right in a minute.
-            Err(error @ CacheError::Clock) => {
-                self.log.write(Level::Warning, format!("the cache {} is not used: {error}", path.display()));
-            }
-            Err(error) => {
-                let aside = match self.store.put_aside() {
-                    Ok(()) => "put aside".to_owned(),
-                    Err(why) => format!("not even to be put aside ({why})"),
-                };
-                let path = path.display();
-                self.log.write(
-                    Level::Warning,
-                    format!("the cache {path} is not used and {aside}: {error}; IAM is asked anew"),
-                );
-            }
+        let message = format!("the cache {} is {what}: {error}; IAM is asked anew", path.display());
+        if self.complaint.as_ref() != Some(&message) {
+            self.log.write(Level::Warning, &message);
+            self.complaint = Some(message);
         }
     }
 
@@ -76,6 +78,10 @@ impl<I: Iam> Keeper<I> {
             // A save is never broken off: two at once would be in each other's way.
             let change = tokio::select! {
                 change = directory.change(NEWS_DELAY, AGE_DELAY) => change,
+                () = tokio::time::sleep(READ_AGAIN), if directory.has_unread() => {
+                    self.restore();
+                    continue;
+                }
                 () = &mut stop => break,
             };
             if self.save(change).await {
@@ -88,12 +94,17 @@ impl<I: Iam> Keeper<I> {
             }
             retry = (retry * 2).min(RETRY_MAX);
         }
-        self.save(directory.pending_change()).await;
+        if !directory.is_saved() {
+            self.save(directory.pending_change()).await;
+        }
     }
 
     /// False if it could not be saved.
     async fn save(&mut self, change: Change) -> bool {
         let (store, snapshot, urgent) = (self.store.clone(), self.directory.snapshot(), change.urgent);
+        if self.directory.has_unread() && snapshot.is_empty() && !urgent {
+            return true;
+        }
         let saved = spawn_blocking(move || {
             let saved = store.save(&snapshot, &Clock::now()).map_err(|error| error.to_string());
             // A file that says more than IAM does is worse than none.
@@ -106,6 +117,7 @@ impl<I: Iam> Keeper<I> {
         let (done, harmless) = (saved.is_ok(), !urgent || removed.is_ok());
         if done || urgent && harmless {
             self.directory.is_settled(&change);
+            self.directory.leaves_unread(false);
         }
         if !done {
             self.directory.is_unsaved(!harmless);

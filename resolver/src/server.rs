@@ -25,7 +25,7 @@ use crate::iam::Iam;
 /// Connections at once. Each may cost a few descriptors; the unit's `LimitNOFILE` has room for all.
 const CONNECTIONS_MAX: usize = 512;
 
-/// Connections at once of one user other than root, so that no user keeps the others waiting.
+/// Connections at once of one user other than root and the key command, so that no user keeps the others waiting.
 const CONNECTIONS_PER_UID: usize = 64;
 
 /// Of all connections, how many are for root (sshd, sudo) and the key command alone.
@@ -55,16 +55,16 @@ pub async fn serve<I: Iam>(listener: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>
 }
 
 /// Answers everybody with `frame`, until the future is dropped.
-pub async fn refuse(listener: &AsyncFd<OwnedFd>, frame: &[u8]) {
-    let door = Door::new(listener);
+pub async fn refuse(door: &Door<'_>, frame: &[u8]) {
     loop {
-        let mut guest = door.admit(|_| false).await;
+        let guest = door.admit(|_| false).await;
         let frame = frame.to_vec();
         spawn_local(async move {
+            let Guest { mut connection, _place, .. } = guest;
             // What is asked does not matter, but who has not sent it yet would see a broken pipe.
             let told = async {
-                guest.connection.receive().await?;
-                guest.connection.send(&frame).await
+                connection.receive().await?;
+                connection.send(&frame).await
             };
             let _ = timeout(PATIENCE_WITH_OTHERS, told).await;
         });
@@ -72,7 +72,7 @@ pub async fn refuse(listener: &AsyncFd<OwnedFd>, frame: &[u8]) {
 }
 
 /// Lets clients in, within the limits.
-struct Door<'a> {
+pub struct Door<'a> {
     listener: &'a AsyncFd<OwnedFd>,
     slots: Arc<Semaphore>,
     users: Rc<RefCell<HashMap<Uid, usize>>>,
@@ -89,7 +89,8 @@ struct Guest {
 }
 
 impl<'a> Door<'a> {
-    fn new(listener: &'a AsyncFd<OwnedFd>) -> Self {
+    /// Lets clients of a socket in.
+    pub fn new(listener: &'a AsyncFd<OwnedFd>) -> Self {
         Self { listener, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), users: Rc::default() }
     }
 
@@ -106,7 +107,7 @@ impl<'a> Door<'a> {
             if !trusted && self.slots.available_permits() < CONNECTIONS_RESERVED {
                 continue;
             }
-            let Some(place) = Place::take(&self.users, peer) else { continue };
+            let Some(place) = Place::take(&self.users, peer, trusted) else { continue };
             return Guest { connection, peer, trusted, _place: (slot, place) };
         }
     }
@@ -119,10 +120,10 @@ struct Place {
 }
 
 impl Place {
-    fn take(users: &Rc<RefCell<HashMap<Uid, usize>>>, uid: Uid) -> Option<Self> {
+    fn take(users: &Rc<RefCell<HashMap<Uid, usize>>>, uid: Uid, trusted: bool) -> Option<Self> {
         let mut counts = users.borrow_mut();
         let count = counts.entry(uid).or_default();
-        if uid != Uid::ROOT && *count >= CONNECTIONS_PER_UID {
+        if !trusted && *count >= CONNECTIONS_PER_UID {
             return None;
         }
         *count += 1;

@@ -25,7 +25,7 @@ use crate::aws::AwsIam;
 use crate::directory::Directory;
 use crate::iam::Iam;
 use crate::saving::Keeper;
-use crate::server;
+use crate::server::{self, Door};
 
 /// Everybody may connect; who may ask what is told from the peer's credentials.
 const SOCKET_MODE: u32 = 0o666;
@@ -151,8 +151,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 async fn refuse_all(listener: AsyncFd<OwnedFd>, config: &Path) -> io::Result<()> {
     let message = format!("{} has an error; run: iam-resolver check-config", config.display());
     let frame = server::encode(&Answer::Error { kind: Failure::Configuration, message })?;
+    let door = Door::new(&listener);
     loop {
-        let mended = timeout(MENDED_INTERVAL, server::refuse(&listener, &frame)).await.is_err();
+        let mended = timeout(MENDED_INTERVAL, server::refuse(&door, &frame)).await.is_err();
         if mended && Config::load(config).is_ok() {
             return Ok(());
         }

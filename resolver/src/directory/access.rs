@@ -9,7 +9,7 @@ use pam_iam_core::name::IamName;
 use pam_iam_core::wire::Policy;
 use tokio::time::Instant;
 
-use super::{Directory, Fetch, ROSTER_BACK_OFF, shared};
+use super::{Directory, ROSTER_BACK_OFF, Running, asleep, shared};
 use crate::iam::{Iam, IamError};
 
 /// What the tags said, each with the moment before it was asked.
@@ -21,7 +21,7 @@ pub(super) struct Tags {
     asked: Option<Instant>,
     /// Why nobody may log in, if that is so.
     refused: Option<IamError>,
-    fetch: Option<Fetch<()>>,
+    fetch: Option<Running<()>>,
 }
 
 impl Tags {
@@ -85,31 +85,38 @@ impl<I: Iam> Directory<I> {
         let (running, failed) = {
             let tags = &self.state.borrow().tags;
             let recent = tags.asked.is_some_and(|asked| asked.elapsed() < ROSTER_BACK_OFF);
-            (tags.fetch.clone().filter(|fetch| fetch.peek().is_none()), recent && tags.refused.is_some())
+            let running = tags.fetch.as_ref().map(|running| running.fetch.clone());
+            // One that is over and still here has panicked.
+            (running.filter(|fetch| fetch.peek().is_none()), recent && tags.refused.is_some())
         };
         if running.is_none() && failed {
             return;
         }
         let fetch = running.unwrap_or_else(|| {
             let this = Rc::clone(self);
-            let fetch = shared(async move {
+            let running = shared(async move {
                 this.read_both_tags().await;
+                this.state.borrow_mut().tags.fetch = None;
                 Ok(Rc::new(()))
             });
-            self.state.borrow_mut().tags.fetch = Some(fetch.clone());
+            let fetch = running.fetch.clone();
+            self.state.borrow_mut().tags.fetch = Some(running);
             fetch
         });
         let _ = fetch.await;
     }
 
     async fn read_both_tags(&self) {
-        let at = Instant::now();
+        let (at, slept) = (Instant::now(), self.slept());
         let Access { allow, sudo } = &self.config.access;
         let both = futures_util::future::join(
             self.limited(self.groups_of_tag("access.allow", allow)),
             self.limited(self.groups_of_tag("access.sudo", sudo)),
         );
-        let (allow, sudo) = both.await;
+        let (mut allow, mut sudo) = both.await;
+        if self.slept() != slept {
+            (allow, sudo) = (Err(asleep()), Err(asleep()));
+        }
         self.state.borrow_mut().tags.asked = Some(at);
         self.heard_tag(Policy::Login, allow, at);
         self.heard_tag(Policy::Sudo, sudo, at);
@@ -133,9 +140,6 @@ impl<I: Iam> Directory<I> {
             Policy::Login => &mut state.tags.allow,
             Policy::Sudo => &mut state.tags.sudo,
         };
-        if held.as_ref().is_some_and(|(_, known)| *known > at) {
-            return;
-        }
         let before = held.as_ref().map(|(who, _)| who.clone());
         match answer {
             Ok(who) => *held = Some((who, at)),

@@ -2,8 +2,6 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -70,6 +68,8 @@ pub(super) struct Changes {
     settled: watch::Sender<u64>,
     /// Whether somebody has waited for the disk in vain since it last wrote something.
     slow: Cell<bool>,
+    /// Whether there is a file that was not read.
+    pub(super) unread: Cell<bool>,
 }
 
 /// What the disk lacks.
@@ -95,6 +95,7 @@ impl Default for Changes {
             taken: Cell::default(),
             settled,
             slow: Cell::default(),
+            unread: Cell::default(),
         }
     }
 }
@@ -107,21 +108,35 @@ pub struct Change {
     number: u64,
 }
 
-/// What says whom names stand for: a part of the configuration, the AWS credentials that come from the environment, and
+/// The environment variables that say which account is asked. Keys and tokens change without it.
+const ACCOUNT_VARIABLES: [&str; 7] = [
+    "AWS_CONFIG_FILE",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_IAM",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_ROLE_ARN",
+    "AWS_SHARED_CREDENTIALS_FILE",
+];
+
+/// What says whom names stand for: a part of the configuration and of the environment, and
 /// the host, since an image of it may be started elsewhere. Under another one, nothing of the cache holds.
 pub fn setup(config: &Config) -> String {
     let Config { aws, accounts, shared, access, groups, .. } = config;
     let aws = (&aws.region, &aws.endpoint, &aws.profile, &aws.assume_role);
     let host = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let mut environment: Vec<(OsString, OsString)> =
-        std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"AWS_")).collect();
-    environment.sort();
+    let environment = ACCOUNT_VARIABLES.map(std::env::var_os);
     format!("{aws:?} {:?} {shared:?} {access:?} {groups:?} {host} {environment:?}", accounts.drop_suffix)
 }
 
-#[cfg(test)]
 impl Snapshot {
+    /// Whether nobody is known.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.roster.is_none()
+    }
+
     /// How many names there are.
+    #[cfg(test)]
     pub fn count(&self) -> usize {
         self.names.len()
     }
@@ -189,6 +204,21 @@ impl<I: Iam> Directory<I> {
         let _ = timeout(pause, self.needed(Need::Urgent)).await;
     }
 
+    /// There is a file that was not read, or none any more.
+    pub fn leaves_unread(&self, unread: bool) {
+        self.changes.unread.set(unread);
+    }
+
+    /// Whether there is a file that was not read.
+    pub fn has_unread(&self) -> bool {
+        self.changes.unread.get()
+    }
+
+    /// Whether there is nothing to save.
+    pub fn is_saved(&self) -> bool {
+        self.changes.need.get() == Need::Nothing
+    }
+
     /// What there is to save now.
     pub fn pending_change(&self) -> Change {
         let urgent = self.changes.need.replace(Need::Nothing) == Need::Urgent;
@@ -209,6 +239,7 @@ impl<I: Iam> Directory<I> {
 
     /// The directory as it is, without what no longer serves anybody.
     pub fn snapshot(&self) -> Snapshot {
+        self.notice_sleep();
         let offline = self.config.freshness.offline.0;
         let state = self.state.borrow();
         let roster = state.roster.as_ref().filter(|roster| roster.at.elapsed() < offline);
@@ -245,13 +276,23 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Puts back what was saved so long ago. What does not fit the configuration is left out.
+    /// Puts back what was saved so long ago. What does not fit the configuration is left out, and what was learned since
+    /// stays.
     pub fn restore(&self, snapshot: Snapshot, ago: Duration) {
         let Unpacked { records, bodies, names, roster, allow, sudo } = snapshot.unpack(&self.config, ago);
         let mut state = self.state.borrow_mut();
-        (state.records, state.bodies, state.names) = (records, bodies, names);
-        state.roster = roster;
-        (state.tags.allow, state.tags.sudo) = (allow, sudo);
+        for (name, record) in records {
+            state.records.entry(name).or_insert(record);
+        }
+        for (place, body) in bodies {
+            state.bodies.entry(place).or_insert(body);
+        }
+        for (uid, name) in names {
+            state.names.entry(uid).or_insert(name);
+        }
+        state.roster = state.roster.take().or(roster);
+        state.tags.allow = state.tags.allow.take().or(allow);
+        state.tags.sudo = state.tags.sudo.take().or(sudo);
     }
 }
 

@@ -1,0 +1,54 @@
+//! Replacing a file so that it is there whole, before or after: written beside it, then renamed.
+
+use std::fs::{OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::fs::{XattrFlags, fsetxattr, getxattr};
+
+/// Where SELinux has its state, if it is there: without it nobody but who may do everything may write labels.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
+
+/// Where SELinux keeps a file's label (see selinux(8)).
+const LABEL: &str = "security.selinux";
+
+/// Writes `bytes` to `unfinished`, completely and to the disk, with the owner, mode and label of `path`.
+///
+/// # Errors
+/// Those of reading `path` and of writing.
+pub fn write_like(path: &Path, unfinished: &Path, bytes: &[u8]) -> io::Result<()> {
+    let model = std::fs::metadata(path)?;
+    let mut file = create(unfinished)?;
+    file.write_all(bytes)?;
+    std::os::unix::fs::fchown(file.as_fd(), Some(model.uid()), Some(model.gid()))?;
+    file.set_permissions(Permissions::from_mode(model.mode() & 0o7777))?;
+    let mut label = [0; 1024];
+    if Path::new(SELINUX).exists()
+        && let Ok((label, _)) = getxattr(path, LABEL, &mut label[..]).map(|length| label.split_at(length))
+    {
+        fsetxattr(&file, LABEL, label, XattrFlags::empty())?;
+    }
+    file.sync_all()
+}
+
+/// The same for a file that is not there yet, with `mode`.
+///
+/// # Errors
+/// Those of writing.
+pub fn write_new(unfinished: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = create(unfinished)?;
+    file.write_all(bytes)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    file.sync_all()
+}
+
+/// A file of that name that nobody else has, in the place of what an earlier try left.
+fn create(unfinished: &Path) -> io::Result<std::fs::File> {
+    match std::fs::remove_file(unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().create_new(true).write(true).mode(0o600).open(unfinished)
+}
