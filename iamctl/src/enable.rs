@@ -72,6 +72,7 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
         show(context, "would change", &changes, &units);
         return Ok(true);
     }
+    run("sshd", &["-t"]).map_err(|why| format!("sshd's configuration has an error already: {why}"))?;
     check_sudoers(&changes)?;
     let before = load()?;
     save(Some(&merged(before.as_ref(), &changes, &units)))?;
@@ -80,7 +81,8 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
         .and_then(|()| reload_sshd())
         .and_then(|()| sshd_asks_us());
     if let Err(why) = done {
-        let back = take_back(&changes).and_then(|()| reload_sshd());
+        let back = take_back(&changes);
+        let _ = reload_sshd();
         if before.is_none() {
             let _ = stop(&units);
         }
@@ -106,6 +108,12 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     units.push(IMPORTER_UNIT);
     if dry_run {
         show(context, "would take back", &changes, &units);
+        return Ok(true);
+    }
+    if record.is_none() && changes.is_empty() {
+        context
+            .output
+            .show(&json!({ "done": "took back", "files": [], "units": [] }), "nothing is switched on");
         return Ok(true);
     }
     // sshd first, so that it asks for no command that is about to go.

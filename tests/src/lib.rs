@@ -45,6 +45,7 @@ pub struct Builder {
     importer: bool,
     sweeping: bool,
     booted: bool,
+    bare: bool,
 }
 
 impl Builder {
@@ -96,6 +97,13 @@ impl Builder {
         self
     }
 
+    /// The same without anything of ours but the configuration.
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self.booted()
+    }
+
     /// Starts the box.
     pub fn start(self) -> Machine {
         let dir =
@@ -120,6 +128,9 @@ impl Builder {
         }
         if self.booted {
             command.arg("--boot");
+        }
+        if self.bare {
+            command.arg("--bare");
         }
         command.args(["--", "python3", "-I", "-B"]).arg(repository().join("tests/lib/agent.py"));
         let mut child =
