@@ -103,6 +103,27 @@ fi
 exec nsenter -t "$leader" --mount --uts --ipc --pid --cgroup --root --wd env -i {variables} "$@"
 """)
     enter.chmod(0o755)
+    reboot = inside.BOX / "bin/box-reboot"
+    # Who enters a machine that is going down may hang, and it with him.
+    reboot.write_text("""#!/bin/sh
+# box-reboot: has the machine boot again, and waits until it is up.
+set -eu
+leader=$(box-enter sh -c : && grep -sE '^NSpid:[[:space:]]+[0-9]+[[:space:]]+1$' /proc/[0-9]*/status | cut -d / -f 3)
+box-enter systemctl reboot
+for _ in $(seq 600); do
+    [ -e "/proc/$leader" ] || break
+    sleep 0.1
+done
+for _ in $(seq 600); do
+    case $(timeout -k 1 5 box-enter systemctl is-system-running 2>/dev/null) in
+    running | degraded) exit 0 ;;
+    esac
+    sleep 0.1
+done
+echo "box-reboot: the machine does not come up again" >&2
+exit 1
+""")
+    reboot.chmod(0o755)
 
 
 def entered(*command):

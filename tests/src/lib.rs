@@ -18,8 +18,6 @@ use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -186,18 +184,21 @@ impl Machine {
     }
 
     fn run_with(&self, argv: &[&str], stdin: &str) -> Done {
+        self.ask(&json!({"argv": argv, "stdin": stdin}), &argv.join(" "))
+    }
+
+    fn ask(&self, request: &Value, what: &str) -> Done {
         let mut pipes = self.pipes.borrow_mut();
         let (input, output) = pipes.as_mut().expect("the box is at work");
-        let request = json!({"argv": argv, "stdin": stdin});
         writeln!(input, "{request}").and_then(|()| input.flush()).expect("the box takes a command");
         let mut line = String::new();
         output.read_line(&mut line).expect("the box answers");
         if line.is_empty() {
             let _ = self.child.borrow_mut().wait();
-            panic!("the box ended before or during {argv:?}");
+            panic!("the box ended before or during {what}");
         }
         let mut done: Done = serde_json::from_str(&line).expect("an answer");
-        done.what = argv.join(" ");
+        what.clone_into(&mut done.what);
         done
     }
 
@@ -250,17 +251,7 @@ impl Machine {
 
     /// Has a box that systemd has booted do it again.
     pub fn reboot(&self) {
-        let boot = || self.sh("cat /proc/sys/kernel/random/boot_id; stat -c %Y /proc/1").stdout;
-        let before = boot();
-        self.sh("systemctl reboot").succeeds();
-        let end = Instant::now() + Duration::from_secs(60);
-        // Down, and up again with all units started or failed.
-        while !(self.sh("systemctl is-system-running | grep -qE 'running|degraded'").status == 0
-            && boot() != before)
-        {
-            assert!(Instant::now() < end, "the machine does not come up again");
-            sleep(Duration::from_millis(50));
-        }
+        self.ask(&json!({"argv": ["box-reboot"], "beside": true}), "box-reboot").succeeds();
     }
 
     /// A log of the box: `sshd`, `resolver`, `authpriv` or `iam`.
