@@ -1,5 +1,7 @@
 //! The package on a machine that systemd has booted: installed, enabled, used, upgraded, disabled, purged.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use pam_iam_tests::{Machine, repository};
 
 /// The package that `packaging/build` made.
@@ -96,6 +98,87 @@ fn from_nothing_to_a_login_and_back_to_nothing() {
     machine
         .sh("pgrep -f '^sleep 4200' && box-ssh -i /root/local root true && sshd -t && visudo -c")
         .succeeds();
+}
+
+#[test]
+fn the_readmes_installation_chapter_works_as_it_stands() {
+    let machine = machine();
+    machine.sh("mkdir /etc/pam_iam && cp /root/pam_iam/environment /etc/pam_iam").succeeds();
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap_or_default();
+    let chapter =
+        readme.split("\n## ").find(|chapter| chapter.starts_with("Installation\n")).unwrap_or_default();
+    let commands: Vec<&str> =
+        chapter.split("```sh\n").skip(1).filter_map(|block| block.split("```").next()).collect();
+    assert_eq!(commands.len(), 4, "{chapter}");
+    let run = |commands: &str| {
+        machine
+            .sh(&format!("set -e; export HOME=/root; cd '{}'\n{commands}", repository().display()))
+            .succeeds()
+    };
+    let (on, off) = commands.split_at(3);
+    for commands in on {
+        run(commands);
+    }
+    assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");
+    assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
+    machine.ssh("bob", "true").fails();
+    for commands in off {
+        run(commands);
+    }
+    machine.ssh("alice", "true").fails();
+    machine.sh("rm -rf /home/alice /home/carol").succeeds();
+    assert_eq!(etc_differs(&machine), "");
+}
+
+#[test]
+fn the_rpm_holds_the_same_and_its_scripts_make_users_and_take_everything_back() {
+    let machine = machine();
+    let folder = repository().join("target/packages");
+    let rpm = format!("$(ls {}/pam-iam-*.rpm)", folder.display());
+    machine.sh(&format!("rpm -K {rpm}")).succeeds();
+    let files = |command: &str| {
+        let listed = machine.sh(command).succeeds();
+        let mut files: Vec<String> = listed
+            .lines()
+            .map(|line| line.replace("/usr/lib64/", "/LIB/").replace("/usr/lib/x86_64-linux-gnu/", "/LIB/"))
+            .collect();
+        files.sort();
+        files
+    };
+    let of_deb =
+        files(&format!("dpkg-deb --fsys-tarfile {} | tar -t | grep -v '/$' | sed s,^.,,", package()));
+    let of_rpm = files(&format!("rpm --query --list --package {rpm}"));
+    let missing: Vec<&String> = of_deb.iter().filter(|path| !of_rpm.contains(path)).collect();
+    assert!(missing.is_empty() && of_deb.len() > 30, "{missing:?}");
+    // On this distribution nothing finds the modules in /usr/lib64; the scripts run all the same.
+    machine.sh(&format!("rpm --install --nodeps --force-debian {rpm} && getent passwd iam-resolver pam-iam && test -d /var/cache/pam_iam")).succeeds();
+    machine.sh("cp /root/pam_iam/* /etc/pam_iam && iamctl enable --dry-run >/dev/null && rpm --erase --nodeps --force-debian pam-iam && test ! -e /usr/sbin/iamctl && test ! -e /var/cache/pam_iam").succeeds();
+}
+
+#[test]
+fn what_is_built_needs_no_newer_c_library_than_2_34() {
+    let root = repository().join("target/packages/deb");
+    for file in [
+        "usr/lib/x86_64-linux-gnu/security/pam_iam.so",
+        "usr/lib/x86_64-linux-gnu/libnss_iam.so.2",
+        "usr/libexec/pam_iam/iam-resolver",
+        "usr/libexec/pam_iam/iam-authorized-keys",
+        "usr/sbin/iam-importer",
+        "usr/sbin/iamctl",
+    ] {
+        let output = std::process::Command::new("objdump").arg("-T").arg(root.join(file)).output().unwrap();
+        let symbols = String::from_utf8_lossy(&output.stdout).into_owned();
+        let versions: Vec<u32> = symbols
+            .split("GLIBC_2.")
+            .skip(1)
+            .filter_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok())
+            .collect();
+        assert!(
+            !versions.is_empty() && versions.iter().all(|version| *version <= 34),
+            "{file}: {:?}",
+            versions.iter().max()
+        );
+    }
 }
 
 #[test]

@@ -146,7 +146,7 @@ def configure(order, root=""):
 
 
 def install(order, root=""):
-    """What README.md, "Installation", does by hand."""
+    """What docs/install-by-hand.md does."""
     run(f"{order['repository']}/packaging/install", root)
     run("systemd-sysusers", f"--root={root or '/'}", "pam_iam.conf", stderr=subprocess.DEVNULL)
     family = "debian" if "@include" in Path(f"{root}/etc/pam.d/sshd").read_text() else "redhat"
