@@ -12,6 +12,7 @@ import base64
 import collections
 import contextlib
 import datetime
+import fnmatch
 import hashlib
 import hmac
 import json
@@ -50,6 +51,7 @@ class Log:
         self.fail = ""
         self.only = ""
         self.tags = {}
+        self.policy, self.role = None, None
         self.seconds, self.working, self.since = 0.0, 0, 0.0
 
     def add(self, action, params):
@@ -80,7 +82,7 @@ class Log:
             return self.delay, self.fail
 
     def control(self, query):
-        """?delay=SECONDS, ?fail=KIND, &only=ACTION, ?clear, ?log, ?tag=NAME, &value=VALUE"""
+        """?delay=SECONDS, ?fail=KIND, &only=ACTION, ?clear, ?log, ?tag=NAME, &value=VALUE, ?policy=JSON"""
         with self.lock:
             if "delay" in query:
                 self.delay = float(query["delay"][0] or 0)
@@ -96,6 +98,8 @@ class Log:
                 self.tags.pop(query["tag"][0], None)
                 if "value" in query:
                     self.tags[query["tag"][0]] = query["value"][0]
+            if "policy" in query:
+                self.policy = json.loads(query["policy"][0] or "null")
             if "clear" in query:
                 self.calls, self.seconds = [], 0.0
             if "log" in query:
@@ -104,6 +108,32 @@ class Log:
 
 
 LOG = Log()
+
+
+class Policy:
+    """What the role of the instance may do, as IAM evaluates it: only what a statement allows."""
+
+    def __init__(self, document, users):
+        self.statements, self.users = document["Statement"], users
+
+    def allows(self, action, form):
+        resource = self.resource(action, form)
+        return any(statement["Effect"] == "Allow" and matches(statement["Action"], f"iam:{action}")
+                   and matches(statement["Resource"], resource) for statement in self.statements)
+
+    def resource(self, action, form):
+        if action == "GetGroup":
+            return f"arn:aws:iam::{ACCOUNT}:group/{form.get('GroupName', '')}"
+        if "UserName" in form:
+            user = self.users.get(form["UserName"])
+            return f"arn:aws:iam::{ACCOUNT}:user{user.path if user else '/'}{form['UserName']}"
+        # Actions like ListUsers have no resource but all.
+        return "*"
+
+
+def matches(patterns, text):
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return any(fnmatch.fnmatchcase(text, pattern) if text != "*" else pattern == "*" for pattern in patterns)
 
 
 class Reset(ConnectionError):
@@ -219,12 +249,27 @@ class Iam:
         refused = None if action == "AssumeRoleWithWebIdentity" else refusal(environ, body)
         if refused:
             return refused
+        denied = self.denial(environ, form, action)
+        if denied:
+            return denied
         status, kind, answer = self.handle(environ, body, form, action)
         if fail == "truncated":
             answer = self.cut_off(answer, action)
         if fail == "empty" and action in LISTS:
             answer = shortened(answer, action, lambda entries: [], truncated=False)
         return status, kind, answer
+
+    def denial(self, environ, form, action):
+        """What the policy of the instance's role does not allow. None if there is none, or it does."""
+        if LOG.policy is None or f"Credential={LOG.role}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+            return None
+        from moto.iam.models import iam_backends
+        users = {user.name: user for user in iam_backends[ACCOUNT]["aws"].users.values()}
+        policy = Policy(LOG.policy, users)
+        if policy.allows(action, form):
+            return None
+        return error("AccessDenied", f"User: arn:aws:sts::{ACCOUNT}:assumed-role/pam_iam/i-0123456789abcdef0 is not authorized to "
+                     f"perform: iam:{action} on resource: {policy.resource(action, form)}", "403 Forbidden")
 
     def handle(self, environ, body, form, action):
         if action in LISTS and form.get("Marker"):
@@ -499,6 +544,7 @@ def main():
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     CREDENTIALS.known[setup["admin"]["id"]] = (setup["admin"]["secret"], None)
+    LOG.role = setup["role"]["id"]
     CREDENTIALS.known[setup["role"]["id"]] = (setup["role"]["secret"], setup["role"]["token"])
     real_ids()
     load(setup)
