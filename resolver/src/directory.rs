@@ -4,21 +4,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::{LocalBoxFuture, Shared};
 use pam_iam_core::config::{Access, Config};
 use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{self, IamName, LinuxName};
-use pam_iam_core::wire::{ROSTER_LIMIT, Source};
+use pam_iam_core::wire::Source;
 use serde::{Deserialize, Serialize};
-use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::bucket::Bucket;
 use crate::cache;
@@ -27,39 +23,18 @@ use crate::ids;
 use crate::roster::Roster;
 
 mod access;
+mod fetch;
+mod listed;
 mod lookup;
 mod memory;
 #[cfg(test)]
 mod tests;
 
-/// After IAM could not be reached for a user, how long nobody waits for that again. By user, since a failure for one
-/// must not serve an old answer for another.
-const BACK_OFF: Duration = Duration::from_secs(2);
-
-/// The same for an account that many share, whose look-up costs a call for each.
-const BACK_OFF_TEAM: Duration = Duration::from_secs(10);
-
-/// While IAM is silent about a user, how long somebody waits for the next try before the last answer serves; the try goes
-/// on, so that the first login after an outage is a fresh one. A new connection and its first answer take four round trips,
-/// each of up to a quarter of a second.
-const PATIENCE_IN_OUTAGE: Duration = Duration::from_secs(1);
-
-/// For how long after a failure IAM is taken to be still silent. Later, whoever asks waits for IAM as ever.
-const OUTAGE: Duration = Duration::from_secs(60);
-
-/// How many names are remembered for which IAM was silent.
-const FAILING_MAX: usize = 10_000;
-
-/// After the roster could not be read, how long nobody tries again, but who keeps it.
-const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);
-
 /// How old the roster has to be to be read again out of turn, when a name that is not on it comes and the bucket of
 /// look-ups is empty.
 const ROSTER_URGENT: Duration = Duration::from_secs(30);
 
-/// How many names are remembered before those that stand for nobody are forgotten.
-const ABSENT_MAX: usize = 10_000;
-
+use fetch::Running;
 pub use memory::{Change, Snapshot, setup};
 
 /// What IAM says about the owner of a Linux name.
@@ -147,20 +122,6 @@ pub struct Seen {
     pub record: Rc<Record>,
     /// The way.
     pub source: Source,
-}
-
-type Fetch<T> = Shared<LocalBoxFuture<'static, Result<Rc<T>, IamError>>>;
-
-/// A fetch on its way. What drops it breaks it off: what was asked before a flush says nothing after it.
-struct Running<T> {
-    fetch: Fetch<T>,
-    task: AbortHandle,
-}
-
-impl<T> Drop for Running<T> {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// What the resolver knows.
@@ -317,27 +278,6 @@ impl<I: Iam> Directory<I> {
         self.state.borrow().records.get(name).cloned()
     }
 
-    /// The roster, read now if there is none yet.
-    ///
-    /// # Errors
-    /// Why it could not be read.
-    pub async fn roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
-        match self.last_roster() {
-            Some(roster) => Ok(roster),
-            None => self.roster_now().await,
-        }
-    }
-
-    /// The roster, read now, unless it could not be read a moment ago.
-    async fn roster_now(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
-        if let Some((at, error)) = &self.state.borrow().roster_failed
-            && at.elapsed() < ROSTER_BACK_OFF
-        {
-            return Err(error.clone());
-        }
-        self.limited(self.read_roster()).await
-    }
-
     /// Whether another user who came first has the uid of `person`, by the roster and by who was seen.
     pub fn has_elder(&self, person: &Person) -> bool {
         let elder = |other: &IamUser| {
@@ -352,11 +292,6 @@ impl<I: Iam> Directory<I> {
             _ => false,
         });
         seen || state.roster.as_ref().is_some_and(|roster| roster.holder_of(person.uid).is_some_and(elder))
-    }
-
-    /// The roster as it was last read, if ever.
-    pub fn last_roster(&self) -> Option<Rc<Roster>> {
-        self.state.borrow().roster.clone()
     }
 
     /// The IAM behind it.
@@ -461,64 +396,6 @@ impl<I: Iam> Directory<I> {
         self.iam.tally()
     }
 
-    /// Reads the roster. Who comes while it is being read shares the reading.
-    ///
-    /// # Errors
-    /// Why it could not be read. An earlier one stays.
-    pub async fn read_roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
-        // One that is over and still here has panicked.
-        let running = self.state.borrow().roster_fetch.as_ref().map(|running| running.fetch.clone());
-        let fetch = running.filter(|fetch| fetch.peek().is_none()).unwrap_or_else(|| {
-            let this = Rc::clone(self);
-            let running = shared(async move {
-                let slept = this.slept();
-                let reading = async {
-                    let access = this.access_within(Duration::ZERO).await?;
-                    Roster::read(&this.iam, &this.config, access).await
-                };
-                let result = bounded(ROSTER_LIMIT, reading).await.map(Rc::new);
-                let result = if this.slept() == slept { result } else { Err(asleep()) };
-                this.roster_read(&result);
-                result
-            });
-            let fetch = running.fetch.clone();
-            self.state.borrow_mut().roster_fetch = Some(running);
-            fetch
-        });
-        fetch.await
-    }
-
-    fn roster_read(&self, result: &Result<Rc<Roster>, IamError>) {
-        let before = self.last_roster();
-        let failed = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
-        {
-            let mut state = self.state.borrow_mut();
-            state.roster_fetch = None;
-            state.roster_failed = failed;
-        }
-        match result {
-            Ok(roster) => {
-                let told = before.as_ref().map(|roster| (&roster.refused, &roster.missing));
-                if told != Some((&roster.refused, &roster.missing)) {
-                    for refused in &roster.refused {
-                        self.warn(format!("refused IAM user {}: {}", refused.user.name, refused.why));
-                    }
-                    for group in &roster.missing {
-                        self.warn(format!("the configuration names the IAM group {group}, which does not exist"));
-                    }
-                }
-                let mut state = self.state.borrow_mut();
-                (state.roster, state.silent) = (Some(Rc::clone(roster)), None);
-                drop(state);
-                if before.is_some() { self.refreshed() } else { self.changed() }
-            }
-            Err(IamError::Denied(message)) => self.warn(format!(
-                "the list of allowed users cannot be read, since IAM denies it; give this host iam:GetGroup and iam:ListUsers: {message}"
-            )),
-            Err(error) => self.warn(format!("the list of allowed users cannot be read: {error}")),
-        }
-    }
-
     /// Whether an unknown name may cost calls: it is on the roster, or the bucket has a token for each user who could
     /// stand behind it, or a roster that is read for the occasion has it. So neither guessers of names cost much nor
     /// are new users kept out.
@@ -540,161 +417,7 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
-        loop {
-            // One that is over and still here has panicked.
-            let running = self.state.borrow().fetches.get(name).map(|running| running.fetch.clone());
-            if let Some(fetch) = running.filter(|fetch| fetch.peek().is_none()) {
-                match fetch.await {
-                    // By a flush.
-                    Err(error) if error == broken_off() => continue,
-                    outcome => return outcome,
-                }
-            }
-            let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
-            if let Some((at, error)) = self.state.borrow().failing.get(name)
-                && at.elapsed() < pause
-            {
-                return Err(error.clone());
-            }
-            let (this, asked) = (Rc::clone(self), name.clone());
-            let running = shared(async move {
-                let slept = this.slept();
-                let result = this.limited(this.ask(&asked)).await.map(Rc::new);
-                // What came before the sleep would pass for what came after it.
-                let result = if this.slept() == slept { result } else { Err(asleep()) };
-                this.fetched(&asked, &result);
-                result
-            });
-            self.state.borrow_mut().fetches.insert(name.clone(), running);
-        }
-    }
-
-    /// Fetches, and waits as long as there is a hope: while IAM is silent, whoever comes next gets what is known, and who
-    /// is not known a quick no.
-    async fn fetch_soon(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
-        let silent = {
-            let state = self.state.borrow();
-            let failing = state.failing.get(name).map(|(at, _)| *at);
-            let unknown = state.silent.filter(|_| !state.records.contains_key(name));
-            [failing, unknown].into_iter().flatten().any(|at| at.elapsed() < OUTAGE)
-        };
-        if !silent {
-            return self.fetch(name).await;
-        }
-        let late = |_| Err(IamError::Unreachable("it was silent, and no answer came at once".to_owned()));
-        timeout(PATIENCE_IN_OUTAGE, self.fetch(name)).await.unwrap_or_else(late)
-    }
-
-    /// Bounds whatever is asked of IAM by `aws.total_timeout`.
-    async fn limited<T>(&self, work: impl Future<Output = Result<T, IamError>>) -> Result<T, IamError> {
-        bounded(self.config.aws.total_timeout.0, work).await
-    }
-
-    fn fetched(&self, name: &LinuxName, result: &Result<Rc<Record>, IamError>) {
-        let mut state = self.state.borrow_mut();
-        state.fetches.remove(name);
-        let record = match result {
-            Ok(record) => record,
-            Err(error) => {
-                let now = Instant::now();
-                if state.failing.len() >= FAILING_MAX {
-                    state.failing.clear();
-                }
-                state.failing.insert(name.clone(), (now, error.clone()));
-                // A shared account may fail by itself, with too many members or a group that IAM does not show.
-                if !self.config.shared.contains_key(name) {
-                    state.silent = Some(now);
-                }
-                drop(state);
-                self.warn(format!("user {name}: {error}"));
-                return;
-            }
-        };
-        state.failing.remove(name);
-        state.silent = None;
-        if let Known::Absent | Known::Denied = record.known {
-            state.forget_some_absent();
-        }
-        let before = state.records.insert(name.clone(), Rc::clone(record));
-        drop(state);
-        if let Known::One(person) = &record.known
-            && !self.has_elder(person)
-        {
-            self.state.borrow_mut().names.insert(person.uid, name.clone());
-        }
-        match before.as_deref().map(|before| &before.known) {
-            Some(before) if *before != record.known => self.reduced(),
-            Some(_) => self.refreshed(),
-            // Nobody knows what a file says that was not read.
-            None if self.changes.unread.get() => self.reduced(),
-            None if matches!(record.known, Known::One(_) | Known::Team(_)) => self.changed(),
-            None => {}
-        }
-        self.tell_news(name, before.as_deref(), record);
-    }
-
-    /// Logs what an operator should know, once for each time that it changes.
-    fn tell_news(&self, name: &LinuxName, before: Option<&Record>, now: &Record) {
-        match (&now.known, before.map(|record| &record.known)) {
-            (Known::Ambiguous(_), Some(Known::Ambiguous(_))) | (Known::Denied, Some(Known::Denied)) => {}
-            (Known::Ambiguous(users), _) => {
-                let users: Vec<&str> = users.iter().map(IamName::as_str).collect();
-                self.warn(format!("refused the name {name}: the IAM users {} claim it", users.join(" and ")));
-            }
-            (Known::Denied, _) => {
-                self.warn(format!("user {name}: IAM denies this host to look, which means no"))
-            }
-            (Known::One(_) | Known::Absent | Known::Team(_), _) => {}
-        }
-    }
-
     fn warn(&self, message: impl std::fmt::Display) {
         self.log.borrow_mut().write(Level::Warning, message);
-    }
-}
-
-/// A future that runs on its own, whoever still waits for it, and that many can wait for.
-fn shared<T: 'static>(work: impl Future<Output = Result<Rc<T>, IamError>> + 'static) -> Running<T> {
-    let task = spawn_local(work);
-    let abort = task.abort_handle();
-    let outcome = async move {
-        task.await.unwrap_or_else(|error| {
-            let why = if error.is_cancelled() {
-                broken_off()
-            } else {
-                unreachable(&format!("the look-up failed: {error}"))
-            };
-            Err(why)
-        })
-    };
-    Running { fetch: outcome.boxed_local().shared(), task: abort }
-}
-
-fn unreachable(why: &str) -> IamError {
-    IamError::Unreachable(why.to_owned())
-}
-
-/// What whoever waits is told when a fetch is broken off.
-fn broken_off() -> IamError {
-    unreachable("the look-up was broken off by a flush")
-}
-
-/// What becomes of a fetch during which the machine slept.
-fn asleep() -> IamError {
-    unreachable("the machine was asleep")
-}
-
-async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T, IamError>>) -> Result<T, IamError> {
-    let late = |_| Err(IamError::Unreachable(format!("no answer within {} ms", limit.as_millis())));
-    timeout(limit, work).await.unwrap_or_else(late)
-}
-
-impl State {
-    /// Keeps guessers of names from filling the memory.
-    fn forget_some_absent(&mut self) {
-        if self.records.len() >= ABSENT_MAX {
-            self.records.retain(|_, record| !matches!(record.known, Known::Absent | Known::Denied));
-        }
     }
 }

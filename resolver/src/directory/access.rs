@@ -9,7 +9,9 @@ use pam_iam_core::name::IamName;
 use pam_iam_core::wire::Policy;
 use tokio::time::Instant;
 
-use super::{Directory, ROSTER_BACK_OFF, Running, asleep, shared};
+use super::Directory;
+use super::fetch::{Running, asleep, shared};
+use super::listed::ROSTER_BACK_OFF;
 use crate::iam::{Iam, IamError};
 
 /// What the tags said, each with the moment before it was asked.

@@ -1,7 +1,9 @@
+use super::fetch::{BACK_OFF, OUTAGE, PATIENCE_IN_OUTAGE};
 use super::*;
 use crate::fake::{FakeIam, KEY, config, linux};
 use crate::ids;
 use futures_util::future::join_all;
+use tokio::task::spawn_local;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

@@ -1,0 +1,213 @@
+//! Asking IAM about a name once for all who wait, with patience while IAM answers and little while it does not.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{LocalBoxFuture, Shared};
+use pam_iam_core::name::{IamName, LinuxName};
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::{Instant, timeout};
+
+use super::{Directory, Known, Record, State};
+use crate::iam::{Iam, IamError};
+
+/// After IAM could not be reached for a user, how long nobody waits for that again. By user, since a failure for one
+/// must not serve an old answer for another.
+pub(super) const BACK_OFF: Duration = Duration::from_secs(2);
+
+/// The same for an account that many share, whose look-up costs a call for each.
+const BACK_OFF_TEAM: Duration = Duration::from_secs(10);
+
+/// While IAM is silent about a user, how long somebody waits for the next try before the last answer serves; the try goes
+/// on, so that the first login after an outage is a fresh one. A new connection and its first answer take four round trips,
+/// each of up to a quarter of a second.
+pub(super) const PATIENCE_IN_OUTAGE: Duration = Duration::from_secs(1);
+
+/// For how long after a failure IAM is taken to be still silent. Later, whoever asks waits for IAM as ever.
+pub(super) const OUTAGE: Duration = Duration::from_secs(60);
+
+/// How many names are remembered for which IAM was silent.
+const FAILING_MAX: usize = 10_000;
+
+/// How many names are remembered before those that stand for nobody are forgotten.
+const ABSENT_MAX: usize = 10_000;
+
+pub(super) type Fetch<T> = Shared<LocalBoxFuture<'static, Result<Rc<T>, IamError>>>;
+
+/// A fetch on its way. What drops it breaks it off: what was asked before a flush says nothing after it.
+pub(super) struct Running<T> {
+    pub(super) fetch: Fetch<T>,
+    task: AbortHandle,
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl<I: Iam> Directory<I> {
+    /// Fetches, and waits as long as there is a hope: while IAM is silent, whoever comes next gets what is known, and who
+    /// is not known a quick no.
+    pub(super) async fn fetch_soon(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
+        let silent = {
+            let state = self.state.borrow();
+            let failing = state.failing.get(name).map(|(at, _)| *at);
+            let unknown = state.silent.filter(|_| !state.records.contains_key(name));
+            [failing, unknown].into_iter().flatten().any(|at| at.elapsed() < OUTAGE)
+        };
+        if !silent {
+            return self.fetch(name).await;
+        }
+        let late = |_| Err(IamError::Unreachable("it was silent, and no answer came at once".to_owned()));
+        timeout(PATIENCE_IN_OUTAGE, self.fetch(name)).await.unwrap_or_else(late)
+    }
+
+    async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
+        loop {
+            // One that is over and still here has panicked.
+            let running = self.state.borrow().fetches.get(name).map(|running| running.fetch.clone());
+            if let Some(fetch) = running.filter(|fetch| fetch.peek().is_none()) {
+                match fetch.await {
+                    // By a flush.
+                    Err(error) if error == broken_off() => continue,
+                    outcome => return outcome,
+                }
+            }
+            let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
+            if let Some((at, error)) = self.state.borrow().failing.get(name)
+                && at.elapsed() < pause
+            {
+                return Err(error.clone());
+            }
+            let (this, asked) = (Rc::clone(self), name.clone());
+            let running = shared(async move {
+                let slept = this.slept();
+                let result = this.limited(this.ask(&asked)).await.map(Rc::new);
+                // What came before the sleep would pass for what came after it.
+                let result = if this.slept() == slept { result } else { Err(asleep()) };
+                this.fetched(&asked, &result);
+                result
+            });
+            self.state.borrow_mut().fetches.insert(name.clone(), running);
+        }
+    }
+
+    /// Bounds whatever is asked of IAM by `aws.total_timeout`.
+    pub(super) async fn limited<T>(
+        &self,
+        work: impl Future<Output = Result<T, IamError>>,
+    ) -> Result<T, IamError> {
+        bounded(self.config.aws.total_timeout.0, work).await
+    }
+
+    fn fetched(&self, name: &LinuxName, result: &Result<Rc<Record>, IamError>) {
+        let mut state = self.state.borrow_mut();
+        state.fetches.remove(name);
+        let record = match result {
+            Ok(record) => record,
+            Err(error) => {
+                let now = Instant::now();
+                if state.failing.len() >= FAILING_MAX {
+                    state.failing.clear();
+                }
+                state.failing.insert(name.clone(), (now, error.clone()));
+                // A shared account may fail by itself, with too many members or a group that IAM does not show.
+                if !self.config.shared.contains_key(name) {
+                    state.silent = Some(now);
+                }
+                drop(state);
+                self.warn(format!("user {name}: {error}"));
+                return;
+            }
+        };
+        state.failing.remove(name);
+        state.silent = None;
+        if let Known::Absent | Known::Denied = record.known {
+            state.forget_some_absent();
+        }
+        let before = state.records.insert(name.clone(), Rc::clone(record));
+        drop(state);
+        if let Known::One(person) = &record.known
+            && !self.has_elder(person)
+        {
+            self.state.borrow_mut().names.insert(person.uid, name.clone());
+        }
+        match before.as_deref().map(|before| &before.known) {
+            Some(before) if *before != record.known => self.reduced(),
+            Some(_) => self.refreshed(),
+            // Nobody knows what a file says that was not read.
+            None if self.changes.unread.get() => self.reduced(),
+            None if matches!(record.known, Known::One(_) | Known::Team(_)) => self.changed(),
+            None => {}
+        }
+        self.tell_news(name, before.as_deref(), record);
+    }
+
+    /// Logs what an operator should know, once for each time that it changes.
+    fn tell_news(&self, name: &LinuxName, before: Option<&Record>, now: &Record) {
+        match (&now.known, before.map(|record| &record.known)) {
+            (Known::Ambiguous(_), Some(Known::Ambiguous(_))) | (Known::Denied, Some(Known::Denied)) => {}
+            (Known::Ambiguous(users), _) => {
+                let users: Vec<&str> = users.iter().map(IamName::as_str).collect();
+                self.warn(format!("refused the name {name}: the IAM users {} claim it", users.join(" and ")));
+            }
+            (Known::Denied, _) => {
+                self.warn(format!("user {name}: IAM denies this host to look, which means no"))
+            }
+            (Known::One(_) | Known::Absent | Known::Team(_), _) => {}
+        }
+    }
+}
+
+impl State {
+    /// Keeps guessers of names from filling the memory.
+    fn forget_some_absent(&mut self) {
+        if self.records.len() >= ABSENT_MAX {
+            self.records.retain(|_, record| !matches!(record.known, Known::Absent | Known::Denied));
+        }
+    }
+}
+
+/// A future that runs on its own, whoever still waits for it, and that many can wait for.
+pub(super) fn shared<T: 'static>(
+    work: impl Future<Output = Result<Rc<T>, IamError>> + 'static,
+) -> Running<T> {
+    let task = spawn_local(work);
+    let abort = task.abort_handle();
+    let outcome = async move {
+        task.await.unwrap_or_else(|error| {
+            let why = if error.is_cancelled() {
+                broken_off()
+            } else {
+                unreachable(&format!("the look-up failed: {error}"))
+            };
+            Err(why)
+        })
+    };
+    Running { fetch: outcome.boxed_local().shared(), task: abort }
+}
+
+fn unreachable(why: &str) -> IamError {
+    IamError::Unreachable(why.to_owned())
+}
+
+/// What whoever waits is told when a fetch is broken off.
+fn broken_off() -> IamError {
+    unreachable("the look-up was broken off by a flush")
+}
+
+/// What becomes of a fetch during which the machine slept.
+pub(super) fn asleep() -> IamError {
+    unreachable("the machine was asleep")
+}
+
+pub(super) async fn bounded<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, IamError>>,
+) -> Result<T, IamError> {
+    let late = |_| Err(IamError::Unreachable(format!("no answer within {} ms", limit.as_millis())));
+    timeout(limit, work).await.unwrap_or_else(late)
+}
