@@ -96,3 +96,52 @@ fn listing_all_users_takes_the_third_policy() {
     assert!(!machine.sh("iamctl lint").stdout.contains("ListUsers"));
     machine.wait_until("getent group iam-users | grep -q bob");
 }
+
+#[test]
+fn the_showcase_is_a_stack_whose_user_data_makes_a_host_that_lets_iam_users_in() {
+    let lint = std::process::Command::new(repository().join(".venv/bin/cfn-lint"))
+        .arg(repository().join("aws/showcase.yaml"))
+        .output()
+        .expect("cfn-lint");
+    assert!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stdout));
+
+    let cloud = Machine::new().start();
+    let made = cloud.iam(&format!(
+        "import ast, base64
+ec2, stacks, ssm = (boto3.client(name, region_name='us-east-1') for name in ('ec2', 'cloudformation', 'ssm'))
+subnet = ec2.describe_subnets()['Subnets'][0]
+image = ec2.describe_images()['Images'][0]['ImageId']
+ssm.put_parameter(Name='/image', Value=image, Type='String')
+wanted = dict(PackageUrl='https://packages.example/pam-iam.deb', SshFrom='192.0.2.0/24', Vpc=subnet['VpcId'], Subnet=subnet['SubnetId'])
+# The stand-in knows no image of Debian's.
+template = open('{}').read().replace('/aws/service/debian/release/12/latest/amd64', '/image')
+stacks.create_stack(StackName='showcase', TemplateBody=template, Capabilities=['CAPABILITY_IAM'],
+                    Parameters=[dict(ParameterKey=k, ParameterValue=v) for k, v in wanted.items()])
+stack = stacks.describe_stacks(StackName='showcase')['Stacks'][0]
+outputs = {{o['OutputKey']: o['OutputValue'] for o in stack['Outputs']}}
+role = stacks.describe_stack_resource(StackName='showcase', LogicalResourceId='Role')['StackResourceDetail']['PhysicalResourceId']
+data = ec2.describe_instance_attribute(InstanceId=outputs['InstanceId'], Attribute='userData')['UserData']['Value']
+# The stand-in gives the policy of a stack as Python writes it.
+policy = iam.get_role_policy(RoleName=role, PolicyName='pam_iam')['PolicyDocument']
+print(json.dumps(dict(status=stack['StackStatus'], name=outputs['PublicName'],
+                      policy=ast.literal_eval(policy) if isinstance(policy, str) else policy,
+                      data=base64.b64decode(data).decode())))",
+        repository().join("aws/showcase.yaml").display()
+    ));
+    let made: Value = serde_json::from_str(&made).unwrap_or_default();
+    assert_eq!(made["status"], "CREATE_COMPLETE", "{made}");
+    assert!(made["name"].as_str().is_some_and(|name| name.starts_with("ec2-")), "{made}");
+    assert_eq!(made["policy"], shipped("iam_ssh_policy.json"));
+
+    // The instance's first boot, with the package at hand.
+    let host = Machine::new().bare().start();
+    let package = format!("file://$(ls {}/pam-iam_*.deb)", repository().join("target/packages").display());
+    let data =
+        made["data"].as_str().unwrap_or_default().replace("'https://packages.example/pam-iam.deb'", &package);
+    assert!(data.starts_with("#!/bin/bash\n") && data.contains("iamctl enable"), "{data}");
+    host.sh("rm /etc/pam_iam/config.toml").succeeds();
+    host.run(&["bash", "-c", &data]).succeeds();
+    assert_eq!(host.ssh("alice", "id -un").succeeds(), "alice");
+    assert_eq!(host.ssh("carol", "sudo -n id -u").succeeds(), "0");
+    host.ssh("bob", "true").fails();
+}
