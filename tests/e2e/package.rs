@@ -159,21 +159,53 @@ fn the_rpm_holds_the_same_and_its_scripts_make_users_and_take_everything_back() 
 fn the_man_pages_are_sound_and_name_every_command_and_option() {
     let folder = repository().join("target/packages/deb/usr/share/man");
     let sh = |script: &str| {
-        let output = std::process::Command::new("sh").arg("-c").arg(script).current_dir(&folder).output().unwrap();
+        let output =
+            std::process::Command::new("sh").arg("-c").arg(script).current_dir(&folder).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let (sound, complaints) = sh("for page in man*/*; do gzip -dc $page >/tmp/page.$$ && mandoc -T lint -W warning /tmp/page.$$ || exit 1; done; rm /tmp/page.$$");
+    let (sound, complaints) = sh(
+        "for page in man*/*; do gzip -dc $page >/tmp/page.$$ && mandoc -T lint -W warning /tmp/page.$$ || exit 1; done; rm /tmp/page.$$",
+    );
     assert!(sound, "{complaints}");
     let (_, pages) = sh("ls man*/*");
-    for page in ["pam_iam.8", "iam-authorized-keys.8", "iam-resolver.8", "iam-importer.8", "iamctl.8", "pam_iam.toml.5"] {
+    for page in [
+        "pam_iam.8",
+        "iam-authorized-keys.8",
+        "iam-resolver.8",
+        "iam-importer.8",
+        "iamctl.8",
+        "pam_iam.toml.5",
+    ] {
         assert!(pages.contains(page), "{page}: {pages}");
     }
     let (_, iamctl) = sh("gzip -dc man8/iamctl.8.gz | mandoc -T utf8 | col -b");
-    for word in ["explain", "doctor", "status", "sessions", "sweep", "flush", "lint", "enable", "disable", "--json", "--dry-run", "--prometheus"] {
+    for word in [
+        "explain",
+        "doctor",
+        "status",
+        "sessions",
+        "sweep",
+        "flush",
+        "lint",
+        "enable",
+        "disable",
+        "--json",
+        "--dry-run",
+        "--prometheus",
+    ] {
         assert!(iamctl.contains(word), "{word}: {iamctl}");
     }
     let (_, config) = sh("gzip -dc man5/pam_iam.toml.5.gz | mandoc -T utf8 | col -b");
-    for word in ["[access]", "[freshness]", "offline_sudo", "total_timeout", "[importer]", "max_retire", "[sessions]", "[shared.deploy]"] {
+    for word in [
+        "[access]",
+        "[freshness]",
+        "offline_sudo",
+        "total_timeout",
+        "[importer]",
+        "max_retire",
+        "[sessions]",
+        "[shared.deploy]",
+    ] {
         assert!(config.contains(word), "{word}: {config}");
     }
 }

@@ -180,11 +180,7 @@ impl Machine {
 
     /// Runs a program as root.
     pub fn run(&self, argv: &[&str]) -> Done {
-        self.run_with(argv, "")
-    }
-
-    fn run_with(&self, argv: &[&str], stdin: &str) -> Done {
-        self.ask(&json!({"argv": argv, "stdin": stdin}), &argv.join(" "))
+        self.ask(&json!({"argv": argv}), &argv.join(" "))
     }
 
     fn ask(&self, request: &Value, what: &str) -> Done {
@@ -220,8 +216,9 @@ impl Machine {
     /// Changes IAM: a line of Python in which `iam` is a boto3 client.
     pub fn iam(&self, python: &str) -> String {
         let script = format!("import boto3, json\niam = boto3.client('iam')\n{python}\n");
-        let done = self.run_with(&["bash", "-c", "exec $BOX_PYTHON -"], &script);
-        done.succeeds()
+        // A box that was booted need not have our Python.
+        let request = json!({"argv": ["bash", "-c", "exec $BOX_PYTHON -"], "stdin": script, "beside": true});
+        self.ask(&request, "exec $BOX_PYTHON").succeeds()
     }
 
     /// Sets a fault or delay of IAM: `fail=throttle`, `delay=2&only=GetUser`.
