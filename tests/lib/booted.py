@@ -67,7 +67,7 @@ def prepare(order, root):
     inside.run("systemctl", f"--root={root}", "enable", "--quiet", *units, stderr=subprocess.DEVNULL)
 
 
-def boot(root, cgroup):
+def boot(root, cgroup, repository):
     """Starts the machine, and starts it again when it reboots."""
     os.makedirs(os.path.dirname(NETNS))
     Path(NETNS).touch()
@@ -78,12 +78,12 @@ def boot(root, cgroup):
         (cgroup / "payload/cgroup.procs").write_text(str(os.getpid()))
 
     command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", f"--network-namespace-path={NETNS}",
-               "--system-call-filter=bpf", "--console=pipe", "--boot", "-D", root, "-M", NAME, f"--bind={inside.BOX}"]
+               "--system-call-filter=bpf", "--console=pipe", "--boot", "-D", root, "-M", NAME, f"--bind={inside.BOX}",
+               # The overlay's own, as a mount of its own: a boot empties /tmp, where the repository may lie.
+               f"--bind={root}{repository}:{repository}"]
     def keep():
         # With --keep-unit a reboot is an exit status, and who started it starts it again.
-        # Its own /tmp would hide a repository that is there.
-        environment = {**os.environ, "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
-        while (status := subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console,
+        while (status := subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console,
                                         preexec_fn=into_cgroup, check=False).returncode) == REBOOT:
             pass
         console.write(f"box: the machine ended with {status}\n".encode())
@@ -153,7 +153,7 @@ def main():
     write_enter(environment)
     cgroup = make_cgroup()
     inside.wait_for_iam(ready)
-    boot(root, cgroup)
+    boot(root, cgroup, order["repository"])
     inside.wait_for("the machine", is_up)
     if order["installed"]:
         inside.wait_for("the resolver", lambda: re.search(r'"roster_age": \d', entered("iamctl", "--json", "status")[1]))
