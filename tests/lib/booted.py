@@ -83,7 +83,9 @@ def boot(root, cgroup, repository):
                f"--bind={root}{repository}:{repository}"]
     def keep():
         # With --keep-unit a reboot is an exit status, and who started it starts it again.
-        while (status := subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console,
+        # Nor may its own /tmp cover it.
+        environment = {**os.environ, "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}
+        while (status := subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=console, stderr=console,
                                         preexec_fn=into_cgroup, check=False).returncode) == REBOOT:
             pass
         console.write(f"box: the machine ended with {status}\n".encode())
