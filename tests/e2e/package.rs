@@ -165,6 +165,7 @@ fn the_man_pages_are_sound_and_name_every_command_and_option() {
     };
     let (sound, complaints) =
         sh("for page in man*/*; do gzip -dc $page | mandoc -T lint -W warning || exit 1; done");
+    assert!(sound, "{complaints}");
     let (_, pages) = sh("ls man*/*");
     for page in [
         "pam_iam.8",
