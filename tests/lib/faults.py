@@ -5,7 +5,6 @@ Prints a JSON line for each operation: what was expected, what the user saw, how
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 
 HOSTS = Path("/etc/hosts")
 CONFIG = Path("/etc/pam_iam/config.toml")
-SOCKET = Path("/run/pam_iam/resolver.sock")
 CACHE = Path("/var/cache/pam_iam")
 # Nobody listens there.
 NOBODY = "127.0.0.9"
@@ -95,9 +93,9 @@ def typo():
 
 # What becomes of the fault, for the users who are known (y: they get in, n: they do not), the roster (for the import and the
 # sweep) and the limit of a look-up in seconds.
-SILENT = {"known": True, "roster": False, "limit": 2.0}
+SILENT = {"known": True, "roster": False, "limit": 2.5}
 FAULTS = {
-    "none": (lambda: None, {"known": True, "roster": True, "limit": 2.0}),
+    "none": (lambda: None, {"known": True, "roster": True, "limit": 2.5}),
     "slow (0.3 s a call)": (lambda: control("delay=0.3"), {"known": True, "roster": True, "limit": 4.0}),
     "hang": (lambda: control("fail=hang"), SILENT),
     "reset": (lambda: control("fail=reset"), SILENT),
@@ -108,15 +106,15 @@ FAULTS = {
     "half answers": (lambda: control("fail=truncated"), SILENT),
     "credentials refused": (lambda: control("fail=credentials"), SILENT),
     "clock skew": (lambda: control("fail=skew"), SILENT),
-    "denied": (lambda: control("fail=denied"), {"known": False, "roster": False, "limit": 2.0}),
-    "list denied": (lambda: control("fail=denied&only=GetGroup"), {"known": True, "roster": False, "limit": 2.0}),
-    "empty lists": (lambda: control("fail=empty"), {"known": False, "roster": False, "limit": 2.0, "nss": True, "sweeps": True}),
-    "resolver killed": (lambda: resolver("KILL"), {"known": True, "roster": True, "limit": 2.0}),
+    "denied": (lambda: control("fail=denied"), {"known": False, "roster": False, "limit": 2.5}),
+    "list denied": (lambda: control("fail=denied&only=GetGroup"), {"known": True, "roster": False, "limit": 2.5}),
+    "empty lists": (lambda: control("fail=empty"), {"known": False, "roster": False, "limit": 2.5, "nss": True, "sweeps": True}),
+    "resolver killed": (lambda: resolver("KILL"), {"known": True, "roster": True, "limit": 2.5}),
     "resolver stopped": (lambda: resolver("STOP"), {"known": False, "roster": False, "limit": 11.0}),
-    "socket squatted": (squat, {"known": False, "roster": False, "limit": 2.0}),
-    "configuration broken": (typo, {"known": False, "roster": False, "limit": 2.0, "nss": True}),
-    "disk full": (full_disk, {"known": True, "roster": True, "limit": 2.0}),
-    "cache broken": (broken_cache, {"known": True, "roster": True, "limit": 2.0}),
+    "socket squatted": (squat, {"known": False, "roster": False, "limit": 2.5}),
+    "configuration broken": (typo, {"known": False, "roster": False, "limit": 2.5, "nss": True}),
+    "disk full": (full_disk, {"known": True, "roster": True, "limit": 2.5}),
+    "cache broken": (broken_cache, {"known": True, "roster": True, "limit": 2.5}),
 }
 
 
@@ -133,6 +131,8 @@ def prepare():
     must("mkdir /root/nss /root/imported; cp /etc/passwd /etc/shadow /etc/group /root/nss; iam-importer --quiet; test $? -le 1; "
          "cp /etc/passwd /etc/shadow /etc/group /root/imported; cp /root/nss/* /etc")
     must(f"until grep -q carol {CACHE}/cache.json; do sleep 0.05; done")
+    # A call that a busy machine cut off is a fault of its own, after which the last answer serves for a while.
+    must("for user in alice bob carol; do until iamctl explain $user --json | grep -qE '\"source\": *\"iam\"'; do sleep 0.05; done; done")
 
 
 def operations(fault):
@@ -140,24 +140,24 @@ def operations(fault):
     known, limit, roster = fault["known"], fault["limit"], fault["roster"]
     # A login is a dozen look-ups; while IAM is silent the first of them waits, and while nobody answers at all, each does.
     login, nss = 5 * limit, fault.get("nss", known)
-    yield "getpwnam local", "getent passwd local", True, 2.0
+    yield "getpwnam local", "getent passwd local", True, 2.5
     yield "getpwnam known", "getent passwd carol", nss, limit
     yield "getpwnam unknown", "getent passwd nosuch", False, limit
     yield "keys known", "iam-authorized-keys carol | grep .", known, limit
-    yield "keys refused", "iam-authorized-keys root | grep .", False, 2.0
+    yield "keys refused", "iam-authorized-keys root | grep .", False, 2.5
     yield "account known", "pamtester sshd carol acct_mgmt", known, limit
     yield "account refused", "pamtester sshd bob acct_mgmt", False, limit
-    yield "account local", "pamtester sshd local acct_mgmt", True, 2.0
+    yield "account local", "pamtester sshd local acct_mgmt", True, 2.5
     yield "session known", "box-ssh carol true", known, login
     yield "session refused", "box-ssh bob true", False, login
     yield "session local", "box-ssh -i /root/local local true", True, 5.0
     yield "sudo known", "setpriv --reuid $(cat /root/carol) --regid $(cat /root/carol) --clear-groups sudo -n id -u | grep -x 0", known, login
     yield "sudo refused", "setpriv --reuid $(cat /root/alice) --regid $(cat /root/alice) --clear-groups sudo -n id -u | grep -x 0", False, login
-    yield "sudo local", "setpriv --reuid local --regid local --init-groups sudo -n id -u | grep -x 0", True, 2.0
+    yield "sudo local", "setpriv --reuid local --regid local --init-groups sudo -n id -u | grep -x 0", True, 2.5
     yield "sweep", "iamctl sweep; pgrep -u $(cat /root/carol) -x sleep -r S >/dev/null", not fault.get("sweeps"), 66.0
     # 2 is "nothing done"; what it must not do is looked at afterwards.
     yield "import", "cp /root/imported/* /etc; iam-importer; test $? -le 1", roster, 70.0
-    yield "nothing lost", "for f in passwd shadow group; do cmp /etc/$f /root/imported/$f || exit 1; done", True, 2.0
+    yield "nothing lost", "for f in passwd shadow group; do cmp /etc/$f /root/imported/$f || exit 1; done", True, 2.5
 
 
 def main():
@@ -172,4 +172,5 @@ def main():
                           "seconds": seconds, "limit": limit, "passed": passed}), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
