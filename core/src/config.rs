@@ -5,19 +5,17 @@
 //! `docs/config.example.toml` describes every key.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::ask::Mode;
-use crate::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
-use crate::wire::TOTAL_TIMEOUT_MAX;
+use crate::name::{IamName, LinuxName};
 
+mod parse;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -130,10 +128,10 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Access {
     /// Who may log in.
-    #[serde(deserialize_with = "allow")]
+    #[serde(deserialize_with = "parse::allow")]
     pub allow: Who,
     /// Who may use sudo.
-    #[serde(default = "nobody", deserialize_with = "sudo")]
+    #[serde(default = "parse::nobody", deserialize_with = "parse::sudo")]
     pub sudo: Who,
 }
 
@@ -160,7 +158,7 @@ pub struct TagRule {
     /// The tag, whose value is a list of groups with commas between them.
     pub tag: TagName,
     /// Only groups that match one of these patterns count: who may write tags must not choose who is root.
-    #[serde(deserialize_with = "patterns")]
+    #[serde(deserialize_with = "parse::patterns")]
     pub within: Vec<Pattern>,
 }
 
@@ -206,7 +204,7 @@ impl Default for Accounts {
 #[serde(deny_unknown_fields)]
 pub struct Shared {
     /// The IAM groups whose members log in to the account with their own keys.
-    #[serde(deserialize_with = "groups")]
+    #[serde(deserialize_with = "parse::groups")]
     pub groups: Vec<IamName>,
 }
 
@@ -271,7 +269,7 @@ pub struct Aws {
     /// Limit of one API call.
     pub call_timeout: Span,
     /// Limit of one question, with all its calls and retries.
-    #[serde(deserialize_with = "total_timeout")]
+    #[serde(deserialize_with = "parse::total_timeout")]
     pub total_timeout: Span,
 }
 
@@ -463,125 +461,4 @@ impl Who {
             Self::None | Self::All | Self::Tag(_) => &[],
         }
     }
-}
-
-fn nobody() -> Who {
-    Who::None
-}
-
-fn allow<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
-    match access(deserializer)? {
-        Who::None => Err(de::Error::custom(r#"expected "all" or a list of IAM groups, found "none""#)),
-        policy => Ok(policy),
-    }
-}
-
-fn sudo<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
-    access(deserializer)
-}
-
-fn access<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
-    struct Words;
-
-    impl<'de> Visitor<'de> for Words {
-        type Value = Who;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(r#""all", a list of IAM groups, or { tag = "TAG", within = ["PATTERN"] }"#)
-        }
-
-        fn visit_str<E: de::Error>(self, word: &str) -> Result<Who, E> {
-            match word {
-                "all" => Ok(Who::All),
-                "none" => Ok(Who::None),
-                _ => Err(E::custom(format!(r#"expected "all" or a list, found {word:?}; write [{word:?}]"#))),
-            }
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Who, A::Error> {
-            groups(de::value::SeqAccessDeserializer::new(list)).map(Who::Groups)
-        }
-
-        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Who, A::Error> {
-            TagRule::deserialize(de::value::MapAccessDeserializer::new(map)).map(Who::Tag)
-        }
-    }
-
-    deserializer.deserialize_any(Words)
-}
-
-fn groups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IamName>, D::Error> {
-    let group = |name: String| {
-        IamName::group(&name).map_err(|why| de::Error::custom(format!("IAM group {name:?} {why}")))
-    };
-    let groups = Vec::<String>::deserialize(deserializer)?;
-    if groups.is_empty() {
-        return Err(de::Error::custom("an empty list would allow nobody"));
-    }
-    groups.into_iter().map(group).collect()
-}
-
-fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pattern>, D::Error> {
-    let patterns = Vec::<Pattern>::deserialize(deserializer)?;
-    if patterns.is_empty() {
-        return Err(de::Error::custom("an empty list would allow nobody"));
-    }
-    Ok(patterns)
-}
-
-impl<'de> Deserialize<'de> for GroupTarget {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Table {
-            group: String,
-            #[serde(default)]
-            allow_privileged: bool,
-        }
-
-        struct Target;
-
-        impl<'de> Visitor<'de> for Target {
-            type Value = Table;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(r#"the name of a Linux group, or { group = "NAME", allow_privileged = true }"#)
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<Table, E> {
-                Ok(Table { group: name.to_owned(), allow_privileged: false })
-            }
-
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Table, A::Error> {
-                Table::deserialize(de::value::MapAccessDeserializer::new(map))
-            }
-        }
-
-        let Table { group, allow_privileged } = deserializer.deserialize_any(Target)?;
-        let name = LinuxName::new(&group);
-        let group = name.map_err(|why| de::Error::custom(format!("Linux group {group:?} {why}")))?;
-        if [IAM_USERS, IAM_SUDO].contains(&group.as_str()) {
-            return Err(de::Error::custom(format!("{group} is given by [access] alone")));
-        }
-        if group.as_str() == "root" {
-            return Err(de::Error::custom("no IAM group maps to the group root"));
-        }
-        if PRIVILEGED_GROUPS.contains(&group.as_str()) && !allow_privileged {
-            return Err(de::Error::custom(format!(
-                r#"members of {group} are as good as root; if that is meant, write {{ group = "{group}", allow_privileged = true }}"#
-            )));
-        }
-        Ok(Self { group, allow_privileged })
-    }
-}
-
-fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
-    let span = Span::deserialize(deserializer)?;
-    if span.0 > TOTAL_TIMEOUT_MAX || span.0.is_zero() {
-        let max = TOTAL_TIMEOUT_MAX.as_secs();
-        return Err(de::Error::custom(format!(
-            "must be more than 0 and at most {max}s, since a login waits for it"
-        )));
-    }
-    Ok(span)
 }

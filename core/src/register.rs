@@ -66,6 +66,17 @@ pub struct Register {
 }
 
 impl Register {
+    /// Opens the register in `path`, if somebody has made it.
+    ///
+    /// # Errors
+    /// It cannot be opened, or belongs to somebody else than who runs this.
+    pub fn open_if_made(path: &Path) -> io::Result<Option<Self>> {
+        match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            _ => Self::open(path).map(Some),
+        }
+    }
+
     /// Opens the register in `path`, made if it is not there.
     ///
     /// # Errors
@@ -241,6 +252,7 @@ mod tests {
     fn a_session_is_entered_confirmed_and_taken_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pam_iam/sessions");
+        assert!(Register::open_if_made(&path).unwrap().is_none() && !path.exists());
         let register = Register::open(&path).unwrap();
         let mine = session();
         register.enter(&mine).unwrap();

@@ -18,8 +18,8 @@ use pam_iam_core::{ask::Mode, client, paths};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::Context;
 use crate::output::Tone;
+use crate::{Context, enable};
 
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -68,6 +68,10 @@ pub fn run(context: &Context) -> Result<bool, String> {
         )),
         Ok(config) => {
             findings.push(Finding::ok("configuration", context.config_path.display().to_string()));
+            if enable::is_off() {
+                let mend = "iamctl enable --dry-run shows what iamctl enable changes";
+                findings.push(Finding::wrong("enabled", "nothing of pam_iam is switched on here", mend));
+            }
             findings.push(socket(&config, &context.config_path));
             findings.extend(aws::metadata(&config));
             findings.extend(aws::permissions(context));

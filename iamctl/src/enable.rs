@@ -56,7 +56,6 @@ struct Change {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Record {
     changes: Vec<Change>,
-    units: Vec<String>,
 }
 
 /// Switches everything on.
@@ -72,7 +71,7 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
     run("sshd", &["-t"]).map_err(|why| format!("sshd's configuration has an error already: {why}"))?;
     check_sudoers(&changes)?;
     let before = load()?;
-    save(Some(&merged(before.as_ref(), &changes, &units)))?;
+    save(Some(&merged(before.as_ref(), &changes)))?;
     let done = start(&units)
         .and_then(|()| apply(&changes))
         .and_then(|()| reload_sshd())
@@ -96,27 +95,23 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
 /// Takes everything back.
 pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     let record = load()?;
-    let changes: Vec<Change> = match &record {
-        Some(record) => record.changes.clone(),
-        // Switched on by hand.
-        None => by_hand(Path::new("/")),
-    };
+    let by_hand = record.is_none();
+    let mut changes = record.map_or_else(|| made_by_hand(Path::new("/")), |record| record.changes);
+    // Taken back from the end: sshd first, so that it asks for no command that is about to go.
+    changes.sort_by_key(|change| change.path == Path::new(SSHD_DROP_IN));
     let mut units: Vec<&str> = UNITS.to_vec();
     units.push(IMPORTER_UNIT);
     if dry_run {
         show(context, "would take back", &changes, &units);
         return Ok(true);
     }
-    if record.is_none() && changes.is_empty() {
+    if by_hand && changes.is_empty() {
         context
             .output
             .show(&json!({ "done": "took back", "files": [], "units": [] }), "nothing is switched on");
         return Ok(true);
     }
-    // sshd first, so that it asks for no command that is about to go.
-    let mut ordered = changes.clone();
-    ordered.sort_by_key(|change| change.path != Path::new(SSHD_DROP_IN));
-    take_back(&ordered)?;
+    take_back(&changes)?;
     if let Err(why) = reload_sshd() {
         // Our lines are gone all the same; a package that is being removed goes on.
         context.output.error(&format!("sshd is to be reloaded by hand: {why}"));
@@ -125,6 +120,11 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     remove(Path::new(paths::ENABLED))?;
     show(context, "took back", &changes, &units);
     Ok(true)
+}
+
+/// Whether nothing of ours is switched on, neither by this program nor by hand.
+pub fn is_off() -> bool {
+    !Path::new(paths::ENABLED).exists() && made_by_hand(Path::new("/")).is_empty()
 }
 
 fn show(context: &Context, verb: &str, changes: &[Change], units: &[&str]) {
@@ -190,7 +190,7 @@ fn changes(root: &Path, accounts: Accounts) -> Result<Vec<Change>, String> {
 }
 
 /// What was changed by hand, as far as it can be told from what is there.
-fn by_hand(root: &Path) -> Vec<Change> {
+fn made_by_hand(root: &Path) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut add = |path: &str, before: &dyn Fn(&str) -> Option<String>| {
         let Ok(Some(after)) = read(root, path) else { return };
@@ -296,7 +296,7 @@ fn load() -> Result<Option<Record>, String> {
 }
 
 /// What was changed before, and now. Of a file that is changed once more, what was there first is what comes back.
-fn merged(before: Option<&Record>, changes: &[Change], units: &[&str]) -> Record {
+fn merged(before: Option<&Record>, changes: &[Change]) -> Record {
     let mut record = before.cloned().unwrap_or_default();
     for change in changes {
         match record.changes.iter_mut().find(|known| known.path == change.path) {
@@ -307,7 +307,6 @@ fn merged(before: Option<&Record>, changes: &[Change], units: &[&str]) -> Record
             None => record.changes.push(change.clone()),
         }
     }
-    record.units = units.iter().map(|unit| (*unit).to_owned()).collect();
     record
 }
 
@@ -386,11 +385,11 @@ mod tests {
             after: after.to_owned(),
             mode: 0o644,
         };
-        let first = merged(None, &[change(Some("a"), "b")], UNITS);
-        let second = merged(Some(&first), &[change(Some("b"), "c")], UNITS);
+        let first = merged(None, &[change(Some("a"), "b")]);
+        let second = merged(Some(&first), &[change(Some("b"), "c")]);
         assert_eq!(second.changes, [change(Some("a"), "c")]);
         // Somebody else changed it meanwhile: that is what comes back.
-        let third = merged(Some(&second), &[change(Some("x"), "y")], UNITS);
+        let third = merged(Some(&second), &[change(Some("x"), "y")]);
         assert_eq!(third.changes, [change(Some("x"), "y")]);
     }
 
@@ -422,7 +421,7 @@ mod tests {
             write(change.path.to_str().unwrap().trim_start_matches('/'), &change.after);
         }
         assert!(changes(root.path(), Accounts::Nss).unwrap().is_empty());
-        let back = by_hand(root.path());
+        let back = made_by_hand(root.path());
         assert_eq!(back.len(), 4);
         assert!(
             back.iter().all(|change| all

@@ -19,10 +19,8 @@ pub fn run(context: &Context) -> Result<bool, String> {
 
 /// The open sessions, each with how long ago IAM said that it may go on. None where nobody ever logged in.
 fn open() -> std::io::Result<Vec<(Session, Duration)>> {
-    if !Path::new(paths::SESSIONS).exists() {
-        return Ok(Vec::new());
-    }
-    Register::open(Path::new(paths::SESSIONS))?.sessions()
+    let register = Register::open_if_made(Path::new(paths::SESSIONS))?;
+    register.map_or(Ok(Vec::new()), |register| register.sessions())
 }
 
 fn text(sessions: &[Session]) -> String {

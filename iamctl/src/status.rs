@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use pam_iam_core::replace::write_new;
 use pam_iam_core::wire::{Request, Status};
 
 use crate::Context;
@@ -125,12 +126,10 @@ fn metrics(status: &Status) -> String {
 
 /// Replaces the file at once, so that nobody reads half of it. Others may read it: it names no user.
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");
-    let _ = std::fs::remove_file(&unfinished);
-    let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o644).open(&unfinished)?;
-    file.write_all(text.as_bytes())?;
+    let unfinished = PathBuf::from(unfinished);
+    write_new(&unfinished, text.as_bytes(), 0o644)?;
     std::fs::rename(&unfinished, path)
 }
 

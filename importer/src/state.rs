@@ -1,12 +1,13 @@
 //! What one run tells the next: who was missing, and what was changed that is to be changed back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use pam_iam_core::id::Uid;
+use pam_iam_core::replace::write_new;
 use serde::{Deserialize, Serialize};
 
 /// The version of the file.
@@ -85,10 +86,7 @@ impl State {
         let folder = path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let unfinished = path.with_extension("new");
-        let mut options = OpenOptions::new();
-        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&unfinished)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()?;
+        write_new(&unfinished, &serde_json::to_vec_pretty(self)?, 0o600)?;
         std::fs::rename(&unfinished, path)?;
         File::open(folder)?.sync_all()
     }

@@ -62,9 +62,12 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
 
 /// The body of `pam_sm_close_session`.
 pub fn close() -> Outcome {
-    let left = i32::try_from(std::process::id())
-        .map_err(io::Error::other)
-        .and_then(|pid| Register::open(Path::new(paths::SESSIONS))?.leave(pid));
+    let left = i32::try_from(std::process::id()).map_err(io::Error::other).and_then(|pid| {
+        match Register::open_if_made(Path::new(paths::SESSIONS))? {
+            Some(register) => register.leave(pid),
+            None => Ok(()),
+        }
+    });
     // An entry that stays is removed by the sweep, when the process is gone.
     if left.is_ok() { Outcome::Success } else { Outcome::Ignore }
 }

@@ -6,11 +6,12 @@
 //! if that went back, the file is not used.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use pam_iam_core::replace::write_new;
 use rustix::fs::OFlags;
 use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
@@ -190,13 +191,7 @@ impl Store {
         if !self.dir.exists() {
             DirBuilder::new().mode(0o700).create(&self.dir)?;
         }
-        match std::fs::remove_file(unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(unfinished)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        write_new(unfinished, bytes, 0o600)?;
         std::fs::rename(unfinished, self.path())?;
         File::open(&self.dir)?.sync_all()
     }

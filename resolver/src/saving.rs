@@ -33,15 +33,17 @@ pub struct Keeper<I> {
     directory: Rc<Directory<I>>,
     store: Store,
     log: Log,
-    /// What was last complained about, so that it is said once.
-    complaint: Option<String>,
+    /// Why the file was not read, so that it is said once.
+    unread: Option<String>,
+    /// Why it could not be written, so that it is said once.
+    unwritten: Option<String>,
 }
 
 impl<I: Iam> Keeper<I> {
     /// Keeps `directory` in the folder `dir`, and puts back what is there.
     pub fn new(directory: Rc<Directory<I>>, dir: &Path, log: Log) -> Self {
         let store = Store::new(dir, &setup(&directory.config));
-        let mut keeper = Self { directory, store, log, complaint: None };
+        let mut keeper = Self { directory, store, log, unread: None, unwritten: None };
         keeper.restore();
         keeper
     }
@@ -62,9 +64,9 @@ impl<I: Iam> Keeper<I> {
         };
         let path = self.store.path();
         let message = format!("the cache {} is {what}: {error}; IAM is asked anew", path.display());
-        if self.complaint.as_ref() != Some(&message) {
+        if self.unread.as_ref() != Some(&message) {
             self.log.write(Level::Warning, &message);
-            self.complaint = Some(message);
+            self.unread = Some(message);
         }
     }
 
@@ -129,7 +131,7 @@ impl<I: Iam> Keeper<I> {
             )),
             (Err(error), Ok(())) => Some(error),
         };
-        if complaint != self.complaint {
+        if complaint != self.unwritten {
             let path = self.store.path();
             let path = path.display();
             match &complaint {
@@ -140,7 +142,7 @@ impl<I: Iam> Keeper<I> {
                 None => self.log.write(Level::Info, format!("the cache {path} is written again")),
             }
         }
-        self.complaint = complaint;
+        self.unwritten = complaint;
         if !harmless {
             // Something urgent is still to be done, and is not to be tried in a loop.
             tokio::time::sleep(RETRY_MIN).await;

@@ -68,6 +68,29 @@ fn the_importers_timer_makes_accounts_and_retires_them_with_their_sessions() {
 }
 
 #[test]
+fn with_iam_silent_at_boot_the_machine_comes_up_whole_and_the_local_root_logs_in() {
+    let machine =
+        Machine::new().settings("[freshness]\nmax_age = 0\n[aws]\ntotal_timeout = '1s'").booted().start();
+    machine.sh("mkdir -p -m 700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/local; cp /root/local.pub /root/.ssh/authorized_keys").succeeds();
+    // Nobody was ever seen here.
+    machine
+        .sh("systemctl stop iam-resolver.socket iam-resolver.service; rm -f /var/cache/pam_iam/*")
+        .succeeds();
+    machine.fault("fail=hang");
+    machine.reboot();
+    machine.sh("box-ssh -i /root/local root true").succeeds();
+    machine
+        .sh("systemctl is-active multi-user.target ssh.service iam-resolver.socket iam-resolver.service")
+        .succeeds();
+    let status = machine.sh("iamctl --json status").succeeds();
+    assert!(status.contains("\"last_answer\": null"), "{status}");
+    assert!(machine.ssh("alice", "true").fails().contains("Permission denied"));
+    machine.fault("fail=");
+    // Without a restart of anything.
+    machine.wait_until("box-ssh alice true");
+}
+
+#[test]
 fn the_resolver_is_locked_in_and_one_that_is_stuck_is_replaced() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").booted().start();
     let status = machine.sh("cat /proc/$(pgrep -x iam-resolver)/status").succeeds();

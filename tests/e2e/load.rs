@@ -3,10 +3,8 @@
 use pam_iam_tests::Machine;
 use serde_json::json;
 
-/// Connects as `user` to the resolver's socket and does `what` with it, in Python: `connect()` gives a connection.
-fn client(machine: &Machine, user: &str, what: &str) -> pam_iam_tests::Done {
-    let script = format!(
-        "import socket, struct, sys, time
+/// What a client of the resolver's socket is made of, in Python: `connect()` gives a connection.
+const CLIENT: &str = "import socket, struct
 def connect():
     client = socket.socket(socket.AF_UNIX)
     client.connect('/run/pam_iam/resolver.sock')
@@ -14,8 +12,11 @@ def connect():
 def ask(client, body):
     client.sendall(struct.pack('>I', len(body)) + body)
     return client.makefile('rb').read()
-{what}"
-    );
+";
+
+/// Does `what` as `user`, with what [`CLIENT`] has.
+fn client(machine: &Machine, user: &str, what: &str) -> pam_iam_tests::Done {
+    let script = format!("{CLIENT}{what}");
     machine.run(&["setpriv", "--reuid", user, "--regid", "65534", "--clear-groups", "python3", "-c", &script])
 }
 
@@ -101,14 +102,11 @@ fn clients_that_say_nothing_half_or_too_much_and_never_read_keep_nobody_from_bei
         ),
     ] {
         // Again and again, as fast as they are put out.
-        let attack = format!(
-            "while True:\n    {}\n    open('/tmp/attacked', 'w').close()\n",
+        let script = format!(
+            "{CLIENT}while True:\n    {}\n    open('/tmp/attacked', 'w').close()\n",
             many.replace('\n', "\n    ")
         );
         machine.sh("rm -f /tmp/attacked").succeeds();
-        let script = format!(
-            "import socket, struct\ndef connect():\n    c = socket.socket(socket.AF_UNIX)\n    c.connect('/run/pam_iam/resolver.sock')\n    return c\n{attack}"
-        );
         machine.run(&["bash", "-c", "ulimit -n 4096; setpriv --reuid nobody --regid 65534 --clear-groups python3 -c \"$1\" </dev/null >/dev/null 2>&1 & echo $! >/run/attacker", "bash", &script]).succeeds();
         machine.wait_until("test -e /tmp/attacked");
         machine.ssh("alice", "true").succeeds();

@@ -9,15 +9,6 @@ fn saved(machine: &Machine, user: &str) {
     machine.wait_until(&format!("grep -q '\"name\":\"{user}\",\"age\"' /var/cache/pam_iam/cache.json"));
 }
 
-/// Ends the resolver by a signal. It is started again; waits until the new one answers.
-fn end(machine: &Machine, signal: &str) {
-    machine.sh(&format!("before=$(pgrep -x iam-resolver); kill -{signal} $before; until now=$(pgrep -x iam-resolver) && [ $now != $before ] && iamctl status >/dev/null; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.02; done")).succeeds();
-}
-
-fn kill(machine: &Machine) {
-    end(machine, "KILL");
-}
-
 #[test]
 fn after_a_reboot_while_iam_is_down_who_was_known_logs_in() {
     let machine = Machine::new().settings(FRESH).booted().start();
@@ -49,7 +40,7 @@ fn what_iam_took_away_stays_away_when_the_resolver_is_killed_at_once() {
     saved(&machine, "carol");
     machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
     machine.ssh("alice", "true").fails();
-    kill(&machine);
+    machine.end_resolver("KILL");
     machine.fault("fail=reset");
     machine.ssh("alice", "true").fails();
     machine.ssh("carol", "true").succeeds();
@@ -73,10 +64,10 @@ fn a_cache_that_is_broken_older_or_of_another_owner_is_put_aside_and_lets_nobody
         let machine = Machine::new().settings(FRESH).start();
         machine.ssh("alice", "true").succeeds();
         // At its end it saves what it has.
-        end(&machine, "TERM");
+        machine.end_resolver("TERM");
         machine.fault("fail=reset");
         machine.sh(&format!("cd /var/cache/pam_iam; {damage}")).succeeds();
-        kill(&machine);
+        machine.end_resolver("KILL");
         machine.logs(
             "resolver",
             &format!("the cache /var/cache/pam_iam/cache.json is not used and put aside: {why}"),
@@ -114,7 +105,7 @@ fn on_a_full_disk_answers_come_from_memory_and_no_old_file_says_more_than_iam() 
 fn a_list_that_iam_denies_is_said_clearly_and_keeps_nobody_out_whom_iam_knows() {
     let machine = Machine::new().settings(FRESH).start();
     machine.fault("fail=denied&only=GetGroup");
-    kill(&machine);
+    machine.end_resolver("KILL");
     machine.logs("resolver", "cannot be read, since IAM denies it; give this host iam:GetGroup");
     machine.ssh("alice", "true").succeeds();
     machine.ssh("bob", "true").fails();
@@ -165,15 +156,15 @@ fn a_configuration_with_an_error_is_told_at_once_and_a_mended_one_is_taken_up_by
 fn a_cache_of_another_configuration_waits_until_that_is_right_again() {
     let machine = Machine::new().settings(FRESH).start();
     machine.ssh("alice", "true").succeeds();
-    end(&machine, "TERM");
+    machine.end_resolver("TERM");
     machine.fault("fail=reset");
     machine
         .sh("cp /etc/pam_iam/config.toml /root; sed -i 's/ssh-users/ssh-userz/' /etc/pam_iam/config.toml")
         .succeeds();
-    end(&machine, "TERM");
+    machine.end_resolver("TERM");
     machine.logs("resolver", "cache.json is not used: it was written under another configuration");
     machine.ssh("alice", "true").fails();
     machine.sh("cp /root/config.toml /etc/pam_iam").succeeds();
-    end(&machine, "TERM");
+    machine.end_resolver("TERM");
     machine.ssh("alice", "true").succeeds();
 }

@@ -1,8 +1,9 @@
 //! The package on a machine that systemd has booted: installed, enabled, used, upgraded, disabled, purged.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
-use pam_iam_tests::{Machine, repository};
+use pam_iam_tests::{Builder, Machine, repository};
+use serde_json::json;
 
 /// The package that `packaging/build` made.
 fn package() -> String {
@@ -14,12 +15,24 @@ fn package() -> String {
     packages.first().map(|entry| entry.path().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Lists the files of the machine that are not in /etc, but for what comes and goes by itself.
+const FILES: &str = "find /usr /var /opt /srv -xdev \
+    ! -path '/var/log/*' \
+    ! -path '/var/lib/dpkg/*' \
+    ! -path '/var/cache/*' \
+    ! -path '/var/lib/systemd/*' \
+    ! -path '/var/tmp/*' \
+    ! -path '*/__pycache__*' | sort";
+
 /// A machine before anything of ours, with what /etc was like in /root/etc.
 fn machine() -> Machine {
-    let machine = Machine::new().settings("[freshness]\nmax_age = 0").bare().start();
+    bare(Machine::new().settings("[freshness]\nmax_age = 0"))
+}
+
+fn bare(builder: Builder) -> Machine {
+    let machine = builder.bare().start();
     machine
-        .sh("mv /etc/pam_iam /root/pam_iam; cp -a /etc /root/etc
-             find /usr /var /opt /srv -xdev ! -path '/var/log/*' ! -path '/var/lib/dpkg/*' ! -path '/var/cache/*' ! -path '/var/lib/systemd/*' ! -path '/var/tmp/*' ! -path '*/__pycache__*' | sort >/root/files")
+        .sh(&format!("mv /etc/pam_iam /root/pam_iam; cp -a /etc /root/etc; {FILES} >/root/files"))
         .succeeds();
     machine
 }
@@ -65,6 +78,7 @@ fn from_nothing_to_a_login_and_back_to_nothing() {
         "{dry}"
     );
     assert_eq!(etc_differs(&machine), before);
+    assert!(machine.sh("iamctl doctor").fails().contains("nothing of pam_iam is switched on here"));
     machine.sh("iamctl enable").succeeds();
     assert_eq!(machine.ssh("alice", "id -un; pwd").succeeds(), "alice\n/home/alice");
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
@@ -93,11 +107,89 @@ fn from_nothing_to_a_login_and_back_to_nothing() {
 
     machine.sh("pkill -f '^sleep 4201'; dpkg --purge pam-iam").succeeds();
     assert_eq!(etc_differs(&machine), "");
-    let left = machine.sh("find /usr /var /opt /srv -xdev ! -path '/var/log/*' ! -path '/var/lib/dpkg/*' ! -path '/var/cache/*' ! -path '/var/lib/systemd/*' ! -path '/var/tmp/*' ! -path '*/__pycache__*' | sort | diff /root/files -; ls -d /var/cache/pam_iam /run/pam_iam 2>/dev/null; true").succeeds();
+    let left = machine
+        .sh(&format!("{FILES} | diff /root/files -; ls -d /var/cache/pam_iam /run/pam_iam 2>/dev/null; true"))
+        .succeeds();
     assert_eq!(left, "");
     machine
         .sh("pgrep -f '^sleep 4200' && box-ssh -i /root/local root true && sshd -t && visudo -c")
         .succeeds();
+}
+
+/// The commands that a text of documentation gives, block by block.
+fn commands_of(text: &str) -> Vec<String> {
+    let blocks = text.split("```sh\n").skip(1).filter_map(|block| block.split("```").next());
+    blocks.map(|block| block.replace("\n   ", "\n").trim().to_owned()).collect()
+}
+
+/// Does what a block says, as somebody in the repository would.
+fn follow(machine: &Machine, commands: &str) -> String {
+    machine.sh(&format!("set -e; export HOME=/root; cd '{}'\n{commands}", repository().display())).succeeds()
+}
+
+#[test]
+fn a_host_whose_accounts_a_script_made_comes_over_by_the_migration_page_as_it_stands() {
+    let machine = bare(Machine::new().fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
+        {"name": "alice", "groups": ["ssh-users"], "keys": [{}]},
+        {"name": "carol", "groups": ["ssh-users", "ssh-admins"], "keys": [{}]}]})));
+    // As such a script leaves it: accounts with uids in the order of their making, in a group of its own, with sudo by a file
+    // for each, a home with work in it, and a key of its own. dave has left IAM.
+    machine.sh(r#"groupadd iam-synced-users; mkdir -p /etc/cron.d /opt/keys
+        for user in alice carol dave; do useradd -m -s /bin/bash -G iam-synced-users $user; echo work >/home/$user/notes; done
+        for user in alice carol; do ssh-keygen -y -f $BOX_KEYS/$user >/opt/keys/$user; done
+        ssh-keygen -q -t ed25519 -N '' -f /root/planted; install -d -m 700 -o alice ~alice/.ssh; install -m 600 -o alice /root/planted.pub ~alice/.ssh/authorized_keys
+        echo 'carol ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/carol
+        echo '*/10 * * * * root /opt/import_users.sh' >/etc/cron.d/import_users; touch /opt/import_users.sh
+        printf '#!/bin/sh
+cat "/opt/keys/$1"
+' >/opt/authorized_keys_command.sh; chmod 755 /opt/authorized_keys_command.sh
+        printf 'AuthorizedKeysCommand /opt/authorized_keys_command.sh
+AuthorizedKeysCommandUser nobody
+' >>/etc/ssh/sshd_config
+        systemctl reload ssh"#).succeeds();
+    let before = machine.ssh("alice", "id -u; cat notes").succeeds();
+    machine.ssh("carol", "sudo -n true").succeeds();
+    machine.sh("box-ssh -i /root/planted alice true").succeeds();
+
+    let page = std::fs::read_to_string(repository().join("docs/migration.md")).unwrap_or_default();
+    let commands = commands_of(&page);
+    let [stop, configure, look, switch, clean] = commands.as_slice() else { panic!("{commands:?}") };
+    follow(&machine, stop);
+    install(&machine);
+    machine.sh("cp /root/pam_iam/environment /etc/pam_iam").succeeds();
+    follow(&machine, configure);
+    let would = follow(&machine, look);
+    for words in [
+        "would add alice to iam-users",
+        "would add carol to iam-sudo",
+        "dave is missing for the 1. of 2 times",
+    ] {
+        assert!(would.contains(words), "{would}");
+    }
+    assert!(!would.contains("would create alice") && !would.contains("would change /etc/nsswitch.conf"), "{would}");
+    assert_eq!(
+        machine.ssh("alice", "id -u; cat notes").succeeds(),
+        before,
+        "the script's way in still works"
+    );
+
+    follow(&machine, switch);
+    assert_eq!(machine.ssh("alice", "id -u; cat notes").succeeds(), before);
+    machine.ssh("carol", "sudo -n true").succeeds();
+    machine.sh("box-ssh -i /root/planted alice true").fails();
+    follow(&machine, clean);
+    machine
+        .sh("test ! -e /etc/sudoers.d/carol && ! grep -q ^AuthorizedKeysCommand /etc/ssh/sshd_config")
+        .succeeds();
+    assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0", "by iam-sudo");
+    // Who has left is locked, and keeps the files.
+    machine.sh("iam-importer").succeeds();
+    assert_eq!(machine.sh("getent shadow dave | cut -d: -f8; cat /home/dave/notes").succeeds(), "1\nwork");
+    // And IAM decides from now on.
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins'); iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.sh("iamctl flush").succeeds();
+    machine.ssh("carol", "sudo -n true").fails();
+    assert!(machine.ssh("alice", "true").fails().contains("none of the IAM groups that may log in"));
 }
 
 #[test]
@@ -107,23 +199,17 @@ fn the_readmes_installation_chapter_works_as_it_stands() {
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap_or_default();
     let chapter =
         readme.split("\n## ").find(|chapter| chapter.starts_with("Installation\n")).unwrap_or_default();
-    let commands: Vec<&str> =
-        chapter.split("```sh\n").skip(1).filter_map(|block| block.split("```").next()).collect();
+    let commands = commands_of(chapter);
     assert_eq!(commands.len(), 4, "{chapter}");
-    let run = |commands: &str| {
-        machine
-            .sh(&format!("set -e; export HOME=/root; cd '{}'\n{commands}", repository().display()))
-            .succeeds()
-    };
     let (on, off) = commands.split_at(3);
     for commands in on {
-        run(commands);
+        follow(&machine, commands);
     }
     assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
     machine.ssh("bob", "true").fails();
     for commands in off {
-        run(commands);
+        follow(&machine, commands);
     }
     machine.ssh("alice", "true").fails();
     machine.sh("rm -rf /home/alice /home/carol").succeeds();
@@ -166,47 +252,42 @@ fn the_man_pages_are_sound_and_name_every_command_and_option() {
     let (sound, complaints) =
         sh("for page in man*/*; do gzip -dc $page | mandoc -T lint -W warning || exit 1; done");
     assert!(sound, "{complaints}");
-    let (_, pages) = sh("ls man*/*");
-    for page in [
-        "pam_iam.8",
-        "iam-authorized-keys.8",
-        "iam-resolver.8",
-        "iam-importer.8",
-        "iamctl.8",
-        "pam_iam.toml.5",
+    for (text, words) in [
+        (
+            "ls man*/*",
+            "pam_iam.8 iam-authorized-keys.8 iam-resolver.8 iam-importer.8 iamctl.8 pam_iam.toml.5",
+        ),
+        (
+            "gzip -dc man8/iamctl.8.gz | mandoc -T utf8 | col -b",
+            "explain doctor status sessions sweep flush lint enable disable --json --dry-run --prometheus",
+        ),
+        (
+            "gzip -dc man5/pam_iam.toml.5.gz | mandoc -T utf8 | col -b",
+            "[access] [freshness] offline_sudo total_timeout [importer] max_retire [sessions] [shared.deploy]",
+        ),
     ] {
-        assert!(pages.contains(page), "{page}: {pages}");
+        let (_, said) = sh(text);
+        for word in words.split(' ') {
+            assert!(said.contains(word), "{word}: {said}");
+        }
     }
-    let (_, iamctl) = sh("gzip -dc man8/iamctl.8.gz | mandoc -T utf8 | col -b");
-    for word in [
-        "explain",
-        "doctor",
-        "status",
-        "sessions",
-        "sweep",
-        "flush",
-        "lint",
-        "enable",
-        "disable",
-        "--json",
-        "--dry-run",
-        "--prometheus",
+}
+
+#[test]
+fn for_another_architecture_it_is_said_what_is_missing() {
+    let machine = machine();
+    let build = repository().join("packaging/build");
+    // A compiler that has no other target.
+    machine.sh("mkdir /root/bin && printf '#!/bin/sh\necho /nowhere\n' >/root/bin/rustc && chmod 755 /root/bin/rustc").succeeds();
+    let said = machine.sh(&format!("PATH=/root/bin:$PATH '{}' --arch arm64 deb", build.display())).fails();
+    assert!(said.contains("rustup target add aarch64-unknown-linux-gnu"), "{said}");
+    for (there, remedy) in [
+        ("/usr/bin/aarch64-linux-gnu-gcc", "apt-get install gcc-aarch64-linux-gnu"),
+        ("/usr/lib/aarch64-linux-gnu/libpam.so", "apt-get install libpam0g-dev:arm64"),
     ] {
-        assert!(iamctl.contains(word), "{word}: {iamctl}");
+        assert_eq!(said.contains(remedy), !std::path::Path::new(there).exists(), "{said}");
     }
-    let (_, config) = sh("gzip -dc man5/pam_iam.toml.5.gz | mandoc -T utf8 | col -b");
-    for word in [
-        "[access]",
-        "[freshness]",
-        "offline_sudo",
-        "total_timeout",
-        "[importer]",
-        "max_retire",
-        "[sessions]",
-        "[shared.deploy]",
-    ] {
-        assert!(config.contains(word), "{word}: {config}");
-    }
+    assert!(machine.sh(&format!("'{}' --arch vax deb", build.display())).fails().contains("amd64 or arm64"));
 }
 
 #[test]

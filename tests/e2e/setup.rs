@@ -58,9 +58,11 @@ fn credentials_come_from_the_instance_by_version_2_of_its_metadata() {
 
 #[test]
 fn a_role_is_taken_on_where_one_is_named() {
-    let machine = Machine::new()
-        .settings("[aws]\nassume_role = 'arn:aws:iam::123456789012:role/ssh-directory'\nexternal_id = 'x-1'")
-        .start();
+    let machine = Machine::new().start();
+    machine.iam("iam.create_role(RoleName='ssh-directory', AssumeRolePolicyDocument=json.dumps({'Statement': [{'Effect': 'Allow', 'Action': 'sts:AssumeRole', 'Principal': {'AWS': '*'}}]}))
+iam.put_role_policy(RoleName='ssh-directory', PolicyName='all', PolicyDocument=json.dumps({'Version': '2012-10-17', 'Statement': [{'Effect': 'Allow', 'Action': 'iam:*', 'Resource': '*'}]}))");
+    machine.sh("printf '[aws]\nassume_role = \"arn:aws:iam::123456789012:role/ssh-directory\"\nexternal_id = \"x-1\"\n' >>/etc/pam_iam/config.toml").succeeds();
+    machine.end_resolver("TERM");
     machine.ssh("alice", "true").succeeds();
     let calls = machine.calls();
     let assumed = calls.iter().find(|call| call.action == "AssumeRole").expect("AssumeRole");

@@ -23,6 +23,8 @@ CGROUP = "/sys/fs/cgroup"
 NETNS = f"{inside.BASE}/netns/{NAME}"
 # systemd-nspawn ends so when the machine reboots.
 REBOOT = 133
+# The machine's first process is the one that is number 1 in a namespace below this one.
+LEADER = "leader=$(grep -sE '^NSpid:[[:space:]]+[0-9]+[[:space:]]+1$' /proc/[0-9]*/status | cut -d / -f 3)"
 # The host's own services are not the machine's.
 UNITS = ["ssh.service"]
 OUR_UNITS = ["iam-resolver.socket", "iam-resolver.service"]
@@ -81,6 +83,7 @@ def boot(root, cgroup, repository):
                "--system-call-filter=bpf", "--console=pipe", "--boot", "-D", root, "-M", NAME, f"--bind={inside.BOX}",
                # The overlay's own, as a mount of its own: a boot empties /tmp, where the repository may lie.
                f"--bind={root}{repository}:{repository}"]
+
     def keep():
         # With --keep-unit a reboot is an exit status, and who started it starts it again.
         # Nor may its own /tmp cover it.
@@ -98,8 +101,7 @@ def write_enter(environment):
     variables = " ".join(f"{name}='{value}'" for name, value in environment.items())
     enter = inside.BOX / "bin/box-enter"
     enter.write_text(f"""#!/bin/sh
-# The machine's first process is the one that is number 1 in a namespace below this one.
-leader=$(grep -sE '^NSpid:[[:space:]]+[0-9]+[[:space:]]+1$' /proc/[0-9]*/status | cut -d / -f 3)
+{LEADER}
 if [ -z "$leader" ]; then
     echo "box-enter: the machine is down" >&2
     exit 125
@@ -109,10 +111,11 @@ exec nsenter -t "$leader" --mount --uts --ipc --pid --cgroup --root --wd env -i 
     enter.chmod(0o755)
     reboot = inside.BOX / "bin/box-reboot"
     # Who enters a machine that is going down may hang, and it with him.
-    reboot.write_text("""#!/bin/sh
+    reboot.write_text(f"""#!/bin/sh
 # box-reboot: has the machine boot again, and waits until it is up.
 set -eu
-leader=$(box-enter sh -c : && grep -sE '^NSpid:[[:space:]]+[0-9]+[[:space:]]+1$' /proc/[0-9]*/status | cut -d / -f 3)
+box-enter true
+{LEADER}
 box-enter systemctl reboot
 for _ in $(seq 600); do
     [ -e "/proc/$leader" ] || break
@@ -145,7 +148,7 @@ def main():
     with open(int(sys.argv[1]), "rb") as file:
         order = json.load(file)
     inside.mount("proc", "/proc", "proc", inside.MS_NOSUID | inside.MS_NODEV | inside.MS_NOEXEC)
-    root = inside.make_overlay()
+    root = inside.make_overlay(order["root"], [order["repository"]] if order["root"] != "/" else [])
     os.umask(0o022)
     inside.LOGS.mkdir(mode=0o755, parents=True)
     inside.make_network()

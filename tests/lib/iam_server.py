@@ -51,7 +51,7 @@ class Log:
         self.fail = ""
         self.only = ""
         self.tags = {}
-        self.policy, self.role = None, None
+        self.policy, self.role, self.role_arn = None, None, f"arn:aws:iam::{ACCOUNT}:role/pam_iam"
         self.seconds, self.working, self.since = 0.0, 0, 0.0
 
     def add(self, action, params):
@@ -82,7 +82,7 @@ class Log:
             return self.delay, self.fail
 
     def control(self, query):
-        """?delay=SECONDS, ?fail=KIND, &only=ACTION, ?clear, ?log, ?tag=NAME, &value=VALUE, ?policy=JSON"""
+        """?delay=SECONDS, ?fail=KIND, &only=ACTION, ?clear, ?log, ?tag=NAME, &value=VALUE, ?policy=JSON, ?role=ARN"""
         with self.lock:
             if "delay" in query:
                 self.delay = float(query["delay"][0] or 0)
@@ -100,6 +100,8 @@ class Log:
                     self.tags[query["tag"][0]] = query["value"][0]
             if "policy" in query:
                 self.policy = json.loads(query["policy"][0] or "null")
+            if "role" in query:
+                self.role_arn = query["role"][0]
             if "clear" in query:
                 self.calls, self.seconds = [], 0.0
             if "log" in query:
@@ -111,17 +113,20 @@ LOG = Log()
 
 
 class Policy:
-    """What the role of the instance may do, as IAM evaluates it: only what a statement allows."""
+    """What a role may do, as IAM evaluates it: only what a statement allows."""
 
     def __init__(self, document, users):
         self.statements, self.users = document["Statement"], users
 
     def allows(self, action, form):
         resource = self.resource(action, form)
-        return any(statement["Effect"] == "Allow" and matches(statement["Action"], f"iam:{action}")
+        service = "sts" if action == "AssumeRole" else "iam"
+        return any(statement["Effect"] == "Allow" and matches(statement["Action"], f"{service}:{action}")
                    and matches(statement["Resource"], resource) for statement in self.statements)
 
     def resource(self, action, form):
+        if action == "AssumeRole":
+            return form.get("RoleArn", "")
         if action == "GetGroup":
             return f"arn:aws:iam::{ACCOUNT}:group/{form.get('GroupName', '')}"
         if "UserName" in form:
@@ -129,6 +134,18 @@ class Policy:
             return f"arn:aws:iam::{ACCOUNT}:user{user.path if user else '/'}{form['UserName']}"
         # Actions like ListUsers have no resource but all.
         return "*"
+
+
+def trusts(role, caller, external_id):
+    """Whether a role lets `caller` assume it, by its trust policy."""
+    if role is None:
+        return False
+    for statement in json.loads(role.assume_role_policy_document)["Statement"]:
+        wanted = statement.get("Condition", {}).get("StringEquals", {}).get("sts:ExternalId")
+        if (statement["Effect"] == "Allow" and matches(statement["Action"], "sts:AssumeRole")
+                and matches(statement["Principal"]["AWS"], caller or "") and wanted in (None, external_id)):
+            return True
+    return False
 
 
 def matches(patterns, text):
@@ -168,13 +185,18 @@ class Credentials:
         if key_id in self.known:
             secret, wanted = self.known[key_id]
             return secret if (wanted or "") == (token or "") else None
+        role = self.assumed(key_id)
+        return role.secret_access_key if role and role.session_token == token else None
+
+    def assumed(self, key_id):
         from moto.sts.models import sts_backends
-        for backends in sts_backends.values():
-            for backend in backends.values():
-                for role in backend.assumed_roles:
-                    if role.access_key_id == key_id and role.session_token == token:
-                        return role.secret_access_key
-        return None
+        roles = (role for backends in sts_backends.values() for backend in backends.values() for role in backend.assumed_roles)
+        return next((role for role in roles if role.access_key_id == key_id), None)
+
+    def assumed_role(self, key_id):
+        """The ARN of the role that was assumed with a key; None if it belongs to nobody who assumed one."""
+        role = None if key_id in self.known else self.assumed(key_id)
+        return role and role.role_arn
 
 
 CREDENTIALS = Credentials()
@@ -260,16 +282,25 @@ class Iam:
         return status, kind, answer
 
     def denial(self, environ, form, action):
-        """What the policy of the instance's role does not allow. None if there is none, or it does."""
-        if LOG.policy is None or f"Credential={LOG.role}/" not in environ.get("HTTP_AUTHORIZATION", ""):
-            return None
+        """What the policies of the caller's role, or the trust policy of the one to be assumed, do not allow. None if they do.
+        Who has no role, as the administrator, may do everything."""
         from moto.iam.models import iam_backends
-        users = {user.name: user for user in iam_backends[ACCOUNT]["aws"].users.values()}
-        policy = Policy(LOG.policy, users)
-        if policy.allows(action, form):
+        backend = iam_backends[ACCOUNT]["aws"]
+        users = {user.name: user for user in backend.users.values()}
+        roles = {role.arn: role for role in backend.roles.values()}
+        key_id = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition("/")[0]
+        caller, policies = CREDENTIALS.assumed_role(key_id), None
+        if key_id == LOG.role:
+            caller, policies = LOG.role_arn, None if LOG.policy is None else [LOG.policy]
+        elif caller in roles:
+            policies = [json.loads(text) for text in roles[caller].policies.values()]
+        allowed = (policies is None or action == "GetCallerIdentity"
+                   or any(Policy(policy, users).allows(action, form) for policy in policies))
+        if allowed and (action != "AssumeRole" or trusts(roles.get(form.get("RoleArn")), caller, form.get("ExternalId"))):
             return None
-        return error("AccessDenied", f"User: arn:aws:sts::{ACCOUNT}:assumed-role/pam_iam/i-0123456789abcdef0 is not authorized to "
-                     f"perform: iam:{action} on resource: {policy.resource(action, form)}", "403 Forbidden")
+        service, resource = "sts" if action == "AssumeRole" else "iam", Policy({"Statement": []}, users).resource(action, form)
+        return error("AccessDenied", f"User: {caller}/i-0123456789abcdef0 is not authorized to perform: {service}:{action} "
+                     f"on resource: {resource}", "403 Forbidden")
 
     def handle(self, environ, body, form, action):
         if action in LISTS and form.get("Marker"):
@@ -539,18 +570,15 @@ def main():
         daemon_threads = True
         request_queue_size = 1024
 
-    def serve(address, app):
-        server = Server(*address, app, handler=Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-
     CREDENTIALS.known[setup["admin"]["id"]] = (setup["admin"]["secret"], None)
     LOG.role = setup["role"]["id"]
     CREDENTIALS.known[setup["role"]["id"]] = (setup["role"]["secret"], setup["role"]["token"])
     real_ids()
     load(setup)
-    serve(API, Iam(DomainDispatcherApplication(create_backend_app)))
-    serve(CONTROL, control)
-    serve(METADATA, Metadata(setup["role"]))
+    applications = {API: Iam(DomainDispatcherApplication(create_backend_app)), CONTROL: control, METADATA: Metadata(setup["role"])}
+    # All have their addresses before any answers.
+    for server in [Server(*address, application, handler=Handler) for address, application in applications.items()]:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     os.write(int(sys.argv[1]), b"ready\n")
     threading.Event().wait()
 

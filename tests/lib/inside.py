@@ -59,23 +59,25 @@ def mounts():
             yield point, kind
 
 
-def make_overlay():
-    """An overlay of the whole file system on memory."""
-    covered = [point for point, _ in mounts() if point != "/"]
+def make_overlay(lowest="/", also=()):
+    """An overlay of the whole file system on memory; of another one than this machine's, with the folders `also` of this."""
+    covered = [point for point, _ in mounts() if point != "/"] if lowest == "/" else also
     mount("box", BASE, "tmpfs", 0, "mode=0755")
     root = f"{BASE}/root"
-    for at, lower in enumerate(["/"] + covered):
+    for at, lower in enumerate([lowest, *covered]):
         upper, work = f"{BASE}/upper{at}", f"{BASE}/work{at}"
         for path in (upper, work):
             os.mkdir(path)
         os.makedirs(root, exist_ok=True)
-        target = root if lower == "/" else root + lower
-        if lower != "/" and not os.path.isdir(target):
+        target = root if at == 0 else root + lower
+        if lower in also:
+            os.makedirs(target, exist_ok=True)
+        if at > 0 and not os.path.isdir(target):
             continue
         try:
             mount("box", target, "overlay", 0, f"lowerdir={lower},upperdir={upper},workdir={work}")
         except OSError:
-            if lower == "/":
+            if at == 0:
                 raise
             # Not every file system can lie under an overlay; such a one is there to be read.
             mount(lower, target, None, MS_BIND)

@@ -126,6 +126,10 @@ impl Builder {
         }
         if self.booted {
             command.arg("--boot");
+            // Of another distribution: tests/debian.
+            if let Some(root) = std::env::var_os("PAM_IAM_ROOT") {
+                command.arg("--root").arg(root);
+            }
         }
         if self.bare {
             command.arg("--bare");
@@ -249,6 +253,12 @@ impl Machine {
     /// Has a box that systemd has booted do it again.
     pub fn reboot(&self) {
         self.ask(&json!({"argv": ["box-reboot"], "beside": true}), "box-reboot").succeeds();
+    }
+
+    /// Ends the resolver by a signal, and waits until the one that is started in its place answers.
+    #[track_caller]
+    pub fn end_resolver(&self, signal: &str) {
+        self.sh(&format!("before=$(pgrep -x iam-resolver); kill -{signal} $before; until now=$(pgrep -x iam-resolver) && [ $now != $before ] && iamctl status >/dev/null; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.02; done")).succeeds();
     }
 
     /// A log of the box: `sshd`, `resolver`, `authpriv` or `iam`.

@@ -10,7 +10,7 @@ use pam_iam_core::wire::Policy;
 use tokio::time::Instant;
 
 use super::Directory;
-use super::fetch::{Running, asleep, shared};
+use super::fetch::{Running, shared};
 use super::listed::ROSTER_BACK_OFF;
 use crate::iam::{Iam, IamError};
 
@@ -87,21 +87,18 @@ impl<I: Iam> Directory<I> {
         let (running, failed) = {
             let tags = &self.state.borrow().tags;
             let recent = tags.asked.is_some_and(|asked| asked.elapsed() < ROSTER_BACK_OFF);
-            let running = tags.fetch.as_ref().map(|running| running.fetch.clone());
-            // One that is over and still here has panicked.
-            (running.filter(|fetch| fetch.peek().is_none()), recent && tags.refused.is_some())
+            (tags.fetch.as_ref().and_then(Running::under_way), recent && tags.refused.is_some())
         };
         if running.is_none() && failed {
             return;
         }
         let fetch = running.unwrap_or_else(|| {
             let this = Rc::clone(self);
-            let running = shared(async move {
+            let (running, fetch) = shared(async move {
                 this.read_both_tags().await;
                 this.state.borrow_mut().tags.fetch = None;
                 Ok(Rc::new(()))
             });
-            let fetch = running.fetch.clone();
             self.state.borrow_mut().tags.fetch = Some(running);
             fetch
         });
@@ -109,16 +106,13 @@ impl<I: Iam> Directory<I> {
     }
 
     async fn read_both_tags(&self) {
-        let (at, slept) = (Instant::now(), self.slept());
+        let at = Instant::now();
         let Access { allow, sudo } = &self.config.access;
         let both = futures_util::future::join(
-            self.limited(self.groups_of_tag("access.allow", allow)),
-            self.limited(self.groups_of_tag("access.sudo", sudo)),
+            self.awake(self.limited(self.groups_of_tag("access.allow", allow))),
+            self.awake(self.limited(self.groups_of_tag("access.sudo", sudo))),
         );
-        let (mut allow, mut sudo) = both.await;
-        if self.slept() != slept {
-            (allow, sudo) = (Err(asleep()), Err(asleep()));
-        }
+        let (allow, sudo) = both.await;
         self.state.borrow_mut().tags.asked = Some(at);
         self.heard_tag(Policy::Login, allow, at);
         self.heard_tag(Policy::Sudo, sudo, at);

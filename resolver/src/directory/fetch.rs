@@ -38,8 +38,15 @@ pub(super) type Fetch<T> = Shared<LocalBoxFuture<'static, Result<Rc<T>, IamError
 
 /// A fetch on its way. What drops it breaks it off: what was asked before a flush says nothing after it.
 pub(super) struct Running<T> {
-    pub(super) fetch: Fetch<T>,
+    fetch: Fetch<T>,
     task: AbortHandle,
+}
+
+impl<T> Running<T> {
+    /// What to wait for; none if it is over. One that is over and still here has panicked.
+    pub(super) fn under_way(&self) -> Option<Fetch<T>> {
+        self.fetch.peek().is_none().then(|| self.fetch.clone())
+    }
 }
 
 impl<T> Drop for Running<T> {
@@ -67,9 +74,8 @@ impl<I: Iam> Directory<I> {
 
     async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
         loop {
-            // One that is over and still here has panicked.
-            let running = self.state.borrow().fetches.get(name).map(|running| running.fetch.clone());
-            if let Some(fetch) = running.filter(|fetch| fetch.peek().is_none()) {
+            let running = self.state.borrow().fetches.get(name).and_then(Running::under_way);
+            if let Some(fetch) = running {
                 match fetch.await {
                     // By a flush.
                     Err(error) if error == broken_off() => continue,
@@ -83,11 +89,8 @@ impl<I: Iam> Directory<I> {
                 return Err(error.clone());
             }
             let (this, asked) = (Rc::clone(self), name.clone());
-            let running = shared(async move {
-                let slept = this.slept();
-                let result = this.limited(this.ask(&asked)).await.map(Rc::new);
-                // What came before the sleep would pass for what came after it.
-                let result = if this.slept() == slept { result } else { Err(asleep()) };
+            let (running, _) = shared(async move {
+                let result = this.awake(this.limited(this.ask(&asked))).await.map(Rc::new);
                 this.fetched(&asked, &result);
                 result
             });
@@ -101,6 +104,16 @@ impl<I: Iam> Directory<I> {
         work: impl Future<Output = Result<T, IamError>>,
     ) -> Result<T, IamError> {
         bounded(self.config.aws.total_timeout.0, work).await
+    }
+
+    /// Does `work`, unless the machine sleeps meanwhile: what came before the sleep would pass for what came after it.
+    pub(super) async fn awake<T>(
+        &self,
+        work: impl Future<Output = Result<T, IamError>>,
+    ) -> Result<T, IamError> {
+        let slept = self.slept();
+        let outcome = work.await;
+        if self.slept() == slept { outcome } else { Err(unreachable("the machine was asleep")) }
     }
 
     fn fetched(&self, name: &LinuxName, result: &Result<Rc<Record>, IamError>) {
@@ -174,7 +187,7 @@ impl State {
 /// A future that runs on its own, whoever still waits for it, and that many can wait for.
 pub(super) fn shared<T: 'static>(
     work: impl Future<Output = Result<Rc<T>, IamError>> + 'static,
-) -> Running<T> {
+) -> (Running<T>, Fetch<T>) {
     let task = spawn_local(work);
     let abort = task.abort_handle();
     let outcome = async move {
@@ -187,7 +200,8 @@ pub(super) fn shared<T: 'static>(
             Err(why)
         })
     };
-    Running { fetch: outcome.boxed_local().shared(), task: abort }
+    let fetch = outcome.boxed_local().shared();
+    (Running { fetch: fetch.clone(), task: abort }, fetch)
 }
 
 fn unreachable(why: &str) -> IamError {
@@ -197,11 +211,6 @@ fn unreachable(why: &str) -> IamError {
 /// What whoever waits is told when a fetch is broken off.
 fn broken_off() -> IamError {
     unreachable("the look-up was broken off by a flush")
-}
-
-/// What becomes of a fetch during which the machine slept.
-pub(super) fn asleep() -> IamError {
-    unreachable("the machine was asleep")
 }
 
 pub(super) async fn bounded<T>(

@@ -7,7 +7,7 @@ use pam_iam_core::wire::ROSTER_LIMIT;
 use tokio::time::Instant;
 
 use super::Directory;
-use super::fetch::{asleep, bounded, shared};
+use super::fetch::{Running, bounded, shared};
 use crate::iam::{Iam, IamError};
 use crate::roster::Roster;
 
@@ -46,22 +46,18 @@ impl<I: Iam> Directory<I> {
     /// # Errors
     /// Why it could not be read. An earlier one stays.
     pub async fn read_roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
-        // One that is over and still here has panicked.
-        let running = self.state.borrow().roster_fetch.as_ref().map(|running| running.fetch.clone());
-        let fetch = running.filter(|fetch| fetch.peek().is_none()).unwrap_or_else(|| {
+        let running = self.state.borrow().roster_fetch.as_ref().and_then(Running::under_way);
+        let fetch = running.unwrap_or_else(|| {
             let this = Rc::clone(self);
-            let running = shared(async move {
-                let slept = this.slept();
+            let (running, fetch) = shared(async move {
                 let reading = async {
                     let access = this.access_within(Duration::ZERO).await?;
                     Roster::read(&this.iam, &this.config, access).await
                 };
-                let result = bounded(ROSTER_LIMIT, reading).await.map(Rc::new);
-                let result = if this.slept() == slept { result } else { Err(asleep()) };
+                let result = this.awake(bounded(ROSTER_LIMIT, reading)).await.map(Rc::new);
                 this.roster_read(&result);
                 result
             });
-            let fetch = running.fetch.clone();
             self.state.borrow_mut().roster_fetch = Some(running);
             fetch
         });

@@ -1,0 +1,131 @@
+//! How single keys of the configuration are read: what may stand there, and what is said if something else does.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+
+use super::{GroupTarget, PRIVILEGED_GROUPS, Pattern, Span, TagRule, Who};
+use crate::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
+use crate::wire::TOTAL_TIMEOUT_MAX;
+
+pub(super) fn nobody() -> Who {
+    Who::None
+}
+
+pub(super) fn allow<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+    match access(deserializer)? {
+        Who::None => Err(de::Error::custom(r#"expected "all" or a list of IAM groups, found "none""#)),
+        policy => Ok(policy),
+    }
+}
+
+pub(super) fn sudo<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+    access(deserializer)
+}
+
+fn access<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+    struct Words;
+
+    impl<'de> Visitor<'de> for Words {
+        type Value = Who;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(r#""all", a list of IAM groups, or { tag = "TAG", within = ["PATTERN"] }"#)
+        }
+
+        fn visit_str<E: de::Error>(self, word: &str) -> Result<Who, E> {
+            match word {
+                "all" => Ok(Who::All),
+                "none" => Ok(Who::None),
+                _ => Err(E::custom(format!(r#"expected "all" or a list, found {word:?}; write [{word:?}]"#))),
+            }
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Who, A::Error> {
+            groups(de::value::SeqAccessDeserializer::new(list)).map(Who::Groups)
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Who, A::Error> {
+            TagRule::deserialize(de::value::MapAccessDeserializer::new(map)).map(Who::Tag)
+        }
+    }
+
+    deserializer.deserialize_any(Words)
+}
+
+pub(super) fn groups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IamName>, D::Error> {
+    let group = |name: String| {
+        IamName::group(&name).map_err(|why| de::Error::custom(format!("IAM group {name:?} {why}")))
+    };
+    let groups = Vec::<String>::deserialize(deserializer)?;
+    if groups.is_empty() {
+        return Err(de::Error::custom("an empty list would allow nobody"));
+    }
+    groups.into_iter().map(group).collect()
+}
+
+pub(super) fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pattern>, D::Error> {
+    let patterns = Vec::<Pattern>::deserialize(deserializer)?;
+    if patterns.is_empty() {
+        return Err(de::Error::custom("an empty list would allow nobody"));
+    }
+    Ok(patterns)
+}
+
+impl<'de> Deserialize<'de> for GroupTarget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            group: String,
+            #[serde(default)]
+            allow_privileged: bool,
+        }
+
+        struct Target;
+
+        impl<'de> Visitor<'de> for Target {
+            type Value = Table;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(r#"the name of a Linux group, or { group = "NAME", allow_privileged = true }"#)
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Table, E> {
+                Ok(Table { group: name.to_owned(), allow_privileged: false })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Table, A::Error> {
+                Table::deserialize(de::value::MapAccessDeserializer::new(map))
+            }
+        }
+
+        let Table { group, allow_privileged } = deserializer.deserialize_any(Target)?;
+        let name = LinuxName::new(&group);
+        let group = name.map_err(|why| de::Error::custom(format!("Linux group {group:?} {why}")))?;
+        if [IAM_USERS, IAM_SUDO].contains(&group.as_str()) {
+            return Err(de::Error::custom(format!("{group} is given by [access] alone")));
+        }
+        if group.as_str() == "root" {
+            return Err(de::Error::custom("no IAM group maps to the group root"));
+        }
+        if PRIVILEGED_GROUPS.contains(&group.as_str()) && !allow_privileged {
+            return Err(de::Error::custom(format!(
+                r#"members of {group} are as good as root; if that is meant, write {{ group = "{group}", allow_privileged = true }}"#
+            )));
+        }
+        Ok(Self { group, allow_privileged })
+    }
+}
+
+pub(super) fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+    let span = Span::deserialize(deserializer)?;
+    if span.0 > TOTAL_TIMEOUT_MAX || span.0.is_zero() {
+        let max = TOTAL_TIMEOUT_MAX.as_secs();
+        return Err(de::Error::custom(format!(
+            "must be more than 0 and at most {max}s, since a login waits for it"
+        )));
+    }
+    Ok(span)
+}
