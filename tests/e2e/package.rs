@@ -166,7 +166,10 @@ AuthorizedKeysCommandUser nobody
     ] {
         assert!(would.contains(words), "{would}");
     }
-    assert!(!would.contains("would create alice") && !would.contains("would change /etc/nsswitch.conf"), "{would}");
+    assert!(
+        !would.contains("would create alice") && !would.contains("would change /etc/nsswitch.conf"),
+        "{would}"
+    );
     assert_eq!(
         machine.ssh("alice", "id -u; cat notes").succeeds(),
         before,
