@@ -27,7 +27,8 @@ fn a_withdrawn_session_is_ended_by_logind_with_all_that_it_left_and_no_other_is(
     work(&machine, "carol", "setsid -f sleep 4101 >/dev/null 2>&1; nohup sleep 4102 >/dev/null 2>&1 &");
     work(&machine, "alice", "sleep 4103 &");
     machine.wait_until("pgrep -f '^sleep 4101' && pgrep -f '^sleep 4102' && pgrep -f '^sleep 4103'");
-    let id = machine.sh("loginctl show-user carol --property=Sessions --value").succeeds();
+    // Newer ones count the user's own manager as a session too.
+    let id = machine.sh("for id in $(loginctl show-user carol --property=Sessions --value); do [ $(loginctl show-session $id --property=Class --value) != user ] || echo $id; done").succeeds();
 
     machine.sh(SPY).succeeds();
     machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");

@@ -24,6 +24,9 @@ const FILES: &str = "find /usr /var /opt /srv -xdev \
     ! -path '/var/tmp/*' \
     ! -path '*/__pycache__*' | sort";
 
+/// What an rpm on Debian wants to be told, where it does.
+const FORCE: &str = "$(rpm --help | grep -o -m 1 -e --force-debian)";
+
 /// A machine before anything of ours, with what /etc was like in /root/etc.
 fn machine() -> Machine {
     bare(Machine::new().settings("[freshness]\nmax_age = 0"))
@@ -206,7 +209,9 @@ fn the_readmes_installation_chapter_works_as_it_stands() {
     assert_eq!(commands.len(), 4, "{chapter}");
     let (on, off) = commands.split_at(3);
     for commands in on {
-        follow(&machine, commands);
+        // Another distribution's file system has no compiler.
+        let skip = if std::env::var_os("PAM_IAM_ROOT").is_some() { "packaging/build deb\n" } else { "" };
+        follow(&machine, commands.strip_prefix(skip).unwrap_or(commands));
     }
     assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
@@ -240,8 +245,8 @@ fn the_rpm_holds_the_same_and_its_scripts_make_users_and_take_everything_back() 
     let missing: Vec<&String> = of_deb.iter().filter(|path| !of_rpm.contains(path)).collect();
     assert!(missing.is_empty() && of_deb.len() > 30, "{missing:?}");
     // On this distribution nothing finds the modules in /usr/lib64; the scripts run all the same.
-    machine.sh(&format!("rpm --install --nodeps --force-debian {rpm} && getent passwd iam-resolver pam-iam && test -d /var/cache/pam_iam")).succeeds();
-    machine.sh("cp /root/pam_iam/* /etc/pam_iam && iamctl enable --dry-run >/dev/null && rpm --erase --nodeps --force-debian pam-iam && test ! -e /usr/sbin/iamctl && test ! -e /var/cache/pam_iam").succeeds();
+    machine.sh(&format!("rpm --install --nodeps {FORCE} {rpm} && getent passwd iam-resolver pam-iam && test -d /var/cache/pam_iam")).succeeds();
+    machine.sh(&format!("cp /root/pam_iam/* /etc/pam_iam && iamctl enable --dry-run >/dev/null && rpm --erase --nodeps {FORCE} pam-iam && test ! -e /usr/sbin/iamctl && test ! -e /var/cache/pam_iam")).succeeds();
 }
 
 #[test]
