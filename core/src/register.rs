@@ -151,7 +151,7 @@ impl Register {
     /// gone are removed, and so are those that make no sense.
     ///
     /// # Errors
-    /// Those of reading the directory.
+    /// Those of reading the directory and the entries.
     pub fn sessions(&self) -> io::Result<Vec<(Session, Duration)>> {
         let mut sessions = Vec::new();
         for entry in Dir::read_from(&self.dir)? {
@@ -161,7 +161,7 @@ impl Register {
             if name.starts_with('.') {
                 continue;
             }
-            match self.read(&name) {
+            match self.read(&name)? {
                 Some((session, age)) if session.process().is_running() => sessions.push((session, age)),
                 _ => {
                     let _ = rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty());
@@ -172,15 +172,23 @@ impl Register {
         Ok(sessions)
     }
 
-    fn read(&self, name: &str) -> Option<(Session, Duration)> {
+    /// None if the entry is gone or makes no sense. What cannot be read for a moment is neither.
+    fn read(&self, name: &str) -> io::Result<Option<(Session, Duration)>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::openat(&self.dir, name, flags, Mode::empty()).ok()?);
-        let at = file.metadata().ok()?.mtime();
+        let file = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
+            // A link is none of ours.
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+            file => File::from(file?),
+        };
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Ok(None);
+        }
         let mut text = Vec::new();
-        file.take(ENTRY_MAX).read_to_end(&mut text).ok()?;
-        let session: Session = serde_json::from_slice(&text).ok()?;
-        let age = u64::try_from(since_boot().saturating_sub(at)).unwrap_or_default();
-        (name_of(session.pid) == name).then_some((session, Duration::from_secs(age)))
+        file.take(ENTRY_MAX).read_to_end(&mut text)?;
+        let Ok(session) = serde_json::from_slice::<Session>(&text) else { return Ok(None) };
+        let age = u64::try_from(since_boot().saturating_sub(found.mtime())).unwrap_or_default();
+        Ok((name_of(session.pid) == name).then_some((session, Duration::from_secs(age))))
     }
 
     /// Notes that IAM said so long ago that the session may go on. In the entry's time of change, as the time since the

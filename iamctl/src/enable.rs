@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
 use pam_iam_core::replace::{write_like, write_new};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,11 @@ use edits::Phase;
 const SSHD_DROP_IN: &str = "/etc/ssh/sshd_config.d/10-pam_iam.conf";
 
 const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
+
+/// What is put there, in our share.
+const SHIPPED_SSHD: &str = "sshd/10-pam_iam.conf";
+
+const SHIPPED_SUDOERS: &str = "sudoers/pam_iam";
 
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 
@@ -61,7 +67,11 @@ struct Record {
 /// Switches everything on.
 pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bool, String> {
     context.config()?;
-    let changes = changes(Path::new("/"), accounts)?;
+    let before = load()?;
+    let Plan { changes, kept } = plan(Path::new("/"), accounts, before.as_ref())?;
+    for path in &kept {
+        context.output.error(&format!("{path} is not as we ship it: kept as it is"));
+    }
     let mut units: Vec<&str> = UNITS.to_vec();
     units.extend((accounts == Accounts::Importer).then_some(IMPORTER_UNIT));
     if dry_run {
@@ -70,7 +80,6 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
     }
     run("sshd", &["-t"]).map_err(|why| format!("sshd's configuration has an error already: {why}"))?;
     check_sudoers(&changes)?;
-    let before = load()?;
     save(Some(&merged(before.as_ref(), &changes)))?;
     let done = start(&units)
         .and_then(|()| apply(&changes))
@@ -96,7 +105,15 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
 pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     let record = load()?;
     let by_hand = record.is_none();
-    let mut changes = record.map_or_else(|| made_by_hand(Path::new("/")), |record| record.changes);
+    let mut changes = record.unwrap_or_default().changes;
+    // Lines that somebody put in by hand go too: without our module they would keep everybody out.
+    let others = made_by_hand(Path::new("/"));
+    changes.extend(
+        others
+            .into_iter()
+            .filter(|other| !changes.iter().any(|known| known.path == other.path))
+            .collect::<Vec<_>>(),
+    );
     // Taken back from the end: sshd first, so that it asks for no command that is about to go.
     changes.sort_by_key(|change| change.path == Path::new(SSHD_DROP_IN));
     let mut units: Vec<&str> = UNITS.to_vec();
@@ -119,7 +136,27 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     stop(&units)?;
     remove(Path::new(paths::ENABLED))?;
     show(context, "took back", &changes, &units);
+    let left = imported(Path::new("/"));
+    if !left.is_empty() {
+        context.output.error(&format!(
+            "{} accounts of IAM users stay in /etc/passwd, and nobody asks IAM about them any more; keys in their homes may open \
+             them: {}",
+            left.len(),
+            left.join(" ")
+        ));
+    }
     Ok(true)
+}
+
+/// The accounts in /etc/passwd that are ours.
+fn imported(root: &Path) -> Vec<String> {
+    let passwd = read(root, "/etc/passwd").ok().flatten().unwrap_or_default();
+    let ours = |line: &str| {
+        let mut fields = line.split(':');
+        let (name, uid) = (fields.next()?, fields.nth(1)?.parse().ok()?);
+        Uid(uid).is_ours().then(|| name.to_owned())
+    };
+    passwd.lines().filter_map(ours).collect()
 }
 
 /// Whether nothing of ours is switched on, neither by this program nor by hand.
@@ -141,9 +178,26 @@ fn show(context: &Context, verb: &str, changes: &[Change], units: &[&str]) {
     context.output.show(&json!({ "done": verb, "files": paths, "units": units }), &text);
 }
 
-/// What is to be changed under `root`, where it is not so already.
-fn changes(root: &Path, accounts: Accounts) -> Result<Vec<Change>, String> {
+/// What enabling is to do.
+#[derive(Debug)]
+struct Plan {
+    changes: Vec<Change>,
+    /// Files of ours that somebody has edited, which stay.
+    kept: Vec<&'static str>,
+}
+
+/// What is to be changed under `root`, where it is not so already. `before` is what was changed earlier.
+fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<Plan, String> {
     let mut changes = Vec::new();
+    let mut kept = Vec::new();
+    // An administrator's own rule, or an older one of ours?
+    let is_edited = |path: &str, shipped: &str| -> Result<bool, String> {
+        let Some(now) = read(root, path)? else { return Ok(false) };
+        let known = before.is_some_and(|record| {
+            record.changes.iter().any(|change| change.path == Path::new(path) && change.after == now)
+        });
+        Ok(now != shipped && !known)
+    };
     let mut add = |path: &str, after: &dyn Fn(&str) -> Result<String, String>, new: Option<u32>| {
         let before = read(root, path)?;
         if before.is_none() && new.is_none() {
@@ -183,10 +237,16 @@ fn changes(root: &Path, accounts: Accounts) -> Result<Vec<Change>, String> {
             None,
         )?;
     }
-    add(SUDOERS, &|_| shipped("sudoers/pam_iam"), Some(0o440))?;
-    // Last, since from then on sshd asks.
-    add(SSHD_DROP_IN, &|_| shipped("sshd/10-pam_iam.conf"), Some(0o644))?;
-    Ok(changes)
+    // sshd's last, since from then on it asks.
+    for (path, name, mode) in [(SUDOERS, SHIPPED_SUDOERS, 0o440), (SSHD_DROP_IN, SHIPPED_SSHD, 0o644)] {
+        let text = shipped(name)?;
+        if is_edited(path, &text)? {
+            kept.push(path);
+            continue;
+        }
+        add(path, &|_| Ok(text.clone()), Some(mode))?;
+    }
+    Ok(Plan { changes, kept })
 }
 
 /// What was changed by hand, as far as it can be told from what is there.
@@ -199,12 +259,16 @@ fn made_by_hand(root: &Path) -> Vec<Change> {
             changes.push(Change { path: path.into(), before, after, mode: 0o644 });
         }
     };
-    add(SSHD_DROP_IN, &|_| None);
     for service in ["sshd", "sudo", "sudo-i", "cron", "crond", "atd"] {
         add(&format!("/etc/pam.d/{service}"), &|text| Some(edits::without_pam(text)));
     }
     add(NSSWITCH, &|text| Some(edits::without_nsswitch(text)));
-    add(SUDOERS, &|_| None);
+    for (path, name) in [(SUDOERS, SHIPPED_SUDOERS), (SSHD_DROP_IN, SHIPPED_SSHD)] {
+        let Ok(Some(_)) = read(root, path) else { continue };
+        // What is not as we ship it is kept aside when it is taken back.
+        let after = read(root, &format!("{}/{name}", paths::SHARE)).ok().flatten().unwrap_or_default();
+        changes.push(Change { path: path.into(), before: None, after, mode: 0o600 });
+    }
     changes
 }
 
@@ -319,9 +383,13 @@ fn save(record: Option<&Record>) -> Result<(), String> {
     put(Path::new(paths::ENABLED), Some(&text), 0o600)
 }
 
+/// Starts the units and has each boot start them; of an image that is being made, only the latter.
 fn start(units: &[&str]) -> Result<(), String> {
     if !Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
-        return Ok(());
+        return match crate::is_installed("/usr/bin/systemctl") {
+            true => run("systemctl", &[&["enable", "--quiet"], units].concat()).map(drop),
+            false => Ok(()),
+        };
     }
     run("systemctl", &["daemon-reload"])?;
     run("systemctl", &[&["enable", "--now", "--quiet"], units].concat()).map(drop)
@@ -329,7 +397,10 @@ fn start(units: &[&str]) -> Result<(), String> {
 
 fn stop(units: &[&str]) -> Result<(), String> {
     if !Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
-        return Ok(());
+        return match crate::is_installed("/usr/bin/systemctl") {
+            true => run("systemctl", &[&["disable", "--quiet"], units].concat()).map(drop),
+            false => Ok(()),
+        };
     }
     run("systemctl", &[&["disable", "--now", "--quiet"], units].concat()).map(drop)
 }
@@ -349,6 +420,9 @@ fn reload_sshd() -> Result<(), String> {
 
 /// The first value counts in sshd's files, so another's may have won.
 fn sshd_asks_us() -> Result<(), String> {
+    if let Some(command) = started_with() {
+        return Err(format!("{command}, which wins over every file: see iamctl doctor"));
+    }
     let effective = run("sshd", &["-T", "-C", "user=root,host=localhost,addr=127.0.0.1"])?;
     let asks =
         |line: &str| line.starts_with("authorizedkeyscommand ") && line.contains("iam-authorized-keys");
@@ -358,6 +432,22 @@ fn sshd_asks_us() -> Result<(), String> {
     Err(format!(
         "sshd does not take AuthorizedKeysCommand from {SSHD_DROP_IN}: its sshd_config includes that folder late or not at all, or an earlier file sets another"
     ))
+}
+
+/// What sshd's unit says of a key command in the command line of sshd, as EC2 Instance Connect has it on some systems.
+pub fn started_with() -> Option<String> {
+    let said =
+        run("systemctl", &["show", "--property=ExecStart", "--value", "ssh.service", "sshd.service"]).ok()?;
+    let command = key_command_in(&said).filter(|command| !command.ends_with("/iam-authorized-keys"))?;
+    Some(format!("sshd is started with -o AuthorizedKeysCommand={command}"))
+}
+
+/// `-o "AuthorizedKeysCommand /path …"` or `-o AuthorizedKeysCommand=/path`.
+fn key_command_in(command_line: &str) -> Option<&str> {
+    const OPTION: &str = "AuthorizedKeysCommand";
+    let mut words = command_line.split([' ', '=', '"', '\'', '\t', '\n']).filter(|word| !word.is_empty());
+    words.find(|word| word.eq_ignore_ascii_case(OPTION))?;
+    words.next()
 }
 
 /// What a program prints.
@@ -394,6 +484,23 @@ mod tests {
     }
 
     #[test]
+    fn a_key_command_in_sshds_command_line_is_found() {
+        for (line, command) in [
+            (
+                "/usr/sbin/sshd -D -o AuthorizedKeysCommand /usr/share/eic %u %f -o AuthorizedKeysCommandUser eic",
+                Some("/usr/share/eic"),
+            ),
+            (
+                "argv[]=/usr/sbin/sshd -D -o authorizedkeyscommanduser=x -o \"AuthorizedKeysCommand=/bin/x %u\"",
+                Some("/bin/x"),
+            ),
+            ("/usr/sbin/sshd -D $SSHD_OPTS", None),
+        ] {
+            assert_eq!(key_command_in(line), command, "{line}");
+        }
+    }
+
+    #[test]
     fn what_is_so_already_is_not_changed() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
@@ -401,10 +508,11 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         };
-        assert!(changes(root.path(), Accounts::Nss).unwrap_err().contains("nsswitch.conf is missing"));
+        let planned = |accounts| plan(root.path(), accounts, None);
+        assert!(planned(Accounts::Nss).unwrap_err().contains("nsswitch.conf is missing"));
         write("etc/nsswitch.conf", "passwd: files\ngroup: files\n");
         write("etc/pam.d/sshd", "@include common-account\n@include common-session\n");
-        assert!(changes(root.path(), Accounts::Nss).unwrap_err().contains("is the package installed?"));
+        assert!(planned(Accounts::Nss).unwrap_err().contains("is the package installed?"));
         for (name, text) in [
             ("pam.d/debian/sshd", include_str!("../../pam.d/debian/sshd")),
             ("pam.d/debian/sudo", include_str!("../../pam.d/debian/sudo")),
@@ -413,14 +521,14 @@ mod tests {
         ] {
             write(&format!("usr/share/pam_iam/{name}"), text);
         }
-        let all = changes(root.path(), Accounts::Nss).unwrap();
+        let all = planned(Accounts::Nss).unwrap().changes;
         let paths: Vec<&str> = all.iter().filter_map(|change| change.path.to_str()).collect();
         assert_eq!(paths, [NSSWITCH, "/etc/pam.d/sshd", SUDOERS, SSHD_DROP_IN]);
-        assert_eq!(changes(root.path(), Accounts::Importer).unwrap().len(), 3);
+        assert_eq!(planned(Accounts::Importer).unwrap().changes.len(), 3);
         for change in &all {
             write(change.path.to_str().unwrap().trim_start_matches('/'), &change.after);
         }
-        assert!(changes(root.path(), Accounts::Nss).unwrap().is_empty());
+        assert!(planned(Accounts::Nss).unwrap().changes.is_empty());
         let back = made_by_hand(root.path());
         assert_eq!(back.len(), 4);
         assert!(
@@ -428,5 +536,19 @@ mod tests {
                 .iter()
                 .any(|made| made.path == change.path && made.before == change.before))
         );
+        // A rule of the administrator's own stays, and so does one that an older package of ours put there if it is known.
+        write("etc/sudoers.d/pam_iam", "%ssh-ops ALL=(root) /usr/bin/systemctl restart app");
+        let edited = planned(Accounts::Nss).unwrap();
+        assert!(edited.changes.is_empty() && edited.kept == [SUDOERS], "{edited:?}");
+        let ours = Record {
+            changes: vec![Change {
+                path: SUDOERS.into(),
+                before: None,
+                after: "%ssh-ops ALL=(root) /usr/bin/systemctl restart app".into(),
+                mode: 0o440,
+            }],
+        };
+        let upgrade = plan(root.path(), Accounts::Nss, Some(&ours)).unwrap();
+        assert!(upgrade.kept.is_empty() && upgrade.changes.len() == 1, "{upgrade:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! The shipped IAM policies suffice, and no action in them is too much.
 
-use pam_iam_tests::{Machine, repository};
+use pam_iam_tests::{Machine, package, repository};
 use serde_json::{Value, json};
 
 const FRESH: &str = "[freshness]\nmax_age = 0";
@@ -191,7 +191,7 @@ print(json.dumps(dict(status=stack['StackStatus'], name=outputs['PublicName'],
 
     // The instance's first boot, with the package at hand.
     let host = Machine::new().bare().start();
-    let package = format!("file://$(ls {}/pam-iam_*.deb)", repository().join("target/packages").display());
+    let package = format!("file://{}", package().display());
     let data =
         made["data"].as_str().unwrap_or_default().replace("'https://packages.example/pam-iam.deb'", &package);
     assert!(data.starts_with("#!/bin/bash\n") && data.contains("iamctl enable"), "{data}");

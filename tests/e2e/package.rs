@@ -2,18 +2,8 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
-use pam_iam_tests::{Builder, Machine, repository};
+use pam_iam_tests::{Builder, Machine, package, repository};
 use serde_json::json;
-
-/// The package that `packaging/build` made.
-fn package() -> String {
-    let folder = repository().join("target/packages");
-    let mut packages: Vec<_> =
-        std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).collect();
-    packages.retain(|entry| entry.path().extension().is_some_and(|extension| extension == "deb"));
-    assert_eq!(packages.len(), 1, "run packaging/build deb");
-    packages.first().map(|entry| entry.path().to_string_lossy().into_owned()).unwrap_or_default()
-}
 
 /// Lists the files of the machine that are not in /etc, but for what comes and goes by itself.
 const FILES: &str = "find /usr /var /opt /srv -xdev \
@@ -42,11 +32,11 @@ fn bare(builder: Builder) -> Machine {
 
 /// What is different in /etc, but for the copies that shadow-utils leave of the account files.
 fn etc_differs(machine: &Machine) -> String {
-    machine.sh("diff -r --no-dereference -x '*-' -x .pwd.lock /root/etc /etc; true").succeeds()
+    machine.sh("diff -r --no-dereference -x '*-' -x .pwd.lock /root/etc /etc || test $? -eq 1").succeeds()
 }
 
 fn install(machine: &Machine) {
-    machine.run(&["dpkg", "--install", &package()]).succeeds();
+    machine.run(&["dpkg", "--install", &package().to_string_lossy()]).succeeds();
 }
 
 /// The local root logs in by a key of its own, and stays.
@@ -228,7 +218,7 @@ fn the_readmes_installation_chapter_works_as_it_stands() {
 fn the_rpm_holds_the_same_and_its_scripts_make_users_and_take_everything_back() {
     let machine = machine();
     let folder = repository().join("target/packages");
-    let rpm = format!("$(ls {}/pam-iam-*.rpm)", folder.display());
+    let rpm = format!("$(ls {}/pam-iam-*.$(uname -m).rpm)", folder.display());
     machine.sh(&format!("rpm -K {rpm}")).succeeds();
     let files = |command: &str| {
         let listed = machine.sh(command).succeeds();
@@ -239,8 +229,10 @@ fn the_rpm_holds_the_same_and_its_scripts_make_users_and_take_everything_back() 
         files.sort();
         files
     };
-    let of_deb =
-        files(&format!("dpkg-deb --fsys-tarfile {} | tar -t | grep -v '/$' | sed s,^.,,", package()));
+    let of_deb = files(&format!(
+        "dpkg-deb --fsys-tarfile {} | tar -t | grep -v '/$' | sed s,^.,,",
+        package().display()
+    ));
     let of_rpm = files(&format!("rpm --query --list --package {rpm}"));
     let missing: Vec<&String> = of_deb.iter().filter(|path| !of_rpm.contains(path)).collect();
     assert!(missing.is_empty() && of_deb.len() > 30, "{missing:?}");
@@ -279,6 +271,44 @@ fn the_man_pages_are_sound_and_name_every_command_and_option() {
             assert!(said.contains(word), "{word}: {said}");
         }
     }
+}
+
+#[test]
+fn what_an_administrator_wrote_stays_and_no_line_of_ours_outlives_the_module() {
+    let machine = machine();
+    install(&machine);
+    machine.sh("cp /root/pam_iam/* /etc/pam_iam && iamctl enable").succeeds();
+    // A rule of one's own for fewer rights, and a line for cron as pam.d/ has it.
+    let rule = "%ssh-ops ALL=(root) NOPASSWD: /usr/bin/true";
+    machine.sh(&format!("echo '{rule}' >/etc/sudoers.d/pam_iam; cp /usr/share/pam_iam/pam.d/debian/cron /etc/pam.d/cron; echo 'account required pam_unix.so' >>/etc/pam.d/cron")).succeeds();
+    assert!(
+        machine
+            .sh("iamctl enable 2>&1")
+            .succeeds()
+            .contains("/etc/sudoers.d/pam_iam is not as we ship it: kept")
+    );
+    assert_eq!(machine.sh("cat /etc/sudoers.d/pam_iam").succeeds(), rule);
+    machine.sh("dpkg --purge pam-iam").succeeds();
+    machine
+        .sh("! grep -r pam_iam.so /etc/pam.d && grep -q pam_unix.so /etc/pam.d/cron && visudo -c")
+        .succeeds();
+    assert_eq!(machine.sh("cat /etc/sudoers.d/pam_iam.disabled").succeeds(), rule);
+    machine.sh("test ! -e /etc/sudoers.d/pam_iam").succeeds();
+}
+
+#[test]
+fn what_was_switched_on_by_hand_is_taken_back_too_and_imported_accounts_are_named() {
+    // docs/install-by-hand.md, with the importer's accounts. This machine is no booted one, as an image that is being made.
+    let machine = Machine::new().importer().start();
+    machine.sh("iamctl enable").succeeds();
+    machine.sh("ls /etc/systemd/system/*.wants | grep -q iam-resolver.socket").succeeds();
+    let said = machine.sh("iamctl disable 2>&1").succeeds();
+    assert!(said.contains("2 accounts of IAM users stay in /etc/passwd") && said.contains("alice"), "{said}");
+    machine.sh("! grep -r pam_iam.so /etc/pam.d && ! grep -w iam /etc/nsswitch.conf && ! ls /etc/systemd/system/*.wants | grep iam-").succeeds();
+    machine
+        .sh("test ! -e /etc/ssh/sshd_config.d/10-pam_iam.conf && test ! -e /etc/sudoers.d/pam_iam")
+        .succeeds();
+    assert!(machine.sh("iamctl disable").succeeds().contains("nothing is switched on"));
 }
 
 #[test]
@@ -339,6 +369,12 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
             "echo 'AuthorizedKeysCommand /bin/true' >/etc/ssh/sshd_config.d/00.conf; echo 'AuthorizedKeysCommandUser nobody' >>/etc/ssh/sshd_config.d/00.conf",
             "an earlier file sets another",
             "rm /etc/ssh/sshd_config.d/00.conf",
+        ),
+        (
+            // As EC2 Instance Connect comes on some systems.
+            r#"mkdir /run/systemd/system/ssh.service.d; printf '[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -o "AuthorizedKeysCommand /usr/share/eic_run_authorized_keys %%%%u %%%%f" $SSHD_OPTS\n' >/run/systemd/system/ssh.service.d/eic.conf; systemctl daemon-reload"#,
+            "sshd is started with -o AuthorizedKeysCommand=/usr/share/eic_run_authorized_keys, which wins over every file",
+            "rm -r /run/systemd/system/ssh.service.d; systemctl daemon-reload",
         ),
         ("mv /etc/pam.d/sshd /root/sshd", "/etc/pam.d/sshd is missing", "mv /root/sshd /etc/pam.d/sshd"),
     ] {

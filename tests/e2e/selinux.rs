@@ -51,6 +51,9 @@ fn the_selinux_policy_lets_every_part_do_its_work_and_no_more() {
              allow pam_iam_resolver_t pam_iam_resolver_t udp_socket connect
              allow pam_iam_resolver_t pam_iam_cache_t file create
              allow pam_iam_resolver_t cert_t file read
+             allow pam_iam_resolver_t init_t unix_dgram_socket sendto
+             allow pam_iam_resolver_t sshd_t unix_stream_socket read
+             allow sshd_t pam_iam_resolver_t process sigkill
              allow init_t pam_iam_runtime_t sock_file create
              allow init_t pam_iam_resolver_t process2 nnp_transition
              type_transition init_t pam_iam_resolver_exec_t process -

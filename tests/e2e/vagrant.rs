@@ -2,10 +2,16 @@
 
 use std::process::Command;
 
-use pam_iam_tests::{Machine, repository};
+use pam_iam_tests::{Machine, package, repository};
 
 #[test]
 fn the_vagrantfile_is_valid() {
+    if std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .all(|folder| !folder.join("vagrant").exists())
+    {
+        eprintln!("the Vagrantfile was not validated: this distribution has no vagrant");
+        return;
+    }
     // Its providers may be missing here.
     let validate = Command::new("vagrant")
         .args(["validate", "--ignore-provider"])
@@ -24,8 +30,9 @@ fn machine() -> Machine {
     let repository = repository.display();
     machine
         .sh(&format!(
-            "rm -r /etc/pam_iam; cd '{repository}/vagrant' && PAM_IAM_PACKAGE=$(ls ../target/packages/pam-iam_*.deb) ./prepare && cp -r files /tmp/pam_iam
-             mkdir /opt/local-iam && ln -s '{repository}/.venv' /opt/local-iam/venv"
+            "rm -r /etc/pam_iam; cd '{repository}/vagrant' && PAM_IAM_PACKAGE={} ./prepare && cp -r files /tmp/pam_iam
+             mkdir /opt/local-iam && ln -s '{repository}/.venv' /opt/local-iam/venv",
+            package().display()
         ))
         .succeeds();
     machine
@@ -48,7 +55,8 @@ fn the_box_has_an_iam_of_its_own_with_users_who_log_in_also_after_a_reboot() {
     let machine = machine();
     // The one beside it has its addresses.
     machine.iam("import subprocess; subprocess.run(['pkill', '-f', 'lib/iam_server.py'], check=True)");
-    provision(&machine, "");
+    provision(&machine, "PAM_IAM_ALLOW=ssh-admins");
+    log_in(&machine, "alice", "true").fails();
     provision(&machine, "");
     assert_eq!(log_in(&machine, "alice", "id -un").succeeds(), "alice");
     assert_eq!(log_in(&machine, "carol", "sudo -n id -u").succeeds(), "0");

@@ -113,10 +113,13 @@ LOG = Log()
 
 
 class Policy:
-    """What a role may do, as IAM evaluates it: only what a statement allows."""
+    """What a role may do: only what a statement allows. What is not understood here is an error, not an allowance."""
 
     def __init__(self, document, users):
         self.statements, self.users = document["Statement"], users
+        for statement in self.statements:
+            if statement["Effect"] != "Allow" or set(statement) - {"Sid", "Effect", "Action", "Resource"}:
+                raise ValueError(f"a statement that this stand-in does not evaluate: {statement}")
 
     def allows(self, action, form):
         resource = self.resource(action, form)
@@ -292,8 +295,8 @@ class Iam:
         caller, policies = CREDENTIALS.assumed_role(key_id), None
         if key_id == LOG.role:
             caller, policies = LOG.role_arn, None if LOG.policy is None else [LOG.policy]
-        elif caller in roles:
-            policies = [json.loads(text) for text in roles[caller].policies.values()]
+        elif caller:
+            policies = [json.loads(text) for text in roles[caller].policies.values()] if caller in roles else []
         allowed = (policies is None or action == "GetCallerIdentity"
                    or any(Policy(policy, users).allows(action, form) for policy in policies))
         if allowed and (action != "AssumeRole" or trusts(roles.get(form.get("RoleArn")), caller, form.get("ExternalId"))):

@@ -34,6 +34,16 @@ pub fn built(name: &str) -> PathBuf {
     target.join("release").join(name)
 }
 
+/// The package for this machine that `packaging/build` made.
+pub fn package() -> PathBuf {
+    let folder = repository().join("target/packages");
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let version = env!("CARGO_PKG_VERSION");
+    let package = folder.join(format!("pam-iam_{version}_{architecture}.deb"));
+    assert!(package.exists(), "run packaging/build deb");
+    package
+}
+
 /// A box to be started.
 #[derive(Default)]
 pub struct Builder {

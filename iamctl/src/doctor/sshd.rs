@@ -44,6 +44,11 @@ pub fn effective(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
     let settings: HashMap<&str, &str> = settings.lines().filter_map(|line| line.split_once(' ')).collect();
     let setting = |name: &str| settings.get(name).copied().unwrap_or_default();
     let mut findings = vec![command(setting("authorizedkeyscommand"))];
+    if let Some(started) = crate::enable::started_with() {
+        let mend = "systemctl edit its unit: an empty ExecStart= and then one without that option; \
+                    keep EC2 Instance Connect by keys.also_run in our configuration";
+        findings.push(Finding::wrong(CHECK, format!("{started}, which wins over every file"), mend));
+    }
     let runs_as = setting("authorizedkeyscommanduser");
     if runs_as != config.keys.user {
         findings.push(Finding::wrong(
