@@ -107,13 +107,10 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     let by_hand = record.is_none();
     let mut changes = record.unwrap_or_default().changes;
     // Lines that somebody put in by hand go too: without our module they would keep everybody out.
-    let others = made_by_hand(Path::new("/"));
-    changes.extend(
-        others
-            .into_iter()
-            .filter(|other| !changes.iter().any(|known| known.path == other.path))
-            .collect::<Vec<_>>(),
-    );
+    let is_known = |other: &Change| changes.iter().any(|known| known.path == other.path);
+    let others: Vec<Change> =
+        made_by_hand(Path::new("/")).into_iter().filter(|other| !is_known(other)).collect();
+    changes.extend(others);
     // Taken back from the end: sshd first, so that it asks for no command that is about to go.
     changes.sort_by_key(|change| change.path == Path::new(SSHD_DROP_IN));
     let mut units: Vec<&str> = UNITS.to_vec();

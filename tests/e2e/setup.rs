@@ -56,11 +56,16 @@ fn credentials_come_from_the_instance_by_version_2_of_its_metadata() {
     assert!(paths.iter().any(|path| path.ends_with("/security-credentials/pam_iam")), "{paths:?}");
 }
 
+/// A role that anybody may assume and that may ask IAM everything.
+fn make_role(machine: &Machine, name: &str) {
+    machine.iam(&format!("iam.create_role(RoleName='{name}', AssumeRolePolicyDocument=json.dumps({{'Statement': [{{'Effect': 'Allow', 'Action': 'sts:AssumeRole', 'Principal': {{'AWS': '*'}}}}]}}))
+iam.put_role_policy(RoleName='{name}', PolicyName='all', PolicyDocument=json.dumps({{'Version': '2012-10-17', 'Statement': [{{'Effect': 'Allow', 'Action': 'iam:*', 'Resource': '*'}}]}}))"));
+}
+
 #[test]
 fn a_role_is_taken_on_where_one_is_named() {
     let machine = Machine::new().start();
-    machine.iam("iam.create_role(RoleName='ssh-directory', AssumeRolePolicyDocument=json.dumps({'Statement': [{'Effect': 'Allow', 'Action': 'sts:AssumeRole', 'Principal': {'AWS': '*'}}]}))
-iam.put_role_policy(RoleName='ssh-directory', PolicyName='all', PolicyDocument=json.dumps({'Version': '2012-10-17', 'Statement': [{'Effect': 'Allow', 'Action': 'iam:*', 'Resource': '*'}]}))");
+    make_role(&machine, "ssh-directory");
     machine.sh("printf '[aws]\nassume_role = \"arn:aws:iam::123456789012:role/ssh-directory\"\nexternal_id = \"x-1\"\n' >>/etc/pam_iam/config.toml").succeeds();
     machine.end_resolver("TERM");
     machine.ssh("alice", "true").succeeds();
@@ -73,6 +78,7 @@ iam.put_role_policy(RoleName='ssh-directory', PolicyName='all', PolicyDocument=j
 #[test]
 fn credentials_come_from_the_environment_a_profile_or_a_web_identity_too() {
     let machine = Machine::new().settings("[resolver]\nmode = 'once'").start();
+    make_role(&machine, "host");
     // No instance any more, and so no role of it.
     machine
         .sh("ip address del 169.254.169.254/32 dev lo; pkill -x iam-resolver; id=$(id -u alice) || true")
