@@ -41,8 +41,8 @@ fn install(machine: &Machine) {
 
 /// The local root logs in by a key of its own, and stays.
 fn somebody_stays(machine: &Machine) {
-    machine.sh("mkdir -p -m 700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/local; cp /root/local.pub /root/.ssh/authorized_keys
-        (box-ssh -i /root/local root 'sleep 4200; echo stayed' >/root/stayed 2>&1 </dev/null &) >/dev/null 2>&1").succeeds();
+    machine.let_root_in();
+    machine.sh("(box-ssh -i /root/local root 'sleep 4200; echo stayed' >/root/stayed 2>&1 </dev/null &) >/dev/null 2>&1").succeeds();
     machine.wait_until("pgrep -f '^sleep 4200'");
 }
 

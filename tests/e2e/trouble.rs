@@ -3,11 +3,6 @@
 use pam_iam_tests::Machine;
 use serde_json::json;
 
-/// A key with which the local root logs in.
-fn local_root(machine: &Machine) {
-    machine.sh("mkdir -p -m 700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/local; cp /root/local.pub /root/.ssh/authorized_keys").succeeds();
-}
-
 fn root_logs_in(machine: &Machine) {
     assert_eq!(machine.sh("box-ssh -i /root/local root id -u").succeeds(), "0");
 }
@@ -15,7 +10,7 @@ fn root_logs_in(machine: &Machine) {
 /// While IAM is out of order in one way or another, known users and local accounts log in, and nobody else.
 fn known_users_and_local_accounts_log_in_while_iam(fault: &str) {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[aws]\ntotal_timeout = '2s'").start();
-    local_root(&machine);
+    machine.let_root_in();
     machine.ssh("alice", "true").succeeds();
     machine.fault(&format!("fail={fault}"));
     machine.ssh("alice", "true").succeeds();
@@ -72,7 +67,7 @@ fn a_killed_resolver_is_started_again_and_logins_wait_for_it() {
 #[test]
 fn a_resolver_that_hangs_keeps_no_local_account_out() {
     let machine = Machine::new().start();
-    local_root(&machine);
+    machine.let_root_in();
     machine.sh("pkill -STOP -f 'iam-resolver serve'").succeeds();
     root_logs_in(&machine);
     machine.run(&["sudo", "-n", "true"]).succeeds();
@@ -81,7 +76,7 @@ fn a_resolver_that_hangs_keeps_no_local_account_out() {
 #[test]
 fn a_broken_configuration_keeps_iam_users_out_and_local_accounts_in() {
     let machine = Machine::new().start();
-    local_root(&machine);
+    machine.let_root_in();
     machine.ssh("alice", "true").succeeds();
     machine.sh("sed -i s/allow/alow/ /etc/pam_iam/config.toml").succeeds();
     machine.ssh("alice", "true").fails();
