@@ -95,7 +95,7 @@ def typo():
 # sweep) and the limit of a look-up in seconds.
 SILENT = {"known": True, "roster": False, "limit": 2.5}
 FAULTS = {
-    "none": (lambda: None, {"known": True, "roster": True, "limit": 2.5}),
+    "none": (lambda: None, {"known": True, "roster": True, "limit": 2.0}),
     "slow (0.3 s a call)": (lambda: control("delay=0.3"), {"known": True, "roster": True, "limit": 4.0}),
     "hang": (lambda: control("fail=hang"), SILENT),
     "reset": (lambda: control("fail=reset"), SILENT),
@@ -106,15 +106,15 @@ FAULTS = {
     "half answers": (lambda: control("fail=truncated"), SILENT),
     "credentials refused": (lambda: control("fail=credentials"), SILENT),
     "clock skew": (lambda: control("fail=skew"), SILENT),
-    "denied": (lambda: control("fail=denied"), {"known": False, "roster": False, "limit": 2.5}),
-    "list denied": (lambda: control("fail=denied&only=GetGroup"), {"known": True, "roster": False, "limit": 2.5}),
-    "empty lists": (lambda: control("fail=empty"), {"known": False, "roster": False, "limit": 2.5, "nss": True, "sweeps": True}),
-    "resolver killed": (lambda: resolver("KILL"), {"known": True, "roster": True, "limit": 2.5}),
+    "denied": (lambda: control("fail=denied"), {"known": False, "roster": False, "limit": 2.0}),
+    "list denied": (lambda: control("fail=denied&only=GetGroup"), {"known": True, "roster": False, "limit": 2.0}),
+    "empty lists": (lambda: control("fail=empty"), {"known": False, "roster": False, "limit": 2.0, "nss": True, "sweeps": True}),
+    "resolver killed": (lambda: resolver("KILL"), {"known": True, "roster": True, "limit": 2.0}),
     "resolver stopped": (lambda: resolver("STOP"), {"known": False, "roster": False, "limit": 11.0}),
-    "socket squatted": (squat, {"known": False, "roster": False, "limit": 2.5}),
-    "configuration broken": (typo, {"known": False, "roster": False, "limit": 2.5, "nss": True}),
-    "disk full": (full_disk, {"known": True, "roster": True, "limit": 2.5}),
-    "cache broken": (broken_cache, {"known": True, "roster": True, "limit": 2.5}),
+    "socket squatted": (squat, {"known": False, "roster": False, "limit": 2.0}),
+    "configuration broken": (typo, {"known": False, "roster": False, "limit": 2.0, "nss": True}),
+    "disk full": (full_disk, {"known": True, "roster": True, "limit": 2.0}),
+    "cache broken": (broken_cache, {"known": True, "roster": True, "limit": 2.0}),
 }
 
 
@@ -140,24 +140,24 @@ def operations(fault):
     known, limit, roster = fault["known"], fault["limit"], fault["roster"]
     # A login is a dozen look-ups; while IAM is silent the first of them waits, and while nobody answers at all, each does.
     login, nss = 5 * limit, fault.get("nss", known)
-    yield "getpwnam local", "getent passwd local", True, 2.5
+    yield "getpwnam local", "getent passwd local", True, 2.0
     yield "getpwnam known", "getent passwd carol", nss, limit
     yield "getpwnam unknown", "getent passwd nosuch", False, limit
     yield "keys known", "iam-authorized-keys carol | grep .", known, limit
-    yield "keys refused", "iam-authorized-keys root | grep .", False, 2.5
+    yield "keys refused", "iam-authorized-keys root | grep .", False, 2.0
     yield "account known", "pamtester sshd carol acct_mgmt", known, limit
     yield "account refused", "pamtester sshd bob acct_mgmt", False, limit
-    yield "account local", "pamtester sshd local acct_mgmt", True, 2.5
+    yield "account local", "pamtester sshd local acct_mgmt", True, 2.0
     yield "session known", "box-ssh carol true", known, login
     yield "session refused", "box-ssh bob true", False, login
     yield "session local", "box-ssh -i /root/local local true", True, 5.0
     yield "sudo known", "setpriv --reuid $(cat /root/carol) --regid $(cat /root/carol) --clear-groups sudo -n id -u | grep -x 0", known, login
     yield "sudo refused", "setpriv --reuid $(cat /root/alice) --regid $(cat /root/alice) --clear-groups sudo -n id -u | grep -x 0", False, login
-    yield "sudo local", "setpriv --reuid local --regid local --init-groups sudo -n id -u | grep -x 0", True, 2.5
+    yield "sudo local", "setpriv --reuid local --regid local --init-groups sudo -n id -u | grep -x 0", True, 2.0
     yield "sweep", "iamctl sweep; pgrep -u $(cat /root/carol) -x sleep -r S >/dev/null", not fault.get("sweeps"), 66.0
     # 2 is "nothing done"; what it must not do is looked at afterwards.
     yield "import", "cp /root/imported/* /etc; iam-importer; test $? -le 1", roster, 70.0
-    yield "nothing lost", "for f in passwd shadow group; do cmp /etc/$f /root/imported/$f || exit 1; done", True, 2.5
+    yield "nothing lost", "for f in passwd shadow group; do cmp /etc/$f /root/imported/$f || exit 1; done", True, 2.0
 
 
 def main():
