@@ -155,18 +155,32 @@ pub fn family(roots: &BTreeSet<Process>) -> io::Result<BTreeSet<Process>> {
     Ok(family.into_iter().filter_map(process).filter(|process| process.is_running()).collect())
 }
 
-/// Ends what `find` finds: asked by SIGHUP and SIGTERM, and after `grace` killed, all processes of `users` at once. False if
-/// something lives on.
+/// Asks processes to end, by SIGHUP and SIGTERM.
+pub fn ask(processes: &BTreeSet<Process>) {
+    processes.iter().for_each(|process| process.signal(&[Signal::HUP, Signal::TERM]));
+}
+
+/// Waits until none of `processes` runs, for so long at most.
+pub fn wait(processes: &BTreeSet<Process>, longest: Duration) {
+    let until = Instant::now() + longest;
+    while Instant::now() < until && processes.iter().any(|process| process.is_running()) {
+        sleep(LOOK_PAUSE);
+    }
+}
+
+/// Ends what `find` finds: asked by SIGHUP and SIGTERM if it is not among those who were `asked`, and after `grace` killed,
+/// all processes of `users` at once. False if something lives on.
 ///
 /// # Errors
 /// Those of `find`.
 pub fn end(
     grace: Duration,
     users: &BTreeSet<Uid>,
+    mut asked: BTreeSet<Process>,
     mut find: impl FnMut() -> io::Result<BTreeSet<Process>>,
 ) -> io::Result<bool> {
     let asked_until = Instant::now() + grace;
-    let (mut asked, mut kills) = (BTreeSet::new(), 0);
+    let mut kills = 0;
     loop {
         let running = find()?;
         if running.is_empty() {
@@ -174,9 +188,7 @@ pub fn end(
         }
         if Instant::now() < asked_until {
             // Each once: a shell that has its own way with SIGHUP is not to have it again and again.
-            for process in running.iter().filter(|process| !asked.contains(*process)) {
-                process.signal(&[Signal::HUP, Signal::TERM]);
-            }
+            ask(&running.difference(&asked).copied().collect());
             asked.extend(running);
         } else if kills == KILLS_MAX {
             return Ok(false);
@@ -310,14 +322,14 @@ mod tests {
             known.append(&mut family(&known)?);
             Ok(known.iter().copied().filter(|process| process.is_running()).collect())
         };
-        assert!(end(Duration::from_secs(10), &BTreeSet::new(), find).unwrap());
+        assert!(end(Duration::from_secs(10), &BTreeSet::new(), BTreeSet::new(), find).unwrap());
     }
 
     #[test]
     fn who_does_not_heed_is_killed() {
         let (_shell, root) = start("trap '' HUP TERM; echo; exec sleep 1000");
         let find = || Ok(of_one(root).into_iter().filter(|process| process.is_running()).collect());
-        assert!(end(Duration::ZERO, &BTreeSet::new(), find).unwrap());
+        assert!(end(Duration::ZERO, &BTreeSet::new(), BTreeSet::new(), find).unwrap());
         assert!(!root.is_running());
     }
 }

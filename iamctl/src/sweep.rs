@@ -31,6 +31,9 @@ const ASKING_MAX: Duration = Duration::from_secs(60);
 /// The longest `sessions.grace` that is waited for: a sweep is to be over before many more are due.
 const GRACE_MAX: Duration = Duration::from_secs(60);
 
+/// How long sshd may take to carry to its client what a terminal was told.
+const RELAY_MAX: Duration = Duration::from_secs(2);
+
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
 
@@ -239,6 +242,9 @@ impl Judge<'_> {
 }
 
 /// Ends sessions together: told on their terminals, asked to end, and after `grace` killed with all that they left.
+///
+/// Where a terminal was told something, the sshd between it and its user is asked last: it is over by itself once the shell is,
+/// and by then has sent what was on the terminal. Ended with the shell, it would take the reason with it.
 fn end(doomed: &[Doomed], grace: Duration) -> Vec<bool> {
     // Who belongs to them is known before the first of them ends: afterwards nobody knows whose child was whose.
     let mut families: Vec<BTreeSet<Process>> = doomed
@@ -248,15 +254,32 @@ fn end(doomed: &[Doomed], grace: Duration) -> Vec<bool> {
             process::family(&root.into_iter().collect()).unwrap_or_default()
         })
         .collect();
+    let sessions = doomed.iter().filter_map(|doomed| doomed.session.as_ref());
+    let of_logind: Vec<String> = sessions.filter_map(|session| logind_session(session.pid)).collect();
+    let (mut asked, mut relays) = (BTreeSet::new(), BTreeSet::new());
     for (Doomed { session, uid, reason, .. }, family) in doomed.iter().zip(&families) {
-        tell(*uid, reason, family, grace);
-        if let Some(session) = session {
-            end_by_logind(session.pid);
+        if tell(*uid, reason, family, grace)
+            && let Some(session) = session
+        {
+            // Of sshd's processes none is in a session (setsid(2)) with what it runs for the user.
+            let of = |pid| process::stat(pid).map(|stat| stat.session);
+            let (sshd, shell): (Vec<Process>, Vec<Process>) =
+                family.iter().partition(|process| of(process.pid) == of(session.pid));
+            if !shell.is_empty() {
+                asked.extend(shell);
+                relays.extend(sshd);
+            }
         }
     }
+    let began = Instant::now();
+    process::ask(&asked);
+    // What is left of the time is sshd's own, to end as it should.
+    process::wait(&relays, RELAY_MAX.min(grace / 2));
+    let grace = grace.saturating_sub(began.elapsed());
+    of_logind.iter().for_each(|id| drop(process::loginctl(&["terminate-session", id])));
     let users: BTreeSet<Uid> =
         doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid).collect();
-    let _ = process::end(grace, &users, || {
+    let _ = process::end(grace, &users, asked, || {
         let mut running = BTreeSet::new();
         for family in &mut families {
             family.append(&mut process::family(family)?);
@@ -279,8 +302,10 @@ fn end(doomed: &[Doomed], grace: Duration) -> Vec<bool> {
     doomed.iter().zip(&families).map(gone).collect()
 }
 
-/// Says on the terminals of a session why it ends. A terminal belongs to the user, so nothing else is written to.
-fn tell(uid: Uid, reason: &str, family: &BTreeSet<Process>, grace: Duration) {
+/// Says on the terminals of a session why it ends. True if one took it. A terminal belongs to the user, so nothing else is
+/// written to.
+fn tell(uid: Uid, reason: &str, family: &BTreeSet<Process>, grace: Duration) -> bool {
+    let mut told = false;
     let terminals = family.iter().filter_map(|process| process::stat(process.pid)).map(|stat| stat.terminal);
     for terminal in terminals.filter(|terminal| *terminal != 0).collect::<BTreeSet<i32>>() {
         // Unix98 terminals have the major numbers 136 to 143 (devices.txt of the kernel).
@@ -297,24 +322,27 @@ fn tell(uid: Uid, reason: &str, family: &BTreeSet<Process>, grace: Duration) {
             && file.metadata().is_ok_and(|found| found.uid() == uid.0 && found.file_type().is_char_device())
         {
             let seconds = grace.as_secs();
-            let _ = write!(
+            told |= write!(
                 file,
                 "\r\npam_iam: your access to this host was withdrawn ({reason}). This session ends now; what is left is \
                  killed in {seconds} s.\r\n"
-            );
+            )
+            .is_ok();
         }
     }
+    told
 }
 
-/// Where logind keeps sessions, it ends this one with all that belongs to it, if `pid` is who it was made for: a process
-/// that was started from somebody else's session is in that one.
-fn end_by_logind(pid: i32) {
-    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let scope =
-        cgroup.split('/').find_map(|part| part.strip_prefix("session-")?.trim_end().strip_suffix(".scope"));
-    let Some(id) = scope.filter(|id| id.bytes().all(|byte| byte.is_ascii_alphanumeric())) else { return };
-    let leader = process::loginctl(&["show-session", id, "--property=Leader", "--value"]);
-    if leader.is_some_and(|leader| String::from_utf8_lossy(&leader.stdout).trim() == pid.to_string()) {
-        process::loginctl(&["terminate-session", id]);
+/// Where logind keeps sessions, which of them this one is, if `pid` is who it was made for: a process that was started from
+/// somebody else's session is in that one.
+fn logind_session(pid: i32) -> Option<String> {
+    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let id = cgroup
+        .split('/')
+        .find_map(|part| part.strip_prefix("session-")?.trim_end().strip_suffix(".scope"))?;
+    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return None;
     }
+    let leader = process::loginctl(&["show-session", id, "--property=Leader", "--value"])?;
+    (String::from_utf8_lossy(&leader.stdout).trim() == pid.to_string()).then(|| id.to_owned())
 }

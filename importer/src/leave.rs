@@ -73,7 +73,9 @@ pub fn end_sessions(uid: Uid, grace: Duration) -> Result<(), LeaveError> {
         return Ok(());
     }
     process::loginctl(&["terminate-user", &uid.to_string()]);
-    match process::end(grace, &BTreeSet::from([uid]), || process::of_user(uid)).map_err(still)? {
+    match process::end(grace, &BTreeSet::from([uid]), BTreeSet::new(), || process::of_user(uid))
+        .map_err(still)?
+    {
         true => Ok(()),
         false => Err(LeaveError::StillRunning(uid)),
     }
