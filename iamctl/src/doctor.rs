@@ -80,7 +80,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
             findings.extend(pam::stacks(&config));
             findings.push(files::nsswitch(roster.as_ref()));
             findings.extend(files::sudoers(&config));
-            findings.extend(files::owners(&context.config_path));
+            findings.extend(files::owners(&config, &context.config_path));
             findings.extend(sweep_timer(&config));
         }
     }
@@ -120,6 +120,11 @@ fn socket(config: &Config, config_path: &Path) -> Finding {
             CHECK,
             "the daemon is older than the configuration, and decides by what was there before",
             "systemctl restart iam-resolver",
+        ),
+        Ok(Answer::Error { message, .. }) => Finding::wrong(
+            CHECK,
+            message,
+            "journalctl -u iam-resolver says more; systemctl restart iam-resolver when it is mended",
         ),
         Ok(_) => Finding::ok(CHECK, format!("answers on {}", paths::SOCKET)),
         Err(AskError::NoListener(_)) if config.resolver.mode == Mode::Auto => {

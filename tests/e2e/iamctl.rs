@@ -305,6 +305,12 @@ fn the_doctor_finds_what_is_wrong_with_pam_nss_sudo_and_owners() {
     );
     finds(
         &machine,
+        "chmod 600 /etc/pam_iam/config.toml",
+        "iam-resolver cannot read /etc/pam_iam/config.toml",
+        "chmod 644 /etc/pam_iam/config.toml",
+    );
+    finds(
+        &machine,
         "chmod g+w /usr/libexec",
         "/usr/libexec can be changed by others than root",
         "chmod g-w /usr/libexec",

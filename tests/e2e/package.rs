@@ -83,7 +83,10 @@ fn from_nothing_to_a_login_and_back_to_nothing() {
     machine.sh("(box-ssh alice 'sleep 4201' </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
     machine.wait_until("pgrep -f '^sleep 4201' && grep -q alice /var/cache/pam_iam/cache.json");
     machine.fault("fail=reset");
+    let pid = "systemctl show --property=MainPID --value iam-resolver.service";
+    let old = machine.sh(pid).succeeds();
     install(&machine);
+    assert_ne!(machine.sh(pid).succeeds(), old, "what runs is the new one");
     assert_eq!(
         machine.ssh("alice", "id -un").succeeds(),
         "alice",
@@ -238,7 +241,13 @@ fn the_rpm_holds_the_same_and_its_scripts_make_users_and_take_everything_back() 
     assert!(missing.is_empty() && of_deb.len() > 30, "{missing:?}");
     // On this distribution nothing finds the modules in /usr/lib64; the scripts run all the same.
     machine.sh(&format!("rpm --install --nodeps {FORCE} {rpm} && getent passwd iam-resolver pam-iam && test -d /var/cache/pam_iam")).succeeds();
-    machine.sh(&format!("cp /root/pam_iam/* /etc/pam_iam && iamctl enable --dry-run >/dev/null && rpm --erase --nodeps {FORCE} pam-iam && test ! -e /usr/sbin/iamctl && test ! -e /var/cache/pam_iam")).succeeds();
+    machine.sh("cp /root/pam_iam/* /etc/pam_iam").succeeds();
+    let before = etc_differs(&machine);
+    machine.sh("iamctl enable && grep -q pam_iam.so /etc/pam.d/sshd && systemctl is-active iam-resolver.service").succeeds();
+    machine.sh(&format!("rpm --erase --nodeps {FORCE} pam-iam && test ! -e /usr/sbin/iamctl && test ! -e /var/cache/pam_iam && ! systemctl is-active iam-resolver.service")).succeeds();
+    let after = etc_differs(&machine);
+    let more: Vec<&str> = after.lines().filter(|line| !before.contains(line)).collect();
+    assert!(more.is_empty(), "{more:?}");
 }
 
 #[test]
@@ -280,7 +289,7 @@ fn what_an_administrator_wrote_stays_and_no_line_of_ours_outlives_the_module() {
     machine.sh("cp /root/pam_iam/* /etc/pam_iam && iamctl enable").succeeds();
     // A rule of one's own for fewer rights, and a line for cron as pam.d/ has it.
     let rule = "%ssh-ops ALL=(root) NOPASSWD: /usr/bin/true";
-    machine.sh(&format!("echo '{rule}' >/etc/sudoers.d/pam_iam; cp /usr/share/pam_iam/pam.d/debian/cron /etc/pam.d/cron; echo 'account required pam_unix.so' >>/etc/pam.d/cron")).succeeds();
+    machine.sh(&format!("echo '{rule}' >/etc/sudoers.d/pam_iam; cp /usr/share/pam_iam/pam.d/debian/cron /etc/pam.d/cron; echo 'account required pam_unix.so' >>/etc/pam.d/cron; sed -i '1i account [success=ok default=die] pam_iam.so' /etc/pam.d/su")).succeeds();
     assert!(
         machine
             .sh("iamctl enable 2>&1")
@@ -290,7 +299,7 @@ fn what_an_administrator_wrote_stays_and_no_line_of_ours_outlives_the_module() {
     assert_eq!(machine.sh("cat /etc/sudoers.d/pam_iam").succeeds(), rule);
     machine.sh("dpkg --purge pam-iam").succeeds();
     machine
-        .sh("! grep -r pam_iam.so /etc/pam.d && grep -q pam_unix.so /etc/pam.d/cron && visudo -c")
+        .sh("! grep -r pam_iam.so /etc/pam.d && grep -q pam_unix.so /etc/pam.d/cron && visudo -c && su root -c true")
         .succeeds();
     assert_eq!(machine.sh("cat /etc/sudoers.d/pam_iam.disabled").succeeds(), rule);
     machine.sh("test ! -e /etc/sudoers.d/pam_iam").succeeds();
@@ -375,6 +384,16 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
             r#"mkdir /run/systemd/system/ssh.service.d; printf '[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -o "AuthorizedKeysCommand /usr/share/eic_run_authorized_keys %%%%u %%%%f" $SSHD_OPTS\n' >/run/systemd/system/ssh.service.d/eic.conf; systemctl daemon-reload"#,
             "sshd is started with -o AuthorizedKeysCommand=/usr/share/eic_run_authorized_keys, which wins over every file",
             "rm -r /run/systemd/system/ssh.service.d; systemctl daemon-reload",
+        ),
+        (
+            "echo 'UsePAM no' >/etc/ssh/sshd_config.d/00.conf",
+            "sshd does not take UsePAM from",
+            "rm /etc/ssh/sshd_config.d/00.conf",
+        ),
+        (
+            "chmod 600 /etc/pam_iam/config.toml",
+            "iam-resolver cannot read /etc/pam_iam/config.toml, as it has to: chmod 644",
+            "chmod 644 /etc/pam_iam/config.toml",
         ),
         ("mv /etc/pam.d/sshd /root/sshd", "/etc/pam.d/sshd is missing", "mv /root/sshd /etc/pam.d/sshd"),
     ] {

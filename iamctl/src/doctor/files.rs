@@ -9,7 +9,7 @@ use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
 use super::{Finding, output_of};
-use crate::is_installed;
+use crate::{enable, is_installed};
 
 const NSSWITCH: &str = "/etc/nsswitch.conf";
 
@@ -90,7 +90,7 @@ pub fn sudoers(config: &Config) -> Vec<Finding> {
 
 /// sshd refuses a key command that others than root could change, on the whole way to it; so should everybody with what
 /// runs as root.
-pub fn owners(config: &Path) -> Vec<Finding> {
+pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
     const CHECK: &str = "owners";
     let modules = LIBRARIES
         .iter()
@@ -112,6 +112,9 @@ pub fn owners(config: &Path) -> Vec<Finding> {
         findings.push(Finding::wrong(CHECK, problem.0, problem.1));
     }
     findings.dedup();
+    if let Some(why) = enable::cannot_read(settings, config) {
+        findings.push(Finding::wrong(CHECK, why, "until then no IAM user gets in"));
+    }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, format!("{} files are root's alone", paths.len())));
     }

@@ -1,7 +1,7 @@
 //! The changes to the text of each file, as pure functions. Each changes nothing in a text that has it already.
 
 /// The module that a PAM line is about.
-const MODULE: &str = "pam_iam.so";
+pub const MODULE: &str = "pam_iam.so";
 
 /// The name of our module in nsswitch.conf(5).
 const SERVICE: &str = "iam";
@@ -34,8 +34,12 @@ fn with_service(line: &str) -> String {
     if !wanted {
         return line.to_owned();
     }
-    // An action like [NOTFOUND=return] would end the look-up before it came to us.
-    let stop = entry.find('[').unwrap_or(entry.len());
+    // An action like [NOTFOUND=return] would end the look-up before it came to us; one that merges goes on, and stays with the
+    // service that it is about.
+    let stops = |at: usize| {
+        entry.get(at..).is_some_and(|rest| rest.starts_with('[') && !rest.starts_with("[SUCCESS=merge]"))
+    };
+    let stop = (0..entry.len()).find(|at| stops(*at)).unwrap_or(entry.len());
     let (before, after) = entry.split_at(stop);
     let kept = before.trim_end();
     let space = if comment.is_empty() && after.is_empty() {
@@ -89,10 +93,23 @@ fn is_of(line: &str, phase: Phase) -> bool {
     first.trim_start_matches('-') == word || first == "@include" && second == common
 }
 
-/// A stack of pam.d(5) without lines of ours.
+/// A stack of pam.d(5) without lines of ours. One that ends with a backslash goes on in the next.
 pub fn without_pam(text: &str) -> String {
-    let ours = |line: &&str| line.contains(MODULE) && !line.trim_start().starts_with('#');
-    text.split('\n').filter(|line| !ours(line)).collect::<Vec<_>>().join("\n")
+    let mut continues = false;
+    let mut entries: Vec<Vec<&str>> = Vec::new();
+    for line in text.split('\n') {
+        match entries.last_mut().filter(|_| continues) {
+            Some(entry) => entry.push(line),
+            None => entries.push(vec![line]),
+        }
+        continues = line.ends_with('\\');
+    }
+    let ours = |entry: &Vec<&str>| {
+        let comment = entry.first().is_some_and(|line| line.trim_start().starts_with('#'));
+        entry.iter().any(|line| line.contains(MODULE)) && !comment
+    };
+    entries.retain(|entry| !ours(entry));
+    entries.concat().join("\n")
 }
 
 /// The line of a phase in a file of ours under `pam.d`.
@@ -115,6 +132,11 @@ mod tests {
             (
                 "# x\npasswd:         files systemd  # y\ngroup:\tfiles [NOTFOUND=return] nis\nshadow: files\n",
                 "# x\npasswd:         files systemd iam # y\ngroup:\tfiles iam [NOTFOUND=return] nis\nshadow: files\n",
+            ),
+            // Red Hat's, whose local groups get systemd's members too.
+            (
+                "passwd: files systemd\ngroup: files [SUCCESS=merge] systemd\n",
+                "passwd: files systemd iam\ngroup: files [SUCCESS=merge] systemd iam\n",
             ),
             ("hosts: files", "hosts: files\npasswd: files iam\ngroup: files iam"),
         ] {
@@ -146,6 +168,8 @@ mod tests {
             "account X pam_iam.so\n@include common-account"
         );
         assert_eq!(pam("auth x\n", "account X pam_iam.so", Phase::Account), "auth x\naccount X pam_iam.so\n");
+        let spread = "account [success=ok \\\n default=die] \\\n pam_iam.so\n# account pam_iam.so\naccount required pam_unix.so";
+        assert_eq!(without_pam(spread), "# account pam_iam.so\naccount required pam_unix.so");
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! What enabling asks of the host's programs: systemd, sshd and visudo.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use pam_iam_core::paths;
+use pam_iam_core::config::Config;
+use pam_iam_core::{local, paths};
 
-use super::SSHD_DROP_IN;
+use super::plan::SSHD_DROP_IN;
+
+const ROOT_CONNECTS: &str = "user=root,host=localhost,addr=127.0.0.1";
 
 /// Starts the units and has each boot start them; of an image that is being made, only the latter.
 pub fn start(units: &[&str]) -> Result<(), String> {
@@ -47,19 +51,44 @@ pub fn reload_sshd() -> Result<(), String> {
 }
 
 /// The first value counts in sshd's files, so another's may have won.
-pub fn sshd_asks_us() -> Result<(), String> {
+pub fn sshd_asks_us(key_user: &str) -> Result<(), String> {
     if let Some(command) = started_with() {
         return Err(format!("{command}, which wins over every file: see iamctl doctor"));
     }
-    let effective = run("sshd", &["-T", "-C", "user=root,host=localhost,addr=127.0.0.1"])?;
-    let asks =
-        |line: &str| line.starts_with("authorizedkeyscommand ") && line.contains("iam-authorized-keys");
-    if effective.lines().any(asks) {
-        return Ok(());
+    let effective = run("sshd", &["-T", "-C", ROOT_CONNECTS])?;
+    let is_set = |name: &str, wanted: fn(&str, &str) -> bool, to: &str| {
+        let mut settings = effective.lines().filter_map(|line| line.split_once(' '));
+        settings.any(|(known, value)| known == name && wanted(value, to))
+    };
+    // Without PAM nobody would be asked whether who has a key may log in.
+    let missing = [
+        (
+            "AuthorizedKeysCommand",
+            is_set("authorizedkeyscommand", |value, to| value.contains(to), "iam-authorized-keys"),
+        ),
+        ("AuthorizedKeysCommandUser", is_set("authorizedkeyscommanduser", |value, to| value == to, key_user)),
+        ("UsePAM", is_set("usepam", |value, to| value == to, "yes")),
+    ];
+    match missing.iter().find(|(_, set)| !set) {
+        None => Ok(()),
+        Some((name, _)) => Err(format!(
+            "sshd does not take {name} from {SSHD_DROP_IN}: its sshd_config includes that folder late or not at all, or an earlier file sets another"
+        )),
     }
-    Err(format!(
-        "sshd does not take AuthorizedKeysCommand from {SSHD_DROP_IN}: its sshd_config includes that folder late or not at all, or an earlier file sets another"
-    ))
+}
+
+/// The resolver and the key command read the configuration as users of their own: what is wrong where one of them cannot.
+pub fn cannot_read(config: &Config, path: &Path) -> Option<String> {
+    [paths::RESOLVER_USER, &config.keys.user].into_iter().find_map(|user| {
+        let account = local::account_by_name(Path::new(paths::PASSWD), user).ok()??;
+        let mut reader = Command::new("/bin/cat");
+        let reader = reader.arg("--").arg(path).uid(account.uid.0).gid(account.gid.0).current_dir("/");
+        let read = reader.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let shown = path.display();
+        (!read.is_ok_and(|status| status.success())).then(|| {
+            format!("{user} cannot read {shown}, as it has to: chmod 644 {shown}, and 755 its folder")
+        })
+    })
 }
 
 /// What sshd's unit says of a key command in the command line of sshd, as EC2 Instance Connect has it on some systems.

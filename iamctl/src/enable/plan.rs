@@ -1,0 +1,220 @@
+//! What is to be changed, and what somebody has changed by hand.
+
+use std::io;
+use std::path::Path;
+
+use pam_iam_core::paths;
+
+use super::Accounts;
+use super::edits::{self, Phase};
+use super::record::{Change, Record, read};
+
+pub const SSHD_DROP_IN: &str = "/etc/ssh/sshd_config.d/10-pam_iam.conf";
+
+pub const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
+
+/// What is put there, in our share.
+const SHIPPED_SSHD: &str = "sshd/10-pam_iam.conf";
+
+const SHIPPED_SUDOERS: &str = "sudoers/pam_iam";
+
+pub const NSSWITCH: &str = "/etc/nsswitch.conf";
+
+pub const PAM_STACKS: &str = "/etc/pam.d";
+
+/// What enabling is to do.
+#[derive(Debug)]
+pub struct Plan {
+    pub changes: Vec<Change>,
+    /// Files of ours that somebody has edited, which stay.
+    pub kept: Vec<&'static str>,
+}
+
+/// What is to be changed under `root`, where it is not so already. `before` is what was changed earlier.
+pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<Plan, String> {
+    let mut changes = Vec::new();
+    let mut kept = Vec::new();
+    // An administrator's own rule, or an older one of ours?
+    let is_edited = |path: &str, shipped: &str| -> Result<bool, String> {
+        let Some(now) = read(root, path)? else { return Ok(false) };
+        let known = before.is_some_and(|record| {
+            record.changes.iter().any(|change| change.path == Path::new(path) && change.after == now)
+        });
+        Ok(now != shipped && !known)
+    };
+    let mut add = |path: &str, after: &dyn Fn(&str) -> Result<String, String>, new: Option<u32>| {
+        let before = read(root, path)?;
+        if before.is_none() && new.is_none() {
+            return Err(format!("{path} is missing"));
+        }
+        let after = after(before.as_deref().unwrap_or_default())?;
+        if before.as_deref() != Some(&after) {
+            changes.push(Change { path: path.into(), before, after, mode: new.unwrap_or(0o644) });
+        }
+        Ok(())
+    };
+    let shipped = |name: &str| {
+        let path = format!("{}/{name}", paths::SHARE);
+        read(root, &path)?.ok_or_else(|| format!("{path} is missing: is the package installed?"))
+    };
+    if accounts == Accounts::Nss {
+        add(NSSWITCH, &|text| Ok(edits::nsswitch(text)), None)?;
+    }
+    for (service, lines, phases) in [
+        ("sshd", "sshd", [Phase::Account, Phase::Session].as_slice()),
+        ("sudo", "sudo", &[Phase::Account]),
+        ("sudo-i", "sudo", &[Phase::Account]),
+    ] {
+        let path = format!("/etc/pam.d/{service}");
+        if read(root, &path)?.is_none() && service != "sshd" {
+            continue;
+        }
+        add(
+            &path,
+            &|text| {
+                let family = if text.contains("@include") { "debian" } else { "redhat" };
+                let ours = shipped(&format!("pam.d/{family}/{lines}"))?;
+                Ok(phases.iter().fold(text.to_owned(), |text, phase| {
+                    edits::line_of(&ours, *phase).map_or(text.clone(), |line| edits::pam(&text, line, *phase))
+                }))
+            },
+            None,
+        )?;
+    }
+    // sshd's last, since from then on it asks.
+    for (path, name, mode) in [(SUDOERS, SHIPPED_SUDOERS, 0o440), (SSHD_DROP_IN, SHIPPED_SSHD, 0o644)] {
+        let text = shipped(name)?;
+        // Without its folder there is no sudo here.
+        if path == SUDOERS && !has_folder(root, path) {
+            continue;
+        }
+        if is_edited(path, &text)? {
+            kept.push(path);
+            continue;
+        }
+        add(path, &|_| Ok(text.clone()), Some(mode))?;
+    }
+    Ok(Plan { changes, kept })
+}
+
+/// What was changed by hand, as far as it can be told from what is there: our lines may be in the stack of any service.
+pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
+    let mut changes = Vec::new();
+    let mut add = |path: &str, without: fn(&str) -> String| -> Result<(), String> {
+        let Some(after) = read(root, path)? else { return Ok(()) };
+        let before = without(&after);
+        if before != after {
+            changes.push(Change { path: path.into(), before: Some(before), after, mode: 0o644 });
+        }
+        Ok(())
+    };
+    for stack in stacks_with_us(root)? {
+        add(&stack, edits::without_pam)
+            .map_err(|why| format!("{why}; take the line of {} out by hand", edits::MODULE))?;
+    }
+    add(NSSWITCH, edits::without_nsswitch)?;
+    for (path, name) in [(SUDOERS, SHIPPED_SUDOERS), (SSHD_DROP_IN, SHIPPED_SSHD)] {
+        let Some(_) = read(root, path)? else { continue };
+        // What is not as we ship it is kept aside when it is taken back.
+        let after = read(root, &format!("{}/{name}", paths::SHARE)).ok().flatten().unwrap_or_default();
+        changes.push(Change { path: path.into(), before: None, after, mode: 0o600 });
+    }
+    Ok(changes)
+}
+
+/// The stacks of PAM that name our module.
+fn stacks_with_us(root: &Path) -> Result<Vec<String>, String> {
+    let failed = |error: io::Error| format!("{PAM_STACKS}: {error}");
+    let mut found = Vec::new();
+    let folder = match std::fs::read_dir(root.join(PAM_STACKS.trim_start_matches('/'))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        folder => folder.map_err(failed)?,
+    };
+    for entry in folder {
+        let path = entry.map_err(failed)?.path();
+        // What is no file, or a link to none, is no stack. One may be in any encoding.
+        let text = if path.is_file() { std::fs::read(&path).map_err(failed)? } else { continue };
+        if String::from_utf8_lossy(&text).contains(edits::MODULE)
+            && let Some(name) = path.file_name().and_then(|name| name.to_str())
+        {
+            found.push(format!("{PAM_STACKS}/{name}"));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn has_folder(root: &Path, path: &str) -> bool {
+    root.join(path.trim_start_matches('/')).parent().is_some_and(Path::is_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_so_already_is_not_changed() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let planned = |accounts| plan(root.path(), accounts, None);
+        assert!(planned(Accounts::Nss).unwrap_err().contains("nsswitch.conf is missing"));
+        write("etc/nsswitch.conf", "passwd: files\ngroup: files\n");
+        std::fs::create_dir_all(root.path().join("etc/sudoers.d")).unwrap();
+        write("etc/pam.d/sshd", "@include common-account\n@include common-session\n");
+        assert!(planned(Accounts::Nss).unwrap_err().contains("is the package installed?"));
+        for (name, text) in [
+            ("pam.d/debian/sshd", include_str!("../../../pam.d/debian/sshd")),
+            ("pam.d/debian/sudo", include_str!("../../../pam.d/debian/sudo")),
+            ("sshd/10-pam_iam.conf", include_str!("../../../packaging/sshd/10-pam_iam.conf")),
+            ("sudoers/pam_iam", include_str!("../../../packaging/sudoers/pam_iam")),
+        ] {
+            write(&format!("usr/share/pam_iam/{name}"), text);
+        }
+        let all = planned(Accounts::Nss).unwrap().changes;
+        let paths: Vec<&str> = all.iter().filter_map(|change| change.path.to_str()).collect();
+        assert_eq!(paths, [NSSWITCH, "/etc/pam.d/sshd", SUDOERS, SSHD_DROP_IN]);
+        assert_eq!(planned(Accounts::Importer).unwrap().changes.len(), 3);
+        for change in &all {
+            write(change.path.to_str().unwrap().trim_start_matches('/'), &change.after);
+        }
+        assert!(planned(Accounts::Nss).unwrap().changes.is_empty());
+        let back = made_by_hand(root.path()).unwrap();
+        assert_eq!(back.len(), 4);
+        assert!(
+            back.iter().all(|change| all
+                .iter()
+                .any(|made| made.path == change.path && made.before == change.before))
+        );
+        // Lines of ours may be in any stack; what cannot be taken out is said.
+        write("etc/pam.d/su", "account required pam_iam.so\nauth required pam_unix.so\n");
+        let with_su = made_by_hand(root.path()).unwrap();
+        let su = with_su.iter().find(|change| change.path.ends_with("su")).unwrap();
+        assert_eq!(su.before.as_deref(), Some("auth required pam_unix.so\n"));
+        let latin1 = [b"# M\xfcller\n".as_slice(), b"account required pam_iam.so\n"].concat();
+        std::fs::write(root.path().join("etc/pam.d/su"), latin1).unwrap();
+        let why = made_by_hand(root.path()).unwrap_err();
+        assert!(why.contains("/etc/pam.d/su") && why.contains("take the line"), "{why}");
+        std::fs::remove_file(root.path().join("etc/pam.d/su")).unwrap();
+        // Where there is no sudo, there is no rule for it.
+        std::fs::remove_dir_all(root.path().join("etc/sudoers.d")).unwrap();
+        assert!(planned(Accounts::Nss).unwrap().changes.is_empty());
+        // A rule of the administrator's own stays, and so does one that an older package of ours put there if it is known.
+        write("etc/sudoers.d/pam_iam", "%ssh-ops ALL=(root) /usr/bin/systemctl restart app");
+        let edited = planned(Accounts::Nss).unwrap();
+        assert!(edited.changes.is_empty() && edited.kept == [SUDOERS], "{edited:?}");
+        let ours = Record {
+            changes: vec![Change {
+                path: SUDOERS.into(),
+                before: None,
+                after: "%ssh-ops ALL=(root) /usr/bin/systemctl restart app".into(),
+                mode: 0o440,
+            }],
+        };
+        let upgrade = plan(root.path(), Accounts::Nss, Some(&ours)).unwrap();
+        assert!(upgrade.kept.is_empty() && upgrade.changes.len() == 1, "{upgrade:?}");
+    }
+}

@@ -1,0 +1,148 @@
+//! The record of what was changed, and the changes themselves: done by renames, and taken back byte for byte.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pam_iam_core::paths;
+use pam_iam_core::replace::{write_like, write_new};
+use serde::{Deserialize, Serialize};
+
+use super::edits;
+use super::plan::{NSSWITCH, PAM_STACKS};
+
+/// What stands behind the names of unfinished files.
+const UNFINISHED: &str = ".pam_iam-new";
+
+/// A file that is changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub path: PathBuf,
+    /// What was there; none if nothing was.
+    pub before: Option<String>,
+    pub after: String,
+    /// The mode of a new file.
+    pub mode: u32,
+}
+
+/// What was changed, as it is written down.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Record {
+    pub changes: Vec<Change>,
+}
+
+/// A file as text; none if it is not there.
+pub fn read(root: &Path, path: &str) -> Result<Option<String>, String> {
+    let at = root.join(path.trim_start_matches('/'));
+    match std::fs::read_to_string(&at) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{path}: {error}")),
+    }
+}
+
+pub fn apply(changes: &[Change]) -> Result<(), String> {
+    changes.iter().try_for_each(|change| put(&change.path, Some(&change.after), change.mode))
+}
+
+/// Puts back what was there before, the last change first. A file that somebody else changed meanwhile loses our lines only.
+pub fn take_back(changes: &[Change]) -> Result<(), String> {
+    let root = Path::new("/");
+    for change in changes.iter().rev() {
+        let path = change.path.to_string_lossy();
+        let Some(now) = read(root, &path)? else { continue };
+        let then = if now == change.after {
+            change.before.clone()
+        } else if change.path == Path::new(NSSWITCH) {
+            Some(edits::without_nsswitch(&now))
+        } else if change.path.starts_with(PAM_STACKS) {
+            Some(edits::without_pam(&now))
+        } else {
+            // A drop-in of ours that somebody edited: kept, under a name that is not read.
+            let kept = format!("{path}.disabled");
+            put(Path::new(&kept), Some(&now), 0o600)?;
+            change.before.clone()
+        };
+        put(&change.path, then.as_deref(), change.mode)?;
+    }
+    Ok(())
+}
+
+/// Replaces a file; without a text, removes it.
+fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), String> {
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let Some(text) = text else { return remove(path) };
+    // What is a link stays one: the file behind it is replaced.
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut unfinished = target.as_os_str().to_owned();
+    // sshd reads *.conf, sudo no name with a dot.
+    unfinished.push(UNFINISHED);
+    let unfinished = PathBuf::from(unfinished);
+    let written = match target.symlink_metadata() {
+        Ok(_) => write_like(&target, &unfinished, text.as_bytes()),
+        Err(_) => write_new(&unfinished, text.as_bytes(), mode),
+    };
+    let put = written.and_then(|()| std::fs::rename(&unfinished, &target)).map_err(failed);
+    if put.is_err() {
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    put
+}
+
+pub fn remove(path: &Path) -> Result<(), String> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+pub fn load() -> Result<Option<Record>, String> {
+    let Some(text) = read(Path::new("/"), paths::ENABLED)? else { return Ok(None) };
+    serde_json::from_str(&text).map(Some).map_err(|error| {
+        format!("{}: {error}; remove it, and disable takes out our lines wherever they are", paths::ENABLED)
+    })
+}
+
+/// What was changed before, and now. Of a file that is changed once more, what was there first is what comes back.
+pub fn merged(before: Option<&Record>, changes: &[Change]) -> Record {
+    let mut record = before.cloned().unwrap_or_default();
+    for change in changes {
+        match record.changes.iter_mut().find(|known| known.path == change.path) {
+            Some(known) if change.before.as_ref() == Some(&known.after) => {
+                known.after.clone_from(&change.after)
+            }
+            Some(known) => *known = change.clone(),
+            None => record.changes.push(change.clone()),
+        }
+    }
+    record
+}
+
+pub fn save(record: Option<&Record>) -> Result<(), String> {
+    let Some(record) = record else { return remove(Path::new(paths::ENABLED)) };
+    let text = serde_json::to_string_pretty(record).map_err(|error| error.to_string())?;
+    if let Some(folder) = Path::new(paths::ENABLED).parent() {
+        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    put(Path::new(paths::ENABLED), Some(&text), 0o600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_changed_twice_comes_back_as_it_was_first() {
+        let change = |before: Option<&str>, after: &str| Change {
+            path: "/etc/x".into(),
+            before: before.map(str::to_owned),
+            after: after.to_owned(),
+            mode: 0o644,
+        };
+        let first = merged(None, &[change(Some("a"), "b")]);
+        let second = merged(Some(&first), &[change(Some("b"), "c")]);
+        assert_eq!(second.changes, [change(Some("a"), "c")]);
+        // Somebody else changed it meanwhile: that is what comes back.
+        let third = merged(Some(&second), &[change(Some("x"), "y")]);
+        assert_eq!(third.changes, [change(Some("x"), "y")]);
+    }
+}
