@@ -71,7 +71,7 @@ impl From<Errno> for AskError {
 /// # Errors
 /// Any of [`AskError`].
 pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, AskError> {
-    persistently(request.retries(), deadline, || {
+    persistently(request.retries(rustix::process::geteuid().is_root()), deadline, || {
         let connection = open(socket, deadline)?;
         check_owner(&connection, socket)?;
         exchange(connection.as_fd(), request, deadline)

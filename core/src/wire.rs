@@ -141,15 +141,16 @@ impl Request {
         }
     }
 
-    /// How often it is asked again when the resolver breaks off. A question that kills the resolver does not kill it for
-    /// ever.
-    pub fn retries(&self) -> u32 {
+    /// How often it is asked again when the resolver breaks off, by root or somebody else. A question that kills the resolver
+    /// does not kill it for ever.
+    pub fn retries(&self, by_root: bool) -> u32 {
         match self {
-            // A login hangs on it.
-            Self::Keys { .. } | Self::Decide { .. } => 7,
             // Each costs many calls.
             Self::Roster | Self::Probe | Self::Lint => 0,
-            // Whoever looks up a name sleeps in between.
+            // A login hangs on it: sshd and sudo look up accounts as root.
+            Self::Keys { .. } | Self::Decide { .. } => 7,
+            _ if by_root => 7,
+            // Who is turned away since others are too many is not to wait long for a name.
             _ => 3,
         }
     }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ const CONNECTIONS_MAX: usize = 512;
 
 /// Connections at once of one user other than root and the key command, so that no user keeps the others waiting.
 const CONNECTIONS_PER_UID: usize = 64;
+
+/// What useradd(8) gives users as subordinate uids: whoever has some of these has thousands, and all of them count as one.
+const SUBORDINATE_UIDS: Range<u32> = 100_000..600_100_000;
 
 /// Of all connections, how many are for root (sshd, sudo) and the key command alone.
 const CONNECTIONS_RESERVED: usize = 128;
@@ -121,6 +125,7 @@ struct Place {
 
 impl Place {
     fn take(users: &Rc<RefCell<HashMap<Uid, usize>>>, uid: Uid, trusted: bool) -> Option<Self> {
+        let uid = if SUBORDINATE_UIDS.contains(&uid.0) { Uid(SUBORDINATE_UIDS.start) } else { uid };
         let mut counts = users.borrow_mut();
         let count = counts.entry(uid).or_default();
         if !trusted && *count >= CONNECTIONS_PER_UID {
@@ -205,5 +210,27 @@ fn may_ask(peer: Uid, trusted: bool, request: &Request) -> bool {
         | Request::Flush { .. }
         | Request::Probe
         | Request::Lint => peer == Uid::ROOT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_has_so_many_places_under_whatever_uids() {
+        let users = Rc::default();
+        let take = |uid: u32, trusted| Place::take(&users, Uid(uid), trusted);
+        let mut held: Vec<Place> = (100_000..).map_while(|uid| take(uid, false)).collect();
+        assert_eq!(held.len(), CONNECTIONS_PER_UID, "subordinate uids");
+        assert!(
+            take(1000, false).is_some()
+                && take(600_100_000, false).is_some()
+                && take(100_000, true).is_some()
+        );
+        held.pop();
+        assert!(take(165_535, false).is_some());
+        let others: Vec<Place> = (0..).map_while(|_| take(1000, false)).collect();
+        assert_eq!(others.len(), CONNECTIONS_PER_UID);
     }
 }

@@ -46,6 +46,10 @@ fn users_that_are_none_are_refused_and_who_is_set_last_is_who_counts() {
     assert_ne!(probe(&machine, &["nobody"]), "success");
     assert_eq!(probe(&machine, &["changed", "alice", "bob"]), "('success', 'denied')");
     assert_eq!(probe(&machine, &["changed", "bob", "alice"]), "('denied', 'success')");
+    // A service that nobody has a stack for gets that of `other`.
+    machine.sh("cp /etc/pam.d/probe /etc/pam.d/other").succeeds();
+    assert_eq!(probe(&machine, &["user", "alice", "no such service"]), "success");
+    assert_eq!(probe(&machine, &["user", "bob", "no such service"]), "denied");
 }
 
 #[test]
@@ -119,9 +123,10 @@ fn nothing_of_the_caller_reaches_the_process_that_answers() {
     machine.fault("fail=hang");
     machine.sh("cd /tmp; umask 0; exec 7</etc/shadow 9>/tmp/mine
         AWS_ENDPOINT_URL=http://evil AWS_PROFILE=evil LD_LIBRARY_PATH=/tmp HTTPS_PROXY=evil TMPDIR=/tmp iam-authorized-keys alice </dev/null >/dev/null 2>&1 &").succeeds();
-    machine.wait_until("pid=$(pgrep -nx iam-resolver) && grep -q once /proc/$pid/cmdline && ls -l /proc/$pid/fd | grep -q eventpoll");
+    // It lives for as long as IAM is waited for.
     let seen = machine
-        .sh("pid=$(pgrep -nx iam-resolver); tr '\\0' '\\n' </proc/$pid/environ; readlink /proc/$pid/cwd; ls -l /proc/$pid/fd; grep Umask /proc/$pid/status")
+        .sh("until pid=$(pgrep -nx iam-resolver) && grep -q once /proc/$pid/cmdline && ls -l /proc/$pid/fd | grep -q eventpoll; do sleep 0.05; done
+             tr '\\0' '\\n' </proc/$pid/environ; readlink /proc/$pid/cwd; ls -l /proc/$pid/fd; grep Umask /proc/$pid/status")
         .succeeds();
     assert!(seen.contains("AWS_ENDPOINT_URL=http://127.0.0.1") && seen.contains("Umask:\t0077"), "{seen}");
     for theirs in ["evil", "LD_LIBRARY_PATH", "PROXY", "/tmp", "shadow"] {

@@ -203,7 +203,7 @@ fn finds(machine: &Machine, broken: &str, what: &str, mended: &str) {
 fn sound() -> Machine {
     Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [{"name": "alice", "groups": ["ssh-users"], "keys": [{}]}]}))
-        .settings("[aws]\ntotal_timeout = '1s'")
+        .settings("[freshness]\nmax_age = 0")
         .start()
 }
 
@@ -350,11 +350,11 @@ fn the_doctor_finds_what_is_wrong_with_iam_and_the_resolver() {
         )
     );
     machine.iam("iam.remove_user_from_group(UserName='daemon', GroupName='ssh-users')\niam.delete_user(UserName='daemon')");
-    machine.sh("sed -i \"s/'ssh-users'/'ssh-users', 'ssh-typo'/\" /etc/pam_iam/config.toml; pkill -x iam-resolver").succeeds();
+    machine.sh("sed -i \"s/'ssh-users'/'ssh-users', 'ssh-typo'/\" /etc/pam_iam/config.toml").succeeds();
+    machine.end_resolver("TERM");
     assert!(complaints(&machine).contains("access.allow names the IAM group ssh-typo, which does not exist"));
-    machine
-        .sh("sed -i \"s/, 'ssh-typo'//\" /etc/pam_iam/config.toml; pkill -x iam-resolver; sleep 0.1")
-        .succeeds();
+    machine.sh("sed -i \"s/, 'ssh-typo'//\" /etc/pam_iam/config.toml").succeeds();
+    machine.end_resolver("TERM");
     assert_eq!(complaints(&machine), "");
     // Somebody else at the socket, and nobody.
     machine.sh("mv /run/pam_iam/resolver.sock /run/pam_iam/real; (setpriv --reuid 65534 --clear-groups python3 -c '

@@ -2,7 +2,7 @@
 
 use pam_iam_tests::Machine;
 
-const FRESH: &str = "[freshness]\nmax_age = 0\n[aws]\ntotal_timeout = '1s'";
+const FRESH: &str = "[freshness]\nmax_age = 0";
 
 /// Waits until the cache on disk knows `user`.
 fn saved(machine: &Machine, user: &str) {
@@ -59,6 +59,7 @@ fn a_cache_that_is_broken_older_or_of_another_owner_is_put_aside_and_lets_nobody
             "it has the version 0",
         ),
         ("chown root cache.json; chmod 644 cache.json", "it belongs to another user"),
+        ("chown root cache.json; chmod 600 cache.json", "Permission denied"),
         ("rm cache.json; mkdir cache.json; chown iam-resolver cache.json", "it is no file"),
     ] {
         let machine = Machine::new().settings(FRESH).start();

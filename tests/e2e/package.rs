@@ -243,7 +243,9 @@ fn the_rpm_holds_the_same_and_its_scripts_make_users_and_take_everything_back() 
     machine.sh(&format!("rpm --install --nodeps {FORCE} {rpm} && getent passwd iam-resolver pam-iam && test -d /var/cache/pam_iam")).succeeds();
     machine.sh("cp /root/pam_iam/* /etc/pam_iam").succeeds();
     let before = etc_differs(&machine);
-    machine.sh("iamctl enable && grep -q pam_iam.so /etc/pam.d/sshd && systemctl is-active iam-resolver.service").succeeds();
+    machine
+        .sh("iamctl enable && grep -q pam_iam.so /etc/pam.d/sshd && systemctl is-active iam-resolver.service")
+        .succeeds();
     machine.sh(&format!("rpm --erase --nodeps {FORCE} pam-iam && test ! -e /usr/sbin/iamctl && test ! -e /var/cache/pam_iam && ! systemctl is-active iam-resolver.service")).succeeds();
     let after = etc_differs(&machine);
     let more: Vec<&str> = after.lines().filter(|line| !before.contains(line)).collect();

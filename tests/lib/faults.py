@@ -5,6 +5,7 @@ Prints a JSON line for each operation: what was expected, what the user saw, how
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -54,26 +55,43 @@ def resolver(signal):
     must(f"pkill -{signal} -x iam-resolver")
 
 
+# Says what the resolver itself would say: whoever believes it lets carol in.
 SQUATTER = """
-import os, socket
+import json, os, socket, sys
+answers = json.loads(sys.argv[1])
 listener = socket.socket(socket.AF_UNIX)
 listener.bind('/run/pam_iam/resolver.sock')
 os.chmod('/run/pam_iam/resolver.sock', 0o666)
 listener.listen(100)
-answer = b'{"answer":"keys","keys":[]}'
 while True:
     client = listener.accept()[0]
     try:
-        client.sendall(len(answer).to_bytes(4, 'big') + answer)
-    except OSError:
+        length = int.from_bytes(client.recv(4, socket.MSG_WAITALL), 'big')
+        asked = json.loads(client.recv(length, socket.MSG_WAITALL))['ask']
+        client.sendall(bytes.fromhex(answers[asked]))
+    except (OSError, ValueError, KeyError):
         pass
 """
 
 
+def ask(request):
+    """What the resolver answers, with its length, in hex."""
+    body = json.dumps({"v": 1, **request}).encode()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect("/run/pam_iam/resolver.sock")
+        client.sendall(len(body).to_bytes(4, "big") + body)
+        return client.makefile("rb").read().hex()
+
+
 def squat():
+    carol = {"name": "carol", "uid": int(Path("/root/carol").read_text())}
+    asked = [{"ask": "user-by-name", "name": "carol"}, {"ask": "keys", **carol}, {"ask": "decide", "policy": "login", **carol}]
+    answers = {request["ask"]: ask(request) for request in asked}
+    if len(answers["keys"]) < 500:
+        sys.exit("tests/faults: the resolver gives no keys that the squatter could give")
     must("mv /run/pam_iam/resolver.sock /run/pam_iam/gone; chown nobody /run/pam_iam")
     nobody = ["setpriv", "--reuid", "nobody", "--regid", "65534", "--clear-groups"]
-    subprocess.Popen([*nobody, "python3", "-c", SQUATTER], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    subprocess.Popen([*nobody, "python3", "-c", SQUATTER, json.dumps(answers)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                      stderr=subprocess.DEVNULL)
     must("until test -S /run/pam_iam/resolver.sock; do sleep 0.02; done")
 
@@ -105,6 +123,7 @@ FAULTS = {
     "throttled": (lambda: control("fail=throttle"), SILENT),
     "half answers": (lambda: control("fail=truncated"), SILENT),
     "credentials refused": (lambda: control("fail=credentials"), SILENT),
+    "credentials expired": (lambda: control("fail=expired"), SILENT),
     "clock skew": (lambda: control("fail=skew"), SILENT),
     "denied": (lambda: control("fail=denied"), {"known": False, "roster": False, "limit": 2.0}),
     "list denied": (lambda: control("fail=denied&only=GetGroup"), {"known": True, "roster": False, "limit": 2.0}),
@@ -122,7 +141,7 @@ def prepare():
     must("useradd -m -s /bin/bash local; echo 'local ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/local; install -d -m 700 -o local ~local/.ssh; "
          "ssh-keygen -q -t ed25519 -N '' -f /root/local; install -m 600 -o local /root/local.pub ~local/.ssh/authorized_keys")
     # Who is known logged in before, and carol is still there.
-    must("box-ssh alice true && box-ssh carol sudo -n true")
+    must("until box-ssh alice true && box-ssh carol sudo -n true; do sleep 0.1; done")
     subprocess.Popen(["box-ssh", "carol", "sleep 5000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                      stderr=subprocess.DEVNULL)
     must("id -u carol >/root/carol; id -u alice >/root/alice")

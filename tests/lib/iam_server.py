@@ -171,6 +171,7 @@ FAULTS = {
     "denied": lambda: error("AccessDenied", "User is not authorized to perform this action", "403 Forbidden"),
     "skew": lambda: error("SignatureDoesNotMatch", "Signature expired: 20260101T000000Z is now earlier", "403 Forbidden"),
     "credentials": lambda: error("InvalidClientTokenId", "The security token included in the request is invalid", "403 Forbidden"),
+    "expired": lambda: error("ExpiredToken", "The security token included in the request is expired", "403 Forbidden"),
     "503": lambda: error("ServiceUnavailable", "Service unavailable", "503 Service Unavailable"),
 }
 
