@@ -34,6 +34,8 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
+    /// The members of each group that has been asked for.
+    memberships: groups::Memberships,
     /// How many there were, by their kind.
     questions: RefCell<BTreeMap<&'static str, u64>>,
     decisions: RefCell<BTreeMap<String, u64>>,
@@ -65,7 +67,13 @@ impl<I: Iam> Answerer<I> {
 
     /// The same with other files for the local accounts.
     pub fn with_locals(directory: Rc<Directory<I>>, locals: Locals) -> Self {
-        Self { directory, locals, questions: RefCell::default(), decisions: RefCell::default() }
+        Self {
+            directory,
+            locals,
+            memberships: RefCell::default(),
+            questions: RefCell::default(),
+            decisions: RefCell::default(),
+        }
     }
 
     /// Whether `uid` is that of the configured key command's user.

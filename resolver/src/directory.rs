@@ -27,6 +27,7 @@ mod fetch;
 mod listed;
 mod lookup;
 mod memory;
+mod records;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ const ROSTER_URGENT: Duration = Duration::from_secs(30);
 
 use fetch::Running;
 pub use memory::{Change, Snapshot, setup};
+use records::Records;
 
 /// What IAM says about the owner of a Linux name.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,7 +156,7 @@ pub struct Saved {
 }
 
 struct State {
-    records: HashMap<LinuxName, Rc<Record>>,
+    records: Records,
     names: HashMap<Uid, LinuxName>,
     fetches: HashMap<LinuxName, Running<Record>>,
     /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
@@ -184,7 +186,7 @@ impl<I: Iam> Directory<I> {
     /// An empty directory.
     pub fn new(iam: I, config: Config, log: Log) -> Rc<Self> {
         let state = State {
-            records: HashMap::new(),
+            records: Records::default(),
             names: HashMap::new(),
             fetches: HashMap::new(),
             bodies: HashMap::new(),
@@ -306,6 +308,11 @@ impl<I: Iam> Directory<I> {
         recent.map(|(name, record)| (name.clone(), Rc::clone(record))).collect()
     }
 
+    /// Another number after each change of what was learned.
+    pub fn version(&self) -> u64 {
+        self.state.borrow().records.version()
+    }
+
     /// How many names are remembered.
     pub fn known(&self) -> usize {
         self.state.borrow().records.len()
@@ -351,10 +358,9 @@ impl<I: Iam> Directory<I> {
         };
         self.warn(format!("the machine slept for {} s; what is known is older by that", since.as_secs()));
         let mut state = self.state.borrow_mut();
-        state.records = std::mem::take(&mut state.records)
-            .into_iter()
-            .filter_map(|(name, record)| Some((name, Rc::new(record.older_by(since)?))))
-            .collect();
+        state
+            .records
+            .retain(|_, record| record.older_by(since).map(|older| *record = Rc::new(older)).is_some());
         state.roster = state.roster.take().and_then(|roster| Some(Rc::new(roster.older_by(since)?)));
         state.tags.age(since);
         drop(state);

@@ -21,7 +21,7 @@ pub struct Locals {
 
 /// What tells one version of a file from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Version {
+pub struct Version {
     inode: u64,
     size: u64,
     modified: (i64, i64),
@@ -45,6 +45,13 @@ impl Locals {
         let groups = || Ok(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid)).collect());
         refresh(&self.users, &self.files.passwd, users);
         refresh(&self.groups, &self.files.group, groups);
+    }
+
+    /// Which versions of the files were read; none if one could not be.
+    pub fn versions(&self) -> Option<(Version, Version)> {
+        let users = self.users.borrow().as_ref().map(|(version, _)| version.clone())?;
+        let groups = self.groups.borrow().as_ref().map(|(version, _)| version.clone())?;
+        Some((users, groups))
     }
 
     /// The uid of the local account `name`.

@@ -16,8 +16,8 @@ use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::task::{spawn_local, yield_now};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::answer::Answerer;
 use crate::connection::Connection;
@@ -41,6 +41,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The same for who is neither root nor the key command.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(500);
 
+/// After what takes long, so many times as long nothing of the kind is done for that user: a quarter of the time is enough.
+const REST: u32 = 3;
+
+/// No longer than this: IAM may have been waited for.
+const REST_MAX: Duration = Duration::from_millis(100);
+
 /// After a failed accept (no descriptors left), how long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,9 +57,8 @@ pub async fn serve<I: Iam>(listener: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>
         let guest = door.admit(|peer| answerer.is_key_user(peer)).await;
         let answerer = Rc::clone(&answerer);
         spawn_local(async move {
-            let Guest { connection, peer, trusted, _place } = guest;
             // A client that goes away has nothing to be told.
-            let _ = converse(connection, peer, trusted, &answerer).await;
+            let _ = converse(guest, &answerer).await;
         });
     }
 }
@@ -64,7 +69,7 @@ pub async fn refuse(door: &Door<'_>, frame: &[u8]) {
         let guest = door.admit(|_| false).await;
         let frame = frame.to_vec();
         spawn_local(async move {
-            let Guest { mut connection, _place, .. } = guest;
+            let Guest { mut connection, place: _place, .. } = guest;
             // What is asked does not matter, but who has not sent it yet would see a broken pipe.
             let told = async {
                 connection.receive().await?;
@@ -79,7 +84,16 @@ pub async fn refuse(door: &Door<'_>, frame: &[u8]) {
 pub struct Door<'a> {
     listener: &'a AsyncFd<OwnedFd>,
     slots: Arc<Semaphore>,
-    users: Rc<RefCell<HashMap<Uid, usize>>>,
+    users: Users,
+}
+
+/// Who is in, and how often.
+type Users = Rc<RefCell<HashMap<Uid, Visits>>>;
+
+struct Visits {
+    count: usize,
+    /// For what takes long, one at a time.
+    turn: Arc<Semaphore>,
 }
 
 /// A client that was let in.
@@ -89,7 +103,7 @@ struct Guest {
     /// Root or the key command.
     trusted: bool,
     /// What it takes up as long as it is there.
-    _place: (OwnedSemaphorePermit, Place),
+    place: (OwnedSemaphorePermit, Place),
 }
 
 impl<'a> Door<'a> {
@@ -103,7 +117,7 @@ impl<'a> Door<'a> {
         loop {
             let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { continue };
             let Ok(connection) = accept(self.listener).await else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
                 continue;
             };
             let Ok(peer) = connection.peer() else { continue };
@@ -112,57 +126,75 @@ impl<'a> Door<'a> {
                 continue;
             }
             let Some(place) = Place::take(&self.users, peer, trusted) else { continue };
-            return Guest { connection, peer, trusted, _place: (slot, place) };
+            return Guest { connection, peer, trusted, place: (slot, place) };
         }
     }
 }
 
 /// One connection's place among those of its user.
 struct Place {
-    users: Rc<RefCell<HashMap<Uid, usize>>>,
+    users: Users,
     uid: Uid,
+    turn: Arc<Semaphore>,
 }
 
 impl Place {
-    fn take(users: &Rc<RefCell<HashMap<Uid, usize>>>, uid: Uid, trusted: bool) -> Option<Self> {
+    fn take(users: &Users, uid: Uid, trusted: bool) -> Option<Self> {
         let uid = if SUBORDINATE_UIDS.contains(&uid.0) { Uid(SUBORDINATE_UIDS.start) } else { uid };
-        let mut counts = users.borrow_mut();
-        let count = counts.entry(uid).or_default();
-        if !trusted && *count >= CONNECTIONS_PER_UID {
+        let mut all = users.borrow_mut();
+        let visits = all.entry(uid).or_insert_with(|| Visits { count: 0, turn: Arc::new(Semaphore::new(1)) });
+        if !trusted && visits.count >= CONNECTIONS_PER_UID {
             return None;
         }
-        *count += 1;
-        Some(Self { users: Rc::clone(users), uid })
+        visits.count += 1;
+        Some(Self { users: Rc::clone(users), uid, turn: Arc::clone(&visits.turn) })
+    }
+
+    /// Waits until nobody else of this user does what takes long, and everybody else was looked after once.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        let turn = Arc::clone(&self.turn).acquire_owned().await.ok();
+        // Comes back after the sockets and timers were polled.
+        yield_now().await;
+        turn
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.users.borrow_mut();
-        if let Some(count) = counts.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.uid);
+        let mut all = self.users.borrow_mut();
+        if let Some(visits) = all.get_mut(&self.uid) {
+            visits.count -= 1;
+            if visits.count == 0 {
+                all.remove(&self.uid);
             }
         }
     }
 }
 
-async fn converse<I: Iam>(
-    mut connection: Connection,
-    peer: Uid,
-    trusted: bool,
-    answerer: &Answerer<I>,
-) -> io::Result<()> {
+async fn converse<I: Iam>(guest: Guest, answerer: &Answerer<I>) -> io::Result<()> {
+    let Guest { mut connection, peer, trusted, place: (_slot, place) } = guest;
     let patience = if trusted { PATIENCE } else { PATIENCE_WITH_OTHERS };
     let request = timeout(patience, connection.receive()).await??;
-    let answer = match parse(&request) {
+    let request = parse(&request);
+    let turn = match &request {
+        Ok(request) if !trusted && answerer.may_be_long(request) => place.turn().await,
+        _ => None,
+    };
+    let began = Instant::now();
+    let answer = match request {
         Ok(request) if may_ask(peer, trusted, &request) => answerer.answer(&request, peer).await,
         Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
         Err(message) => Answer::Error { kind: Failure::BadRequest, message },
     };
     let frame = encode(&answer)
         .or_else(|error| encode(&Answer::Error { kind: Failure::Unavailable, message: error.to_string() }))?;
+    if let Some(turn) = turn {
+        let rest = (began.elapsed() * REST).min(REST_MAX);
+        spawn_local(async move {
+            sleep(rest).await;
+            drop(turn);
+        });
+    }
     timeout(patience, connection.send(&frame)).await?
 }
 

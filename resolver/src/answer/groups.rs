@@ -1,17 +1,20 @@
 //! Questions about groups: our own two, those that IAM groups map to, and each user's private one.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 use std::sync::LazyLock;
 
 use pam_iam_core::config::{Access, Who};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
-use pam_iam_core::wire::{Answer, Group, Policy, User};
+use pam_iam_core::wire::{Answer, Group, Policy, Request, User};
 
 use super::{Answerer, Trouble, verdict_by};
 use crate::directory::{Age, Known, Person};
 use crate::iam::{Iam, IamGroup};
 use crate::ids;
+use crate::locals::Version;
 use crate::roster::Roster;
 
 static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
@@ -33,6 +36,19 @@ enum Ticket<'a> {
     Mapped(&'a LinuxName),
 }
 
+/// The members of groups, by the groups' names.
+pub(super) type Memberships = RefCell<HashMap<LinuxName, Membership>>;
+
+/// The members of a group, and what they were worked out from.
+pub(super) struct Membership {
+    roster: Rc<Roster>,
+    /// The version of what was learned of names.
+    learned: u64,
+    /// Those of the local files.
+    locals: Option<(Version, Version)>,
+    members: Vec<LinuxName>,
+}
+
 impl<I: Iam> Answerer<I> {
     pub(super) async fn group_by_name(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
         if self.locals.gid_of(name.as_str())?.is_some() {
@@ -45,10 +61,28 @@ impl<I: Iam> Answerer<I> {
         if self.config().groups.values().any(|target| target.group == *name) {
             let roster = self.directory.roster().await?;
             let Some(gid) = self.mapped_gid(&roster, name)? else { return Ok(Answer::NotFound) };
-            let members = self.members(&roster, Ticket::Mapped(name));
+            let members = self.members_known(&roster, name, Ticket::Mapped(name));
             return Ok(Answer::Group(Group { name: name.clone(), gid, members }));
         }
         Ok(self.account(name, age).await?.map_or(Answer::NotFound, private_group))
+    }
+
+    /// Whether the answer may have thousands of names: all members of a group that is not a private one.
+    pub fn may_be_long(&self, request: &Request) -> bool {
+        let is_mapped = |name: &LinuxName| self.config().groups.values().any(|target| target.group == *name);
+        match request {
+            Request::GroupByName { name } => {
+                own_groups().iter().any(|(own, _)| *own == name) || is_mapped(name)
+            }
+            Request::GroupByGid { gid } => {
+                let roster = self.directory.last_roster();
+                own_groups().iter().any(|(own, _)| ids::gid_of(own.as_str()) == *gid)
+                    || roster.is_some_and(|roster| {
+                        self.config().groups.keys().any(|iam| roster.gid_of(iam) == Some(*gid))
+                    })
+            }
+            _ => false,
+        }
     }
 
     pub(super) async fn group_by_gid(&self, gid: Gid, age: Age) -> Result<Answer, Trouble> {
@@ -135,7 +169,7 @@ impl<I: Iam> Answerer<I> {
     /// rule about keys goes by the name of the first.
     async fn own_group(&self, name: &LinuxName, ticket: Ticket<'_>) -> Group {
         let members = match self.directory.roster().await {
-            Ok(roster) => self.members(&roster, ticket),
+            Ok(roster) => self.members_known(&roster, name, ticket),
             Err(_) => Vec::new(),
         };
         Group { name: name.clone(), gid: ids::gid_of(name.as_str()), members }
@@ -156,6 +190,24 @@ impl<I: Iam> Answerer<I> {
         let local = self.locals.gid_of(name.as_str())?;
         let mut iam = self.config().groups.iter().filter(|(_, target)| target.group == *name);
         Ok(local.or_else(|| iam.find_map(|(iam, _)| roster.gid_of(iam))))
+    }
+
+    /// The members of a group, worked out once for as long as nothing changes: who asks again and again for one of thousands
+    /// would keep all others waiting.
+    fn members_known(&self, roster: &Rc<Roster>, name: &LinuxName, ticket: Ticket<'_>) -> Vec<LinuxName> {
+        let (learned, locals) = (self.directory.version(), self.locals.versions());
+        let holds = |known: &Membership| {
+            Rc::ptr_eq(&known.roster, roster) && known.learned == learned && known.locals == locals
+        };
+        if let Some(known) = self.memberships.borrow().get(name).filter(|known| holds(known)) {
+            return known.members.clone();
+        }
+        let members = self.members(roster, ticket);
+        if locals.is_some() {
+            let known = Membership { roster: Rc::clone(roster), learned, locals, members: members.clone() };
+            self.memberships.borrow_mut().insert(name.clone(), known);
+        }
+        members
     }
 
     /// Who has the ticket, by the roster and by what was learned of users since.
