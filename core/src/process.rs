@@ -122,18 +122,28 @@ pub fn users_of_ours() -> io::Result<BTreeSet<Uid>> {
     Ok(users)
 }
 
-/// Those of `roots` that are there, with all that descends from them, shares a session (setsid(2)) with one of these, or
-/// the audit session of one of `roots`.
+/// Those of `roots` that are there, with all that descends from them, shares a session (setsid(2)) with one of these, or, if it
+/// runs as `user`, the audit session of one of `roots`.
+///
+/// An audit session is also that of a daemon which its user has restarted by sudo, sshd for one, and where nobody may begin new
+/// ones (in a container) everybody's.
 ///
 /// # Errors
 /// Those of listing processes.
-pub fn family(roots: &BTreeSet<Process>) -> io::Result<BTreeSet<Process>> {
+pub fn family(roots: &BTreeSet<Process>, user: Uid) -> io::Result<BTreeSet<Process>> {
     let all: BTreeMap<i32, Stat> = pids()?.into_iter().filter_map(|pid| Some((pid, stat(pid)?))).collect();
     let there = |process: &&Process| all.get(&process.pid).is_some_and(|stat| stat.start == process.start);
     let mut family: BTreeSet<i32> = roots.iter().filter(there).map(|process| process.pid).collect();
-    let audited: BTreeSet<String> = family.iter().filter_map(|pid| audit_session(*pid)).collect();
-    if !audited.is_empty() {
-        family.extend(all.keys().filter(|pid| audit_session(**pid).is_some_and(|id| audited.contains(&id))));
+    let parent = |pid: &i32| all.get(pid).and_then(|stat| audit_session(stat.parent));
+    // One that was there before is not theirs.
+    let of_their_own = |pid: &i32| audit_session(*pid).filter(|id| parent(pid).as_ref() != Some(id));
+    let audited: BTreeSet<String> = family.iter().filter_map(of_their_own).collect();
+    for pid in all.keys().filter(|_| !audited.is_empty()) {
+        if audit_session(*pid).is_some_and(|id| audited.contains(&id))
+            && uids(*pid)?.is_some_and(|uids| uids.contains(&user))
+        {
+            family.insert(*pid);
+        }
     }
     loop {
         // A session counts if its leader is one of them: the session of the first may be that of who started it.
@@ -168,21 +178,29 @@ pub fn wait(processes: &BTreeSet<Process>, longest: Duration) {
     }
 }
 
+/// What is to end.
+#[derive(Clone, Debug, Default)]
+pub struct Left {
+    /// What runs of it.
+    pub processes: BTreeSet<Process>,
+    /// Users of whom nothing is to go on.
+    pub users: BTreeSet<Uid>,
+}
+
 /// Ends what `find` finds: asked by SIGHUP and SIGTERM if it is not among those who were `asked`, and after `grace` killed,
-/// all processes of `users` at once. False if something lives on.
+/// all processes of a user at once. False if something lives on.
 ///
 /// # Errors
 /// Those of `find`.
 pub fn end(
     grace: Duration,
-    users: &BTreeSet<Uid>,
     mut asked: BTreeSet<Process>,
-    mut find: impl FnMut() -> io::Result<BTreeSet<Process>>,
+    mut find: impl FnMut() -> io::Result<Left>,
 ) -> io::Result<bool> {
     let asked_until = Instant::now() + grace;
     let mut kills = 0;
     loop {
-        let running = find()?;
+        let Left { processes: running, users } = find()?;
         if running.is_empty() {
             return Ok(true);
         }
@@ -302,8 +320,8 @@ mod tests {
         let me = Process { pid, start: stat(pid).unwrap().start };
         let other = Process { start: me.start + 1, ..me };
         assert!(me.is_running() && !other.is_running() && !Process { pid: i32::MAX, start: 0 }.is_running());
-        assert!(family(&of_one(other)).unwrap().is_empty());
         let uid = Uid(rustix::process::getuid().as_raw());
+        assert!(family(&of_one(other), uid).unwrap().is_empty());
         assert!(of_user(uid).unwrap().contains(&me) && !of_user(Uid(uid.0 + 1)).unwrap().contains(&me));
     }
 
@@ -311,25 +329,30 @@ mod tests {
     fn a_family_is_all_that_descends_and_what_shares_a_session_with_it() {
         // The grandchild has a session of its own, in which its own child is left without a parent.
         let (_shell, root) = start("setsid sh -c '(sleep 1000 & echo; exec sleep 1000) & wait'; wait");
-        let mut known = family(&of_one(root)).unwrap();
+        let me = Uid(rustix::process::getuid().as_raw());
+        let mut known = family(&of_one(root), me).unwrap();
         let sleeping = known.iter().filter(|process| {
             std::fs::read_to_string(format!("/proc/{}/comm", process.pid)).is_ok_and(|comm| comm == "sleep\n")
         });
         assert!(sleeping.count() >= 1 && known.contains(&root), "{known:?}");
-        let me = i32::try_from(std::process::id()).unwrap();
-        assert!(known.iter().all(|process| process.pid != me), "and not who started it");
+        let mine = i32::try_from(std::process::id()).unwrap();
+        assert!(known.iter().all(|process| process.pid != mine), "and not who started it");
         let find = || {
-            known.append(&mut family(&known)?);
-            Ok(known.iter().copied().filter(|process| process.is_running()).collect())
+            known.append(&mut family(&known, me)?);
+            let processes = known.iter().copied().filter(|process| process.is_running()).collect();
+            Ok(Left { processes, ..Left::default() })
         };
-        assert!(end(Duration::from_secs(10), &BTreeSet::new(), BTreeSet::new(), find).unwrap());
+        assert!(end(Duration::from_secs(10), BTreeSet::new(), find).unwrap());
     }
 
     #[test]
     fn who_does_not_heed_is_killed() {
         let (_shell, root) = start("trap '' HUP TERM; echo; exec sleep 1000");
-        let find = || Ok(of_one(root).into_iter().filter(|process| process.is_running()).collect());
-        assert!(end(Duration::ZERO, &BTreeSet::new(), BTreeSet::new(), find).unwrap());
+        let find = || {
+            let processes = of_one(root).into_iter().filter(|process| process.is_running()).collect();
+            Ok(Left { processes, ..Left::default() })
+        };
+        assert!(end(Duration::ZERO, BTreeSet::new(), find).unwrap());
         assert!(!root.is_running());
     }
 }

@@ -45,7 +45,7 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
     let before = load()?;
     let Plan { changes, kept } = plan(Path::new("/"), accounts, before.as_ref())?;
     for path in &kept {
-        context.output.error(&format!("{path} is not as we ship it: kept as it is"));
+        context.output.remark(&format!("{path} is not as we ship it: kept as it is"));
     }
     let mut units: Vec<&str> = UNITS.to_vec();
     units.extend((accounts == Accounts::Importer).then_some(IMPORTER_UNIT));
@@ -105,14 +105,14 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     take_back(&made_by_hand(Path::new("/"))?)?;
     if let Err(why) = reload_sshd() {
         // Our lines are gone all the same; a package that is being removed goes on.
-        context.output.error(&format!("sshd is to be reloaded by hand: {why}"));
+        context.output.remark(&format!("sshd is to be reloaded by hand: {why}"));
     }
     stop(&units)?;
     remove(Path::new(paths::ENABLED))?;
     show(context, "took back", &changes, &units);
     let left = imported(Path::new("/"));
     if !left.is_empty() {
-        context.output.error(&format!(
+        context.output.remark(&format!(
             "{} accounts of IAM users stay in /etc/passwd, and nobody asks IAM about them any more; keys in their homes may open \
              them: {}",
             left.len(),

@@ -43,6 +43,11 @@ impl Output {
         let _ = writeln!(std::io::stderr(), "iamctl: {why}");
     }
 
+    /// Says something beside a result.
+    pub fn remark(&self, what: &str) {
+        let _ = writeln!(std::io::stderr(), "iamctl: {what}");
+    }
+
     /// A word in the colour of its tone.
     pub fn paint(&self, tone: Tone, word: &str) -> String {
         if !self.colours {

@@ -15,7 +15,7 @@ use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::process::{self, Process};
+use pam_iam_core::process::{self, Left, Process};
 use pam_iam_core::register::{Origin, Register, Session};
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
@@ -79,8 +79,11 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     }
     let judge = Judge { context, config: &config, asked_until: Instant::now() + ASKING_MAX };
     let doomed = judge.judge(&register, register.sessions().map_err(failed)?)?;
-    let ended =
-        if dry_run { vec![true; doomed.len()] } else { end(&doomed, config.sessions.grace.0.min(GRACE_MAX)) };
+    let ended = if dry_run {
+        vec![true; doomed.len()]
+    } else {
+        end(&doomed, &register, config.sessions.grace.0.min(GRACE_MAX))
+    };
     report(context, &doomed, &ended, dry_run);
     Ok(ended.iter().all(|ended| *ended))
 }
@@ -123,6 +126,9 @@ impl Judge<'_> {
         let mut doomed = Vec::new();
         let mut staying: BTreeSet<Uid> = BTreeSet::new();
         let mut seen: BTreeSet<Uid> = BTreeSet::new();
+        let mut open = open;
+        // There may not be time for all.
+        open.sort_by_key(|(session, _)| session.origin == Origin::Iam);
         for (session, unconfirmed) in open {
             seen.insert(session.uid);
             let standing = standing(&session.user, session.uid, self.config, &Files::default());
@@ -190,7 +196,9 @@ impl Judge<'_> {
 
     fn verdict(&self, session: &Session, standing: Standing) -> Verdict {
         let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
-        if standing == Standing::Local {
+        // Where it was not known whose key it was, it was the resolver that was silent, and so the host's own.
+        let of_the_host = standing == Standing::Shared && session.origin != Origin::Iam;
+        if standing == Standing::Local || of_the_host {
             return Verdict::GoesOn(Duration::ZERO);
         }
         let age = match self.login(&name, session.uid) {
@@ -245,13 +253,13 @@ impl Judge<'_> {
 ///
 /// Where a terminal was told something, the sshd between it and its user is asked last: it is over by itself once the shell is,
 /// and by then has sent what was on the terminal. Ended with the shell, it would take the reason with it.
-fn end(doomed: &[Doomed], grace: Duration) -> Vec<bool> {
+fn end(doomed: &[Doomed], register: &Register, grace: Duration) -> Vec<bool> {
     // Who belongs to them is known before the first of them ends: afterwards nobody knows whose child was whose.
     let mut families: Vec<BTreeSet<Process>> = doomed
         .iter()
         .map(|doomed| {
             let root = doomed.session.as_ref().map(Session::process);
-            process::family(&root.into_iter().collect()).unwrap_or_default()
+            process::family(&root.into_iter().collect(), doomed.uid).unwrap_or_default()
         })
         .collect();
     let sessions = doomed.iter().filter_map(|doomed| doomed.session.as_ref());
@@ -277,18 +285,18 @@ fn end(doomed: &[Doomed], grace: Duration) -> Vec<bool> {
     process::wait(&relays, RELAY_MAX.min(grace / 2));
     let grace = grace.saturating_sub(began.elapsed());
     of_logind.iter().for_each(|id| drop(process::loginctl(&["terminate-session", id])));
-    let users: BTreeSet<Uid> =
-        doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid).collect();
-    let _ = process::end(grace, &users, asked, || {
-        let mut running = BTreeSet::new();
-        for family in &mut families {
-            family.append(&mut process::family(family)?);
-            running.extend(family.iter().copied().filter(|process| process.is_running()));
+    let mut users = BTreeSet::new();
+    let _ = process::end(grace, asked, || {
+        let mut processes = BTreeSet::new();
+        for (family, doomed) in families.iter_mut().zip(doomed) {
+            family.append(&mut process::family(family, doomed.uid)?);
+            processes.extend(family.iter().copied().filter(|process| process.is_running()));
         }
+        users = whole_users(doomed, register)?;
         for uid in &users {
-            running.append(&mut process::of_user(*uid)?);
+            processes.append(&mut process::of_user(*uid)?);
         }
-        Ok(running)
+        Ok(Left { processes, users: users.clone() })
     });
     let mut left: BTreeMap<Uid, bool> = BTreeMap::new();
     for uid in users {
@@ -300,6 +308,18 @@ fn end(doomed: &[Doomed], grace: Duration) -> Vec<bool> {
         !lives_on && !left
     };
     doomed.iter().zip(&families).map(gone).collect()
+}
+
+/// The users of whom nothing is to go on: who has logged in anew meanwhile, by another key say, is let be.
+fn whole_users(doomed: &[Doomed], register: &Register) -> std::io::Result<BTreeSet<Uid>> {
+    let ends = |process: Process| {
+        doomed.iter().filter_map(|doomed| doomed.session.as_ref()).any(|session| session.process() == process)
+    };
+    let open = register.sessions()?;
+    let anew: BTreeSet<Uid> =
+        open.iter().filter(|(open, _)| !ends(open.process())).map(|(open, _)| open.uid).collect();
+    let whole = doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid);
+    Ok(whole.filter(|uid| !anew.contains(uid)).collect())
 }
 
 /// Says on the terminals of a session why it ends. True if one took it. A terminal belongs to the user, so nothing else is

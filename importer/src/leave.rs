@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pam_iam_core::id::Uid;
-use pam_iam_core::process;
+use pam_iam_core::process::{self, Left};
 
 /// How long one home directory may take to pack, so that one does not keep the others waiting for ever.
 const PACK_SECONDS: u32 = 1800;
@@ -73,9 +73,8 @@ pub fn end_sessions(uid: Uid, grace: Duration) -> Result<(), LeaveError> {
         return Ok(());
     }
     process::loginctl(&["terminate-user", &uid.to_string()]);
-    match process::end(grace, &BTreeSet::from([uid]), BTreeSet::new(), || process::of_user(uid))
-        .map_err(still)?
-    {
+    let find = || Ok(Left { processes: process::of_user(uid)?, users: BTreeSet::from([uid]) });
+    match process::end(grace, BTreeSet::new(), find).map_err(still)? {
         true => Ok(()),
         false => Err(LeaveError::StillRunning(uid)),
     }

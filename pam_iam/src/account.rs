@@ -142,6 +142,8 @@ fn refused(event: Event, host: &impl Host, reason: &str) -> Event {
         .with("rhost", host.remote_host())
         .with("result", "deny")
         .with("reason", reason)
+        .with("source", "")
+        .with("age", "")
 }
 
 fn decided(event: Event, host: &impl Host, decision: &Decision) -> Event {

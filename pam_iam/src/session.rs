@@ -5,14 +5,14 @@ use std::io;
 use std::path::Path;
 
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::Config;
+use pam_iam_core::config::{Config, OnMismatch};
 use pam_iam_core::escape::Value;
 use pam_iam_core::key::authenticated_with;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::paths;
 use pam_iam_core::register::{self, Origin, Register, Session};
 use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{Answer, Request};
+use pam_iam_core::{local, paths};
 use rustix::fs::{Gid, Uid};
 
 use crate::account::Subject;
@@ -39,12 +39,12 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         }
     };
     let opened = opened_by(host, &subject, config);
-    let outcome = if subject.standing != Standing::Ours {
-        // Its home, and the keys in it, are the business of whoever made the account.
-        Outcome::Success
-    } else if opened.origin == Origin::Foreign && config.keys.also_run.is_empty() {
+    let outcome = if is_refused(&subject, config, opened.origin) {
         host.tell(&format!("{}: this key is not one of your active keys in IAM.", subject.name));
         Outcome::SessionFailed
+    } else if subject.standing != Standing::Ours {
+        // Its home, and the keys in it, are the business of whoever made the account.
+        Outcome::Success
     } else {
         make_home(host, &subject, config)
     };
@@ -102,7 +102,11 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
         };
         let event = Event::new("session").with("user", &subject.name).with("iam_name", &iam_name);
         let event = event.with("key", &fingerprint).with("origin", word);
-        host.audit(severity, &event.with("service", &service).with("rhost", &rhost));
+        let event = event.with("service", &service).with("rhost", &rhost);
+        host.audit(
+            severity,
+            &event.with("result", if is_refused(subject, config, origin) { "deny" } else { "allow" }),
+        );
         opened.keys.push(fingerprint);
         // One foreign key makes the session foreign.
         if opened.origin != Origin::Foreign {
@@ -113,6 +117,11 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
         }
     }
     opened
+}
+
+/// Whether a session by such a key is not to be.
+fn is_refused(subject: &Subject, config: &Config, origin: Origin) -> bool {
+    subject.standing == Standing::Ours && origin == Origin::Foreign && config.keys.also_run.is_empty()
 }
 
 /// Enters the session in the register, where the sweep finds it. One without a key that IAM knows, of an account that is
@@ -150,13 +159,26 @@ fn owner(subject: &Subject, config: &Config, fingerprint: &str) -> Option<Option
     }
 }
 
+/// Whether another account of this host has the same home directory. One that cannot be ruled out is one.
+fn is_home_of_another(subject: &Subject) -> bool {
+    let others = local::accounts(Path::new(paths::PASSWD));
+    others.map_or(true, |all| {
+        all.iter().any(|other| other.uid != subject.uid && Path::new(&other.home) == subject.home)
+    })
+}
+
 fn make_home(host: &mut impl Host, subject: &Subject, config: &Config) -> Outcome {
     let owner = Owner { uid: Uid::from_raw(subject.uid.0), gid: Gid::from_raw(subject.gid) };
     let path = subject.home.display().to_string();
     let event = |result: &str| {
         Event::new("home").with("user", &subject.name).with("path", &path).with("result", result)
     };
-    match home::ensure(&subject.home, owner, &config.home) {
+    let mut settings = config.home.clone();
+    // Who was renamed in IAM may live on in what is called as before.
+    if is_home_of_another(subject) {
+        settings.on_mismatch = OnMismatch::Refuse;
+    }
+    match home::ensure(&subject.home, owner, &settings) {
         Ok(Made::WasThere) => Outcome::Success,
         Ok(Made::New) => {
             host.audit(Severity::Info, &event("made"));

@@ -36,6 +36,8 @@ pub struct Answerer<I> {
     locals: Locals,
     /// The members of each group that has been asked for.
     memberships: groups::Memberships,
+    /// Who was last said to have no account here, and why.
+    without_place: RefCell<Vec<(IamName, &'static str)>>,
     /// How many there were, by their kind.
     questions: RefCell<BTreeMap<&'static str, u64>>,
     decisions: RefCell<BTreeMap<String, u64>>,
@@ -71,6 +73,7 @@ impl<I: Iam> Answerer<I> {
             directory,
             locals,
             memberships: RefCell::default(),
+            without_place: RefCell::default(),
             questions: RefCell::default(),
             decisions: RefCell::default(),
         }

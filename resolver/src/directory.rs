@@ -423,7 +423,8 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    fn warn(&self, message: impl std::fmt::Display) {
+    /// Logs a warning.
+    pub fn warn(&self, message: impl std::fmt::Display) {
         self.log.borrow_mut().write(Level::Warning, message);
     }
 }

@@ -66,8 +66,8 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
         let (stop, stopped) = oneshot::channel::<()>();
         let keeper = Keeper::new(Rc::clone(&directory), cache, self::log());
         let keeping = spawn_local(keeper.keep(async { drop(stopped.await) }));
-        spawn_local(keep_roster(Rc::clone(&directory)));
-        let answerer = Rc::new(Answerer::new(directory));
+        let answerer = Rc::new(Answerer::new(Rc::clone(&directory)));
+        spawn_local(keep_roster(directory, Rc::clone(&answerer)));
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         tokio::select! {
@@ -170,10 +170,13 @@ async fn tell_watchdog() {
 }
 
 /// Reads the roster again and again.
-async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>) {
+async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<I>>) {
     loop {
         let pause = match directory.read_roster().await {
-            Ok(_) => directory.config.freshness.roster.0,
+            Ok(roster) => {
+                answerer.tell_who_has_no_place(&roster);
+                directory.config.freshness.roster.0
+            }
             Err(_) => ROSTER_RETRY,
         };
         tokio::time::sleep(pause.mul_f64(1.0 - JITTER + 2.0 * JITTER * random())).await;

@@ -79,7 +79,12 @@ fn names_that_must_not_be_are_refused_everywhere() {
     let machine = Machine::new().fixtures(users(&EVIL)).start();
     machine.sh(EC2_USER).succeeds();
     names_are_refused(&machine);
+    // The list is read anew.
+    machine.end_resolver("KILL");
     for line in [
+        "refused IAM user root: its name is that of a local account",
+        "refused IAM user ec2-user: its name is that of a local account",
+        "refused IAM user daemon: its name is that of a local account",
         "refused IAM user -oProxyCommand=x: its Linux name begins with '-' or '.'",
         "refused IAM user .: its Linux name begins with '-' or '.'",
         "refused IAM user ..: its Linux name begins with '-' or '.'",
@@ -112,6 +117,45 @@ fn names_that_must_not_be_are_refused_by_the_importer_too() {
     ] {
         assert!(done.stdout.contains(&format!("refused {name}: {why}\n")), "{name}: {}", done.stdout);
         machine.logs("authpriv", &format!("event=import action=refuse iam_name={name} reason=\"{why}\""));
+    }
+}
+
+#[test]
+fn a_name_that_a_second_user_claims_is_lost_to_the_account_that_was_imported_too() {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
+            {"name": "a.at.b", "groups": ["ssh-users"], "keys": [{}]},
+            {"name": "bob", "groups": ["ssh-users"], "keys": [{}]}]}))
+        .settings("[freshness]\nmax_age = 0")
+        .importer()
+        .start();
+    machine.ssh("a.at.b", "true").succeeds();
+    let keys = "/usr/libexec/pam_iam/iam-authorized-keys --uid $(id -u a.at.b) a.at.b";
+    assert!(machine.sh(keys).succeeds().starts_with("ssh-rsa "));
+    machine
+        .iam("iam.create_user(UserName='a@b')\niam.add_user_to_group(UserName='a@b', GroupName='ssh-users')");
+    assert_eq!(machine.sh(keys).stdout, "");
+    machine.sh("pamtester -I service=sshd sshd a.at.b acct_mgmt").fails();
+    machine.logs("authpriv", "result=deny reason=ambiguous");
+    machine.ssh("a.at.b", "true").fails();
+    assert!(
+        machine.sh("iam-importer").stdout.contains("refused a@b: a.at.b and a@b would all be called a.at.b")
+    );
+}
+
+#[test]
+fn iam_groups_that_map_to_one_linux_group_are_one_however_one_looks() {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "ssh-dev", "ssh-web"], "users": [
+            {"name": "alice", "groups": ["ssh-users", "ssh-dev"], "keys": [{}]},
+            {"name": "bob", "groups": ["ssh-users", "ssh-web"], "keys": [{}]}]}))
+        .settings("[groups]\n'ssh-dev' = 'dev'\n'ssh-web' = 'dev'")
+        .start();
+    machine.sh("install -d -m 2770 -g dev /srv/dev").succeeds();
+    assert_eq!(machine.sh("getent group dev | cut -d: -f4").succeeds(), "alice,bob");
+    for user in ["alice", "bob"] {
+        assert_eq!(machine.ssh(user, "id -Gn | tr ' ' '\\n' | grep -x dev").succeeds(), "dev", "{user}");
+        machine.ssh(user, &format!("touch /srv/dev/{user} && sg dev -c true")).succeeds();
     }
 }
 

@@ -31,7 +31,7 @@ fn cast() -> Builder {
 
 #[test]
 fn explain_says_who_may_and_why() {
-    let machine = cast().start();
+    let machine = cast().settings("[freshness]\nmax_age = 0").start();
     assert_eq!(
         told(&machine, "alice"),
         "account    alice, from IAM, uid N\n\
@@ -74,6 +74,28 @@ fn explain_says_who_may_and_why() {
          sudo       refused: IAM has no such user\n\
          source     fresh, N s old"
     );
+    // IAM is silent about who was known, and about who was not.
+    machine.fault("fail=reset");
+    machine.sh("iamctl flush bob").succeeds();
+    let bob = machine.sh("iamctl explain bob");
+    assert_eq!((bob.status, bob.stdout.as_str()), (2, ""));
+    assert!(bob.stderr.starts_with("iamctl: IAM cannot be reached: "), "{}", bob.stderr);
+    machine.wait_until("iamctl explain alice | grep -q 'source *offline'");
+    assert_eq!(
+        told(&machine, "alice"),
+        "account    alice, from IAM, uid N\n\
+         groups     iam-users\n\
+         candidates alice\n\
+         IAM user   alice (AIDA), uid N\n  \
+           in       ssh-users\n  \
+           key      APKA active SHA256\n  \
+           key      APKA inactive SHA256\n\
+         login      allowed: in the IAM group ssh-users, which access.allow names\n\
+         sudo       refused: in none of the IAM groups that access.sudo names\n\
+         source     offline, N s old"
+    );
+    machine.fault("fail=");
+    machine.sh("iamctl flush").succeeds();
     assert_eq!(told(&machine, "root"), "account    root, local, none of pam_iam's business, uid N");
     assert!(told(&machine, "carol").contains("key      none: the user has uploaded no SSH public key"));
     assert!(told(&machine, "12345").contains("is all digits"));

@@ -107,6 +107,69 @@ fn where_only_the_user_counts_a_withdrawn_key_ends_nothing() {
 }
 
 #[test]
+fn who_logs_in_anew_by_another_key_is_not_ended_with_the_withdrawn_one() {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
+            {"name": "alice", "groups": ["ssh-users"], "keys": [{}, {}]}]}))
+        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '8s'")
+        .start();
+    // Something of hers that takes its time.
+    machine.sh("printf 'exec >/dev/null 2>&1; trap \"touch asked\" TERM; trap \"\" HUP; touch waits; while :; do sleep 0.1; done' >/tmp/stubborn
+        box-ssh -i $BOX_KEYS/alice alice 'setsid --wait bash /tmp/stubborn' </dev/null >/dev/null 2>&1 &").succeeds();
+    machine.wait_until("test -e /home/alice/waits");
+    machine.iam(
+        "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
+iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')",
+    );
+    machine
+        .sh("(iamctl sweep; touch /tmp/swept) >/tmp/said 2>&1 </dev/null &
+             until [ -e /home/alice/asked ]; do sleep 0.02; done
+             (box-ssh -i $BOX_KEYS/alice.2 alice 'sleep 4007' </dev/null >/dev/null 2>&1 &)")
+        .succeeds();
+    machine.wait_until("pgrep -f '^sleep 4007'");
+    machine.sh("test ! -e /tmp/swept").succeeds();
+    machine.wait_until("test -e /tmp/swept");
+    machine.sh("grep -q key-withdrawn /tmp/said && pgrep -f '^sleep 4007'").succeeds();
+    machine.sh("pgrep -f /tmp/stubborn").fails();
+    assert_eq!(users(&machine), ["alice"]);
+}
+
+#[test]
+fn who_could_not_be_confirmed_for_as_long_as_offline_is_ended() {
+    let machine = Machine::new()
+        .settings("[freshness]\nmax_age = 0\noffline = '3m'\noffline_sudo = '1m'\n[sessions]\ngrace = '1s'")
+        .start();
+    open_session(&machine, "alice");
+    open_session(&machine, "carol");
+    machine.fault("fail=reset");
+    machine.sh("iamctl flush && iamctl sweep").succeeds();
+    assert_eq!(users(&machine), ["alice", "carol"]);
+    // As if alice's had been confirmed four minutes ago. Entries keep the time since the boot.
+    machine.sh("at=$(($(cut -d. -f1 /proc/uptime) - 240)); file=$(grep -l '\"alice\"' /run/pam_iam/sessions/*) && touch -d @$at $file").succeeds();
+    machine.sh("iamctl sweep").succeeds();
+    machine.wait_until("test -e /tmp/alice.over");
+    machine.logs("authpriv", "result=ended reason=offline");
+    assert_eq!(users(&machine), ["carol"]);
+}
+
+#[test]
+fn the_hosts_own_sessions_of_a_shared_account_outlive_an_outage() {
+    let machine = Machine::new()
+        .settings(
+            "[freshness]\nmax_age = 0\n[shared.deploy]\ngroups = ['ssh-users']\n[sessions]\ngrace = '1s'",
+        )
+        .start();
+    machine.sh("useradd -m -s /bin/bash deploy && ssh-keygen -q -t ed25519 -N '' -f /root/own && install -d -m 700 -o deploy ~deploy/.ssh && install -m 600 -o deploy /root/own.pub ~deploy/.ssh/authorized_keys").succeeds();
+    machine.fault("fail=reset");
+    machine.sh("box-ssh -i /root/own deploy 'sleep 4008' </dev/null >/dev/null 2>&1 &").succeeds();
+    machine.wait_until("pgrep -f '^sleep 4008'");
+    machine.logs("authpriv", "origin=unknown");
+    machine.fault("fail=");
+    machine.wait_until("iamctl explain alice >/dev/null");
+    machine.sh("iamctl sweep && pgrep -f '^sleep 4008'").succeeds();
+}
+
+#[test]
 fn a_member_who_left_is_out_of_the_shared_account_and_the_others_stay() {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "deployers"], "users": [

@@ -69,6 +69,18 @@ fn who_takes_the_name_of_a_deleted_user_does_not_get_the_home() {
 }
 
 #[test]
+fn the_home_of_an_account_that_lives_is_nobodys_to_move_aside() {
+    let machine = Machine::new().settings("[home]\non_mismatch = 'aside'").start();
+    // As the importer leaves an account whose IAM user was renamed.
+    machine.sh("echo 'robert:*:1900000001:1900000001::/home/alice:/bin/bash' >>/etc/passwd; install -d -m 700 -o 1900000001 /home/alice").succeeds();
+    machine.ssh("alice", "true").fails();
+    assert_eq!(
+        machine.sh("stat -c %u /home/alice; ls -d /home/alice*").succeeds(),
+        "1900000001\n/home/alice"
+    );
+}
+
+#[test]
 fn the_home_of_a_deleted_user_is_moved_aside_where_that_is_wanted() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[home]\non_mismatch = 'aside'").start();
     let uid = machine.ssh("alice", "echo private >notes; chmod 700 .; id -u").succeeds();

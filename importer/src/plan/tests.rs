@@ -402,6 +402,18 @@ fn what_an_administrator_has_locked_stays_locked() {
 }
 
 #[test]
+fn an_adopted_account_that_an_administrator_has_locked_in_every_way_stays_so() {
+    let mut host = Host::new("");
+    *host.tables.passwd.get_mut("jonathan").unwrap().get_mut(SHELL).unwrap() = NOLOGIN.into();
+    let shadow = host.tables.shadow.as_mut().unwrap();
+    *shadow.get_mut("jonathan").unwrap() = "jonathan:!*:20000:::::1:".split(':').map(str::to_owned).collect();
+    host.roster.adopted = vec![linux("jonathan")];
+    host.run();
+    assert_eq!(host.shadow("jonathan"), Some("jonathan:!*:20000:::::1:".into()));
+    assert_eq!(host.run().changes, []);
+}
+
+#[test]
 fn groups_follow_iam_and_the_configuration() {
     let mut host = Host::new("");
     host.add("alice", 1, &["iam-users", "iam-sudo", "docker"]);

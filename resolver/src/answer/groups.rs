@@ -12,7 +12,7 @@ use pam_iam_core::wire::{Answer, Group, Policy, Request, User};
 
 use super::{Answerer, Trouble, verdict_by};
 use crate::directory::{Age, Known, Person};
-use crate::iam::{Iam, IamGroup};
+use crate::iam::{Iam, IamGroup, IamId};
 use crate::ids;
 use crate::locals::Version;
 use crate::roster::Roster;
@@ -135,13 +135,27 @@ impl<I: Iam> Answerer<I> {
         }
         for IamGroup { name, id } in person.groups.iter().filter(|_| may(Policy::Login)) {
             if let Some(target) = self.config().groups.get(name) {
-                let local = self.locals.gid_of(target.group.as_str())?;
-                groups.push((&target.group, local.unwrap_or_else(|| ids::gid_of(id.as_str()))));
+                groups.extend(self.gid_of_target(&target.group, id).await?.map(|gid| (&target.group, gid)));
             }
         }
         // gid 0 is never given, whatever a local group is called.
         groups.retain(|(_, gid)| gid.0 != 0);
         Ok(groups)
+    }
+
+    /// The gid of the Linux group that an IAM group maps to. Where several map to one, it is that of the first for all of them,
+    /// and without a list of groups none.
+    async fn gid_of_target(&self, group: &LinuxName, iam: &IamId) -> Result<Option<Gid>, Trouble> {
+        if let Some(local) = self.locals.gid_of(group.as_str())? {
+            return Ok(Some(local));
+        }
+        if self.config().groups.values().filter(|target| target.group == *group).count() == 1 {
+            return Ok(Some(ids::gid_of(iam.as_str())));
+        }
+        match self.directory.roster().await {
+            Ok(roster) => self.mapped_gid(&roster, group),
+            Err(_) => Ok(None),
+        }
     }
 
     /// All groups that users are in by what IAM says, for who keeps them in group(5).

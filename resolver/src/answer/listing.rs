@@ -1,13 +1,13 @@
 //! The roster as this host sees it: who of it has an account here, and who has not and why.
 
 use pam_iam_core::id::Uid;
-use pam_iam_core::name::LinuxName;
+use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::standing::{Standing, standing};
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
 
 use super::{Answerer, Trouble, is_gid_of_ours};
 use crate::directory::Known;
-use crate::iam::Iam;
+use crate::iam::{Iam, IamUser};
 use crate::ids;
 use crate::roster::Roster;
 
@@ -52,6 +52,18 @@ impl<I: Iam> Answerer<I> {
         let missing: Vec<String> = allowed.map(ToString::to_string).collect();
         let (groups, complete) = (self.all_groups(&roster)?, missing.is_empty());
         Ok(Answer::report(&Listing { users, adopted, refused, groups, missing, complete }))
+    }
+
+    /// Logs who is on the list and gets no account on this host, when that has changed.
+    pub fn tell_who_has_no_place(&self, roster: &Roster) {
+        self.locals.refresh();
+        let why = |name, user: &IamUser| self.no_place(name, ids::uid_of(user.id.as_str())).ok().flatten();
+        let without = roster.users().filter_map(|(name, user)| Some((user.name.clone(), why(name, user)?)));
+        let without: Vec<(IamName, &'static str)> = without.collect();
+        let before = self.without_place.replace(without.clone());
+        for (name, why) in without.iter().filter(|refused| !before.contains(refused)) {
+            self.directory.warn(format!("refused IAM user {name}: {why}"));
+        }
     }
 
     /// Whether the owner of `name` has an account here.
