@@ -32,7 +32,7 @@ const ASKING_MAX: Duration = Duration::from_secs(60);
 const GRACE_MAX: Duration = Duration::from_secs(60);
 
 /// How long sshd may take to carry to its client what a terminal was told.
-const RELAY_MAX: Duration = Duration::from_secs(2);
+const RELAY_MAX: Duration = Duration::from_secs(5);
 
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);

@@ -62,7 +62,7 @@ fn a_session_ends_with_its_key_and_tells_why_on_its_terminal() {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
             {"name": "alice", "groups": ["ssh-users"], "keys": [{}, {}]}]}))
-        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '5s'")
+        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '20s'")
         .start();
     // One session by each key, the first on a terminal.
     machine
