@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
 use std::path::Path;
 
 use crate::id::{Gid, Uid};
@@ -62,6 +63,17 @@ pub fn account_by_uid(path: &Path, uid: Uid) -> io::Result<Option<Account>> {
 /// Those of reading the file.
 pub fn group_by_name(path: &Path, name: &str) -> io::Result<Option<Group>> {
     find(path, group, |group| group.name == name)
+}
+
+/// The ranges of subordinate uids (subuid(5)); none where they cannot be read.
+pub fn subordinate(path: &Path) -> Vec<Range<u32>> {
+    let text = std::fs::read(path).unwrap_or_default();
+    let range = |line: &str| {
+        let mut fields = line.split(':').skip(1).map(|field| field.trim().parse::<u32>().ok());
+        let (start, count) = (fields.next()??, fields.next()??);
+        Some(start..start.saturating_add(count))
+    };
+    String::from_utf8_lossy(&text).lines().filter_map(range).collect()
 }
 
 /// All accounts of the passwd(5) file `path`.

@@ -37,6 +37,9 @@ pub const ENABLED: &str = "/var/lib/pam_iam/enabled.json";
 /// The local accounts, see passwd(5).
 pub const PASSWD: &str = "/etc/passwd";
 
+/// The subordinate uids, see subuid(5).
+pub const SUBUID: &str = "/etc/subuid";
+
 /// The local groups, see group(5).
 pub const GROUP: &str = "/etc/group";
 

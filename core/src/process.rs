@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::id::Uid;
-use crate::paths;
+use crate::{local, paths};
 
 /// The process list.
 const PROC: &str = "/proc";
@@ -123,7 +123,7 @@ pub fn users_of_ours() -> io::Result<BTreeSet<Uid>> {
 }
 
 /// Those of `roots` that are there, with all that descends from them, shares a session (setsid(2)) with one of these, or, if it
-/// runs as `user`, the audit session of one of `roots`.
+/// runs as `user` or under a subordinate uid, the audit session of one of `roots`.
 ///
 /// An audit session is also that of a daemon which its user has restarted by sudo, sshd for one, and where nobody may begin new
 /// ones (in a container) everybody's.
@@ -138,9 +138,11 @@ pub fn family(roots: &BTreeSet<Process>, user: Uid) -> io::Result<BTreeSet<Proce
     // One that was there before is not theirs.
     let of_their_own = |pid: &i32| audit_session(*pid).filter(|id| parent(pid).as_ref() != Some(id));
     let audited: BTreeSet<String> = family.iter().filter_map(of_their_own).collect();
+    let subordinate = local::subordinate(Path::new(paths::SUBUID));
+    let theirs = |uid: &Uid| *uid == user || subordinate.iter().any(|range| range.contains(&uid.0));
     for pid in all.keys().filter(|_| !audited.is_empty()) {
         if audit_session(*pid).is_some_and(|id| audited.contains(&id))
-            && uids(*pid)?.is_some_and(|uids| uids.contains(&user))
+            && uids(*pid)?.is_some_and(|uids| uids.iter().any(theirs))
         {
             family.insert(*pid);
         }

@@ -133,7 +133,7 @@ impl Judge<'_> {
             seen.insert(session.uid);
             let standing = standing(&session.user, session.uid, self.config, &Files::default());
             let verdict = match &standing {
-                Ok(standing) => self.verdict(&session, *standing),
+                Ok(standing) => self.verdict(&session, *standing, register),
                 Err(_) => Verdict::Unknown,
             };
             let ours = matches!(standing, Ok(Standing::Ours));
@@ -194,11 +194,21 @@ impl Judge<'_> {
         }
     }
 
-    fn verdict(&self, session: &Session, standing: Standing) -> Verdict {
+    fn verdict(&self, session: &Session, standing: Standing, register: &Register) -> Verdict {
         let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
-        // Where it was not known whose key it was, it was the resolver that was silent, and so the host's own.
-        let of_the_host = standing == Standing::Shared && session.origin != Origin::Iam;
-        if standing == Standing::Local || of_the_host {
+        if standing == Standing::Local {
+            return Verdict::GoesOn(Duration::ZERO);
+        }
+        // Nobody could tell whose key it was. If it is not a member's now, it is taken for the host's own.
+        if standing == Standing::Shared && session.origin != Origin::Iam {
+            let members = |key: &String| {
+                let (name, fingerprint) = (name.clone(), Some(key.clone()));
+                let answer = self.ask(&Request::Keys { name, uid: session.uid, fingerprint });
+                matches!(answer, Some(Answer::Keys { keys }) if !keys.is_empty())
+            };
+            if session.keys.iter().any(members) {
+                let _ = register.enter(&Session { origin: Origin::Iam, ..session.clone() });
+            }
             return Verdict::GoesOn(Duration::ZERO);
         }
         let age = match self.login(&name, session.uid) {
@@ -292,34 +302,36 @@ fn end(doomed: &[Doomed], register: &Register, grace: Duration) -> Vec<bool> {
             family.append(&mut process::family(family, doomed.uid)?);
             processes.extend(family.iter().copied().filter(|process| process.is_running()));
         }
-        users = whole_users(doomed, register)?;
+        users = whole_users(doomed, register);
         for uid in &users {
             processes.append(&mut process::of_user(*uid)?);
         }
         Ok(Left { processes, users: users.clone() })
     });
     let mut left: BTreeMap<Uid, bool> = BTreeMap::new();
-    for uid in users {
+    for uid in doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid) {
         left.insert(uid, process::of_user(uid).map_or(true, |left| !left.is_empty()));
     }
     let gone = |(doomed, family): (&Doomed, &BTreeSet<Process>)| {
         let lives_on = family.iter().any(|process| process.is_running());
-        let left = doomed.whole_user && left.get(&doomed.uid).copied().unwrap_or_default();
+        // Of who is in anew what runs may be the new session's.
+        let counts = doomed.whole_user && (doomed.session.is_none() || users.contains(&doomed.uid));
+        let left = counts && left.get(&doomed.uid).copied().unwrap_or_default();
         !lives_on && !left
     };
     doomed.iter().zip(&families).map(gone).collect()
 }
 
 /// The users of whom nothing is to go on: who has logged in anew meanwhile, by another key say, is let be.
-fn whole_users(doomed: &[Doomed], register: &Register) -> std::io::Result<BTreeSet<Uid>> {
+fn whole_users(doomed: &[Doomed], register: &Register) -> BTreeSet<Uid> {
     let ends = |process: Process| {
         doomed.iter().filter_map(|doomed| doomed.session.as_ref()).any(|session| session.process() == process)
     };
-    let open = register.sessions()?;
+    let open = register.sessions().unwrap_or_default();
     let anew: BTreeSet<Uid> =
         open.iter().filter(|(open, _)| !ends(open.process())).map(|(open, _)| open.uid).collect();
     let whole = doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid);
-    Ok(whole.filter(|uid| !anew.contains(uid)).collect())
+    whole.filter(|uid| !anew.contains(uid)).collect()
 }
 
 /// Says on the terminals of a session why it ends. True if one took it. A terminal belongs to the user, so nothing else is

@@ -291,7 +291,15 @@ impl Import<'_> {
     /// Ends the sessions of who is locked, and then does with the homes what is to be done. Who can then be removed.
     fn see_off<'p>(&mut self, plan: &'p Plan) -> Vec<&'p Removal> {
         if self.arguments.dry_run {
-            return plan.remove.iter().take(plan.limit).collect();
+            let mut would = Vec::new();
+            for removal in &plan.remove {
+                match has_home_to_clear(removal) {
+                    Ok(_) => would.push(removal),
+                    Err(error) => self.report.trouble(format!("{}: {error}", removal.account.name)),
+                }
+            }
+            would.truncate(plan.limit);
+            return would;
         }
         self.report.begin_steps("seeing off who has left", plan.locked.len() + plan.remove.len());
         let mut ended = BTreeSet::new();
@@ -343,6 +351,13 @@ fn without(tables: &Tables, gone: &[&Removal]) -> Tables {
         }
     }
     tables
+}
+
+/// Whether there is a home directory that is to go, and may.
+fn has_home_to_clear(removal: &Removal) -> Result<bool, leave::LeaveError> {
+    let path = Path::new(&removal.home);
+    let goes = removal.fate != HomeFate::Stays && leave::is_in_safe_place(path)?;
+    Ok(goes && leave::is_there(path, removal.account.uid)?)
 }
 
 /// Does with a home directory what is to be done before its account is removed.

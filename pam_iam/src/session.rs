@@ -108,8 +108,9 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
             &event.with("result", if is_refused(subject, config, origin) { "deny" } else { "allow" }),
         );
         opened.keys.push(fingerprint);
-        // One foreign key makes the session foreign.
-        if opened.origin != Origin::Foreign {
+        // One foreign key makes the session foreign; one of IAM tells whose it is, whatever the others are.
+        let known = opened.origin == Origin::Iam && origin == Origin::Unknown;
+        if opened.origin != Origin::Foreign && !known {
             opened.origin = origin;
         }
         if opened.iam_name.is_empty() {

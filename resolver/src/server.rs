@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use pam_iam_core::frame::{self, ANSWER_MAX};
 use pam_iam_core::id::Uid;
 use pam_iam_core::wire::{Answer, Envelope, Failure, Request, VERSION};
+use pam_iam_core::{local, paths};
 use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -29,8 +30,8 @@ const CONNECTIONS_MAX: usize = 512;
 /// Connections at once of one user other than root and the key command, so that no user keeps the others waiting.
 const CONNECTIONS_PER_UID: usize = 64;
 
-/// What useradd(8) gives users as subordinate uids: whoever has some of these has thousands, and all of them count as one.
-const SUBORDINATE_UIDS: Range<u32> = 100_000..600_100_000;
+/// Who has subordinate uids has thousands, and all of them count as one. No system user and no user of ours has such a uid.
+const SUBORDINATE_MIN: u32 = 65_536;
 
 /// Of all connections, how many are for root (sshd, sudo) and the key command alone.
 const CONNECTIONS_RESERVED: usize = 128;
@@ -131,6 +132,15 @@ impl<'a> Door<'a> {
     }
 }
 
+/// Under which uid a client is counted.
+fn counted_as(uid: Uid, subuid: &Path) -> Uid {
+    if uid.0 < SUBORDINATE_MIN || uid.is_ours() {
+        return uid;
+    }
+    let ranges = local::subordinate(subuid);
+    ranges.into_iter().find(|range| range.contains(&uid.0)).map_or(uid, |range| Uid(range.start))
+}
+
 /// One connection's place among those of its user.
 struct Place {
     users: Users,
@@ -140,7 +150,7 @@ struct Place {
 
 impl Place {
     fn take(users: &Users, uid: Uid, trusted: bool) -> Option<Self> {
-        let uid = if SUBORDINATE_UIDS.contains(&uid.0) { Uid(SUBORDINATE_UIDS.start) } else { uid };
+        let uid = counted_as(uid, Path::new(paths::SUBUID));
         let mut all = users.borrow_mut();
         let visits = all.entry(uid).or_insert_with(|| Visits { count: 0, turn: Arc::new(Semaphore::new(1)) });
         if !trusted && visits.count >= CONNECTIONS_PER_UID {
@@ -177,7 +187,7 @@ async fn converse<I: Iam>(guest: Guest, answerer: &Answerer<I>) -> io::Result<()
     let request = timeout(patience, connection.receive()).await??;
     let request = parse(&request);
     let turn = match &request {
-        Ok(request) if !trusted && answerer.may_be_long(request) => place.turn().await,
+        Ok(request) if !trusted && answerer.may_be_long(request) => timeout(PATIENCE, place.turn()).await?,
         _ => None,
     };
     let began = Instant::now();
@@ -192,7 +202,8 @@ async fn converse<I: Iam>(guest: Guest, answerer: &Answerer<I>) -> io::Result<()
         let rest = (began.elapsed() * REST).min(REST_MAX);
         spawn_local(async move {
             sleep(rest).await;
-            drop(turn);
+            // With the last place of a user goes what their turns are.
+            drop((turn, place));
         });
     }
     timeout(patience, connection.send(&frame)).await?
@@ -253,16 +264,20 @@ mod tests {
     fn one_user_has_so_many_places_under_whatever_uids() {
         let users = Rc::default();
         let take = |uid: u32, trusted| Place::take(&users, Uid(uid), trusted);
-        let mut held: Vec<Place> = (100_000..).map_while(|uid| take(uid, false)).collect();
-        assert_eq!(held.len(), CONNECTIONS_PER_UID, "subordinate uids");
-        assert!(
-            take(1000, false).is_some()
-                && take(600_100_000, false).is_some()
-                && take(100_000, true).is_some()
-        );
+        let mut held: Vec<Place> = (0..).map_while(|_| take(1000, false)).collect();
+        assert_eq!(held.len(), CONNECTIONS_PER_UID);
+        assert!(take(1001, false).is_some() && take(1000, true).is_some());
         held.pop();
-        assert!(take(165_535, false).is_some());
-        let others: Vec<Place> = (0..).map_while(|_| take(1000, false)).collect();
-        assert_eq!(others.len(), CONNECTIONS_PER_UID);
+        assert!(take(1000, false).is_some());
+
+        let dir = tempfile::tempdir().unwrap();
+        let subuid = dir.path().join("subuid");
+        assert_eq!(counted_as(Uid(100_001), &subuid), Uid(100_001), "a user of a directory");
+        std::fs::write(&subuid, "ann:100000:65536\nnonsense\n1001:165536:65536\n").unwrap();
+        let counted = |uid| counted_as(Uid(uid), &subuid).0;
+        assert_eq!(
+            [99_999, 100_000, 165_535, 165_536, 300_000].map(counted),
+            [99_999, 100_000, 100_000, 165_536, 300_000]
+        );
     }
 }

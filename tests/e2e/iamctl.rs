@@ -26,7 +26,8 @@ fn cast() -> Builder {
         {"name": "a@b", "groups": ["ssh-users"], "keys": [{}]},
         {"name": "a.at.b", "groups": ["ssh-users"], "keys": [{}]},
         {"name": "12345", "groups": ["ssh-users"], "keys": [{}]},
-        {"name": "root", "groups": ["ssh-users"], "keys": [{}]}]}))
+        {"name": "root", "groups": ["ssh-users"], "keys": [{}]},
+        {"name": "daemon", "groups": [], "keys": [{}]}]}))
 }
 
 #[test]
@@ -179,7 +180,8 @@ fn lint_finds_everybody_who_will_have_trouble() {
         "12345 (may log in): its Linux name is all digits",
         "root (may log in): its name is that of a local account",
         "carol (may log in): has no SSH public key",
-        "7 IAM users, 6 may log in, 5 findings",
+        "daemon: its name is that of a local account",
+        "8 IAM users, 6 may log in, 6 findings",
     ] {
         assert!(done.stdout.contains(line), "{line}\n--- is not in\n{}", done.stdout);
     }

@@ -194,10 +194,13 @@ fn a_deleted_user_leaves_nothing_but_what_is_not_theirs() {
     machine.sh("chown root: /home/user1; mkdir /home/user2/mount; mount -t tmpfs tmpfs /home/user2/mount; touch /home/user2/mount/precious").succeeds();
     lose(&machine, 3);
     import(&machine);
+    let dry = machine.run(&["iam-importer", "--dry-run"]);
     let (status, said) = import(&machine);
-    assert_eq!(status, 1, "{said}");
+    assert_eq!((status, dry.status), (1, 1), "{said}");
+    for said in [&said, &(dry.stdout + &dry.stderr)] {
+        assert!(said.contains("/home/user2 is a mount point or has one in it; it stays"), "{said}");
+    }
     assert!(said.contains("/home/user1 belongs to somebody else; it stays"), "{said}");
-    assert!(said.contains("/home/user2 is a mount point or has one in it; it stays"), "{said}");
     machine
         .sh("! test -e /home/user0; test -e /home/user1/notes && test -e /home/user2/mount/precious")
         .succeeds();

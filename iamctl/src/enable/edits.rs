@@ -37,7 +37,9 @@ fn with_service(line: &str) -> String {
     // An action like [NOTFOUND=return] would end the look-up before it came to us; one that merges goes on, and stays with the
     // service that it is about.
     let stops = |at: usize| {
-        entry.get(at..).is_some_and(|rest| rest.starts_with('[') && !rest.starts_with("[SUCCESS=merge]"))
+        let action = entry.get(at..).filter(|rest| rest.starts_with('['));
+        let action = action.map(|rest| rest.split(']').next().unwrap_or_default().replace([' ', '\t'], ""));
+        action.is_some_and(|action| !action.eq_ignore_ascii_case("[success=merge"))
     };
     let stop = (0..entry.len()).find(|at| stops(*at)).unwrap_or(entry.len());
     let (before, after) = entry.split_at(stop);
@@ -93,6 +95,11 @@ fn is_of(line: &str, phase: Phase) -> bool {
     first.trim_start_matches('-') == word || first == "@include" && second == common
 }
 
+/// What PAM takes of a line: nothing from a `#` on, and no blanks at its end.
+fn effective(line: &str) -> &str {
+    line.split('#').next().unwrap_or_default().trim_end()
+}
+
 /// A stack of pam.d(5) without lines of ours. One that ends with a backslash goes on in the next.
 pub fn without_pam(text: &str) -> String {
     let mut continues = false;
@@ -102,13 +109,9 @@ pub fn without_pam(text: &str) -> String {
             Some(entry) => entry.push(line),
             None => entries.push(vec![line]),
         }
-        continues = line.ends_with('\\');
+        continues = effective(line).ends_with('\\');
     }
-    let ours = |entry: &Vec<&str>| {
-        let comment = entry.first().is_some_and(|line| line.trim_start().starts_with('#'));
-        entry.iter().any(|line| line.contains(MODULE)) && !comment
-    };
-    entries.retain(|entry| !ours(entry));
+    entries.retain(|entry| !entry.iter().any(|line| effective(line).contains(MODULE)));
     entries.concat().join("\n")
 }
 
@@ -137,6 +140,10 @@ mod tests {
             (
                 "passwd: files systemd\ngroup: files [SUCCESS=merge] systemd\n",
                 "passwd: files systemd iam\ngroup: files [SUCCESS=merge] systemd iam\n",
+            ),
+            (
+                "passwd: files\ngroup: files [ success=merge ] systemd [NOTFOUND=return] nis\n",
+                "passwd: files iam\ngroup: files [ success=merge ] systemd iam [NOTFOUND=return] nis\n",
             ),
             ("hosts: files", "hosts: files\npasswd: files iam\ngroup: files iam"),
         ] {
@@ -169,6 +176,17 @@ mod tests {
         );
         assert_eq!(pam("auth x\n", "account X pam_iam.so", Phase::Account), "auth x\naccount X pam_iam.so\n");
         let spread = "account [success=ok \\\n default=die] \\\n pam_iam.so\n# account pam_iam.so\naccount required pam_unix.so";
+        // A comment does not go on, whatever it ends with, and blanks after a backslash do not count.
+        for (before, after) in [
+            ("# see \\\naccount required pam_iam.so\nx", "# see \\\nx"),
+            (
+                "account required pam_unix.so # y \\\naccount required pam_iam.so\nx",
+                "account required pam_unix.so # y \\\nx",
+            ),
+            ("account [success=ok \\ \n default=die] pam_iam.so\nx", "x"),
+        ] {
+            assert_eq!(without_pam(before), after);
+        }
         assert_eq!(without_pam(spread), "# account pam_iam.so\naccount required pam_unix.so");
     }
 

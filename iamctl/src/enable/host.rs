@@ -79,10 +79,11 @@ pub fn sshd_asks_us(key_user: &str) -> Result<(), String> {
 
 /// The resolver and the key command read the configuration as users of their own: what is wrong where one of them cannot.
 pub fn cannot_read(config: &Config, path: &Path) -> Option<String> {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     [paths::RESOLVER_USER, &config.keys.user].into_iter().find_map(|user| {
         let account = local::account_by_name(Path::new(paths::PASSWD), user).ok()??;
         let mut reader = Command::new("/bin/cat");
-        let reader = reader.arg("--").arg(path).uid(account.uid.0).gid(account.gid.0).current_dir("/");
+        let reader = reader.arg("--").arg(&path).uid(account.uid.0).gid(account.gid.0).current_dir("/");
         let read = reader.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
         let shown = path.display();
         (!read.is_ok_and(|status| status.success())).then(|| {

@@ -133,8 +133,14 @@ fn stacks_with_us(root: &Path) -> Result<Vec<String>, String> {
     for entry in folder {
         let path = entry.map_err(failed)?.path();
         // What is no file, or a link to none, is no stack. One may be in any encoding.
-        let text = if path.is_file() { std::fs::read(&path).map_err(failed)? } else { continue };
-        if String::from_utf8_lossy(&text).contains(edits::MODULE)
+        if !path.is_file() {
+            continue;
+        }
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            text => String::from_utf8_lossy(&text.map_err(failed)?).into_owned(),
+        };
+        if edits::without_pam(&text) != text
             && let Some(name) = path.file_name().and_then(|name| name.to_str())
         {
             found.push(format!("{PAM_STACKS}/{name}"));
@@ -198,6 +204,8 @@ mod tests {
         std::fs::write(root.path().join("etc/pam.d/su"), latin1).unwrap();
         let why = made_by_hand(root.path()).unwrap_err();
         assert!(why.contains("/etc/pam.d/su") && why.contains("take the line"), "{why}");
+        std::fs::write(root.path().join("etc/pam.d/su"), b"# M\xfcller: no pam_iam.so here\n").unwrap();
+        assert!(made_by_hand(root.path()).is_ok(), "which is none of our business");
         std::fs::remove_file(root.path().join("etc/pam.d/su")).unwrap();
         // Where there is no sudo, there is no rule for it.
         std::fs::remove_dir_all(root.path().join("etc/sudoers.d")).unwrap();

@@ -140,8 +140,9 @@ impl<I: Iam> Answerer<I> {
                 .into_iter()
                 .map(|Refused { user, why }| finding(&user, why))
                 .collect();
-        for (name, user) in roster.users() {
-            if let Some(why) = self.no_place(name, ids::uid_of(user.id.as_str()))? {
+        for user in &everybody {
+            let Ok(name) = user.name.to_linux(&self.config().accounts.drop_suffix) else { continue };
+            if let Some(why) = self.no_place(&name, ids::uid_of(user.id.as_str()))? {
                 findings.push(finding(user, why.to_owned()));
             }
         }
