@@ -180,7 +180,7 @@ fn lint_finds_everybody_who_will_have_trouble() {
         "12345 (may log in): its Linux name is all digits",
         "root (may log in): its name is that of a local account",
         "carol (may log in): has no SSH public key",
-        "daemon: its name is that of a local account",
+        "daemon (may not log in): its name is that of a local account",
         "8 IAM users, 6 may log in, 6 findings",
     ] {
         assert!(done.stdout.contains(line), "{line}\n--- is not in\n{}", done.stdout);

@@ -88,8 +88,7 @@ class Log:
                 self.delay = float(query["delay"][0] or 0)
             if "fail" in query:
                 fail = query["fail"][0]
-                if fail not in ("", "throttle", "denied", "503", "hang", "reset", "truncated", "empty", "skew",
-                                "credentials"):
+                if fail not in ("", "hang", "reset", "truncated", "empty", *FAULTS):
                     return {"error": f"unknown fault {fail!r}"}
                 self.fail = fail
             if "delay" in query or "fail" in query:
@@ -505,8 +504,9 @@ class Metadata:
 
 def control(environ, start_response):
     query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-    answer = json.dumps(LOG.control(query)).encode()
-    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
+    said = LOG.control(query)
+    answer = json.dumps(said).encode()
+    start_response("400 Bad Request" if "error" in said else "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
     return [answer]
 
 
