@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The same for who is neither root nor the key command.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(500);
 
-/// After what takes long, so many times as long nothing of the kind is done for that user: a quarter of the time is enough.
+/// After what takes long, so many times as long nothing of the kind is done for that user.
 const REST: u32 = 3;
 
 /// No longer than this: IAM may have been waited for.
