@@ -30,22 +30,21 @@ fn cast() -> Builder {
         {"name": "daemon", "groups": [], "keys": [{}]}]}))
 }
 
+/// What is told of alice, but for the source.
+const ALICE: &str = "account    alice, from IAM, uid N\n\
+    groups     iam-users\n\
+    candidates alice\n\
+    IAM user   alice (AIDA), uid N\n  \
+      in       ssh-users\n  \
+      key      APKA active SHA256\n  \
+      key      APKA inactive SHA256\n\
+    login      allowed: in the IAM group ssh-users, which access.allow names\n\
+    sudo       refused: in none of the IAM groups that access.sudo names";
+
 #[test]
 fn explain_says_who_may_and_why() {
     let machine = cast().settings("[freshness]\nmax_age = 0").start();
-    assert_eq!(
-        told(&machine, "alice"),
-        "account    alice, from IAM, uid N\n\
-         groups     iam-users\n\
-         candidates alice\n\
-         IAM user   alice (AIDA), uid N\n  \
-           in       ssh-users\n  \
-           key      APKA active SHA256\n  \
-           key      APKA inactive SHA256\n\
-         login      allowed: in the IAM group ssh-users, which access.allow names\n\
-         sudo       refused: in none of the IAM groups that access.sudo names\n\
-         source     fresh, N s old"
-    );
+    assert_eq!(told(&machine, "alice"), format!("{ALICE}\nsource     fresh, N s old"));
     assert_eq!(
         told(&machine, "bob"),
         "account    bob, from IAM, uid N\n\
@@ -82,19 +81,7 @@ fn explain_says_who_may_and_why() {
     assert_eq!((bob.status, bob.stdout.as_str()), (2, ""));
     assert!(bob.stderr.starts_with("iamctl: IAM cannot be reached: "), "{}", bob.stderr);
     machine.wait_until("iamctl explain alice | grep -q 'source *offline'");
-    assert_eq!(
-        told(&machine, "alice"),
-        "account    alice, from IAM, uid N\n\
-         groups     iam-users\n\
-         candidates alice\n\
-         IAM user   alice (AIDA), uid N\n  \
-           in       ssh-users\n  \
-           key      APKA active SHA256\n  \
-           key      APKA inactive SHA256\n\
-         login      allowed: in the IAM group ssh-users, which access.allow names\n\
-         sudo       refused: in none of the IAM groups that access.sudo names\n\
-         source     offline, N s old"
-    );
+    assert_eq!(told(&machine, "alice"), format!("{ALICE}\nsource     offline, N s old"));
     machine.fault("fail=");
     machine.sh("iamctl flush").succeeds();
     assert_eq!(told(&machine, "root"), "account    root, local, none of pam_iam's business, uid N");
