@@ -138,13 +138,14 @@ pub fn family(roots: &BTreeSet<Process>, user: Uid) -> io::Result<BTreeSet<Proce
     // One that was there before is not theirs.
     let of_their_own = |pid: &i32| audit_session(*pid).filter(|id| parent(pid).as_ref() != Some(id));
     let audited: BTreeSet<String> = family.iter().filter_map(of_their_own).collect();
-    let subordinate = local::subordinate(Path::new(paths::SUBUID));
-    let theirs = |uid: &Uid| *uid == user || subordinate.iter().any(|range| range.contains(&uid.0));
-    for pid in all.keys().filter(|_| !audited.is_empty()) {
-        if audit_session(*pid).is_some_and(|id| audited.contains(&id))
-            && uids(*pid)?.is_some_and(|uids| uids.iter().any(theirs))
-        {
-            family.insert(*pid);
+    if !audited.is_empty() {
+        let subordinate = local::subordinate(Path::new(paths::SUBUID));
+        let theirs = |uid: &Uid| *uid == user || subordinate.iter().any(|range| range.contains(&uid.0));
+        let in_one = |pid: &&i32| audit_session(**pid).is_some_and(|id| audited.contains(&id));
+        for pid in all.keys().filter(in_one) {
+            if uids(*pid)?.is_some_and(|uids| uids.iter().any(theirs)) {
+                family.insert(*pid);
+            }
         }
     }
     loop {

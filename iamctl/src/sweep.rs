@@ -3,7 +3,7 @@
 //! IAM is asked about open sessions, and about users of ours who have processes without one: who has logged out and left
 //! something running. That nobody can tell ends nothing before `freshness.offline` is over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -122,11 +122,10 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn judge(&self, register: &Register, open: Vec<(Session, Duration)>) -> Result<Vec<Doomed>, String> {
+    fn judge(&self, register: &Register, mut open: Vec<(Session, Duration)>) -> Result<Vec<Doomed>, String> {
         let mut doomed = Vec::new();
         let mut staying: BTreeSet<Uid> = BTreeSet::new();
         let mut seen: BTreeSet<Uid> = BTreeSet::new();
-        let mut open = open;
         // There may not be time for all.
         open.sort_by_key(|(session, _)| session.origin == Origin::Iam);
         for (session, unconfirmed) in open {
@@ -308,16 +307,15 @@ fn end(doomed: &[Doomed], register: &Register, grace: Duration) -> Vec<bool> {
         }
         Ok(Left { processes, users: users.clone() })
     });
-    let mut left: BTreeMap<Uid, bool> = BTreeMap::new();
-    for uid in doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid) {
-        left.insert(uid, process::of_user(uid).map_or(true, |left| !left.is_empty()));
-    }
+    let ended: BTreeSet<Uid> =
+        doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid).collect();
+    let runs_on = |uid: &Uid| process::of_user(*uid).map_or(true, |left| !left.is_empty());
+    let running: BTreeSet<Uid> = ended.into_iter().filter(runs_on).collect();
     let gone = |(doomed, family): (&Doomed, &BTreeSet<Process>)| {
         let lives_on = family.iter().any(|process| process.is_running());
         // Of who is in anew what runs may be the new session's.
         let counts = doomed.whole_user && (doomed.session.is_none() || users.contains(&doomed.uid));
-        let left = counts && left.get(&doomed.uid).copied().unwrap_or_default();
-        !lives_on && !left
+        !(lives_on || counts && running.contains(&doomed.uid))
     };
     doomed.iter().zip(&families).map(gone).collect()
 }

@@ -108,11 +108,12 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
             &event.with("result", if is_refused(subject, config, origin) { "deny" } else { "allow" }),
         );
         opened.keys.push(fingerprint);
-        // One foreign key makes the session foreign; one of IAM tells whose it is, whatever the others are.
-        let known = opened.origin == Origin::Iam && origin == Origin::Unknown;
-        if opened.origin != Origin::Foreign && !known {
-            opened.origin = origin;
-        }
+        // One foreign key makes the session foreign; one of IAM tells whose it is, if nobody can tell of the others.
+        opened.origin = match (opened.origin, origin) {
+            (Origin::Foreign, _) => Origin::Foreign,
+            (Origin::Iam, Origin::Unknown) => Origin::Iam,
+            (_, origin) => origin,
+        };
         if opened.iam_name.is_empty() {
             opened.iam_name = iam_name;
         }
@@ -176,7 +177,7 @@ fn make_home(host: &mut impl Host, subject: &Subject, config: &Config) -> Outcom
     };
     let mut settings = config.home.clone();
     // Who was renamed in IAM may live on in what is called as before.
-    if is_home_of_another(subject) {
+    if settings.on_mismatch == OnMismatch::Aside && is_home_of_another(subject) {
         settings.on_mismatch = OnMismatch::Refuse;
     }
     match home::ensure(&subject.home, owner, &settings) {

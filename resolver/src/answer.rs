@@ -343,8 +343,8 @@ impl<I: Iam> Answerer<I> {
     /// known yet, any group of our range may be.
     fn name_of_a_group(&self, name: &LinuxName, uid: Option<Uid>) -> Result<bool, Trouble> {
         let word = name.as_str();
-        let mapped = self.config().groups.values().any(|target| target.group == *name);
-        if mapped || [IAM_USERS, IAM_SUDO].contains(&word) || PRIVILEGED_GROUPS.contains(&word) {
+        if self.is_mapped(name) || [IAM_USERS, IAM_SUDO].contains(&word) || PRIVILEGED_GROUPS.contains(&word)
+        {
             return Ok(true);
         }
         // A local account brings the local group of its name along; its group is its own.

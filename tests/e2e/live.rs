@@ -57,13 +57,26 @@ fn what_iam_takes_away_is_gone_from_the_open_session_and_then_the_session_is() {
     machine.wait_until("grep -q still /home/alice/state");
 }
 
-#[test]
-fn a_session_ends_with_its_key_and_tells_why_on_its_terminal() {
-    let machine = Machine::new()
+/// A machine on which alice has two keys, and who is to end has so long.
+fn with_two_keys(grace: &str) -> Machine {
+    Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
             {"name": "alice", "groups": ["ssh-users"], "keys": [{}, {}]}]}))
-        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '20s'")
-        .start();
+        .settings(&format!("[freshness]\nmax_age = 0\n[sessions]\ngrace = '{grace}'"))
+        .start()
+}
+
+/// alice's first key is no longer active.
+fn withdraw_first_key(machine: &Machine) {
+    machine.iam(
+        "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
+iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')",
+    );
+}
+
+#[test]
+fn a_session_ends_with_its_key_and_tells_why_on_its_terminal() {
+    let machine = with_two_keys("20s");
     // One session by each key, the first on a terminal.
     machine
         .sh("(sleep 1000 | script -qfc 'box-ssh alice' /tmp/typescript) </dev/null >/dev/null 2>&1 &")
@@ -72,10 +85,7 @@ fn a_session_ends_with_its_key_and_tells_why_on_its_terminal() {
     // On its terminal is who has a process there: sshd registers a session before.
     machine.wait_until("pgrep -f '^sleep 4003' && ps -o tty= -u alice | grep -q ^pts");
     assert_eq!(sessions(&machine).len(), 2);
-    machine.iam(
-        "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
-iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')",
-    );
+    withdraw_first_key(&machine);
     let dry = machine.sh("iamctl sweep --dry-run").succeeds();
     assert!(dry.contains("would end the session of alice") && dry.contains("key-withdrawn"), "{dry}");
     assert_eq!(sessions(&machine).len(), 2);
@@ -108,19 +118,12 @@ fn where_only_the_user_counts_a_withdrawn_key_ends_nothing() {
 
 #[test]
 fn who_logs_in_anew_by_another_key_is_not_ended_with_the_withdrawn_one() {
-    let machine = Machine::new()
-        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
-            {"name": "alice", "groups": ["ssh-users"], "keys": [{}, {}]}]}))
-        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '8s'")
-        .start();
+    let machine = with_two_keys("8s");
     // Something of hers that takes its time.
     machine.sh("printf 'exec >/dev/null 2>&1; trap \"touch asked\" TERM; trap \"\" HUP; touch waits; while :; do sleep 0.1; done' >/tmp/stubborn
         box-ssh -i $BOX_KEYS/alice alice 'setsid --wait bash /tmp/stubborn' </dev/null >/dev/null 2>&1 &").succeeds();
     machine.wait_until("test -e /home/alice/waits");
-    machine.iam(
-        "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
-iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')",
-    );
+    withdraw_first_key(&machine);
     machine
         .sh("(iamctl sweep; touch /tmp/swept) >/tmp/said 2>&1 </dev/null &
              until [ -e /home/alice/asked ]; do sleep 0.02; done

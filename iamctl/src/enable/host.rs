@@ -1,5 +1,6 @@
 //! What enabling asks of the host's programs: systemd, sshd and visudo.
 
+use std::collections::HashMap;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,8 +9,6 @@ use pam_iam_core::config::Config;
 use pam_iam_core::{local, paths};
 
 use super::plan::SSHD_DROP_IN;
-
-const ROOT_CONNECTS: &str = "user=root,host=localhost,addr=127.0.0.1";
 
 /// Starts the units and has each boot start them; of an image that is being made, only the latter.
 pub fn start(units: &[&str]) -> Result<(), String> {
@@ -55,26 +54,22 @@ pub fn sshd_asks_us(key_user: &str) -> Result<(), String> {
     if let Some(command) = started_with() {
         return Err(format!("{command}, which wins over every file: see iamctl doctor"));
     }
-    let effective = run("sshd", &["-T", "-C", ROOT_CONNECTS])?;
-    let is_set = |name: &str, wanted: fn(&str, &str) -> bool, to: &str| {
-        let mut settings = effective.lines().filter_map(|line| line.split_once(' '));
-        settings.any(|(known, value)| known == name && wanted(value, to))
-    };
+    let effective = run("sshd", &["-T", "-C", "user=root,host=localhost,addr=127.0.0.1"])?;
+    let settings: HashMap<&str, &str> = effective.lines().filter_map(|line| line.split_once(' ')).collect();
+    let setting = |name: &str| settings.get(name).copied().unwrap_or_default();
     // Without PAM nobody would be asked whether who has a key may log in.
-    let missing = [
-        (
-            "AuthorizedKeysCommand",
-            is_set("authorizedkeyscommand", |value, to| value.contains(to), "iam-authorized-keys"),
-        ),
-        ("AuthorizedKeysCommandUser", is_set("authorizedkeyscommanduser", |value, to| value == to, key_user)),
-        ("UsePAM", is_set("usepam", |value, to| value == to, "yes")),
-    ];
-    match missing.iter().find(|(_, set)| !set) {
-        None => Ok(()),
-        Some((name, _)) => Err(format!(
-            "sshd does not take {name} from {SSHD_DROP_IN}: its sshd_config includes that folder late or not at all, or an earlier file sets another"
-        )),
-    }
+    let name = if !setting("authorizedkeyscommand").contains("iam-authorized-keys") {
+        "AuthorizedKeysCommand"
+    } else if setting("authorizedkeyscommanduser") != key_user {
+        "AuthorizedKeysCommandUser"
+    } else if setting("usepam") != "yes" {
+        "UsePAM"
+    } else {
+        return Ok(());
+    };
+    Err(format!(
+        "sshd does not take {name} from {SSHD_DROP_IN}: its sshd_config includes that folder late or not at all, or an earlier file sets another"
+    ))
 }
 
 /// The resolver and the key command read the configuration as users of their own: what is wrong where one of them cannot.

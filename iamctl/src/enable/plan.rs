@@ -7,7 +7,7 @@ use pam_iam_core::paths;
 
 use super::Accounts;
 use super::edits::{self, Phase};
-use super::record::{Change, Record, read};
+use super::record::{Change, Record, at, read};
 
 pub const SSHD_DROP_IN: &str = "/etc/ssh/sshd_config.d/10-pam_iam.conf";
 
@@ -108,9 +108,12 @@ pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
         }
         Ok(())
     };
-    for stack in stacks_with_us(root)? {
-        add(&stack, edits::without_pam)
-            .map_err(|why| format!("{why}; take the line of {} out by hand", edits::MODULE))?;
+    for stack in stacks(root)? {
+        if let Err(why) = add(&stack, edits::without_pam)
+            && may_name_us(root, &stack)
+        {
+            return Err(format!("{why}; take the line of {} out by hand", edits::MODULE));
+        }
     }
     add(NSSWITCH, edits::without_nsswitch)?;
     for (path, name) in [(SUDOERS, SHIPPED_SUDOERS), (SSHD_DROP_IN, SHIPPED_SSHD)] {
@@ -122,25 +125,18 @@ pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
     Ok(changes)
 }
 
-/// The stacks of PAM that name our module.
-fn stacks_with_us(root: &Path) -> Result<Vec<String>, String> {
+/// The stacks of PAM.
+fn stacks(root: &Path) -> Result<Vec<String>, String> {
     let failed = |error: io::Error| format!("{PAM_STACKS}: {error}");
     let mut found = Vec::new();
-    let folder = match std::fs::read_dir(root.join(PAM_STACKS.trim_start_matches('/'))) {
+    let folder = match std::fs::read_dir(at(root, PAM_STACKS)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
         folder => folder.map_err(failed)?,
     };
     for entry in folder {
         let path = entry.map_err(failed)?.path();
-        // What is no file, or a link to none, is no stack. One may be in any encoding.
-        if !path.is_file() {
-            continue;
-        }
-        let text = match std::fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            text => String::from_utf8_lossy(&text.map_err(failed)?).into_owned(),
-        };
-        if edits::without_pam(&text) != text
+        // What is no file, or a link to none, is no stack.
+        if path.is_file()
             && let Some(name) = path.file_name().and_then(|name| name.to_str())
         {
             found.push(format!("{PAM_STACKS}/{name}"));
@@ -150,8 +146,16 @@ fn stacks_with_us(root: &Path) -> Result<Vec<String>, String> {
     Ok(found)
 }
 
+/// Whether a stack that is no text, or cannot be read, may have a line of ours.
+fn may_name_us(root: &Path, stack: &str) -> bool {
+    std::fs::read(at(root, stack)).map_or(true, |text| {
+        let text = String::from_utf8_lossy(&text);
+        edits::without_pam(&text) != text
+    })
+}
+
 fn has_folder(root: &Path, path: &str) -> bool {
-    root.join(path.trim_start_matches('/')).parent().is_some_and(Path::is_dir)
+    at(root, path).parent().is_some_and(Path::is_dir)
 }
 
 #[cfg(test)]

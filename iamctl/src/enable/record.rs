@@ -30,10 +30,14 @@ pub struct Record {
     pub changes: Vec<Change>,
 }
 
+/// Where `path` lies under `root`.
+pub fn at(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
 /// A file as text; none if it is not there.
 pub fn read(root: &Path, path: &str) -> Result<Option<String>, String> {
-    let at = root.join(path.trim_start_matches('/'));
-    match std::fs::read_to_string(&at) {
+    match std::fs::read_to_string(at(root, path)) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(format!("{path}: {error}")),

@@ -58,7 +58,7 @@ impl<I: Iam> Answerer<I> {
         if let Some((_, ticket)) = own_groups().into_iter().find(|(own, _)| own.as_str() == name.as_str()) {
             return Ok(Answer::Group(self.own_group(name, ticket).await));
         }
-        if self.config().groups.values().any(|target| target.group == *name) {
+        if self.is_mapped(name) {
             let roster = self.directory.roster().await?;
             let Some(gid) = self.mapped_gid(&roster, name)? else { return Ok(Answer::NotFound) };
             let members = self.members_known(&roster, name, Ticket::Mapped(name));
@@ -69,10 +69,9 @@ impl<I: Iam> Answerer<I> {
 
     /// Whether the answer may have thousands of names: all members of a group that is not a private one.
     pub fn may_be_long(&self, request: &Request) -> bool {
-        let is_mapped = |name: &LinuxName| self.config().groups.values().any(|target| target.group == *name);
         match request {
             Request::GroupByName { name } => {
-                own_groups().iter().any(|(own, _)| *own == name) || is_mapped(name)
+                own_groups().iter().any(|(own, _)| *own == name) || self.is_mapped(name)
             }
             Request::GroupByGid { gid } => {
                 let roster = self.directory.last_roster();
@@ -187,6 +186,11 @@ impl<I: Iam> Answerer<I> {
             Err(_) => Vec::new(),
         };
         Group { name: name.clone(), gid: ids::gid_of(name.as_str()), members }
+    }
+
+    /// Whether IAM groups map to a Linux group.
+    pub(super) fn is_mapped(&self, name: &LinuxName) -> bool {
+        self.config().groups.values().any(|target| target.group == *name)
     }
 
     /// The Linux groups that IAM groups map to, each once.

@@ -60,10 +60,11 @@ impl<I: Iam> Answerer<I> {
         let why = |name, user: &IamUser| self.no_place(name, ids::uid_of(user.id.as_str())).ok().flatten();
         let without = roster.users().filter_map(|(name, user)| Some((user.name.clone(), why(name, user)?)));
         let without: Vec<(IamName, &'static str)> = without.collect();
-        let before = self.without_place.replace(without.clone());
+        let before = self.without_place.take();
         for (name, why) in without.iter().filter(|refused| !before.contains(refused)) {
             self.directory.warn(format!("refused IAM user {name}: {why}"));
         }
+        self.without_place.replace(without);
     }
 
     /// Whether the owner of `name` has an account here.
