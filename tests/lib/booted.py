@@ -51,6 +51,17 @@ def remove_cgroup(own):
                 time.sleep(0.01)
 
 
+def make_machine_id():
+    """systemd-nspawn wants an id of the machine that it runs on, and a minimal one may have none."""
+    path = Path("/etc/machine-id")
+    if path.exists() and re.fullmatch(r"[0-9a-f]{32}\n?", path.read_text()):
+        return
+    own = Path(inside.BASE, "machine-id")
+    own.write_text(f"{os.urandom(16).hex()}\n")
+    path.touch()
+    inside.mount(str(own), str(path), None, inside.MS_BIND)
+
+
 def prepare(order, root):
     for wants in Path(root, "etc/systemd/system").glob("*.wants"):
         shutil.rmtree(wants)
@@ -152,6 +163,7 @@ def main():
     os.umask(0o022)
     inside.LOGS.mkdir(mode=0o755, parents=True)
     inside.make_network()
+    make_machine_id()
     prepare(order, root)
     ready = inside.start_iam(order)
     environment = inside.command_environment(order, root)
