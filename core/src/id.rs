@@ -16,6 +16,9 @@ pub const FIRST: u32 = 1_879_048_192;
 /// The last id of the range.
 pub const LAST: u32 = 2_147_483_646;
 
+/// [`Gid::IAM_SUDO`] as a number. A test of the resolver holds it to the hash.
+const IAM_SUDO_GID: u32 = 2_014_797_489;
+
 /// A user id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -27,6 +30,9 @@ pub struct Uid(pub u32);
 pub struct Gid(pub u32);
 
 impl Uid {
+    /// The uid that is assigned to no user: the process that ends a user's processes runs under it.
+    pub const RESERVED: Self = Self(0x7FFD_FFFF);
+
     /// The superuser, who is never ours, whatever a configuration says.
     pub const ROOT: Self = Self(0);
 
@@ -42,6 +48,10 @@ impl Uid {
 }
 
 impl Gid {
+    /// The gid of the group `iam-sudo` where group(5) has none of that name: the hash of the name, as `iam-resolver uid
+    /// iam-sudo` prints it.
+    pub const IAM_SUDO: Self = Self(IAM_SUDO_GID);
+
     /// Whether a group with this gid was made from IAM.
     pub fn is_ours(self) -> bool {
         (FIRST..=LAST).contains(&self.0)

@@ -1,7 +1,7 @@
 //! The local accounts and groups, read from passwd(5) and group(5) themselves.
 //!
-//! Not through NSS: the resolver would ask itself, and the NSS module runs inside such a question. Lines that make
-//! no sense are passed over, as the C library does.
+//! Not through NSS: the resolver would ask itself, and the NSS module runs inside such a question. A line counts here
+//! exactly if it counts for the C library: an account that glibc has and this file passes over would be nobody's.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -65,15 +65,25 @@ pub fn group_by_name(path: &Path, name: &str) -> io::Result<Option<Group>> {
     find(path, group, |group| group.name == name)
 }
 
-/// The ranges of subordinate uids (subuid(5)); none where they cannot be read.
-pub fn subordinate(path: &Path) -> Vec<Range<u32>> {
-    let text = std::fs::read(path).unwrap_or_default();
-    let range = |line: &str| {
-        let mut fields = line.split(':').skip(1).map(|field| field.trim().parse::<u32>().ok());
-        let (start, count) = (fields.next()??, fields.next()??);
-        Some(start..start.saturating_add(count))
+/// A line of subuid(5): uids that a user may map into a user namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subordinate {
+    /// The owner, by name or by uid in decimal digits.
+    pub owner: String,
+    /// The uids.
+    pub uids: Range<u32>,
+}
+
+/// The ranges of subordinate uids in the subuid(5) file `path`; none where it cannot be read.
+pub fn subordinate(path: &Path) -> Vec<Subordinate> {
+    let range = |line: &[u8]| {
+        let mut fields = fields(line)?;
+        let owner = fields.next()?;
+        let (start, count) = (number(&fields.next()?)?, number(&fields.next()?)?);
+        Some(Subordinate { owner, uids: start..start.saturating_add(count) })
     };
-    String::from_utf8_lossy(&text).lines().filter_map(range).collect()
+    let text = std::fs::read(path).unwrap_or_default();
+    text.split(|&byte| byte == b'\n').filter_map(range).collect()
 }
 
 /// All accounts of the passwd(5) file `path`.
@@ -94,7 +104,7 @@ pub fn groups(path: &Path) -> io::Result<Vec<Group>> {
 
 fn find<T>(
     path: &Path,
-    parse: impl Fn(&str) -> Option<T>,
+    parse: impl Fn(&[u8]) -> Option<T>,
     wanted: impl Fn(&T) -> bool,
 ) -> io::Result<Option<T>> {
     entries(path, parse)?.find(|entry| entry.as_ref().map_or(true, &wanted)).transpose()
@@ -103,29 +113,56 @@ fn find<T>(
 /// The lines of a file that make sense.
 fn entries<T>(
     path: &Path,
-    parse: impl Fn(&str) -> Option<T>,
+    parse: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<impl Iterator<Item = io::Result<T>>> {
     let lines = BufReader::new(File::open(path)?).split(b'\n');
     Ok(lines.filter_map(move |line| match line {
-        Ok(line) => std::str::from_utf8(&line).ok().and_then(&parse).map(Ok),
+        Ok(line) => parse(&line).map(Ok),
         Err(error) => Some(Err(error)),
     }))
 }
 
-fn account(line: &str) -> Option<Account> {
-    let mut fields = line.split(':');
-    let (name, _password, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    let (_gecos, home) = (fields.next()?, fields.next()?);
-    let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
-    Some(Account { name: name.to_owned(), uid: Uid(uid), gid: Gid(gid), home: home.to_owned() })
+/// The fields of a line as glibc's `files` service reads it (nss/nss_files/files-parse.c): white space before the
+/// name is skipped, `#` begins a comment, and a NUL byte ends the line. Bytes that are not UTF-8 are kept as U+FFFD,
+/// so that such a line still counts and never passes for one with a name that is all ASCII.
+fn fields(line: &[u8]) -> Option<impl Iterator<Item = String>> {
+    let line = line.split(|&byte| byte == 0).next().unwrap_or_default().trim_ascii_start();
+    if line.is_empty() || line.starts_with(b"#") {
+        return None;
+    }
+    Some(line.split(|&byte| byte == b':').map(|field| String::from_utf8_lossy(field).into_owned()))
 }
 
-fn group(line: &str) -> Option<Group> {
-    let mut fields = line.split(':');
+/// A number as glibc reads it by strtoul(3): white space and a sign may stand before it. What does not fit into 32 bits,
+/// a negative number among them, and anything behind the digits voids the line.
+fn number(field: &str) -> Option<u32> {
+    let field = field.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\u{b}');
+    let (negative, digits) = match field.as_bytes().first()? {
+        b'-' => (true, field.get(1..)?),
+        b'+' => (false, field.get(1..)?),
+        _ => (false, field),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let value: u32 = digits.parse().ok()?;
+    (!negative || value == 0).then_some(value)
+}
+
+fn account(line: &[u8]) -> Option<Account> {
+    let mut fields = fields(line)?;
+    let (name, _password, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let (uid, gid) = (Uid(number(&uid)?), Gid(number(&gid)?));
+    let home = fields.nth(1).unwrap_or_default();
+    Some(Account { name, uid, gid, home })
+}
+
+fn group(line: &[u8]) -> Option<Group> {
+    let mut fields = fields(line)?;
     let (name, _password, gid) = (fields.next()?, fields.next()?, fields.next()?);
     let members = fields.next().unwrap_or_default();
-    let members = members.split(',').filter(|member| !member.is_empty()).map(str::to_owned).collect();
-    Some(Group { name: name.to_owned(), gid: Gid(gid.parse().ok()?), members })
+    let members = members.split(',').map(str::trim_start).filter(|member| !member.is_empty());
+    Some(Group { name, gid: Gid(number(&gid)?), members: members.map(str::to_owned).collect() })
 }
 
 #[cfg(test)]
@@ -158,5 +195,40 @@ mod tests {
         assert_eq!(members("empty").unwrap(), [""; 0]);
         assert_eq!(members("short").unwrap(), [""; 0]);
         assert_eq!(members("bad"), None);
+    }
+
+    #[test]
+    fn a_line_counts_exactly_if_it_counts_for_glibc() {
+        // Each is what getpwuid(3) of glibc 2.36 made of the line.
+        for (line, uid) in [
+            (b"x:x:1:1:M\xfcller:/h:/bin/sh".as_slice(), Some(1)),
+            (b"\xff:x:1:1", Some(1)),
+            (b" x:x:1:1::/h:/bin/sh", Some(1)),
+            (b"x:x: +1:1::/h:/bin/sh", Some(1)),
+            (b"x:x:1:1\0rest", Some(1)),
+            (b"x:x:4294967295:1::/h:", Some(u32::MAX)),
+            (b"x:x:-0:1::/h:", Some(0)),
+            (b"x:x:4294967296:1::/h:", None),
+            (b"x:x:-1:1::/h:", None),
+            (b"x:x:1x:1::/h:/bin/sh", None),
+            (b"x:x::1::/h:/bin/sh", None),
+            (b"x:x:0x1:1::/h:/bin/sh", None),
+            (b"#x:x:1:1::/h:/bin/sh", None),
+            (b"x:x:1", None),
+        ] {
+            let found = accounts(file(line).path()).unwrap();
+            assert_eq!(found.first().map(|account| account.uid.0), uid, "{}", String::from_utf8_lossy(line));
+        }
+        let members = groups(file(b"g:x:1: a,,b").path()).unwrap().remove(0).members;
+        assert_eq!(members, ["a", "b"]);
+    }
+
+    #[test]
+    fn subordinate_uids_have_owners() {
+        let ranges = subordinate(file(b"ann:100000:65536\n1002:200000:10\nbad\n").path());
+        let of =
+            |owner: &str| ranges.iter().find(|range| range.owner == owner).map(|range| range.uids.clone());
+        assert_eq!((of("ann"), of("1002")), (Some(100_000..165_536), Some(200_000..200_010)));
+        assert_eq!(ranges.len(), 2);
     }
 }

@@ -34,6 +34,9 @@ pub const SHARE: &str = "/usr/share/pam_iam";
 /// What `iamctl enable` changed, so that `iamctl disable` takes it back.
 pub const ENABLED: &str = "/var/lib/pam_iam/enabled.json";
 
+/// What one run of the importer tells the next.
+pub const IMPORTER_STATE: &str = "/var/lib/pam_iam/importer.json";
+
 /// The local accounts, see passwd(5).
 pub const PASSWD: &str = "/etc/passwd";
 

@@ -140,7 +140,7 @@ pub fn family(roots: &BTreeSet<Process>, user: Uid) -> io::Result<BTreeSet<Proce
     let audited: BTreeSet<String> = family.iter().filter_map(of_their_own).collect();
     if !audited.is_empty() {
         let subordinate = local::subordinate(Path::new(paths::SUBUID));
-        let theirs = |uid: &Uid| *uid == user || subordinate.iter().any(|range| range.contains(&uid.0));
+        let theirs = |uid: &Uid| *uid == user || subordinate.iter().any(|range| range.uids.contains(&uid.0));
         let in_one = |pid: &&i32| audit_session(**pid).is_some_and(|id| audited.contains(&id));
         for pid in all.keys().filter(in_one) {
             if uids(*pid)?.is_some_and(|uids| uids.iter().any(theirs)) {

@@ -65,40 +65,125 @@ pub fn standing(name: &str, uid: Uid, config: &Config, files: &Files) -> io::Res
     Ok(if adopted { Standing::Adopted } else { Standing::Local })
 }
 
-/// Whether an account might be adopted by a configuration that cannot be parsed: its text names the account or one
-/// of its groups, or hides names behind escapes. Then it is treated as adopted, which refuses it; every other local
-/// account stays free, so that a typo does not keep the operator out.
+/// Whether an account might be adopted by a configuration that cannot be used. Then it is treated as adopted, which
+/// refuses it; every other local account stays free, so that a mistake keeps no administrator out.
+///
+/// Only `accounts.adopt`, `accounts.adopt_group` and `[shared]` decide: read from the table if `broken_config` is TOML,
+/// else from the text behind those keys alone.
 pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files) -> bool {
-    if uid == Uid::ROOT || uid.is_ours() || uid.0 < FIRST_HUMAN {
+    if uid == Uid::ROOT || uid.is_ours() {
         return false;
     }
-    let text: Vec<&str> = broken_config.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
-    let words = || {
-        text.iter().flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && !"./_-".contains(c)))
+    let meant = match toml::from_str::<toml::Table>(broken_config) {
+        Ok(table) => Meant::from_table(&table),
+        Err(_) => Meant::from_text(broken_config),
     };
-    let named = |wanted: &str| words().any(|word| word == wanted);
-    if is_shared_in(broken_config, name) {
+    if meant.shared.iter().any(|shared| shared == name) {
         return false;
     }
-    if named(name) || text.iter().any(|line| line.contains('\\')) {
-        return true;
-    }
-    let (Ok(Some(account)), Ok(groups)) =
-        (local::account_by_name(&files.passwd, name), local::groups(&files.group))
-    else {
+    let listed = meant.adopt.iter().any(|adopted| adopted == name);
+    if !listed && meant.adopt_groups.is_empty() {
         return false;
-    };
-    groups.iter().any(|group| named(&group.name) && group.has(&account))
+    }
+    // As for a sound configuration: only an account that stands in passwd(5) with this uid is adopted.
+    let account = local::account_by_name(&files.passwd, name).ok().flatten();
+    let Some(account) = account.filter(|account| account.uid == uid) else { return false };
+    listed
+        || local::groups(&files.group)
+            .unwrap_or_default()
+            .iter()
+            .any(|group| meant.adopt_groups.contains(&group.name) && group.has(&account))
 }
 
-/// Whether the account is shared by a configuration that has a mistake elsewhere.
-fn is_shared_in(broken_config: &str, name: &str) -> bool {
-    let table: toml::Table = toml::from_str(broken_config).unwrap_or_default();
-    table.get("shared").is_some_and(|shared| shared.get(name).is_some())
+/// Which local accounts a configuration with a mistake means to adopt or to share.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Meant {
+    adopt: Vec<String>,
+    adopt_groups: Vec<String>,
+    shared: Vec<String>,
 }
 
-/// The first uid of people; below are system users (login.defs(5), `UID_MIN`), whom nobody adopts by accident.
-const FIRST_HUMAN: u32 = 1000;
+impl Meant {
+    fn from_table(table: &toml::Table) -> Self {
+        let accounts = table.get("accounts");
+        let strings = |key: &str| match accounts.and_then(|accounts| accounts.get(key)) {
+            Some(toml::Value::String(word)) => vec![word.clone()],
+            Some(toml::Value::Array(words)) => {
+                words.iter().filter_map(toml::Value::as_str).map(str::to_owned).collect()
+            }
+            _ => Vec::new(),
+        };
+        let shared = table.get("shared").and_then(toml::Value::as_table);
+        Self {
+            adopt: strings("adopt"),
+            adopt_groups: strings("adopt_group"),
+            shared: shared.map(|shared| shared.keys().cloned().collect()).unwrap_or_default(),
+        }
+    }
+
+    /// Reads a text that is not TOML, line by line: the words between a key and the next key or section are its values.
+    fn from_text(text: &str) -> Self {
+        let (mut meant, mut key) = (Self::default(), Key::Other);
+        for line in text.lines().map(str::trim) {
+            let line = line.split('#').next().unwrap_or_default();
+            let mut values = line;
+            if let Some(section) = line.strip_prefix('[').filter(|_| !line.contains('=')) {
+                // A line of an array over several lines may begin with a bracket too, but not with a bare word.
+                let path = section.split(']').next().unwrap_or_default();
+                if path.starts_with(|c: char| c.is_ascii_alphabetic()) {
+                    let name =
+                        path.trim().strip_prefix("shared").and_then(|rest| rest.trim().strip_prefix('.'));
+                    meant.shared.extend(name.and_then(|name| words(name).next()));
+                    key = Key::Other;
+                    continue;
+                }
+            }
+            // An inline table has several keys in one line.
+            while let Some((before, after)) = values.split_once('=') {
+                let last =
+                    before.rsplit([',', '{', ' ', '\t']).find(|word| !word.is_empty()).unwrap_or_default();
+                meant.take(&key, before.strip_suffix(last).unwrap_or_default());
+                key = Key::of(last);
+                values = after;
+            }
+            meant.take(&key, values);
+        }
+        meant
+    }
+
+    fn take(&mut self, key: &Key, values: &str) {
+        match key {
+            Key::Adopt => self.adopt.extend(words(values)),
+            Key::AdoptGroup => self.adopt_groups.extend(words(values)),
+            Key::Other => {}
+        }
+    }
+}
+
+/// A key that decides which accounts are adopted, or another one.
+enum Key {
+    Adopt,
+    AdoptGroup,
+    Other,
+}
+
+impl Key {
+    /// The key at the end of a dotted one, with or without quotes.
+    fn of(word: &str) -> Self {
+        match word.rsplit('.').next().unwrap_or_default().trim_matches(['"', '\'', ' ']) {
+            "adopt" => Self::Adopt,
+            "adopt_group" => Self::AdoptGroup,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The names in a piece of text, whatever quotes and brackets are around them.
+fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c))
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+}
 
 #[cfg(test)]
 mod tests {
@@ -165,21 +250,46 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_configuration_frees_no_account_that_it_names() {
+    fn a_broken_configuration_frees_no_account_that_it_adopts() {
         let (_dir, files) = files();
         let broken = "# ec2-user stays local\n[accounts\nadopt = [\"bob\"]\nadopt_group = 'synced'";
         for (name, uid) in [("bob", 1001), ("ann", 1002), ("dave", 1003)] {
             assert!(could_be_adopted(name, Uid(uid), broken, &files), "{name}");
         }
-        assert!(could_be_adopted("bob", Uid(1001), "adopt = [bob]", &files), "without quotes");
-        assert!(could_be_adopted("bob", Uid(1001), "adopt = ['b\\u006fb']", &files), "behind an escape");
+        for text in [
+            "adopt = [bob]",
+            "adopt = ['bob]",
+            "adopt = [\n  'ann', # of the old script\n  'bob',\n",
+            "accounts.adopt = ['bob'",
+            "accounts = { adopt_group = '', adopt = ['bob' }",
+            "[access]\nalow = 1\n[accounts]\nadopt = 'bob'",
+            "[access]\nallow = []\n[accounts]\nadopt = ['bob', 7]",
+        ] {
+            assert!(could_be_adopted("bob", Uid(1001), text, &files), "{text}");
+        }
+        assert!(!could_be_adopted("bob", Uid(1009), broken, &files), "another bob");
         assert!(!could_be_adopted("ec2-user", Uid(1000), broken, &files));
-        assert!(
-            !could_be_adopted("bob", Uid(1001), "also_run = ['/opt/bob/bin/keys']", &files),
-            "a part of a path"
-        );
         assert!(!could_be_adopted("root", Uid(0), "adopt = ['root']", &files));
         let shared = "alow = 1\n[shared.\"bob\"]\ngroups = [\"bob\"]";
         assert!(!could_be_adopted("bob", Uid(1001), shared, &files), "shared, whatever else is wrong");
+    }
+
+    #[test]
+    fn a_broken_configuration_takes_no_account_that_it_only_mentions() {
+        let (_dir, files) = files();
+        for text in [
+            "[access]\nallow = ['bob']\nsudo = ['synced'\n",
+            "[groups]\nbob = { group = 'synced', allow_privileged = true\n",
+            "[keys]\nalso_run = ['/opt/bob/bin/keys']\n[aws\n",
+            "[access]\nallow = ['ssh-users\\u0041']\nbob\n",
+            "[accounts]\nadopt = []\nhome = '/home/bob\n",
+            "[accounts]\nadopt = []\nadopt_group = ''\n[shared.deploy]\ngroups = ['bob', 'synced'\n",
+            "[accounts]\nadpot = ['bob']\nadoptgroup = 'synced'",
+            "",
+        ] {
+            for (name, uid) in [("bob", 1001), ("ann", 1002), ("dave", 1003)] {
+                assert!(!could_be_adopted(name, Uid(uid), text, &files), "{name}: {text}");
+            }
+        }
     }
 }

@@ -39,7 +39,7 @@ use crate::state::State;
 use crate::table::{Tables, uid_of};
 
 /// What one run tells the next.
-const STATE: &str = "/var/lib/pam_iam/importer.json";
+const STATE: &str = paths::IMPORTER_STATE;
 
 /// Held while a run lasts.
 const LOCK: &str = "/var/lib/pam_iam/importer.lock";

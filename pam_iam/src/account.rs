@@ -13,6 +13,7 @@ use users::os::unix::UserExt;
 
 use crate::arguments::Arguments;
 use crate::host::{Host, Outcome, Severity};
+use crate::sudoer::{Invoker, NssGroups, importer_record, refused_for};
 
 /// What the user is told when nobody can tell whether they may.
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
@@ -82,6 +83,11 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
     };
     // To a shared account IAM only adds keys; what else it may do, its cron jobs too, is the host's business.
     if let Standing::Local | Standing::Shared = subject.standing {
+        if arguments.policy == Policy::Sudo
+            && let Some(group) = group_without_a_right(host, &subject)
+        {
+            return refuse_group(begun, host, &subject.name, &group);
+        }
         if arguments.debug {
             host.log(Severity::Debug, &format!("{begun} result=ignore reason=local"));
         }
@@ -105,6 +111,24 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
             Outcome::Unavailable
         }
     }
+}
+
+/// The group that grants sudo by what IAM says and that `subject`, about whom IAM is not asked, holds all the same.
+fn group_without_a_right(host: &mut impl Host, subject: &Subject) -> Option<String> {
+    let gids = host.gids_of(&subject.name, subject.gid);
+    let invoker = Invoker { name: &subject.name, uid: subject.uid, gids: &gids };
+    let config = subject.config.as_ref().ok();
+    refused_for(&invoker, config, &NssGroups, &Files::default(), importer_record())
+}
+
+fn refuse_group(begun: Event, host: &mut impl Host, user: &str, group: &str) -> Outcome {
+    let event = refused_in(begun, host, "unmanaged-member", group);
+    host.audit(Severity::Warning, &event);
+    host.tell(&format!(
+        "{user}: the group {group} grants sudo to IAM users alone, and this account is not one; an administrator can take \
+         it out: gpasswd -d {user} {group}."
+    ));
+    Outcome::Denied
 }
 
 /// Whose account is checked. sudo sets `PAM_RUSER` to who invoked it; with `targetpw` and the like `PAM_USER` is
@@ -134,10 +158,16 @@ fn begun(policy: Policy, user: &str) -> Event {
 
 /// The event of a refusal that IAM has no part in.
 fn refused(event: Event, host: &impl Host, reason: &str) -> Event {
-    let nothing = ["iam_name", "iam_id", "key", "group"];
+    refused_in(event, host, reason, "")
+}
+
+/// The event of a refusal that IAM has no part in, because of a Linux group.
+fn refused_in(event: Event, host: &impl Host, reason: &str, group: &str) -> Event {
+    let nothing = ["iam_name", "iam_id", "key"];
     nothing
         .into_iter()
         .fold(event, |event, field| event.with(field, ""))
+        .with("group", group)
         .with("service", host.service())
         .with("rhost", host.remote_host())
         .with("result", "deny")
@@ -165,6 +195,7 @@ fn decided(event: Event, host: &impl Host, decision: &Decision) -> Event {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use pam_iam_core::id::Gid;
     use pam_iam_core::wire::{Reason, Source};
     use std::ffi::CStr;
 
@@ -173,6 +204,7 @@ pub mod tests {
     pub struct FakeHost {
         pub user: Option<String>,
         pub requesting: String,
+        pub gids: Vec<Gid>,
         pub told: Vec<String>,
         pub logged: Vec<String>,
     }
@@ -192,6 +224,9 @@ pub mod tests {
         }
         fn environment(&mut self, _: &CStr) -> Option<String> {
             None
+        }
+        fn gids_of(&mut self, _: &str, gid: u32) -> Vec<Gid> {
+            [vec![Gid(gid)], self.gids.clone()].concat()
         }
         fn tell(&mut self, message: &str) {
             self.told.push(message.to_owned());
@@ -239,6 +274,25 @@ pub mod tests {
         };
         assert_eq!(check(&mut host, &arguments(Policy::Sudo)), Outcome::UnknownUser);
         assert_eq!(check(&mut host, &arguments(Policy::Login)), Outcome::Ignore);
+    }
+
+    #[test]
+    fn a_local_account_with_the_gid_of_iam_sudo_is_refused_and_root_never() {
+        let with_the_group = |name: &str| FakeHost {
+            user: Some("root".into()),
+            requesting: name.into(),
+            gids: vec![Gid::IAM_SUDO],
+            ..FakeHost::default()
+        };
+        let mut daemon = with_the_group("daemon");
+        assert_eq!(check(&mut daemon, &arguments(Policy::Sudo)), Outcome::Denied);
+        assert!(
+            daemon.logged[0].contains("group=iam-sudo")
+                && daemon.logged[0].contains("reason=unmanaged-member")
+        );
+        assert!(daemon.told[0].contains("gpasswd -d daemon iam-sudo"), "{:?}", daemon.told);
+        assert_eq!(check(&mut with_the_group("root"), &arguments(Policy::Sudo)), Outcome::Ignore);
+        assert_eq!(check(&mut with_the_group("daemon"), &arguments(Policy::Login)), Outcome::Ignore);
     }
 
     #[test]

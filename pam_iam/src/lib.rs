@@ -12,6 +12,7 @@ mod home;
 mod host;
 mod session;
 mod skeleton;
+mod sudoer;
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +26,7 @@ use pam::module::{PamHandle, PamHooks};
 
 use pam_iam_core::audit::Event;
 use pam_iam_core::escape::Value;
+use pam_iam_core::id::Gid;
 use pam_iam_core::paths;
 
 use crate::arguments::Arguments;
@@ -163,6 +165,15 @@ impl Host for PamHost<'_> {
         Some(unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
     }
 
+    fn gids_of(&mut self, user: &str, gid: u32) -> Vec<Gid> {
+        let mut gids = vec![rustix::process::getgid().as_raw(), rustix::process::getegid().as_raw()];
+        gids.extend(rustix::process::getgroups().unwrap_or_default().iter().map(|gid| gid.as_raw()));
+        if let Ok(user) = CString::new(user) {
+            gids.extend(group_list(&user, gid));
+        }
+        gids.into_iter().map(Gid).collect()
+    }
+
     fn tell(&mut self, message: &str) {
         if let Ok(Some(conversation)) = self.handle.get_item::<Conv<'_>>() {
             let _ = conversation.send(PAM_ERROR_MSG, message);
@@ -184,6 +195,25 @@ impl Host for PamHost<'_> {
         let priority = priority(severity);
         // SAFETY: the handle is PAM's, and the format takes one C string. pam_syslog(3) adds LOG_AUTHPRIV.
         unsafe { pam_syslog(&raw const *self.handle, priority, c"%s".as_ptr(), line.as_ptr()) };
+    }
+}
+
+/// getgrouplist(3): the groups that a login of `user` would get.
+fn group_list(user: &CStr, gid: u32) -> Vec<u32> {
+    let mut count: c_int = 64;
+    loop {
+        let mut gids = vec![0; usize::try_from(count).unwrap_or_default()];
+        let room = count;
+        // SAFETY: `user` is a C string, and `gids` has room for `count` gids.
+        let listed = unsafe { libc::getgrouplist(user.as_ptr(), gid, gids.as_mut_ptr(), &raw mut count) };
+        if listed >= 0 {
+            gids.truncate(usize::try_from(count).unwrap_or_default());
+            return gids;
+        }
+        // It has told how many there are. More than that it need not tell twice.
+        if count <= room || count > 65_536 {
+            return gids;
+        }
     }
 }
 

@@ -34,8 +34,6 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
-    /// The members of each group that has been asked for.
-    memberships: groups::Memberships,
     /// Who was last said to have no account here, and why.
     without_place: RefCell<Vec<(IamName, &'static str)>>,
     /// How many there were, by their kind.
@@ -72,7 +70,6 @@ impl<I: Iam> Answerer<I> {
         Self {
             directory,
             locals,
-            memberships: RefCell::default(),
             without_place: RefCell::default(),
             questions: RefCell::default(),
             decisions: RefCell::default(),

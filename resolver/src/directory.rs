@@ -27,7 +27,6 @@ mod fetch;
 mod listed;
 mod lookup;
 mod memory;
-mod records;
 #[cfg(test)]
 mod tests;
 
@@ -37,7 +36,6 @@ const ROSTER_URGENT: Duration = Duration::from_secs(30);
 
 use fetch::Running;
 pub use memory::{Change, Snapshot, setup};
-use records::Records;
 
 /// What IAM says about the owner of a Linux name.
 #[derive(Clone, Debug, PartialEq)]
@@ -156,7 +154,8 @@ pub struct Saved {
 }
 
 struct State {
-    records: Records,
+    /// What was learned of names.
+    records: HashMap<LinuxName, Rc<Record>>,
     names: HashMap<Uid, LinuxName>,
     fetches: HashMap<LinuxName, Running<Record>>,
     /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
@@ -186,7 +185,7 @@ impl<I: Iam> Directory<I> {
     /// An empty directory.
     pub fn new(iam: I, config: Config, log: Log) -> Rc<Self> {
         let state = State {
-            records: Records::default(),
+            records: HashMap::new(),
             names: HashMap::new(),
             fetches: HashMap::new(),
             bodies: HashMap::new(),
@@ -306,11 +305,6 @@ impl<I: Iam> Directory<I> {
         let state = self.state.borrow();
         let recent = state.records.iter().filter(|(_, record)| record.at.max(record.reduced) >= at);
         recent.map(|(name, record)| (name.clone(), Rc::clone(record))).collect()
-    }
-
-    /// Another number after each change of what was learned.
-    pub fn version(&self) -> u64 {
-        self.state.borrow().records.version()
     }
 
     /// How many names are remembered.

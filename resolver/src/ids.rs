@@ -45,6 +45,11 @@ mod tests {
     }
 
     #[test]
+    fn the_gid_of_iam_sudo_is_the_one_that_the_pam_module_knows() {
+        assert_eq!(gid_of(pam_iam_core::name::IAM_SUDO), Gid::IAM_SUDO);
+    }
+
+    #[test]
     fn every_hash_is_in_our_range() {
         for number in 0..10_000 {
             assert!(uid_of(&format!("AIDA{number:017}")).is_ours());

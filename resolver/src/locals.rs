@@ -40,18 +40,10 @@ impl Locals {
     /// Reads the files again, if they have changed. Called once for each question; what is asked after that is asked
     /// of the same reading, or of none.
     pub fn refresh(&self) {
-        let users =
-            || Ok(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid)).collect());
-        let groups = || Ok(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid)).collect());
+        let users = || Ok(first(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid))));
+        let groups = || Ok(first(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid))));
         refresh(&self.users, &self.files.passwd, users);
         refresh(&self.groups, &self.files.group, groups);
-    }
-
-    /// Which versions of the files were read; none if one could not be.
-    pub fn versions(&self) -> Option<(Version, Version)> {
-        let users = self.users.borrow().as_ref().map(|(version, _)| version.clone())?;
-        let groups = self.groups.borrow().as_ref().map(|(version, _)| version.clone())?;
-        Some((users, groups))
     }
 
     /// The uid of the local account `name`.
@@ -69,6 +61,15 @@ impl Locals {
     pub fn gid_of(&self, name: &str) -> io::Result<Option<Gid>> {
         look_up(&self.groups, &self.files.group, name)
     }
+}
+
+/// Of several lines of one name, the C library takes the first.
+fn first<T>(entries: impl Iterator<Item = (String, T)>) -> HashMap<String, T> {
+    let mut names = HashMap::new();
+    for (name, id) in entries {
+        names.entry(name).or_insert(id);
+    }
+    names
 }
 
 fn look_up<T: Copy>(cached: &RefCell<Cached<T>>, path: &Path, name: &str) -> io::Result<Option<T>> {
@@ -113,6 +114,9 @@ mod tests {
         std::fs::write(&passwd, "ann:x:1000:1000::/:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n").unwrap();
         locals.refresh();
         assert_eq!(locals.uid_of("bob").unwrap(), Some(Uid(1001)));
+        std::fs::write(&passwd, "ann:x:1000:1000::/:/bin/sh\nann:x:7:7::/:/bin/sh\n").unwrap();
+        locals.refresh();
+        assert_eq!(locals.uid_of("ann").unwrap(), Some(Uid(1000)), "of two lines the first");
         std::fs::remove_file(&passwd).unwrap();
         locals.refresh();
         assert!(locals.uid_of("ann").is_err());

@@ -17,8 +17,8 @@ use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{spawn_local, yield_now};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
 
 use crate::answer::Answerer;
 use crate::connection::Connection;
@@ -41,12 +41,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The same for who is neither root nor the key command.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(500);
-
-/// After what takes long, so many times as long nothing of the kind is done for that user.
-const REST: u32 = 3;
-
-/// No longer than this: IAM may have been waited for.
-const REST_MAX: Duration = Duration::from_millis(100);
 
 /// After a failed accept (no descriptors left), how long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -88,14 +82,8 @@ pub struct Door<'a> {
     users: Users,
 }
 
-/// Who is in, and how often.
-type Users = Rc<RefCell<HashMap<Uid, Visits>>>;
-
-struct Visits {
-    count: usize,
-    /// For what takes long, one at a time.
-    turn: Arc<Semaphore>,
-}
+/// How many connections each user has.
+type Users = Rc<RefCell<HashMap<Uid, usize>>>;
 
 /// A client that was let in.
 struct Guest {
@@ -138,43 +126,34 @@ fn counted_as(uid: Uid, subuid: &Path) -> Uid {
         return uid;
     }
     let ranges = local::subordinate(subuid);
-    ranges.into_iter().find(|range| range.contains(&uid.0)).map_or(uid, |range| Uid(range.start))
+    ranges.into_iter().find(|range| range.uids.contains(&uid.0)).map_or(uid, |range| Uid(range.uids.start))
 }
 
 /// One connection's place among those of its user.
 struct Place {
     users: Users,
     uid: Uid,
-    turn: Arc<Semaphore>,
 }
 
 impl Place {
     fn take(users: &Users, uid: Uid, trusted: bool) -> Option<Self> {
         let uid = counted_as(uid, Path::new(paths::SUBUID));
         let mut all = users.borrow_mut();
-        let visits = all.entry(uid).or_insert_with(|| Visits { count: 0, turn: Arc::new(Semaphore::new(1)) });
-        if !trusted && visits.count >= CONNECTIONS_PER_UID {
+        let count = all.entry(uid).or_default();
+        if !trusted && *count >= CONNECTIONS_PER_UID {
             return None;
         }
-        visits.count += 1;
-        Some(Self { users: Rc::clone(users), uid, turn: Arc::clone(&visits.turn) })
-    }
-
-    /// Waits until nobody else of this user does what takes long, and everybody else was looked after once.
-    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        let turn = Arc::clone(&self.turn).acquire_owned().await.ok();
-        // Comes back after the sockets and timers were polled.
-        yield_now().await;
-        turn
+        *count += 1;
+        Some(Self { users: Rc::clone(users), uid })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut all = self.users.borrow_mut();
-        if let Some(visits) = all.get_mut(&self.uid) {
-            visits.count -= 1;
-            if visits.count == 0 {
+        if let Some(count) = all.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
                 all.remove(&self.uid);
             }
         }
@@ -182,30 +161,16 @@ impl Drop for Place {
 }
 
 async fn converse<I: Iam>(guest: Guest, answerer: &Answerer<I>) -> io::Result<()> {
-    let Guest { mut connection, peer, trusted, place: (_slot, place) } = guest;
+    let Guest { mut connection, peer, trusted, place: _place } = guest;
     let patience = if trusted { PATIENCE } else { PATIENCE_WITH_OTHERS };
     let request = timeout(patience, connection.receive()).await??;
-    let request = parse(&request);
-    let turn = match &request {
-        Ok(request) if !trusted && answerer.may_be_long(request) => timeout(PATIENCE, place.turn()).await?,
-        _ => None,
-    };
-    let began = Instant::now();
-    let answer = match request {
+    let answer = match parse(&request) {
         Ok(request) if may_ask(peer, trusted, &request) => answerer.answer(&request, peer).await,
         Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
         Err(message) => Answer::Error { kind: Failure::BadRequest, message },
     };
     let frame = encode(&answer)
         .or_else(|error| encode(&Answer::Error { kind: Failure::Unavailable, message: error.to_string() }))?;
-    if let Some(turn) = turn {
-        let rest = (began.elapsed() * REST).min(REST_MAX);
-        spawn_local(async move {
-            sleep(rest).await;
-            // With the last place of a user goes what their turns are.
-            drop((turn, place));
-        });
-    }
     timeout(patience, connection.send(&frame)).await?
 }
 

@@ -1,20 +1,17 @@
 //! Questions about groups: our own two, those that IAM groups map to, and each user's private one.
 
-use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
-use std::rc::Rc;
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use pam_iam_core::config::{Access, Who};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
-use pam_iam_core::wire::{Answer, Group, Policy, Request, User};
+use pam_iam_core::wire::{Answer, Group, Policy, User};
 
 use super::{Answerer, Trouble, verdict_by};
 use crate::directory::{Age, Known, Person};
 use crate::iam::{Iam, IamGroup, IamId};
 use crate::ids;
-use crate::locals::Version;
 use crate::roster::Roster;
 
 static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
@@ -36,52 +33,23 @@ enum Ticket<'a> {
     Mapped(&'a LinuxName),
 }
 
-/// The members of groups, by the groups' names.
-pub(super) type Memberships = RefCell<HashMap<LinuxName, Membership>>;
-
-/// The members of a group, and what they were worked out from.
-pub(super) struct Membership {
-    roster: Rc<Roster>,
-    /// The version of what was learned of names.
-    learned: u64,
-    /// Those of the local files.
-    locals: Option<(Version, Version)>,
-    members: Vec<LinuxName>,
-}
-
 impl<I: Iam> Answerer<I> {
+    /// A group, without its members: newgrp(1) would let an account of another service in that has a member's name,
+    /// and initgroups(3) gives every user their groups.
     pub(super) async fn group_by_name(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
         if self.locals.gid_of(name.as_str())?.is_some() {
             // `files` has answered, and whoever asks us all the same must not get two groups of one name.
             return Ok(Answer::NotFound);
         }
-        if let Some((_, ticket)) = own_groups().into_iter().find(|(own, _)| own.as_str() == name.as_str()) {
-            return Ok(Answer::Group(self.own_group(name, ticket).await));
+        let group = |gid| Answer::Group(Group { name: name.clone(), gid, members: Vec::new() });
+        if own_groups().iter().any(|(own, _)| own.as_str() == name.as_str()) {
+            return Ok(group(ids::gid_of(name.as_str())));
         }
         if self.is_mapped(name) {
             let roster = self.directory.roster().await?;
-            let Some(gid) = self.mapped_gid(&roster, name)? else { return Ok(Answer::NotFound) };
-            let members = self.members_known(&roster, name, Ticket::Mapped(name));
-            return Ok(Answer::Group(Group { name: name.clone(), gid, members }));
+            return Ok(self.mapped_gid(&roster, name)?.map_or(Answer::NotFound, group));
         }
         Ok(self.account(name, age).await?.map_or(Answer::NotFound, private_group))
-    }
-
-    /// Whether the answer may have thousands of names: all members of a group that is not a private one.
-    pub fn may_be_long(&self, request: &Request) -> bool {
-        match request {
-            Request::GroupByName { name } => {
-                own_groups().iter().any(|(own, _)| *own == name) || self.is_mapped(name)
-            }
-            Request::GroupByGid { gid } => {
-                let roster = self.directory.last_roster();
-                own_groups().iter().any(|(own, _)| ids::gid_of(own.as_str()) == *gid)
-                    || roster.is_some_and(|roster| {
-                        self.config().groups.keys().any(|iam| roster.gid_of(iam) == Some(*gid))
-                    })
-            }
-            _ => false,
-        }
     }
 
     pub(super) async fn group_by_gid(&self, gid: Gid, age: Age) -> Result<Answer, Trouble> {
@@ -178,16 +146,6 @@ impl<I: Iam> Answerer<I> {
         Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
     }
 
-    /// One of our own two groups, with the members that the roster knows. They are there without a roster too: sshd's
-    /// rule about keys goes by the name of the first.
-    async fn own_group(&self, name: &LinuxName, ticket: Ticket<'_>) -> Group {
-        let members = match self.directory.roster().await {
-            Ok(roster) => self.members_known(&roster, name, ticket),
-            Err(_) => Vec::new(),
-        };
-        Group { name: name.clone(), gid: ids::gid_of(name.as_str()), members }
-    }
-
     /// Whether IAM groups map to a Linux group.
     pub(super) fn is_mapped(&self, name: &LinuxName) -> bool {
         self.config().groups.values().any(|target| target.group == *name)
@@ -208,24 +166,6 @@ impl<I: Iam> Answerer<I> {
         let local = self.locals.gid_of(name.as_str())?;
         let mut iam = self.config().groups.iter().filter(|(_, target)| target.group == *name);
         Ok(local.or_else(|| iam.find_map(|(iam, _)| roster.gid_of(iam))))
-    }
-
-    /// The members of a group, worked out once for as long as nothing changes: who asks again and again for one of thousands
-    /// would keep all others waiting.
-    fn members_known(&self, roster: &Rc<Roster>, name: &LinuxName, ticket: Ticket<'_>) -> Vec<LinuxName> {
-        let (learned, locals) = (self.directory.version(), self.locals.versions());
-        let holds = |known: &Membership| {
-            Rc::ptr_eq(&known.roster, roster) && known.learned == learned && known.locals == locals
-        };
-        if let Some(known) = self.memberships.borrow().get(name).filter(|known| holds(known)) {
-            return known.members.clone();
-        }
-        let members = self.members(roster, ticket);
-        if locals.is_some() {
-            let known = Membership { roster: Rc::clone(roster), learned, locals, members: members.clone() };
-            self.memberships.borrow_mut().insert(name.clone(), known);
-        }
-        members
     }
 
     /// Who has the ticket, by the roster and by what was learned of users since.
