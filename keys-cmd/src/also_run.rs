@@ -17,6 +17,9 @@ use crate::Question;
 /// The most that one command may print. sshd reads no line of more than 8 KiB; this is room for many keys.
 const OUTPUT_MAX: usize = 1024 * 1024;
 
+/// What EC2 Instance Connect's command exits with when the instance metadata has no key for the user, as it is nearly always.
+const NO_KEY: i32 = 22;
+
 /// Runs `commands` one after the other and prints what they print. As sshd has it, a command that fails has no keys;
 /// one that hangs fails after [`CLIENT_DEADLINE`]. It is logged, and the others count all the same.
 pub fn run(commands: &[String], question: &Question, uid: Uid, log: &mut Log) {
@@ -51,6 +54,9 @@ fn output_of(command: &mut Command) -> io::Result<Vec<u8>> {
     }
     let status = child.wait()?;
     let output = output?;
+    if status.code() == Some(NO_KEY) {
+        return Ok(Vec::new());
+    }
     if status.success() { Ok(output) } else { Err(io::Error::other(status.to_string())) }
 }
 
@@ -105,6 +111,7 @@ mod tests {
         assert_eq!(printed("echo a; echo b").unwrap(), "a\nb\n");
         assert!(printed("echo a; exit 1").is_err());
         assert!(printed("yes").is_err());
+        assert_eq!(printed("echo a; exit 22").unwrap(), "", "EC2 Instance Connect has no key");
         assert!(output_of(&mut Command::new("/nonexistent")).is_err());
     }
 
