@@ -4,6 +4,7 @@
 //! raises SIGPIPE, and connect(2) is bounded too (it blocks while a socket's backlog is full).
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -71,10 +72,23 @@ impl From<Errno> for AskError {
 /// # Errors
 /// Any of [`AskError`].
 pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, AskError> {
+    ask_for(socket, request, None, deadline)
+}
+
+/// Asks the resolver that listens on `socket`, about somebody who comes from the address `client`.
+///
+/// # Errors
+/// Any of [`AskError`].
+pub fn ask_for(
+    socket: &Path,
+    request: &Request,
+    client: Option<IpAddr>,
+    deadline: Deadline,
+) -> Result<Answer, AskError> {
     persistently(request.retries(rustix::process::geteuid().is_root()), deadline, || {
         let connection = open(socket, deadline)?;
         check_owner(&connection, socket)?;
-        exchange(connection.as_fd(), request, deadline)
+        exchange(connection.as_fd(), request, client, deadline)
     })
 }
 
@@ -110,9 +124,12 @@ fn is_broken_off(error: &io::Error) -> bool {
 pub fn exchange(
     connection: BorrowedFd<'_>,
     request: &Request,
+    client: Option<IpAddr>,
     deadline: Deadline,
 ) -> Result<Answer, AskError> {
-    let envelope = Envelope { v: VERSION, request: request.clone() };
+    let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
+    let caller = (real != effective).then(|| Uid(real.as_raw()));
+    let envelope = Envelope { v: VERSION, caller, client, request: request.clone() };
     let body = serde_json::to_vec(&envelope).map_err(|error| AskError::Nonsense(error.to_string()))?;
     let frame = frame::encode(&body, REQUEST_MAX).map_err(|error| AskError::Nonsense(error.to_string()))?;
     send_all(connection, &frame, deadline)?;
@@ -224,7 +241,7 @@ mod tests {
     fn talk(path: &Path, span: Duration) -> Result<Answer, AskError> {
         let deadline = Deadline::after(span);
         let connection = open(path, deadline)?;
-        exchange(connection.as_fd(), &Request::Status, deadline)
+        exchange(connection.as_fd(), &Request::Status, None, deadline)
     }
 
     #[test]
@@ -249,7 +266,7 @@ mod tests {
         let one = |path: &Path| {
             persistently(RETRIES, deadline, || {
                 let connection = open(path, deadline)?;
-                exchange(connection.as_fd(), &Request::Status, deadline)
+                exchange(connection.as_fd(), &Request::Status, None, deadline)
             })
         };
         assert_eq!(one(&path).unwrap(), Answer::NotFound);

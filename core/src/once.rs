@@ -1,8 +1,9 @@
 //! Running `iam-resolver --once`: the same question and the same answer without a daemon.
 //!
-//! The process gets a group of its own, an environment that holds nothing of the caller's, the root directory to
-//! work in and a socket pair for standard input and output (a pipe would raise SIGPIPE in the host). Its exit is
-//! waited for by pidfd under the same deadline, so that a host that ignores or handles SIGCHLD changes nothing.
+//! The process gets an environment that holds nothing of the caller's, the root directory to work in and a socket pair
+//! for standard input and output (a pipe would raise SIGPIPE in the host). It makes itself a session of its own, and
+//! started by root it becomes the resolver's user before it does anything else. Its exit is waited for by pidfd under
+//! the same deadline, so that a host that ignores or handles SIGCHLD changes nothing.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -55,7 +56,7 @@ pub fn ask(once: &Once, request: &Request, deadline: Deadline) -> Result<Answer,
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let mut child = Running::start(once, theirs)?;
-    let answer = client::exchange(ours.as_fd(), request, deadline);
+    let answer = client::exchange(ours.as_fd(), request, None, deadline);
     drop(ours);
     child.end(deadline);
     answer
@@ -72,7 +73,7 @@ impl Running {
         let mut command = Command::new(&once.program);
         command.arg("--once").arg("--config").arg(&once.config);
         command.env_clear().env("PATH", SAFE_PATH).env("HOME", home()).envs(aws_variables(&once.environment));
-        command.current_dir("/").process_group(0);
+        command.current_dir("/");
         // All ids become the effective ones: under sudo the real uid is the invoker's, who could signal the process.
         command.uid(rustix::process::geteuid().as_raw()).gid(rustix::process::getegid().as_raw());
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
@@ -93,6 +94,8 @@ impl Running {
         let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         if let Some(group) = group.filter(|group| !exited || is_zombie(*group)) {
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
+            // One that has not come as far as having a group of its own.
+            let _ = self.child.kill();
         }
         // ECHILD, if the host has reaped it, or has told the kernel to (SIGCHLD ignored).
         let _ = self.child.wait();
@@ -111,10 +114,14 @@ fn above_standard(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(fd, 3)
 }
 
-/// Where the AWS SDK looks for `.aws/config`: the home directory of the effective user.
+/// Where the AWS SDK looks for `.aws/config`: the home directory of the user that the process will run as.
 fn home() -> String {
     let uid = Uid(rustix::process::geteuid().as_raw());
-    let account = local::account_by_uid(Path::new(paths::PASSWD), uid);
+    let passwd = Path::new(paths::PASSWD);
+    let account = match uid {
+        Uid::ROOT => local::account_by_name(passwd, paths::RESOLVER_USER),
+        uid => local::account_by_uid(passwd, uid),
+    };
     account.ok().flatten().map_or_else(|| "/".to_owned(), |account| account.home)
 }
 
@@ -142,8 +149,10 @@ mod tests {
 
     fn resolver(script: &str) -> (tempfile::TempDir, Once) {
         let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("resolver");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let (program, inner) = (dir.path().join("resolver"), dir.path().join("inner"));
+        // As the resolver does it, it makes itself a session of its own.
+        std::fs::write(&inner, script).unwrap();
+        std::fs::write(&program, format!("#!/bin/sh\nexec setsid sh {} \"$@\"\n", inner.display())).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let environment = dir.path().join("environment");
         std::fs::write(&environment, "AWS_REGION='eu-west-1'\nLD_PRELOAD=/evil.so\n# AWS_X=1\n").unwrap();

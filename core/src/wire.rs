@@ -3,6 +3,7 @@
 //! A request is `{"v":1,"ask":"user-by-name","name":"alice"}`, an answer `{"answer":"user",...}`. A request that the
 //! resolver does not know is answered with an error, so that an older resolver and a newer client get along.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -39,6 +40,9 @@ pub const LINT_LIMIT: Duration = Duration::from_secs(600);
 /// How long a client waits for that.
 const LINT_DEADLINE: Duration = Duration::from_secs(605);
 
+/// How long a client waits until an event is recorded. It is in the system's log too.
+const RECORD_DEADLINE: Duration = Duration::from_millis(100);
+
 /// How long a client waits for the roster: longer than the resolver ever reads it.
 const ROSTER_DEADLINE: Duration = Duration::from_secs(65);
 
@@ -47,6 +51,13 @@ const ROSTER_DEADLINE: Duration = Duration::from_secs(65);
 pub struct Envelope {
     /// [`VERSION`] of the sender.
     pub v: u32,
+    /// The real uid of the asking program, if it is another than the effective one: a setuid program asks on behalf of its
+    /// user. Believed from root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Uid>,
+    /// The address of the client that sshd asks about. Believed from root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
     /// The question.
     #[serde(flatten)]
     pub request: Request,
@@ -119,6 +130,11 @@ pub enum Request {
     Probe,
     /// To go over all IAM users and name those who cannot log in as they should.
     Lint,
+    /// To write an event of the audit trail into the resolver's own journal, numbered.
+    Record {
+        /// The event as a line.
+        line: String,
+    },
 }
 
 impl Request {
@@ -138,6 +154,7 @@ impl Request {
             Self::Flush { .. } => "flush",
             Self::Probe => "probe",
             Self::Lint => "lint",
+            Self::Record { .. } => "record",
         }
     }
 
@@ -147,6 +164,8 @@ impl Request {
         match self {
             // Each costs many calls.
             Self::Roster | Self::Probe | Self::Lint => 0,
+            // Nobody waits long for it.
+            Self::Record { .. } => 1,
             // A login hangs on it: sshd and sudo look up accounts as root.
             Self::Keys { .. } | Self::Decide { .. } => 7,
             _ if by_root => 7,
@@ -160,6 +179,7 @@ impl Request {
         match self {
             Self::Roster | Self::Probe => ROSTER_DEADLINE,
             Self::Lint => LINT_DEADLINE,
+            Self::Record { .. } => RECORD_DEADLINE,
             _ => CLIENT_DEADLINE,
         }
     }
@@ -201,6 +221,8 @@ pub enum Answer {
         /// It.
         report: Value,
     },
+    /// It was done.
+    Done,
     /// There is no such account or group, says IAM.
     NotFound,
     /// No answer.
@@ -415,7 +437,13 @@ mod tests {
     #[test]
     fn a_request_looks_as_documented() {
         let request = Request::UserByName { name: LinuxName::new("alice").unwrap() };
-        let text = serde_json::to_string(&Envelope { v: VERSION, request: request.clone() }).unwrap();
+        let text = serde_json::to_string(&Envelope {
+            v: VERSION,
+            caller: None,
+            client: None,
+            request: request.clone(),
+        })
+        .unwrap();
         assert_eq!(text, r#"{"v":1,"ask":"user-by-name","name":"alice"}"#);
         assert_eq!(serde_json::from_str::<Envelope>(&text).unwrap().request, request);
     }

@@ -15,11 +15,14 @@ use pam_iam_core::wire::{
     Status, User,
 };
 
-use crate::directory::{Age, Directory, Known, Person, Seen};
+use crate::directory::{Age, Directory, Known, Named, Person, Seen};
 use crate::iam::{Iam, IamError};
 use crate::ids;
+use crate::limits::Origin;
 use crate::locals::Locals;
 use crate::policy::{self, Verdict};
+use crate::roster::Roster;
+use crate::trail::Trail;
 
 mod explain;
 mod groups;
@@ -39,6 +42,25 @@ pub struct Answerer<I> {
     /// How many there were, by their kind.
     questions: RefCell<BTreeMap<&'static str, u64>>,
     decisions: RefCell<BTreeMap<String, u64>>,
+    /// Where events are recorded.
+    trail: Trail,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    /// Whether the asking process is root's.
+    pub is_root: bool,
+    /// Whose question it is.
+    pub origin: Origin,
+}
+
+impl From<Uid> for Asker {
+    /// A process that asks by itself.
+    fn from(peer: Uid) -> Self {
+        let is_root = peer == Uid::ROOT;
+        Self { is_root, origin: if is_root { Origin::Host } else { Origin::User(peer) } }
+    }
 }
 
 /// Why a question has no answer.
@@ -73,6 +95,7 @@ impl<I: Iam> Answerer<I> {
             without_place: RefCell::default(),
             questions: RefCell::default(),
             decisions: RefCell::default(),
+            trail: Trail::default(),
         }
     }
 
@@ -82,32 +105,32 @@ impl<I: Iam> Answerer<I> {
         self.locals.uid_of(&self.config().keys.user).is_ok_and(|known| known == Some(uid))
     }
 
-    /// Answers `request` of the user `peer`, in a time that the client waits for.
-    pub async fn answer(&self, request: &Request, peer: Uid) -> Answer {
+    /// Answers `request` of `asker`, in a time that the client waits for.
+    pub async fn answer(&self, request: &Request, asker: impl Into<Asker>) -> Answer {
+        let asker = asker.into();
         let limit = match request {
             Request::Roster | Request::Probe => ROSTER_LIMIT + GRACE,
             Request::Lint => LINT_LIMIT + GRACE,
             _ => self.config().aws.total_timeout.0 + GRACE,
         };
         let late = |_| Answer::Error { kind: Failure::Unavailable, message: "no answer in time".to_owned() };
-        tokio::time::timeout(limit, self.answer_in_time(request, peer)).await.unwrap_or_else(late)
+        tokio::time::timeout(limit, self.answer_in_time(request, asker)).await.unwrap_or_else(late)
     }
 
-    async fn answer_in_time(&self, request: &Request, peer: Uid) -> Answer {
+    async fn answer_in_time(&self, request: &Request, asker: Asker) -> Answer {
         self.locals.refresh();
         self.directory.notice_sleep();
         *self.questions.borrow_mut().entry(request.kind()).or_default() += 1;
-        // sshd and sudo ask as root, and see what IAM says now. To anybody else NSS is for showing names, which may be
-        // as old as the roster: no user makes this host call IAM in a loop.
-        let age = if peer == Uid::ROOT { self.age() } else { self.leisurely() };
         let answer = match request {
-            Request::UserByName { name } => self.user_by_name(name, age).await,
-            Request::UserByUid { uid } => self.user_by_uid(*uid, age).await,
-            Request::GroupByName { name } => self.group_by_name(name, age).await,
-            Request::GroupByGid { gid } => self.group_by_gid(*gid, age).await,
-            Request::GroupsOf { name } => self.groups_of(name, age).await,
-            Request::Keys { name, uid, fingerprint } => self.keys(name, *uid, fingerprint.as_deref()).await,
-            Request::Decide { name, uid, policy } => self.decide(name, *uid, *policy).await,
+            Request::UserByName { name } => self.user_by_name(name, asker.origin).await,
+            Request::UserByUid { uid } => self.user_by_uid(*uid, asker.origin).await,
+            Request::GroupByName { name } => self.group_by_name(name, asker.origin).await,
+            Request::GroupByGid { gid } => self.group_by_gid(*gid, asker.origin).await,
+            Request::GroupsOf { name } => self.groups_of(name, asker).await,
+            Request::Keys { name, uid, fingerprint } => {
+                self.keys(name, *uid, fingerprint.as_deref(), asker.origin).await
+            }
+            Request::Decide { name, uid, policy } => self.decide(name, *uid, *policy, asker.origin).await,
             Request::Roster => self.roster().await,
             Request::Status => Ok(self.status()),
             Request::Explain { name } => self.explain(name).await,
@@ -118,6 +141,10 @@ impl<I: Iam> Answerer<I> {
             }
             Request::Probe => Ok(self.probe().await),
             Request::Lint => self.lint().await,
+            Request::Record { line } => {
+                self.trail.record(line);
+                Ok(Answer::Done)
+            }
         };
         if let (Request::Decide { policy, .. }, Ok(Answer::Decision(decision))) = (request, &answer) {
             let what = format!("{} {}", policy.as_str(), decision.reason.as_str());
@@ -142,31 +169,42 @@ impl<I: Iam> Answerer<I> {
         &self.directory.config
     }
 
-    fn age(&self) -> Age {
+    /// How old what is decided by may be, for a question of `origin`.
+    fn age(&self, origin: Origin) -> Age {
         let freshness = &self.config().freshness;
-        Age { fresh: freshness.max_age.0, offline: freshness.offline.0 }
+        Age { fresh: freshness.max_age.0, offline: freshness.offline.0, origin }
     }
 
-    fn leisurely(&self) -> Age {
-        let freshness = &self.config().freshness;
-        Age { fresh: freshness.roster.0.max(freshness.max_age.0), offline: freshness.offline.0 }
+    async fn user_by_name(&self, name: &LinuxName, origin: Origin) -> Result<Answer, Trouble> {
+        Ok(self.account(name, origin).await?.map_or(Answer::NotFound, Answer::User))
     }
 
-    async fn user_by_name(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
-        Ok(self.account(name, age).await?.map_or(Answer::NotFound, Answer::User))
+    async fn user_by_uid(&self, uid: Uid, origin: Origin) -> Result<Answer, Trouble> {
+        Ok(self.account_by_uid(uid, origin).await?.map_or(Answer::NotFound, Answer::User))
     }
 
-    async fn user_by_uid(&self, uid: Uid, age: Age) -> Result<Answer, Trouble> {
-        Ok(self.account_by_uid(uid, age).await?.map_or(Answer::NotFound, Answer::User))
-    }
-
-    async fn keys(&self, name: &LinuxName, uid: Uid, fingerprint: Option<&str>) -> Result<Answer, Trouble> {
+    async fn keys(
+        &self,
+        name: &LinuxName,
+        uid: Uid,
+        fingerprint: Option<&str>,
+        origin: Origin,
+    ) -> Result<Answer, Trouble> {
         let none = Answer::Keys { keys: Vec::new() };
         let standing = self.standing(name, uid)?;
         if standing == Standing::Local {
             return Ok(none);
         }
-        let seen = self.directory.find(name, self.age()).await?;
+        let seen = match self.directory.find(name, self.age(origin)).await {
+            // Unauthenticated clients have used the limit up. PAM asks again without one, and for a managed account it lets
+            // no other key open a session.
+            Err(IamError::Limited)
+                if standing == Standing::Ours && self.config().keys.also_run.is_empty() =>
+            {
+                self.directory.remembered(name).ok_or(IamError::Limited)?
+            }
+            seen => seen?,
+        };
         let people = match &seen.record.known {
             Known::One(person) if self.obstacle(name, uid, standing, person)?.is_none() => {
                 std::slice::from_ref(person)
@@ -187,14 +225,20 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::Keys { keys: keys.collect() })
     }
 
-    async fn decide(&self, name: &LinuxName, uid: Uid, policy: Policy) -> Result<Answer, Trouble> {
+    async fn decide(
+        &self,
+        name: &LinuxName,
+        uid: Uid,
+        policy: Policy,
+        origin: Origin,
+    ) -> Result<Answer, Trouble> {
         let standing = self.standing(name, uid)?;
         if standing == Standing::Local {
             return Ok(refusal(Reason::Local, None, Source::Cache, 0));
         }
         let age = match policy {
-            Policy::Login => self.age(),
-            Policy::Sudo => Age { offline: self.config().freshness.offline_sudo.0, ..self.age() },
+            Policy::Login => self.age(origin),
+            Policy::Sudo => Age { offline: self.config().freshness.offline_sudo.0, ..self.age(origin) },
         };
         let seen = self.directory.find(name, age).await?;
         let (source, age) = (seen.source, seen.record.at.elapsed().as_secs());
@@ -255,16 +299,35 @@ impl<I: Iam> Answerer<I> {
 
     /// The account that NSS shows under `name`: every IAM user who may have the name has one, so that who may not
     /// log in is told why, by PAM.
-    async fn account(&self, name: &LinuxName, age: Age) -> Result<Option<User>, Trouble> {
+    async fn account(&self, name: &LinuxName, origin: Origin) -> Result<Option<User>, Trouble> {
         let taken = self.is_shared(name) || self.locals.uid_of(name.as_str())?.is_some();
         if taken || self.name_of_a_group(name, None)? {
             return Ok(None);
         }
-        let seen = self.directory.find(name, age).await?;
-        Ok(match self.rightful(name, &seen)? {
-            Some(person) => Some(self.entry_of(name, person).await),
-            None => None,
-        })
+        let named = self.directory.find_name(name, origin).await?;
+        self.entry_named(name, &named).await
+    }
+
+    /// The account of the user who is behind a name, if the user may have it.
+    async fn entry_named(&self, name: &LinuxName, named: &Named) -> Result<Option<User>, Trouble> {
+        match named {
+            Named::Seen(seen) => Ok(match self.rightful(name, seen)? {
+                Some(person) => Some(self.entry_of(name, person).await),
+                None => None,
+            }),
+            Named::Listed(roster) => {
+                let listed = self.listed_uid(name, roster)?;
+                Ok(listed.map(|(uid, iam_name)| self.entry(name, uid, &iam_name, true)))
+            }
+        }
+    }
+
+    /// The uid and the IAM name of a user who is known from the roster alone, if the user may have the name.
+    fn listed_uid(&self, name: &LinuxName, roster: &Roster) -> Result<Option<(Uid, IamName)>, Trouble> {
+        let Some(user) = roster.user(name) else { return Ok(None) };
+        let uid = ids::uid_of(user.id.as_str());
+        let refused = self.name_of_a_group(name, Some(uid))? || is_never_a_users(uid);
+        Ok((!refused).then(|| (uid, user.name.clone())))
     }
 
     /// Whether the name is that of a shared account, and so no IAM user's.
@@ -272,15 +335,12 @@ impl<I: Iam> Answerer<I> {
         self.config().shared.contains_key(name)
     }
 
-    async fn account_by_uid(&self, uid: Uid, age: Age) -> Result<Option<User>, Trouble> {
-        let Some((name, seen)) = self.directory.find_uid(uid, age).await? else { return Ok(None) };
+    async fn account_by_uid(&self, uid: Uid, origin: Origin) -> Result<Option<User>, Trouble> {
+        let Some((name, named)) = self.directory.find_uid(uid, origin).await? else { return Ok(None) };
         if self.locals.uid_of(name.as_str())?.is_some() {
             return Ok(None);
         }
-        Ok(match self.rightful(&name, &seen)?.filter(|person| person.uid == uid) {
-            Some(person) => Some(self.entry_of(&name, person).await),
-            None => None,
-        })
+        Ok(self.entry_named(&name, &named).await?.filter(|user| user.uid == uid))
     }
 
     async fn entry_of(&self, name: &LinuxName, person: &Person) -> User {
@@ -331,7 +391,7 @@ impl<I: Iam> Answerer<I> {
     /// Whether the uid of `person` is an older user's, or the gid of a group of ours, which would then be the user's
     /// primary group.
     fn uid_is_taken(&self, person: &Person) -> bool {
-        is_gid_of_ours(person.uid) || self.directory.has_elder(person)
+        is_never_a_users(person.uid) || self.directory.has_elder(person)
     }
 
     /// Whether an account called `name` would have a private group that is called like one that means something.
@@ -374,9 +434,10 @@ fn verdict_by(access: &Access, policy: Policy, person: &Person) -> Verdict {
     policy::decide(access, policy, &groups)
 }
 
-/// Whether the private group of `uid` would be one of our own two groups.
-fn is_gid_of_ours(uid: Uid) -> bool {
-    [IAM_USERS, IAM_SUDO].map(ids::gid_of).contains(&uid.private_group())
+/// Whether `uid` is no user's, whatever an id hashes to: its private group would be one of our own two groups, or it is the
+/// one that a user's processes are killed under.
+fn is_never_a_users(uid: Uid) -> bool {
+    uid == Uid::RESERVED || [IAM_USERS, IAM_SUDO].map(ids::gid_of).contains(&uid.private_group())
 }
 
 fn refusal(reason: Reason, person: Option<&Person>, source: Source, age: u64) -> Answer {

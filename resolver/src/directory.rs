@@ -12,14 +12,15 @@ use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{self, IamName, LinuxName};
-use pam_iam_core::wire::Source;
+use pam_iam_core::wire::{Policy, Source};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::bucket::Bucket;
 use crate::cache;
 use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
+use crate::limits::{Limits, Origin};
+use crate::policy;
 use crate::roster::Roster;
 
 mod access;
@@ -165,7 +166,7 @@ struct State {
     roster: Option<Rc<Roster>>,
     roster_fetch: Option<Running<Roster>>,
     roster_failed: Option<(Instant, IamError)>,
-    bucket: Bucket,
+    limits: Limits,
     /// The users about whom IAM was silent when it was last asked: when that was, and why.
     failing: HashMap<LinuxName, (Instant, IamError)>,
     /// When IAM was last silent about anybody, unless it has answered since.
@@ -179,6 +180,28 @@ pub struct Age {
     pub fresh: Duration,
     /// Up to this age it is taken while IAM cannot be reached.
     pub offline: Duration,
+    /// Whose limit a call counts against.
+    pub origin: Origin,
+}
+
+/// What is known of a name without asking IAM.
+#[derive(Clone, Debug)]
+pub enum Named {
+    /// What was learned of it.
+    Seen(Seen),
+    /// It is on the roster, and nothing newer is known.
+    Listed(Rc<Roster>),
+}
+
+impl Named {
+    fn has_uid(&self, name: &LinuxName, uid: Uid) -> bool {
+        match self {
+            Self::Seen(seen) => seen.record.known.has_uid(uid),
+            Self::Listed(roster) => {
+                roster.user(name).is_some_and(|user| ids::uid_of(user.id.as_str()) == uid)
+            }
+        }
+    }
 }
 
 impl<I: Iam> Directory<I> {
@@ -193,7 +216,7 @@ impl<I: Iam> Directory<I> {
             roster: None,
             roster_fetch: None,
             roster_failed: None,
-            bucket: Bucket::new(config.freshness.unknown_per_minute),
+            limits: Limits::new(config.freshness.unknown_per_minute),
             failing: HashMap::new(),
             silent: None,
         };
@@ -228,12 +251,16 @@ impl<I: Iam> Directory<I> {
         let somebody = self.config.shared.contains_key(name)
             || known.is_some_and(|record| matches!(record.known, Known::One(_) | Known::Ambiguous(_)));
         let under_way = self.state.borrow().fetches.contains_key(name);
-        if !somebody && !under_way && !self.worth_a_call(name).await? {
+        if !somebody && !under_way && !self.worth_a_call(name, age.origin).await? {
             let record = Rc::new(Record::new(Known::Absent, Instant::now()));
             return Ok(Seen { record, source: Source::Cache });
         }
+        if somebody && !under_way && !self.state.borrow_mut().limits.take_revalidation(age.origin) {
+            return Err(IamError::Limited);
+        }
         match self.fetch_soon(name).await {
             Ok(record) => Ok(Seen { record, source: Source::Iam }),
+            Err(IamError::Limited) => Err(IamError::Limited),
             Err(error) => {
                 // Looked up anew: half an answer may have taken something away from it.
                 let usable = self.record(name).filter(|record| record.at.elapsed() < age.offline);
@@ -242,22 +269,69 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Who has `uid`. A uid says nothing about its user, so only those who were seen or are on the roster are found.
-    /// The pair never changes but by a renaming, so an answer as old as the roster will do.
+    /// What is known of `name`, for showing it: names are not decisions. A user who is known or on the roster costs no call,
+    /// however old that is; any other costs one from the limit of unknown names.
+    ///
+    /// # Errors
+    /// [`IamError`] when nothing is known and IAM does not say.
+    pub async fn find_name(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<Named, IamError> {
+        let freshness = &self.config.freshness;
+        let (max_age, offline) = (freshness.max_age.0, freshness.offline.0);
+        let seen = |record: Rc<Record>| Named::Seen(Seen { record, source: Source::Cache });
+        let roster = self.last_roster().filter(|roster| roster.at.elapsed() < offline);
+        let listed = roster.filter(|roster| roster.has(name));
+        let record = self.record(name).filter(|record| record.at.elapsed() < offline);
+        // What was learned since the roster was read is newer.
+        let newer = record.filter(|record| listed.as_ref().is_none_or(|roster| record.at >= roster.ended));
+        match (newer, listed) {
+            (None, Some(roster)) => return Ok(Named::Listed(roster)),
+            (Some(record), listed) => {
+                let age = record.at.elapsed();
+                let is_recent = listed.is_some() || age < freshness.roster.0.max(max_age);
+                if age < max_age || is_recent && self.is_allowed(&record.known).await {
+                    return Ok(seen(record));
+                }
+                if matches!(record.known, Known::One(_) | Known::Ambiguous(_))
+                    && !self.state.borrow_mut().limits.take_unknown(origin, 1)
+                {
+                    return Ok(seen(record));
+                }
+                // Its token is taken.
+                let origin = if matches!(record.known, Known::One(_) | Known::Ambiguous(_)) {
+                    Origin::Host
+                } else {
+                    origin
+                };
+                return self.find(name, Age { fresh: max_age, offline, origin }).await.map(Named::Seen);
+            }
+            (None, None) => {}
+        }
+        self.find(name, Age { fresh: max_age, offline, origin }).await.map(Named::Seen)
+    }
+
+    /// Whether what is known is a user who may log in.
+    async fn is_allowed(self: &Rc<Self>, known: &Known) -> bool {
+        let Known::One(person) = known else { return false };
+        let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
+        let access = self.access().await;
+        access.is_ok_and(|access| policy::decide(&access, Policy::Login, &groups).allow)
+    }
+
+    /// Who has `uid`, for showing it. A uid says nothing about its user, so only those who were seen or are on the roster are
+    /// found.
     ///
     /// # Errors
     /// [`IamError`] when nothing is known and the roster cannot be read.
     pub async fn find_uid(
         self: &Rc<Self>,
         uid: Uid,
-        age: Age,
-    ) -> Result<Option<(LinuxName, Seen)>, IamError> {
-        let age = Age { fresh: age.fresh.max(self.config.freshness.roster.0), ..age };
+        origin: Origin,
+    ) -> Result<Option<(LinuxName, Named)>, IamError> {
         let seen_as = self.state.borrow().names.get(&uid).cloned();
         if let Some(name) = seen_as {
-            let seen = self.find(&name, age).await?;
-            if seen.record.known.has_uid(uid) {
-                return Ok(Some((name, seen)));
+            let named = self.find_name(&name, origin).await?;
+            if named.has_uid(&name, uid) {
+                return Ok(Some((name, named)));
             }
             // Renamed, or gone.
             self.state.borrow_mut().names.remove(&uid);
@@ -270,8 +344,29 @@ impl<I: Iam> Directory<I> {
                 .then(|| IamError::Unreachable("the list of users is from before the start".to_owned()));
             return old.map_or(Ok(None), Err);
         };
-        let seen = self.find(&name, age).await?;
-        Ok(seen.record.known.has_uid(uid).then_some((name, seen)))
+        let named = self.find_name(&name, origin).await?;
+        Ok(named.has_uid(&name, uid).then_some((name, named)))
+    }
+
+    /// What was last learned of `name`, if it may still serve while IAM cannot be asked.
+    pub fn remembered(&self, name: &LinuxName) -> Option<Seen> {
+        let record = self.record(name)?;
+        let serves = record.at.elapsed() < self.config.freshness.offline.0;
+        serves.then_some(Seen { record, source: Source::Offline })
+    }
+
+    /// Starts a revalidation of a user of whom something old is known, and does not wait for it.
+    pub fn revalidate_soon(self: &Rc<Self>, name: &LinuxName, origin: Origin) {
+        let max_age = self.config.freshness.max_age.0;
+        let is_stale = self.record(name).is_none_or(|record| record.at.elapsed() >= max_age);
+        let backs_off = self.state.borrow().failing.contains_key(name);
+        if !is_stale || backs_off || self.state.borrow().fetches.contains_key(name) {
+            return;
+        }
+        let (this, name) = (Rc::clone(self), name.clone());
+        let age = Age { fresh: max_age, offline: self.config.freshness.offline.0, origin };
+        // Whoever asks next shares it.
+        tokio::task::spawn_local(async move { drop(this.find(&name, age).await) });
     }
 
     /// What was last learned of `name`.
@@ -369,7 +464,7 @@ impl<I: Iam> Directory<I> {
 
     /// How many look-ups of unknown names may be made now.
     pub fn unknown_left(&self) -> u32 {
-        self.state.borrow_mut().bucket.level()
+        self.state.borrow_mut().limits.unknown_left()
     }
 
     /// About how many users IAM was silent when it was last asked.
@@ -402,13 +497,16 @@ impl<I: Iam> Directory<I> {
     ///
     /// # Errors
     /// The bucket is empty and nobody can tell.
-    async fn worth_a_call(self: &Rc<Self>, name: &LinuxName) -> Result<bool, IamError> {
+    async fn worth_a_call(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<bool, IamError> {
         let roster = self.last_roster();
         if roster.as_ref().is_some_and(|roster| roster.has(name)) {
-            return Ok(true);
+            return match self.state.borrow_mut().limits.take_revalidation(origin) {
+                true => Ok(true),
+                false => Err(IamError::Limited),
+            };
         }
         let candidates = name::candidates(name, &self.config.accounts.drop_suffix).len();
-        if self.state.borrow_mut().bucket.take(candidates) {
+        if self.state.borrow_mut().limits.take_unknown(origin, candidates) {
             return Ok(true);
         }
         match roster {

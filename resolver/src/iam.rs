@@ -79,6 +79,10 @@ pub enum IamError {
     /// No answer: not reached, throttled, refused credentials, or nonsense.
     #[error("IAM cannot be reached: {0}")]
     Unreachable(String),
+    /// IAM was not asked, since whoever causes the call has caused too many. Never answered by anything older: who could
+    /// use up a limit could keep a withdrawal from being heard.
+    #[error("too many look-ups; try again in a minute")]
+    Limited,
 }
 
 /// The calls that are made, each list paged to its end.

@@ -15,6 +15,7 @@ mod directory;
 mod fake;
 mod iam;
 mod ids;
+mod limits;
 mod locals;
 mod once;
 mod policy;
@@ -23,6 +24,7 @@ mod saving;
 mod server;
 mod serving;
 pub mod sshkey;
+mod trail;
 
 pub use directory::{Snapshot, setup as cache_setup};
 

@@ -6,9 +6,12 @@ use std::process::ExitCode;
 
 use pam_iam_core::frame::{self, HEADER, REQUEST_MAX};
 use pam_iam_core::id::Uid;
-use pam_iam_core::log::Log;
+use pam_iam_core::log::{Level, Log};
 use pam_iam_core::wire::{Answer, Failure};
+use pam_iam_core::{local, paths};
 use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use tokio::task::LocalSet;
 
 use crate::answer::Answerer;
@@ -22,6 +25,12 @@ use crate::server;
 /// the wait for a request.
 pub fn main(config: &Path) -> ExitCode {
     close_inherited();
+    // A terminal of the caller's is none of ours. It fails where whoever starts us has made a session already.
+    let _ = rustix::process::setsid();
+    if let Err(why) = become_resolver() {
+        Log::to_syslog("iam-resolver").write(Level::Error, format!("not run as root: {why}"));
+        return ExitCode::FAILURE;
+    }
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let mut log = Log::to_syslog("iam-resolver");
     let Some(body) = request() else { return ExitCode::FAILURE };
@@ -31,18 +40,40 @@ pub fn main(config: &Path) -> ExitCode {
             kind: Failure::Configuration,
             message: format!("{} has an error; run: iam-resolver check-config", config.display()),
         },
-        (Ok(request), Some(config)) => {
+        (Ok(envelope), Some(config)) => {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
                 return ExitCode::FAILURE;
             };
             LocalSet::new().block_on(&runtime, async {
                 let iam = AwsIam::new(&config.aws).await;
-                Answerer::new(Directory::new(iam, config, log)).answer(&request, Uid::ROOT).await
+                Answerer::new(Directory::new(iam, config, log)).answer(&envelope.request, Uid::ROOT).await
             })
         }
     };
     let sent = server::encode(&answer).and_then(|frame| std::io::stdout().write_all(&frame));
     if sent.and_then(|()| std::io::stdout().flush()).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Leaves root's rights for those of the resolver's user: what talks to the network runs without them. Whoever was
+/// started by another user has those of that user alone.
+fn become_resolver() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let account = local::account_by_name(Path::new(paths::PASSWD), paths::RESOLVER_USER);
+    let account = account.map_err(|error| format!("{}: {error}", paths::PASSWD))?;
+    let account = account.ok_or_else(|| format!("there is no user {}", paths::RESOLVER_USER))?;
+    if account.uid == Uid::ROOT || account.gid.0 == 0 {
+        return Err(format!("{} is root", paths::RESOLVER_USER));
+    }
+    let (uid, gid) =
+        (rustix::process::Uid::from_raw(account.uid.0), rustix::process::Gid::from_raw(account.gid.0));
+    let left = set_thread_groups(&[])
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        // The daemon of the same user must not look into this process, nor a core be left of its credentials.
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    left.map_err(|errno| errno.to_string())
 }
 
 /// Closes what sshd or sudo had open: logs, pipes, sockets of other users.

@@ -20,9 +20,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use crate::answer::Answerer;
+use crate::answer::{Answerer, Asker};
 use crate::connection::Connection;
 use crate::iam::Iam;
+use crate::limits::Origin;
 
 /// Connections at once. Each may cost a few descriptors; the unit's `LimitNOFILE` has room for all.
 const CONNECTIONS_MAX: usize = 512;
@@ -161,11 +162,21 @@ impl Drop for Place {
 }
 
 async fn converse<I: Iam>(guest: Guest, answerer: &Answerer<I>) -> io::Result<()> {
-    let Guest { mut connection, peer, trusted, place: _place } = guest;
+    let Guest { mut connection, peer, trusted, place } = guest;
     let patience = if trusted { PATIENCE } else { PATIENCE_WITH_OTHERS };
     let request = timeout(patience, connection.receive()).await??;
     let answer = match parse(&request) {
-        Ok(request) if may_ask(peer, trusted, &request) => answerer.answer(&request, peer).await,
+        Ok(envelope) if may_ask(peer, trusted, &envelope.request) => {
+            let asker = asker(peer, trusted, &envelope);
+            // What a setuid program asks is its user's question, and takes up one of the user's places.
+            let _place_of_user = match asker.origin {
+                Origin::User(user) if peer == Uid::ROOT => {
+                    Some(Place::take(&place.1.users, user, false).ok_or(io::ErrorKind::ConnectionRefused)?)
+                }
+                _ => None,
+            };
+            answerer.answer(&envelope.request, asker).await
+        }
         Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
         Err(message) => Answer::Error { kind: Failure::BadRequest, message },
     };
@@ -181,16 +192,30 @@ async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Connection> {
         .map(Connection::new)
 }
 
+/// Whose question a request is. Only root is believed about others.
+fn asker(peer: Uid, trusted: bool, envelope: &Envelope) -> Asker {
+    let origin = match (peer == Uid::ROOT, envelope.caller, envelope.client) {
+        (true, Some(user), _) if user != Uid::ROOT => {
+            Origin::User(counted_as(user, Path::new(paths::SUBUID)))
+        }
+        (true, _, Some(client)) => Origin::of_address(client),
+        (true, ..) => Origin::Host,
+        (false, ..) if trusted => Origin::KeyCommand,
+        (false, ..) => Origin::User(counted_as(peer, Path::new(paths::SUBUID))),
+    };
+    Asker { is_root: peer == Uid::ROOT, origin }
+}
+
 /// Parses a request, or says why it is none.
 ///
 /// # Errors
 /// A message for the client.
-pub fn parse(body: &[u8]) -> Result<Request, String> {
+pub fn parse(body: &[u8]) -> Result<Envelope, String> {
     let envelope: Envelope = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     if envelope.v != VERSION {
         return Err(format!("protocol version {}, where this resolver speaks {VERSION}", envelope.v));
     }
-    Ok(envelope.request)
+    Ok(envelope)
 }
 
 /// An answer as a frame.
@@ -217,7 +242,8 @@ fn may_ask(peer: Uid, trusted: bool, request: &Request) -> bool {
         | Request::Explain { .. }
         | Request::Flush { .. }
         | Request::Probe
-        | Request::Lint => peer == Uid::ROOT,
+        | Request::Lint
+        | Request::Record { .. } => peer == Uid::ROOT,
     }
 }
 

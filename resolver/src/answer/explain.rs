@@ -15,6 +15,7 @@ use super::{Answerer, Trouble};
 use crate::directory::{Keys, Known, Person};
 use crate::iam::{Iam, IamError, IamUser};
 use crate::ids;
+use crate::limits::Origin;
 use crate::roster::{Refused, Roster};
 
 /// How many users are asked about at once when all are gone over: slow enough for IAM's own limits.
@@ -49,7 +50,7 @@ impl<I: Iam> Answerer<I> {
             let candidates = name::candidates(name, &self.config().accounts.drop_suffix);
             explanation.candidates = candidates.iter().map(ToString::to_string).collect();
         }
-        let seen = self.directory.find(name, self.age()).await?;
+        let seen = self.directory.find(name, self.age(Origin::Host)).await?;
         match &seen.record.known {
             Known::One(person) => {
                 let inactive = self.directory.keys(&person.user, &person.inactive).await.unwrap_or_default();
@@ -69,7 +70,7 @@ impl<I: Iam> Answerer<I> {
         for (policy, decision) in
             [(Policy::Login, &mut explanation.login), (Policy::Sudo, &mut explanation.sudo)]
         {
-            if let Answer::Decision(decided) = self.decide(name, uid, policy).await? {
+            if let Answer::Decision(decided) = self.decide(name, uid, policy, Origin::Host).await? {
                 *decision = decided;
             }
         }

@@ -8,10 +8,11 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Group, Policy, User};
 
-use super::{Answerer, Trouble, verdict_by};
-use crate::directory::{Age, Known, Person};
+use super::{Answerer, Asker, Trouble, verdict_by};
+use crate::directory::{Known, Named, Person};
 use crate::iam::{Iam, IamGroup, IamId};
 use crate::ids;
+use crate::limits::Origin;
 use crate::roster::Roster;
 
 static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
@@ -36,7 +37,7 @@ enum Ticket<'a> {
 impl<I: Iam> Answerer<I> {
     /// A group, without its members: newgrp(1) would let an account of another service in that has a member's name,
     /// and initgroups(3) gives every user their groups.
-    pub(super) async fn group_by_name(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
+    pub(super) async fn group_by_name(&self, name: &LinuxName, origin: Origin) -> Result<Answer, Trouble> {
         if self.locals.gid_of(name.as_str())?.is_some() {
             // `files` has answered, and whoever asks us all the same must not get two groups of one name.
             return Ok(Answer::NotFound);
@@ -49,10 +50,10 @@ impl<I: Iam> Answerer<I> {
             let roster = self.directory.roster().await?;
             return Ok(self.mapped_gid(&roster, name)?.map_or(Answer::NotFound, group));
         }
-        Ok(self.account(name, age).await?.map_or(Answer::NotFound, private_group))
+        Ok(self.account(name, origin).await?.map_or(Answer::NotFound, private_group))
     }
 
-    pub(super) async fn group_by_gid(&self, gid: Gid, age: Age) -> Result<Answer, Trouble> {
+    pub(super) async fn group_by_gid(&self, gid: Gid, origin: Origin) -> Result<Answer, Trouble> {
         let mut name =
             own_groups().into_iter().find(|(own, _)| ids::gid_of(own.as_str()) == gid).map(|(own, _)| own);
         if name.is_none() && !self.config().groups.is_empty() {
@@ -60,29 +61,59 @@ impl<I: Iam> Answerer<I> {
             name = self.mapped(&roster)?.into_iter().find(|(_, known)| *known == gid).map(|(name, _)| name);
         }
         match name {
-            Some(name) => self.group_by_name(name, age).await,
-            None => Ok(self.account_by_uid(Uid(gid.0), age).await?.map_or(Answer::NotFound, private_group)),
+            Some(name) => self.group_by_name(name, origin).await,
+            None => {
+                Ok(self.account_by_uid(Uid(gid.0), origin).await?.map_or(Answer::NotFound, private_group))
+            }
         }
     }
 
-    pub(super) async fn groups_of(&self, name: &LinuxName, age: Age) -> Result<Answer, Trouble> {
+    /// The supplementary groups of a user. Root's question starts a revalidation of what is stale, and does not wait for it:
+    /// sshd asks this first, and the key command later waits for the same.
+    pub(super) async fn groups_of(&self, name: &LinuxName, asker: Asker) -> Result<Answer, Trouble> {
         if self.is_shared(name) {
             return Ok(Answer::NotFound);
         }
-        let seen = self.directory.find(name, age).await?;
-        let Some(person) = self.rightful(name, &seen)? else { return Ok(Answer::NotFound) };
-        if self.locals.uid_of(name.as_str())?.is_some_and(|uid| uid != person.uid) {
+        let named = self.directory.find_name(name, asker.origin).await?;
+        let (uid, groups) = match &named {
+            Named::Seen(seen) => {
+                let Some(person) = self.rightful(name, seen)? else { return Ok(Answer::NotFound) };
+                (person.uid, self.linux_groups(person).await?)
+            }
+            Named::Listed(roster) => {
+                let Some((uid, _)) = self.listed_uid(name, roster)? else { return Ok(Answer::NotFound) };
+                (uid, self.listed_groups(name, roster)?)
+            }
+        };
+        if self.locals.uid_of(name.as_str())?.is_some_and(|local| local != uid) {
             return Ok(Answer::NotFound);
         }
-        let mut gids: Vec<Gid> = self.linux_groups(person).await?.into_iter().map(|(_, gid)| gid).collect();
+        if asker.is_root {
+            self.directory.revalidate_soon(name, asker.origin);
+        }
+        let mut gids: Vec<Gid> = groups.into_iter().map(|(_, gid)| gid).collect();
         gids.sort();
         gids.dedup();
         Ok(Answer::Groups { gids })
     }
 
+    /// The Linux groups of a user of whom nothing but the roster is known.
+    fn listed_groups(&self, name: &LinuxName, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, Trouble> {
+        let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
+        let is_in = |group: &IamName| roster.members(group).contains(name);
+        if roster.access.sudo == Who::All || roster.access.sudo.groups().iter().any(is_in) {
+            groups.push((&IAM_SUDO_NAME, self.gid_of_own(IAM_SUDO)?));
+        }
+        for (_, target) in self.config().groups.iter().filter(|(iam, _)| is_in(iam)) {
+            groups.extend(self.mapped_gid(roster, &target.group)?.map(|gid| (&target.group, gid)));
+        }
+        groups.retain(|(_, gid)| gid.0 != 0);
+        Ok(groups)
+    }
+
     /// The groups of a user that this host gives by what IAM says, by their names.
     pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, Trouble> {
-        let seen = self.directory.find(name, self.age()).await?;
+        let seen = self.directory.find(name, self.age(Origin::Host)).await?;
         let Some(person) = self.rightful(name, &seen)? else { return Ok(Vec::new()) };
         let mut groups: Vec<LinuxName> =
             self.linux_groups(person).await?.into_iter().map(|(name, _)| name.clone()).collect();

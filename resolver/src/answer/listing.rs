@@ -5,7 +5,7 @@ use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::standing::{Standing, standing};
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
 
-use super::{Answerer, Trouble, is_gid_of_ours};
+use super::{Answerer, Trouble, is_never_a_users};
 use crate::directory::Known;
 use crate::iam::{Iam, IamUser};
 use crate::ids;
@@ -98,7 +98,7 @@ impl<I: Iam> Answerer<I> {
         }
         Ok(if self.name_of_a_group(name, Some(uid))? {
             Place::None("its name is that of a group on this host")
-        } else if is_gid_of_ours(uid) {
+        } else if is_never_a_users(uid) {
             Place::None("its uid is the gid of a group of ours")
         } else {
             Place::Ours

@@ -58,6 +58,11 @@ impl Host {
         self.answerer.answer(&request, Uid::ROOT).await
     }
 
+    /// Lets what was begun in the background come to its end.
+    async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
     async fn decide(&self, name: &str, uid: Uid, policy: Policy) -> (bool, Reason) {
         match self.ask(Request::Decide { name: linux(name), uid, policy }).await {
             Answer::Decision(decision) => (decision.allow, decision.reason),
@@ -203,6 +208,9 @@ async fn groups_follow_iam_and_the_table() {
     assert_eq!(host.gids("bob").await, [users], "who may not log in is still under the rule for keys");
     host.iam().change("carol", |carol| carol.groups.retain(|group| group != "users"));
     tokio::time::advance(Duration::from_secs(10)).await;
+    // Root's question begins a revalidation and does not wait for it.
+    assert_eq!(host.gids("carol").await, all);
+    host.settle().await;
     assert_eq!(host.gids("carol").await, [users], "who may no longer log in has no group of use to cron");
     host.iam().change("carol", |carol| carol.groups.push("users".into()));
     tokio::time::advance(Duration::from_secs(10)).await;
@@ -228,17 +236,74 @@ async fn sudo_is_for_its_groups_and_its_offline_limit_is_shorter() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn nobody_but_root_makes_this_host_call_iam_in_a_loop() {
+async fn a_name_that_is_known_or_listed_costs_no_call_whoever_asks_and_however_often() {
     let host = Host::new();
-    let ask = async |peer| {
-        let request = Request::UserByName { name: linux("alice") };
-        assert!(matches!(host.answerer.answer(&request, peer).await, Answer::User(_)));
+    host.ask(Request::Roster).await;
+    host.iam().take_calls();
+    let askers = [
+        Asker::from(Uid::ROOT),
+        Asker::from(Uid(65_534)),
+        Asker { is_root: true, origin: Origin::User(Uid(1001)) },
+    ];
+    for _ in 0..100 {
+        tokio::time::advance(Duration::from_secs(20)).await;
+        for asker in askers {
+            for request in [
+                Request::UserByName { name: linux("alice") },
+                Request::UserByUid { uid: uid(1) },
+                Request::GroupByName { name: linux("alice") },
+                Request::GroupByGid { gid: Gid(uid(1).0) },
+            ] {
+                let answer = host.answerer.answer(&request, asker).await;
+                assert!(matches!(answer, Answer::User(_) | Answer::Group(_)), "{request:?}: {answer:?}");
+            }
+        }
+    }
+    assert_eq!(host.iam().take_calls(), [""; 0]);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn roots_initgroups_begins_one_revalidation_for_each_max_age_and_nobody_elses_does() {
+    let host = Host::new();
+    host.ask(Request::Roster).await;
+    host.iam().take_calls();
+    let groups = async |asker: Asker| {
+        let answer = host.answerer.answer(&Request::GroupsOf { name: linux("carol") }, asker).await;
+        assert!(matches!(answer, Answer::Groups { ref gids } if gids.len() == 4), "{answer:?}");
+        host.settle().await;
         host.iam().take_calls().len()
     };
-    assert_eq!(ask(Uid(65_534)).await, 4);
-    tokio::time::advance(Duration::from_secs(60)).await;
-    assert_eq!(ask(Uid(65_534)).await, 0);
-    assert_eq!(ask(Uid::ROOT).await, 3);
+    assert_eq!(groups(Asker::from(Uid(65_534))).await, 0);
+    assert_eq!(groups(Asker::from(Uid::ROOT)).await, 4, "with the key, which is asked for once");
+    assert_eq!(groups(Asker::from(Uid::ROOT)).await, 0);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(groups(Asker::from(Uid::ROOT)).await, 3);
+    assert_eq!(groups(Asker { is_root: true, origin: Origin::User(Uid(1001)) }).await, 0);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_limit_that_is_used_up_never_keeps_a_withdrawal_from_being_heard() {
+    let host = Host::new();
+    let mallory = Asker { is_root: true, origin: Origin::User(uid(3)) };
+    let decide =
+        |name: &str, number| Request::Decide { name: linux(name), uid: uid(number), policy: Policy::Login };
+    host.ask(Request::Roster).await;
+    // As often as she likes, for whoever is stale.
+    for _ in 0..200 {
+        host.answerer.answer(&decide("alice", 1), mallory).await;
+        tokio::time::advance(Duration::from_millis(10)).await;
+        host.directory.flush(Some(&linux("alice")));
+    }
+    host.answerer.answer(&decide("carol", 3), Asker::from(Uid::ROOT)).await;
+    host.iam().change("carol", |carol| carol.groups.clear());
+    tokio::time::advance(Duration::from_secs(11)).await;
+    let refused = host.answerer.answer(&decide("carol", 3), mallory).await;
+    assert!(!matches!(refused, Answer::Decision(ref decision) if decision.allow), "{refused:?}");
+    assert_eq!(
+        host.decide("carol", uid(3), LOGIN).await,
+        (false, Reason::NotInGroup),
+        "and sshd is told at once"
+    );
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]

@@ -16,7 +16,7 @@ async fn find(directory: &Rc<Directory<FakeIam>>, name: &str) -> Result<Seen, Ia
 }
 
 fn age(directory: &Directory<FakeIam>) -> Age {
-    Age { fresh: directory.config.freshness.max_age.0, offline: DAY }
+    Age { fresh: directory.config.freshness.max_age.0, offline: DAY, origin: Origin::Host }
 }
 
 fn groups(seen: &Seen) -> Vec<String> {
@@ -231,7 +231,7 @@ async fn after_renamings_everybody_is_who_they_are() {
     let Known::One(person) = &alicia.record.known else { panic!() };
     assert_eq!((person.uid, directory.has_elder(person)), (uid(2), false));
     for (number, name) in [(1, "alice"), (2, "alicia")] {
-        let found = directory.find_uid(uid(number), age(&directory)).await.unwrap();
+        let found = directory.find_uid(uid(number), Origin::Host).await.unwrap();
         assert_eq!(found.map(|(name, _)| name), Some(linux(name)));
     }
 }
@@ -245,7 +245,7 @@ async fn a_uid_whose_user_was_renamed_is_found_by_the_roster() {
     directory.read_roster().await.unwrap();
     tokio::time::advance(Duration::from_secs(11)).await;
     find(&directory, "alice").await.unwrap();
-    let found = directory.find_uid(ids::uid_of(&crate::fake::id(1)), age(&directory)).await.unwrap();
+    let found = directory.find_uid(ids::uid_of(&crate::fake::id(1)), Origin::Host).await.unwrap();
     assert_eq!(found.map(|(name, _)| name), Some(linux("alicia")));
 }
 
@@ -278,7 +278,7 @@ async fn a_roster_that_cannot_be_read_is_not_asked_for_again_and_again() {
     let directory = directory(USERS);
     directory.iam.fail(unreachable());
     for number in 0..100 {
-        assert!(directory.find_uid(Uid(1_900_000_000 + number), age(&directory)).await.is_err());
+        assert!(directory.find_uid(Uid(1_900_000_000 + number), Origin::Host).await.is_err());
     }
     assert_eq!(directory.iam.take_calls(), ["GetGroup users"]);
 }
@@ -314,11 +314,11 @@ async fn a_uid_is_found_by_the_roster_and_by_who_was_seen() {
     directory.iam.add("alice", &["users"]);
     directory.iam.add("bob", &[]);
     let uid = |number| ids::uid_of(&crate::fake::id(number));
-    let name = |found: Option<(LinuxName, Seen)>| found.map(|(name, _)| name);
-    assert_eq!(name(directory.find_uid(uid(1), age(&directory)).await.unwrap()), Some(linux("alice")));
-    assert_eq!(name(directory.find_uid(uid(2), age(&directory)).await.unwrap()), None);
+    let name = |found: Option<(LinuxName, Named)>| found.map(|(name, _)| name);
+    assert_eq!(name(directory.find_uid(uid(1), Origin::Host).await.unwrap()), Some(linux("alice")));
+    assert_eq!(name(directory.find_uid(uid(2), Origin::Host).await.unwrap()), None);
     find(&directory, "bob").await.unwrap();
-    assert_eq!(name(directory.find_uid(uid(2), age(&directory)).await.unwrap()), Some(linux("bob")));
+    assert_eq!(name(directory.find_uid(uid(2), Origin::Host).await.unwrap()), Some(linux("bob")));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -359,7 +359,7 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
         matches!(&find(&after, "deploy").await.unwrap().record.known, Known::Team(team) if team.len() == 2)
     );
     let uid = ids::uid_of(&crate::fake::id(1));
-    assert_eq!(after.find_uid(uid, age(&after)).await.unwrap().unwrap().0, linux("alice"));
+    assert_eq!(after.find_uid(uid, Origin::Host).await.unwrap().unwrap().0, linux("alice"));
     let names: Vec<LinuxName> = after.last_roster().unwrap().users().map(|(name, _)| name.clone()).collect();
     assert_eq!(names, [linux("alice"), linux("bob")]);
     assert_eq!(after.snapshot().count(), before.snapshot().count());
@@ -483,11 +483,11 @@ async fn after_a_restart_the_list_says_who_there_is_and_not_who_there_is_not() {
     assert_eq!(find(&before, "bob").await.unwrap().record.known, Known::Absent);
     let after = restarted(&before, USERS, Duration::ZERO);
     let uid = |number| ids::uid_of(&crate::fake::id(number));
-    assert!(after.find_uid(uid(7), age(&after)).await.is_err());
+    assert!(after.find_uid(uid(7), Origin::Host).await.is_err());
     assert_eq!(after.record(&linux("bob")).unwrap().known, Known::Absent);
     after.iam.fail(None);
     after.read_roster().await.unwrap();
-    assert!(after.find_uid(uid(7), age(&after)).await.unwrap().is_none());
+    assert!(after.find_uid(uid(7), Origin::Host).await.unwrap().is_none());
     assert!(restarted(&before, USERS, DAY).last_roster().is_none(), "too old");
 }
 

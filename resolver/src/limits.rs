@@ -1,0 +1,147 @@
+//! How many calls to IAM anybody can cause: rate limits for unknown names and for revalidations, each shared by all, with a
+//! smaller one for each origin beside it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use pam_iam_core::id::Uid;
+
+use crate::bucket::Bucket;
+
+/// Revalidations a minute that users of this host and clients of sshd can cause together. Each costs three calls, so that
+/// this is 15 calls a second at most. What sshd, cron and the sweep ask by themselves is not limited by it.
+pub const REVALIDATIONS_PER_MINUTE: u32 = 300;
+
+/// Of these, how many one origin can cause.
+const REVALIDATIONS_PER_ORIGIN: u32 = 60;
+
+/// The share of the look-ups of unknown names that one origin can cause: one guesser must not keep new users out.
+const UNKNOWN_SHARE: u32 = 3;
+
+/// How many origins are remembered before those that have caused nothing for a minute are forgotten.
+const ORIGINS_MAX: usize = 10_000;
+
+/// Who causes a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The host itself: a root process that nobody else's question is behind.
+    Host,
+    /// The key command, which sshd runs for a client that nobody knows yet.
+    KeyCommand,
+    /// A local user, directly or through a setuid program.
+    User(Uid),
+    /// A client of sshd, by its address: all of it, or the network half of IPv6.
+    Address(u128),
+}
+
+impl Origin {
+    /// The client with this address.
+    pub fn of_address(address: IpAddr) -> Self {
+        Self::Address(match address.to_canonical() {
+            IpAddr::V4(address) => u128::from(u32::from(address)),
+            // Whoever has an address has the network's other 2^64.
+            IpAddr::V6(address) => u128::from(address) >> 64 << 64,
+        })
+    }
+
+    fn has_limit_of_its_own(self) -> bool {
+        matches!(self, Self::User(_) | Self::Address(_))
+    }
+}
+
+/// The limits.
+#[derive(Debug)]
+pub struct Limits {
+    unknown: Limit,
+    revalidations: Limit,
+}
+
+#[derive(Debug)]
+struct Limit {
+    shared: Bucket,
+    per_origin: u32,
+    origins: HashMap<Origin, Bucket>,
+}
+
+impl Limits {
+    /// Full limits, with so many look-ups of unknown names a minute.
+    pub fn new(unknown_per_minute: u32) -> Self {
+        let per_origin = unknown_per_minute.div_ceil(UNKNOWN_SHARE);
+        Self {
+            unknown: Limit::new(unknown_per_minute, per_origin),
+            revalidations: Limit::new(REVALIDATIONS_PER_MINUTE, REVALIDATIONS_PER_ORIGIN),
+        }
+    }
+
+    /// Whether `origin` may have an unknown name looked up, behind which `candidates` IAM users could stand.
+    pub fn take_unknown(&mut self, origin: Origin, candidates: usize) -> bool {
+        self.unknown.take(origin, candidates)
+    }
+
+    /// Whether `origin` may have a user revalidated.
+    pub fn take_revalidation(&mut self, origin: Origin) -> bool {
+        origin == Origin::Host || self.revalidations.take(origin, 1)
+    }
+
+    /// How many look-ups of unknown names may be made now.
+    pub fn unknown_left(&mut self) -> u32 {
+        self.unknown.shared.level()
+    }
+}
+
+impl Limit {
+    fn new(per_minute: u32, per_origin: u32) -> Self {
+        Self { shared: Bucket::new(per_minute), per_origin, origins: HashMap::new() }
+    }
+
+    fn take(&mut self, origin: Origin, tokens: usize) -> bool {
+        if self.origins.len() >= ORIGINS_MAX {
+            let per_origin = self.per_origin;
+            self.origins.retain(|_, bucket| bucket.level() < per_origin);
+        }
+        if self.origins.len() >= ORIGINS_MAX {
+            // Too many at once: the shared limit holds for them.
+            return self.shared.take(tokens);
+        }
+        if !origin.has_limit_of_its_own() {
+            return self.shared.take(tokens);
+        }
+        let own = self.origins.entry(origin).or_insert_with(|| Bucket::new(self.per_origin));
+        // A name with more candidates than one origin's limit holds is looked up alone.
+        own.take(tokens.min(usize::try_from(self.per_origin).unwrap_or(usize::MAX)))
+            && self.shared.take(tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn one_origin_does_not_use_up_what_is_for_all() {
+        let mut limits = Limits::new(30);
+        let (mallory, alice) = (Origin::User(Uid(1001)), Origin::of_address("192.0.2.1".parse().unwrap()));
+        assert_eq!((0..1000).filter(|_| limits.take_unknown(mallory, 1)).count(), 10);
+        assert_eq!((0..1000).filter(|_| limits.take_unknown(alice, 1)).count(), 10);
+        assert_eq!((0..1000).filter(|_| limits.take_unknown(Origin::Host, 1)).count(), 10);
+        assert!(!limits.take_unknown(Origin::User(Uid(1002)), 1), "together they have used it up");
+        assert!(limits.take_revalidation(mallory), "which says nothing about users who are known");
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn the_host_itself_revalidates_as_it_must() {
+        let mut limits = Limits::new(30);
+        let caused = (0..10_000).filter(|_| limits.take_revalidation(Origin::KeyCommand)).count();
+        assert_eq!(u32::try_from(caused).unwrap(), REVALIDATIONS_PER_MINUTE);
+        assert!((0..1000).all(|_| limits.take_revalidation(Origin::Host)));
+    }
+
+    #[test]
+    fn an_address_counts_with_its_network() {
+        let origin = |address: &str| Origin::of_address(address.parse().unwrap());
+        assert_eq!(origin("2001:db8::1"), origin("2001:db8::ffff:2"));
+        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
+        assert_eq!(origin("::ffff:192.0.2.1"), origin("192.0.2.1"));
+        assert_ne!(origin("192.0.2.1"), origin("192.0.2.2"));
+    }
+}
