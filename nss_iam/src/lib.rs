@@ -7,6 +7,7 @@
 
 #![expect(unsafe_code, reason = "the C interface of nss(5)")]
 
+mod host;
 mod lookup;
 mod reply;
 

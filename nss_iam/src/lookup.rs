@@ -1,5 +1,8 @@
 //! The questions behind the entry points, in safe Rust.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pam_iam_core::client;
@@ -8,6 +11,9 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::paths;
 use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Group, Request, User};
+
+/// The longest list of mapped gids that is read, in bytes.
+const MAPPED_MAX: u64 = 64 * 1024;
 
 /// What a look-up brings.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,7 +55,10 @@ pub fn group_by_gid(gid: Gid) -> Found<Group> {
 pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     let (true, Ok(name)) = (primary.is_ours(), LinuxName::new(user)) else { return Found::No };
     match ask(&Request::GroupsOf { name }) {
-        Some(Answer::Groups { gids }) => Found::Yes(gids),
+        Some(Answer::Groups { gids }) => {
+            let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
+            Found::Yes(gids.into_iter().filter(|gid| is_believed(*gid, &mapped)).collect())
+        }
         Some(Answer::NotFound) => Found::No,
         _ => Found::Unknown,
     }
@@ -57,23 +66,68 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
 
 fn user(request: &Request) -> Found<User> {
     match ask(request) {
-        // What does not lie in our range is never believed, whoever says it: uid 0 least of all.
-        Some(Answer::User(user)) if user.uid.is_ours() && user.gid.is_ours() => Found::Yes(user),
+        Some(Answer::User(user)) if is_sound(&user) && is_about(request, &user) => Found::Yes(user),
         Some(Answer::NotFound) => Found::No,
         _ => Found::Unknown,
+    }
+}
+
+/// Whether an account is the one that was asked for.
+fn is_about(request: &Request, user: &User) -> bool {
+    match request {
+        Request::UserByName { name } => *name == user.name,
+        Request::UserByUid { uid } => *uid == user.uid,
+        _ => false,
     }
 }
 
 fn group(request: &Request) -> Found<Group> {
     match ask(request) {
-        Some(Answer::Group(group)) if group.gid.is_ours() => Found::Yes(group),
+        // Members are never listed: newgrp(1) would let in whoever has a listed name.
+        Some(Answer::Group(group)) if group.gid.is_ours() => {
+            Found::Yes(Group { members: Vec::new(), ..group })
+        }
         Some(Answer::NotFound) => Found::No,
         _ => Found::Unknown,
     }
 }
 
+/// Whether a gid may be one of a user's: of our range, or one that root has written down. 0 is never believed.
+fn is_believed(gid: Gid, mapped: &[Gid]) -> bool {
+    gid.is_ours() || gid.0 != 0 && mapped.contains(&gid)
+}
+
+/// The gids outside our range that root has written down, from the checked configuration. None if the file is missing or
+/// could have been written by others.
+fn mapped_gids(path: &Path) -> Vec<Gid> {
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    let is_roots = file.metadata().is_ok_and(|found| found.uid() == 0 && found.mode() & 0o022 == 0);
+    let mut text = String::new();
+    if !is_roots || file.take(MAPPED_MAX).read_to_string(&mut text).is_err() {
+        return Vec::new();
+    }
+    text.lines().filter_map(|line| line.parse().ok()).map(Gid).collect()
+}
+
+/// Whether an answer looks as an account may: homes and shells that mean something else to the programs that read them are
+/// not passed on.
+fn is_sound(user: &User) -> bool {
+    let path_is_sound = |path: &str| {
+        path.starts_with('/')
+            && !path.contains(|c: char| c == ':' || c.is_control())
+            && !path.split('/').any(|part| part == "..")
+    };
+    // What does not lie in our range is never believed, whoever says it: uid 0 least of all.
+    user.uid.is_ours()
+        && user.gid == user.uid.private_group()
+        && path_is_sound(&user.home)
+        && path_is_sound(&user.shell)
+        && !user.gecos.contains(|c: char| c == ':' || c.is_control())
+}
+
 fn ask(request: &Request) -> Option<Answer> {
-    client::ask(Path::new(paths::SOCKET), request, Deadline::after(CLIENT_DEADLINE)).ok()
+    let deadline = Deadline::after(CLIENT_DEADLINE);
+    client::ask_for(Path::new(paths::SOCKET), request, crate::host::client_of_sshd(), deadline).ok()
 }
 
 /// In a build for the tests, panics if the environment says so.
@@ -92,6 +146,49 @@ pub fn panic_if_tested(_entry: &str) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_resolver_that_is_taken_over_gives_no_gid_but_ours_and_what_root_wrote_down() {
+        let ours = Gid(pam_iam_core::id::FIRST);
+        let mapped = [Gid(0), Gid(998)];
+        let believed = [ours, Gid(998), Gid(27), Gid(0)].map(|gid| is_believed(gid, &mapped));
+        assert_eq!(believed, [true, true, false, false]);
+        assert!(mapped_gids(Path::new("/nonexistent")).is_empty());
+        // A file of somebody else's.
+        let file = std::env::temp_dir().join(format!("pam_iam-mapped-{}", std::process::id()));
+        std::fs::write(&file, "27\n").unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        assert!(mapped_gids(&file).is_empty());
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn an_account_that_means_something_else_to_its_readers_is_not_passed_on() {
+        let uid = Uid(pam_iam_core::id::FIRST);
+        let user = |home: &str, shell: &str, gecos: &str| User {
+            name: LinuxName::new("alice").unwrap(),
+            uid,
+            gid: uid.private_group(),
+            gecos: gecos.into(),
+            home: home.into(),
+            shell: shell.into(),
+        };
+        assert!(is_sound(&user("/home/alice", "/bin/sh", "alice")));
+        for wrong in [
+            user("home", "/bin/sh", ""),
+            user("/home/../root", "/bin/sh", ""),
+            user("/home/a:b", "/bin/sh", ""),
+            user("/home/a", "/bin/sh\n", ""),
+            user("/home/a", "sh", ""),
+            user("/home/a", "/bin/sh", "a:0:0"),
+            User { gid: Gid(0), ..user("/home/a", "/bin/sh", "") },
+            User { uid: Uid(0), gid: Gid(0), ..user("/home/a", "/bin/sh", "") },
+        ] {
+            assert!(!is_sound(&wrong), "{wrong:?}");
+        }
+        let asked = Request::UserByName { name: LinuxName::new("bob").unwrap() };
+        assert!(!is_about(&asked, &user("/home/alice", "/bin/sh", "")));
+    }
 
     #[test]
     fn what_cannot_be_ours_is_answered_without_asking() {

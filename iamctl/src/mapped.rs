@@ -1,0 +1,39 @@
+//! The gids of the local groups that IAM groups map to, written down by root from the checked configuration.
+//!
+//! The NSS module believes no other gid outside our range, whoever says it: a resolver that is taken over must not put
+//! a user into the group `sudo`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use pam_iam_core::config::Config;
+use pam_iam_core::replace::write_new;
+use pam_iam_core::{local, paths};
+
+use crate::Context;
+
+/// Writes the file anew. Without a configuration that can be used it lists nothing.
+pub fn write(context: &Context) -> Result<(), String> {
+    let config = context.config();
+    let gids = config.as_ref().map(gids).unwrap_or_default();
+    let text: String = gids.iter().map(|gid| format!("{gid}\n")).collect();
+    let path = Path::new(paths::MAPPED_GIDS);
+    if std::fs::read(path).is_ok_and(|known| known == text.as_bytes()) {
+        return Ok(());
+    }
+    let unfinished = path.with_extension("new");
+    write_new(&unfinished, text.as_bytes(), 0o644)
+        .and_then(|()| std::fs::rename(&unfinished, path))
+        .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn gids(config: &Config) -> BTreeSet<u32> {
+    let names: BTreeSet<&str> = config.groups.values().map(|target| target.group.as_str()).collect();
+    let groups = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
+    // Of several lines of one name, the C library takes the first.
+    let gid = |name: &&str| groups.iter().find(|group| group.name == **name).map(|group| group.gid.0);
+    // Our own two groups may have been made by hand.
+    let own = [pam_iam_core::name::IAM_USERS, pam_iam_core::name::IAM_SUDO];
+    let all = names.iter().copied().chain(own).collect::<Vec<_>>();
+    all.iter().filter_map(gid).filter(|gid| *gid != 0).collect()
+}
