@@ -24,7 +24,10 @@ pub const EVENTS: &[(&str, &[&str])] = &[
     ("keys", &["user", "result", "error"]),
     ("also-run", &["command", "error"]),
     ("panic", &["entry", "result"]),
-    ("sweep", &["user", "iam_name", "key", "pid", "service", "rhost", "result", "reason"]),
+    (
+        "sweep",
+        &["user", "iam_name", "key", "pid", "service", "rhost", "result", "reason", "processes", "remaining"],
+    ),
     (
         "import",
         &[

@@ -54,6 +54,10 @@ pub const PRIVILEGED_GROUPS: &[&str] = &[
     "wheel",
 ];
 
+/// System users that programs of all kinds run as: whoever runs as `keys.user` may ask for keys.
+const MANY_RUN_AS: &[&str] =
+    &["apache", "bin", "daemon", "mail", "nginx", "nobody", "sys", "systemd-network", "www-data"];
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -324,12 +328,24 @@ pub struct Sessions {
     pub sweep: Sweep,
     /// Between asking a session to end and killing it.
     pub grace: Span,
+    /// What becomes of a managed user's session that cannot be registered.
+    pub unregistered: Unregistered,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { sweep: Sweep::Key, grace: Span::seconds(10) }
+        Self { sweep: Sweep::Key, grace: Span::seconds(10), unregistered: Unregistered::Refuse }
     }
+}
+
+/// What becomes of a session that cannot be registered, and that a sweep would not see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unregistered {
+    /// It is refused.
+    Refuse,
+    /// It is allowed, with an error in the log.
+    Allow,
 }
 
 /// What ends an open session.
@@ -427,6 +443,13 @@ impl Config {
 
     /// What cannot be seen in one place alone, and a word of the text near it.
     fn contradiction(&self) -> Option<(&'static str, String)> {
+        if MANY_RUN_AS.contains(&self.keys.user.as_str()) {
+            let user = &self.keys.user;
+            return Some((
+                "user",
+                format!("other programs run as {user}, and each of them could ask for keys; use pam-iam"),
+            ));
+        }
         if self.shared.keys().any(|name| name.as_str() == "root") {
             return Some(("[shared", "root is shared with nobody".to_owned()));
         }

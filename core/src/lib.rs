@@ -26,6 +26,7 @@ pub mod paths;
 pub mod process;
 pub mod register;
 pub mod replace;
+pub mod served;
 #[cfg(feature = "config")]
 pub mod standing;
 pub mod wire;

@@ -19,6 +19,17 @@ pub const RESOLVER_USER: &str = "iam-resolver";
 /// Where the open sessions are registered, for root alone.
 pub const SESSIONS: &str = "/run/pam_iam/sessions";
 
+/// What the last sweep did, for `iamctl status`.
+pub const SWEPT: &str = "/run/pam_iam/sweep.json";
+
+/// The gids of the local groups that the configuration maps IAM groups to, one a line, written by root: the NSS module
+/// believes no other gid outside our range.
+pub const MAPPED_GIDS: &str = "/run/pam_iam/mapped-gids";
+
+/// Whose uids of our range were ever served on this host: an empty file for each, called by the uid. It is root's, and
+/// outlives the resolver's cache.
+pub const SERVED: &str = "/var/lib/pam_iam/served";
+
 /// Where the resolver keeps what it learned, for itself alone.
 pub const CACHE: &str = "/var/cache/pam_iam";
 

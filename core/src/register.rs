@@ -1,7 +1,7 @@
 //! The register of open sessions: one file for each, written by PAM's session phase, read by the sweep.
 //!
-//! It is root's alone. It lies beside the resolver's socket in a directory that the resolver could rename, so it is opened without
-//! following links and used only if it belongs to root.
+//! It is root's alone, and so is the directory that it lies in: whoever could rename it away could hide a session from the sweep.
+//! It is opened without following links and used only if both belong to root.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
-use crate::id::Uid;
+use crate::id::{Gid, Uid};
 use crate::process::{self, Process};
 
 /// The longest entry that is read, in bytes.
@@ -42,6 +42,9 @@ pub struct Session {
     pub keys: Vec<String>,
     /// Whose they are.
     pub origin: Origin,
+    /// The supplementary groups that the user had then.
+    #[serde(default)]
+    pub groups: Vec<Gid>,
     /// Since when, in seconds since 1970.
     pub since: u64,
 }
@@ -97,12 +100,19 @@ impl Register {
             }
             dir => dir?,
         };
-        let found = rustix::fs::fstat(&dir)?;
-        if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "the register belongs to somebody else",
-            ));
+        let untrusted = |message: String| io::Error::new(io::ErrorKind::PermissionDenied, message);
+        let is_ours = |found: rustix::fs::Stat| {
+            found.st_uid == rustix::process::geteuid().as_raw() && found.st_mode & 0o022 == 0
+        };
+        if !is_ours(rustix::fs::fstat(&dir)?) {
+            return Err(untrusted(format!("{} belongs to somebody else", path.display())));
+        }
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        if !is_ours(rustix::fs::stat(parent)?) {
+            let parent = parent.display();
+            return Err(untrusted(format!(
+                "{parent} can be changed by others than root: chown root:root {parent} && chmod 755 {parent}"
+            )));
         }
         Ok(Self { dir })
     }
@@ -112,7 +122,8 @@ impl Register {
     /// # Errors
     /// Those of writing the entry.
     pub fn enter(&self, session: &Session) -> io::Result<()> {
-        let (name, unfinished) = (name_of(session.pid), format!(".{}", session.pid));
+        let name = name_of(session.process());
+        let unfinished = format!(".{name}");
         match rustix::fs::unlinkat(&self.dir, &*unfinished, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno.into()),
@@ -124,12 +135,12 @@ impl Register {
         self.confirm(session, Duration::ZERO)
     }
 
-    /// Takes the session of process `pid` out.
+    /// Takes the session of a process out.
     ///
     /// # Errors
-    /// Those of removing the entry; that there is none is none.
-    pub fn leave(&self, pid: i32) -> io::Result<()> {
-        match rustix::fs::unlinkat(&self.dir, name_of(pid), AtFlags::empty()) {
+    /// Returns an error if the entry exists and cannot be removed. A missing entry is not an error.
+    pub fn leave(&self, process: Process) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.dir, name_of(process), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
@@ -188,7 +199,7 @@ impl Register {
         file.take(ENTRY_MAX).read_to_end(&mut text)?;
         let Ok(session) = serde_json::from_slice::<Session>(&text) else { return Ok(None) };
         let age = u64::try_from(since_boot().saturating_sub(found.mtime())).unwrap_or_default();
-        Ok((name_of(session.pid) == name).then_some((session, Duration::from_secs(age))))
+        Ok((name_of(session.process()) == name).then_some((session, Duration::from_secs(age))))
     }
 
     /// Notes that IAM said so long ago that the session may go on. In the entry's time of change, as the time since the
@@ -200,7 +211,7 @@ impl Register {
         let at = since_boot().saturating_sub(i64::try_from(age.as_secs()).unwrap_or_default());
         let at = Timespec { tv_sec: at, tv_nsec: 0 };
         let times = Timestamps { last_access: at, last_modification: at };
-        Ok(rustix::fs::utimensat(&self.dir, name_of(session.pid), &times, AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(rustix::fs::utimensat(&self.dir, name_of(session.process()), &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 }
 
@@ -216,15 +227,15 @@ fn since_boot() -> i64 {
     rustix::time::clock_gettime(ClockId::Boottime).tv_sec
 }
 
-/// The session of this process, which has just been opened.
+/// This process, which has just opened a session.
 ///
 /// # Errors
-/// proc(5) is not there.
-pub fn mine() -> io::Result<(i32, u64)> {
+/// Returns an error if proc(5) is not there.
+pub fn mine() -> io::Result<Process> {
     let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
     let stat =
         process::stat(pid).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc is not there"))?;
-    Ok((pid, stat.start))
+    Ok(Process { pid, start: stat.start })
 }
 
 /// Seconds since 1970.
@@ -232,8 +243,10 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn name_of(pid: i32) -> String {
-    pid.to_string()
+/// An entry is called by the number and the start of its process: a number is given again, and whoever removes the entry of a
+/// process that is gone must not remove that of the next.
+fn name_of(process: Process) -> String {
+    format!("{}-{}", process.pid, process.start)
 }
 
 #[cfg(test)]
@@ -241,7 +254,7 @@ mod tests {
     use super::*;
 
     fn session() -> Session {
-        let (pid, start) = mine().unwrap();
+        let Process { pid, start } = mine().unwrap();
         Session {
             pid,
             start,
@@ -252,6 +265,7 @@ mod tests {
             iam_name: "alice".into(),
             keys: vec!["SHA256:x".into()],
             origin: Origin::Iam,
+            groups: vec![Gid(5)],
             since: 1,
         }
     }
@@ -273,24 +287,40 @@ mod tests {
         let (_, age) = register.sessions().unwrap().remove(0);
         assert!(age >= Duration::from_secs(60));
         assert!(register.lock().unwrap() && !Register::open(&path).unwrap().lock().unwrap());
-        register.leave(mine.pid).unwrap();
-        register.leave(mine.pid).unwrap();
+        register.leave(mine.process()).unwrap();
+        register.leave(mine.process()).unwrap();
         assert!(register.sessions().unwrap().is_empty());
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
     }
 
     #[test]
     fn entries_of_processes_that_are_gone_and_of_nonsense_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let register = Register::open(dir.path()).unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("sessions");
+        let register = Register::open(&path).unwrap();
         let mine = session();
         register.enter(&Session { start: mine.start + 1, ..mine.clone() }).unwrap();
         register.enter(&Session { pid: i32::MAX - 1, ..mine.clone() }).unwrap();
-        std::fs::write(dir.path().join("77"), "{").unwrap();
-        std::fs::write(dir.path().join("78"), serde_json::to_vec(&mine).unwrap()).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("79")).unwrap();
+        std::fs::write(path.join("77"), "{").unwrap();
+        std::fs::write(path.join("78"), serde_json::to_vec(&mine).unwrap()).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", path.join("79")).unwrap();
         assert!(register.sessions().unwrap().is_empty());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_entry_of_a_process_that_is_gone_is_not_that_of_the_next_with_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::open(&dir.path().join("sessions")).unwrap();
+        let mine = session();
+        let gone = Session { start: mine.start - 1, ..mine.clone() };
+        register.enter(&gone).unwrap();
+        register.enter(&mine).unwrap();
+        // As a sweep that has read the first before the second was there.
+        register.leave(gone.process()).unwrap();
+        let found: Vec<Session> =
+            register.sessions().unwrap().into_iter().map(|(session, _)| session).collect();
+        assert_eq!(found, [mine]);
     }
 
     #[test]
@@ -302,5 +332,7 @@ mod tests {
         assert!(Register::open(&link).is_err());
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         assert!(Register::open(dir.path()).is_err());
+        let why = Register::open(&dir.path().join("sessions")).err().unwrap().to_string();
+        assert!(why.contains("chown root:root"), "in a directory where others may rename it: {why}");
     }
 }

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::output::Tone;
+use crate::swept::{self, Swept};
 use crate::{Context, enable};
 
 /// What a check found.
@@ -81,7 +82,10 @@ pub fn run(context: &Context) -> Result<bool, String> {
             findings.push(files::nsswitch(roster.as_ref()));
             findings.extend(files::sudoers(&config));
             findings.extend(files::owners(&config, &context.config_path));
+            findings.extend(files::sudo_group(&config));
+            findings.extend(files::lastlog());
             findings.extend(sweep_timer(&config));
+            findings.extend(sweeps());
         }
     }
     let mut text = String::new();
@@ -158,6 +162,37 @@ fn sweep_timer(config: &Config) -> Option<Finding> {
             "systemctl enable --now iam-sweep.timer, or sessions.sweep = \"off\"",
         ),
     })
+}
+
+/// What sweeps found or failed to do.
+fn sweeps() -> Vec<Finding> {
+    const CHECK: &str = "sweep";
+    let swept = Swept::load();
+    let mut findings = Vec::new();
+    if let Some(running) = swept.running_for().filter(|running| *running > swept::INTERVAL) {
+        findings.push(Finding::wrong(
+            CHECK,
+            format!("a sweep has been at work for {} s, so that withdrawn users stay in", running.as_secs()),
+            "journalctl -t iamctl says what it does; systemctl restart iam-sweep.service",
+        ));
+    }
+    if swept.incomplete > 0 {
+        findings.push(Finding::wrong(
+            CHECK,
+            format!("the last sweep could not end {} withdrawals", swept.incomplete),
+            "journalctl -t iamctl names the processes that live on",
+        ));
+    }
+    for uid in &swept.unknown_uids {
+        findings.push(Finding::warning(
+            CHECK,
+            format!(
+                "uid {uid} runs processes, is in the range of IAM users, and nothing here tells whose it is"
+            ),
+            "if another directory has such uids, give it another range; else end them: pkill -U UID",
+        ));
+    }
+    findings
 }
 
 /// Whether the resolver was started before the configuration was changed.

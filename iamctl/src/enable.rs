@@ -17,7 +17,7 @@ mod host;
 mod plan;
 mod record;
 
-pub use host::{cannot_read, started_with};
+pub use host::{can_read, cannot_read, started_with};
 use host::{reload_sshd, run, sshd_asks_us, start, stop};
 use plan::{Plan, SSHD_DROP_IN, SUDOERS, made_by_hand, plan};
 use record::{Change, apply, load, merged, read, remove, save, take_back};

@@ -7,10 +7,12 @@ mod doctor;
 mod enable;
 mod explain;
 mod lint;
+mod mapped;
 mod output;
 mod sessions;
 mod status;
 mod sweep;
+mod swept;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,10 +20,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use pam_iam_core::ask::{Mode, Resolver};
+use pam_iam_core::audit::Event;
 use pam_iam_core::config::Config;
+use pam_iam_core::deadline::Deadline;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::paths;
 use pam_iam_core::wire::{Answer, Flushed, Request};
+use pam_iam_core::{client, paths};
 use serde::de::DeserializeOwned;
 
 use crate::output::Output;
@@ -64,8 +68,11 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         prometheus: Option<PathBuf>,
     },
-    /// Who is logged in, by which key, since when
-    Sessions,
+    /// Who is logged in, by which key, since when; and who runs processes without a session
+    Sessions {
+        #[command(subcommand)]
+        action: Option<SessionsAction>,
+    },
     /// End the sessions that IAM has withdrawn. Run by a timer
     Sweep {
         /// Say what would be ended, and end nothing
@@ -94,10 +101,22 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Write down which gids outside our range the NSS module is to believe. Run by the resolver's unit, as root
+    #[command(hide = true)]
+    WriteMappedGids,
     /// Print completions for a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum SessionsAction {
+    /// End all processes of a user at once, with and without a session
+    End {
+        /// The Linux name
+        user: String,
     },
 }
 
@@ -137,6 +156,12 @@ impl Context {
         }
     }
 
+    /// Has the daemon, where one listens, write an event into its own journal as well.
+    fn record(&self, event: &Event) {
+        let request = Request::Record { line: event.to_string() };
+        let _ = client::ask(&self.resolver.socket, &request, Deadline::after(request.patience()));
+    }
+
     /// Asks the resolver for a report.
     fn report<T: DeserializeOwned>(&self, request: &Request) -> Result<T, String> {
         let report = self.ask(request)?.into_report();
@@ -145,6 +170,9 @@ impl Context {
 }
 
 fn main() -> ExitCode {
+    if let Some(status) = pam_iam_sessions::killer::run_if_started_as_killer() {
+        return status;
+    }
     let arguments = Arguments::parse();
     let context = Context::new(arguments.config, arguments.json);
     let done = match (rustix::process::geteuid().is_root(), arguments.command) {
@@ -155,7 +183,11 @@ fn main() -> ExitCode {
         }
         (true, Command::Doctor) => doctor::run(&context),
         (true, Command::Status { prometheus }) => status::run(&context, prometheus.as_deref()),
-        (true, Command::Sessions) => sessions::run(&context),
+        (true, Command::Sessions { action: None }) => sessions::run(&context),
+        (true, Command::Sessions { action: Some(SessionsAction::End { user }) }) => {
+            sweep::end_user(&context, &user)
+        }
+        (true, Command::WriteMappedGids) => mapped::write(&context).map(|()| true),
         (true, Command::Sweep { dry_run }) => sweep::run(&context, dry_run),
         (true, Command::Flush { user }) => flush(&context, user.as_deref()),
         (true, Command::Lint) => lint::run(&context),

@@ -1,34 +1,72 @@
-//! `iamctl sessions`: who is logged in, by which key, since when.
+//! `iamctl sessions`: who is logged in, by which key, since when; and who runs processes without a session of ours.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
-use std::time::Duration;
 
+use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
 use pam_iam_core::register::{self, Origin, Register, Session};
+use pam_iam_core::wire::{Answer, Request};
+use pam_iam_sessions::owner;
+use serde_json::json;
 
 use crate::Context;
 
+/// A managed user who runs processes and has no session: one who logged out, or came by a program that never asks PAM.
+struct Sessionless {
+    user: String,
+    uid: Uid,
+    processes: Vec<i32>,
+}
+
 pub fn run(context: &Context) -> Result<bool, String> {
     let sessions = open().map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
-    let sessions: Vec<Session> = sessions.into_iter().map(|(session, _)| session).collect();
-    let json = serde_json::to_value(&sessions).map_err(|error| error.to_string())?;
-    context.output.show(&json, &text(&sessions));
+    let sessionless = sessionless(context, &sessions).map_err(|error| format!("/proc: {error}"))?;
+    let mut json: Vec<serde_json::Value> = Vec::new();
+    for session in &sessions {
+        json.push(serde_json::to_value(session).map_err(|error| error.to_string())?);
+    }
+    let unregistered = sessionless.iter().map(|found| {
+        json!({ "user": found.user, "uid": found.uid, "registered": false, "processes": found.processes })
+    });
+    json.extend(unregistered);
+    context.output.show(&json.into(), &text(&sessions, &sessionless));
     Ok(true)
 }
 
-/// The open sessions, each with how long ago IAM said that it may go on. None where nobody ever logged in.
-fn open() -> std::io::Result<Vec<(Session, Duration)>> {
+/// The open sessions. None where nobody ever logged in.
+fn open() -> std::io::Result<Vec<Session>> {
     let register = Register::open_if_made(Path::new(paths::SESSIONS))?;
-    register.map_or(Ok(Vec::new()), |register| register.sessions())
+    let sessions = register.map_or(Ok(Vec::new()), |register| register.sessions())?;
+    Ok(sessions.into_iter().map(|(session, _)| session).collect())
 }
 
-fn text(sessions: &[Session]) -> String {
-    if sessions.is_empty() {
+fn sessionless(context: &Context, sessions: &[Session]) -> std::io::Result<Vec<Sessionless>> {
+    let registered: BTreeSet<Uid> = sessions.iter().map(|session| session.uid).collect();
+    let running = owner::managed_uids()?.into_iter().filter(|(uid, _)| !registered.contains(uid));
+    Ok(running
+        .map(|(uid, processes)| {
+            let name = match context.ask(&Request::UserByUid { uid }) {
+                Ok(Answer::User(user)) => user.name.to_string(),
+                _ => uid.to_string(),
+            };
+            Sessionless { user: name, uid, processes: processes.iter().map(|process| process.pid).collect() }
+        })
+        .collect())
+}
+
+fn text(sessions: &[Session], sessionless: &[Sessionless]) -> String {
+    if sessions.is_empty() && sessionless.is_empty() {
         return "nobody of IAM is logged in".to_owned();
     }
-    let mut text =
-        format!("{:<20} {:<20} {:<8} {:<16} {:>9}  {}\n", "USER", "IAM USER", "PID", "FROM", "SINCE", "KEY");
+    let mut text = String::new();
+    if !sessions.is_empty() {
+        text = format!(
+            "{:<20} {:<20} {:<8} {:<16} {:>9}  {}\n",
+            "USER", "IAM USER", "PID", "FROM", "SINCE", "KEY"
+        );
+    }
     for session in sessions {
         let age = register::now().saturating_sub(session.since);
         let since = format!("{}:{:02}:{:02}", age / 3600, age / 60 % 60, age % 60);
@@ -40,6 +78,16 @@ fn text(sessions: &[Session]) -> String {
         };
         let (user, iam, pid, from) = (&session.user, &session.iam_name, session.pid, &session.rhost);
         let _ = writeln!(text, "{user:<20} {iam:<20} {pid:<8} {from:<16} {since:>9}  {key}");
+    }
+    for Sessionless { user, uid, processes } in sessionless {
+        let first: Vec<String> = processes.iter().take(5).map(ToString::to_string).collect();
+        let more = if processes.len() > first.len() { " …" } else { "" };
+        let _ = writeln!(
+            text,
+            "{user} (uid {uid}) has no session here and runs {} processes: {}{more}",
+            processes.len(),
+            first.join(" ")
+        );
     }
     text
 }

@@ -9,19 +9,57 @@ use pam_iam_core::replace::write_new;
 use pam_iam_core::wire::{Request, Status};
 
 use crate::Context;
+use crate::swept::Swept;
 
 pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<bool, String> {
     let status: Status = context.report(&Request::Status)?;
+    let swept = Swept::load();
     if let Some(path) = prometheus {
-        write(path, &metrics(&status)).map_err(|error| format!("{}: {error}", path.display()))?;
+        write(path, &metrics(&status, &swept)).map_err(|error| format!("{}: {error}", path.display()))?;
         return Ok(true);
     }
-    let json = serde_json::to_value(&status).map_err(|error| error.to_string())?;
-    context.output.show(&json, &text(&status));
+    let mut json = serde_json::to_value(&status).map_err(|error| error.to_string())?;
+    if let Some(json) = json.as_object_mut() {
+        json.insert("sweep".to_owned(), sweep_json(&swept));
+    }
+    context.output.show(&json, &text(&status, &swept));
     Ok(true)
 }
 
-fn text(status: &Status) -> String {
+fn sweep_json(swept: &Swept) -> serde_json::Value {
+    serde_json::json!({
+        "age": swept.age(),
+        "running_for": swept.running_for().map(|running| running.as_secs()),
+        "seconds": swept.seconds,
+        "withdrawals": swept.withdrawals,
+        "incomplete": swept.incomplete,
+        "overruns": swept.overruns,
+        "unknown_uids": swept.unknown_uids,
+    })
+}
+
+fn sweep_text(swept: &Swept) -> String {
+    let mut text = match swept.age() {
+        None => "never".to_owned(),
+        Some(age) => format!(
+            "{age} s ago, took {} s, {} withdrawn, {} of them not ended",
+            swept.seconds, swept.withdrawals, swept.incomplete
+        ),
+    };
+    if let Some(running) = swept.running_for().filter(|running| *running > crate::swept::INTERVAL) {
+        let _ = write!(text, "; ANOTHER HAS BEEN AT WORK FOR {} s", running.as_secs());
+    }
+    if swept.overruns > 0 {
+        let _ = write!(text, "; {} took longer than a minute", swept.overruns);
+    }
+    if !swept.unknown_uids.is_empty() {
+        let uids: Vec<String> = swept.unknown_uids.iter().map(ToString::to_string).collect();
+        let _ = write!(text, "; left alone, since nobody knows whose they are: uid {}", uids.join(", "));
+    }
+    text
+}
+
+fn text(status: &Status, swept: &Swept) -> String {
     let ago = |seconds: Option<u64>| {
         seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds} s ago"))
     };
@@ -51,6 +89,7 @@ fn text(status: &Status) -> String {
         ("backing off", format!("{} names", status.backing_off)),
         ("questions", counted(&status.questions)),
         ("decisions", counted(&status.decisions)),
+        ("last sweep", sweep_text(swept)),
     ];
     rows.iter().fold(String::new(), |mut text, (what, value)| {
         let _ = writeln!(text, "{what:<14}{value}");
@@ -67,7 +106,7 @@ fn cache(status: &Status, ago: &impl Fn(Option<u64>) -> String) -> String {
 
 /// The counters in Prometheus' text format
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
-fn metrics(status: &Status) -> String {
+fn metrics(status: &Status, swept: &Swept) -> String {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, values: &[(String, u64)]| {
         let _ = writeln!(text, "# HELP pam_iam_{name} {help}\n# TYPE pam_iam_{name} {kind}");
@@ -114,6 +153,27 @@ fn metrics(status: &Status) -> String {
             metric(name, "gauge", help, &one(seconds));
         }
     }
+    metric(
+        "sweep_overruns_total",
+        "counter",
+        "Sweeps that took longer than the minute between two.",
+        &one(swept.overruns),
+    );
+    metric(
+        "sweep_incomplete",
+        "gauge",
+        "Withdrawals that the last sweep could not end.",
+        &one(swept.incomplete as u64),
+    );
+    metric(
+        "sweep_unknown_uids",
+        "gauge",
+        "Uids with processes of which nobody knows whether they are an IAM user's.",
+        &one(swept.unknown_uids.len() as u64),
+    );
+    if let Some(age) = swept.age() {
+        metric("sweep_age_seconds", "gauge", "Seconds since the last sweep ended.", &one(age));
+    }
     let by_kind = status.questions.iter().map(|(kind, count)| (format!("{{kind=\"{kind}\"}}"), *count));
     metric("questions_total", "counter", "Questions answered.", &by_kind.collect::<Vec<_>>());
     let by_reason = status.decisions.iter().map(|(what, count)| {
@@ -158,7 +218,8 @@ mod tests {
             questions: BTreeMap::from([("keys".into(), 4)]),
             decisions: BTreeMap::from([("login in-group".into(), 5)]),
         };
-        let text = metrics(&status);
+        let text = metrics(&status, &Swept { overruns: 3, ..Swept::default() });
+        assert!(text.contains("pam_iam_sweep_overruns_total 3\n"), "{text}");
         assert!(text.contains("pam_iam_decisions_total{policy=\"login\",reason=\"in-group\"} 5\n"), "{text}");
         assert!(
             text.contains("pam_iam_iam_last_answer_seconds 3\n") && !text.contains("roster_age"),

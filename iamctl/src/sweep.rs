@@ -1,54 +1,54 @@
 //! `iamctl sweep`: ends the sessions that IAM has withdrawn. A timer runs it every minute.
 //!
-//! IAM is asked about open sessions, and about users of ours who have processes without one: who has logged out and left
-//! something running. That nobody can tell ends nothing before `freshness.offline` is over.
+//! IAM is asked about open sessions, and about managed users who have processes without one: they logged out and left
+//! something running, or came by a program that never asks PAM. That nobody can tell ends nothing before
+//! `freshness.offline` is over.
 
-use std::collections::BTreeSet;
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::{Config, Sweep};
-use pam_iam_core::id::Uid;
+use pam_iam_core::config::{Config, PRIVILEGED_GROUPS, Sweep};
+use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::process::{self, Left, Process};
+use pam_iam_core::process::Process;
 use pam_iam_core::register::{Origin, Register, Session};
+use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
 use pam_iam_core::{local, paths};
-use rustix::fs::OFlags;
+use pam_iam_sessions::logind;
+use pam_iam_sessions::owner::{self, Owner, SessionMarks};
+use pam_iam_sessions::table::Table;
+use pam_iam_sessions::termination::{self, Outcome, Progress, Termination};
 use serde_json::json;
 
 use crate::Context;
+use crate::swept::{self, Swept};
 
 /// How long the resolver is asked: each session whose turn does not come goes on until the next sweep.
-const ASKING_MAX: Duration = Duration::from_secs(60);
+const ASKING_MAX: Duration = Duration::from_secs(20);
 
 /// The longest `sessions.grace` that is waited for: a sweep is to be over before many more are due.
 const GRACE_MAX: Duration = Duration::from_secs(60);
-
-/// How long sshd may take to carry to its client what a terminal was told.
-const RELAY_MAX: Duration = Duration::from_secs(5);
 
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
 
 /// What is to end, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Doomed {
-    /// The session; none for what was left behind by one that is over.
-    session: Option<Session>,
-    /// The Linux name.
+struct Withdrawal {
+    /// The Linux name, or the uid where nobody knows the name any more.
     user: String,
     /// The uid.
     uid: Uid,
     /// As the log has it.
     reason: String,
-    /// Whether all that the user runs goes too, or this session alone.
+    /// The sessions that end; none for what runs without one.
+    sessions: Vec<Session>,
+    /// Whether all that the user runs ends, or these sessions alone.
     whole_user: bool,
 }
 
@@ -58,8 +58,8 @@ enum Verdict {
     GoesOn(Duration),
     /// The user may no longer log in.
     UserWithdrawn(String),
-    /// The key is no longer an active key of the user.
-    KeyWithdrawn(&'static str),
+    /// What it was opened with, or given, is withdrawn: its key, or a privileged group.
+    SessionWithdrawn(&'static str),
     /// Nobody can tell.
     Unknown,
 }
@@ -67,6 +67,9 @@ enum Verdict {
 /// True if all that was to end did.
 pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     let config = context.config()?;
+    if let Err(why) = crate::mapped::write(context) {
+        Log::to_syslog("iamctl").write(Level::Error, why);
+    }
     if config.sessions.sweep == Sweep::Off {
         context.output.show(&json!({ "ended": [] }), "sessions.sweep is \"off\"");
         return Ok(true);
@@ -74,56 +77,214 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
     let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
     if !dry_run && !register.lock().map_err(failed)? {
-        context.output.show(&json!({ "ended": [] }), "another sweep is running");
+        return already_running(context);
+    }
+    let mut record = Swept::load();
+    if !dry_run {
+        record.begin();
+    }
+    let mut judge = Judge::new(context, &config);
+    let withdrawals = judge.judge(&register, register.sessions().map_err(failed)?)?;
+    let unknown = judge.unknown;
+    let mut log = Log::to_syslog("iamctl");
+    for uid in &unknown {
+        log.write(
+            Level::Warning,
+            format!(
+                "uid {uid} is in the range of IAM users, and nothing here tells whether it ever was one: its processes are \
+                 left alone; iamctl status and iamctl doctor list such uids"
+            ),
+        );
+    }
+    if dry_run {
+        report(context, &withdrawals, None);
         return Ok(true);
     }
-    let judge = Judge { context, config: &config, asked_until: Instant::now() + ASKING_MAX };
-    let doomed = judge.judge(&register, register.sessions().map_err(failed)?)?;
-    let ended = if dry_run {
-        vec![true; doomed.len()]
-    } else {
-        end(&doomed, &register, config.sessions.grace.0.min(GRACE_MAX))
-    };
-    report(context, &doomed, &ended, dry_run);
-    Ok(ended.iter().all(|ended| *ended))
+    let grace = config.sessions.grace.0.min(GRACE_MAX);
+    let outcomes = end(context, &withdrawals, &register, grace, &mut log);
+    report(context, &withdrawals, Some(&outcomes));
+    let complete = outcomes.iter().all(Outcome::is_complete);
+    let took = record.finish(
+        withdrawals.len(),
+        outcomes.iter().filter(|outcome| !outcome.is_complete()).count(),
+        unknown,
+    );
+    if took > swept::INTERVAL {
+        let took = took.as_secs();
+        log.write(Level::Error, format!("a sweep took {took} s, longer than the minute between two"));
+        return Ok(false);
+    }
+    Ok(complete)
 }
 
-fn report(context: &Context, doomed: &[Doomed], ended: &[bool], dry_run: bool) {
-    let mut log = Log::to_syslog("iamctl");
-    let (mut text, mut json) = (String::new(), Vec::new());
-    for (Doomed { session, user, reason, .. }, ended) in doomed.iter().zip(ended) {
-        let pid = session.as_ref().map_or(0, |session| session.pid);
-        let what = if session.is_some() { "the session" } else { "what is left" };
-        let word = if dry_run { "would end" } else { "ended" };
-        text.push_str(&format!("{word} {what} of {user} (pid {pid}): {reason}\n"));
-        json.push(json!({ "user": user, "pid": pid, "reason": reason, "ended": ended }));
-        if dry_run {
-            continue;
+/// What a sweep does that finds another at work. One that works for longer than a minute keeps withdrawn users in.
+fn already_running(context: &Context) -> Result<bool, String> {
+    let running = Swept::load().running_for();
+    if let Some(running) = running.filter(|running| *running > swept::INTERVAL) {
+        let mut record = Swept::load();
+        record.count_overrun();
+        let why = format!(
+            "another sweep has been at work for {} s, longer than the minute between two",
+            running.as_secs()
+        );
+        Log::to_syslog("iamctl").write(Level::Error, &why);
+        return Err(why);
+    }
+    context.output.show(&json!({ "ended": [] }), "another sweep is running");
+    Ok(true)
+}
+
+/// Ends all processes of a user at once. True if nothing is left.
+pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
+    let config = context.config()?;
+    let found = users::get_user_by_name(user).map(|found| Uid(found.uid()));
+    let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
+    let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
+    let open: Vec<Session> =
+        register.sessions().map_err(failed)?.into_iter().map(|(session, _)| session).collect();
+    // A user whom NSS no longer shows may still have a session.
+    let registered = open.iter().find(|session| session.user == user).map(|session| session.uid);
+    let uid = found.or(registered).ok_or_else(|| format!("there is no user {user:?} here"))?;
+    match standing(user, uid, &config, &Files::default()).map_err(|error| error.to_string())? {
+        Standing::Ours | Standing::Adopted => {}
+        Standing::Shared | Standing::Local => {
+            return Err(format!("{user} is a local account: only the processes of IAM users are ended"));
         }
-        let of = |field: fn(&Session) -> String| session.as_ref().map(field).unwrap_or_default();
-        let event = Event::new("sweep")
-            .with("user", user)
-            .with("iam_name", of(|session| session.iam_name.clone()))
-            .with("key", of(|session| session.keys.join(",")))
-            .with("pid", pid)
-            .with("service", of(|session| session.service.clone()))
-            .with("rhost", of(|session| session.rhost.clone()))
-            .with("result", if *ended { "ended" } else { "fail" });
-        log.event(if *ended { Level::Warning } else { Level::Error }, &event.with("reason", reason));
+    }
+    let withdrawals = [Withdrawal {
+        user: user.to_owned(),
+        uid,
+        reason: "operator".to_owned(),
+        sessions: open.into_iter().filter(|session| session.uid == uid).collect(),
+        whole_user: true,
+    }];
+    let mut log = Log::to_syslog("iamctl");
+    let grace = config.sessions.grace.0.min(GRACE_MAX);
+    let outcomes = end(context, &withdrawals, &register, grace, &mut log);
+    report(context, &withdrawals, Some(&outcomes));
+    Ok(outcomes.iter().all(Outcome::is_complete))
+}
+
+/// Shows what was ended, or would be.
+fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outcome]>) {
+    let (mut text, mut json) = (String::new(), Vec::new());
+    for (at, Withdrawal { user, reason, sessions, .. }) in withdrawals.iter().enumerate() {
+        let outcome = outcomes.and_then(|outcomes| outcomes.get(at));
+        let is_complete = outcome.is_none_or(Outcome::is_complete);
+        let word = match outcome {
+            None => "would end",
+            Some(_) if is_complete => "ended",
+            Some(_) => "could not end all of",
+        };
+        let pids: Vec<i32> = sessions.iter().map(|session| session.pid).collect();
+        let lines = if pids.is_empty() {
+            vec![("what is left", 0)]
+        } else {
+            pids.into_iter().map(|pid| ("the session", pid)).collect()
+        };
+        for (what, pid) in lines {
+            text.push_str(&format!("{word} {what} of {user} (pid {pid}): {reason}\n"));
+            json.push(json!({ "user": user, "pid": pid, "reason": reason, "ended": is_complete }));
+        }
     }
     context.output.show(&json!({ "ended": json }), &text);
+}
+
+/// Ends what is withdrawn, each user by itself and all side by side, and logs it before and after.
+fn end(
+    context: &Context,
+    withdrawals: &[Withdrawal],
+    register: &Register,
+    grace: Duration,
+    log: &mut Log,
+) -> Vec<Outcome> {
+    let mut write = |level, event: Event| {
+        log.event(level, &event);
+        context.record(&event);
+    };
+    let termination = |withdrawal: &Withdrawal| {
+        Some(Termination {
+            owner: Owner::new(withdrawal.uid, &withdrawal.user)?,
+            openers: withdrawal.sessions.iter().map(Session::process).collect(),
+            whole_user: withdrawal.whole_user,
+            notice: format!("your access to this host was withdrawn ({})", withdrawal.reason),
+        })
+    };
+    // root has no owner, and is never withdrawn.
+    let (withdrawals, terminations): (Vec<&Withdrawal>, Vec<Termination>) =
+        withdrawals.iter().filter_map(|withdrawal| Some((withdrawal, termination(withdrawal)?))).unzip();
+    let ending: BTreeSet<Process> =
+        withdrawals.iter().flat_map(|withdrawal| &withdrawal.sessions).map(Session::process).collect();
+    // A user who has logged in anew meanwhile is let be, but for the sessions that end.
+    let is_whole = |termination: &Termination| {
+        let open = register.sessions().unwrap_or_default();
+        !open.iter().any(|(open, _)| open.uid == termination.owner.uid && !ending.contains(&open.process()))
+    };
+    let event = |withdrawal: &Withdrawal, session: Option<&Session>, result: &str| {
+        let of = |field: fn(&Session) -> String| session.map(field).unwrap_or_default();
+        Event::new("sweep")
+            .with("user", &withdrawal.user)
+            .with("iam_name", of(|session| session.iam_name.clone()))
+            .with("key", of(|session| session.keys.join(",")))
+            .with("pid", session.map_or(0, |session| session.pid))
+            .with("service", of(|session| session.service.clone()))
+            .with("rhost", of(|session| session.rhost.clone()))
+            .with("result", result)
+            .with("reason", &withdrawal.reason)
+    };
+    let outcomes = termination::end(&terminations, grace, is_whole, |progress| {
+        let (termination, result, processes) = match progress {
+            Progress::Asked(termination, list) => (termination, "asked", list),
+            Progress::Killed(termination, list) => (termination, "killed", list),
+        };
+        let at = terminations.iter().position(|other| std::ptr::eq(other, termination));
+        if let Some(withdrawal) = at.and_then(|at| withdrawals.get(at)) {
+            let event = event(withdrawal, withdrawal.sessions.first(), result);
+            write(Level::Warning, event.with("processes", processes));
+        }
+    });
+    for (withdrawal, outcome) in withdrawals.iter().zip(&outcomes) {
+        let (level, result) = match outcome.is_complete() {
+            true => (Level::Warning, "ended"),
+            false => (Level::Error, "fail"),
+        };
+        let sessions: Vec<Option<&Session>> = match withdrawal.sessions.is_empty() {
+            true => vec![None],
+            false => withdrawal.sessions.iter().map(Some).collect(),
+        };
+        for session in sessions {
+            let event = event(withdrawal, session, result);
+            write(level, event.with("processes", outcome.ended).with("remaining", &outcome.remaining));
+        }
+    }
+    outcomes
 }
 
 /// Asks the resolver about sessions, within a time.
 struct Judge<'a> {
     context: &'a Context,
     config: &'a Config,
+    served: Served,
     asked_until: Instant,
+    /// Uids of our range of which nothing tells whether they ever were ours.
+    unknown: Vec<Uid>,
 }
 
-impl Judge<'_> {
-    fn judge(&self, register: &Register, mut open: Vec<(Session, Duration)>) -> Result<Vec<Doomed>, String> {
-        let mut doomed = Vec::new();
+impl<'a> Judge<'a> {
+    fn new(context: &'a Context, config: &'a Config) -> Self {
+        let served = Served::new(Path::new(paths::SERVED));
+        Self { context, config, served, asked_until: Instant::now() + ASKING_MAX, unknown: Vec::new() }
+    }
+
+    fn judge(
+        &mut self,
+        register: &Register,
+        mut open: Vec<(Session, Duration)>,
+    ) -> Result<Vec<Withdrawal>, String> {
+        let proc = |error: std::io::Error| format!("/proc: {error}");
+        let table = Table::read().map_err(proc)?;
+        let mut users: BTreeMap<Uid, Withdrawal> = BTreeMap::new();
+        let mut alone = Vec::new();
         let mut staying: BTreeSet<Uid> = BTreeSet::new();
         let mut seen: BTreeSet<Uid> = BTreeSet::new();
         // There may not be time for all.
@@ -135,13 +296,19 @@ impl Judge<'_> {
                 Ok(standing) => self.verdict(&session, *standing, register),
                 Err(_) => Verdict::Unknown,
             };
-            let ours = matches!(standing, Ok(Standing::Ours));
+            let managed = matches!(standing, Ok(Standing::Ours));
             let (reason, whole_user) = match verdict {
                 // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
-                Verdict::UserWithdrawn(reason) => (reason, ours || matches!(standing, Ok(Standing::Adopted))),
-                Verdict::KeyWithdrawn(reason) => (reason.to_owned(), ours),
+                Verdict::UserWithdrawn(reason) => {
+                    (reason, managed || matches!(standing, Ok(Standing::Adopted)))
+                }
+                // Its jobs are told from the user's others by the kernel's marks of the login; without such marks nobody
+                // could tell, and they all end.
+                Verdict::SessionWithdrawn(reason) => {
+                    (reason.to_owned(), managed && !has_marks(&session, &table))
+                }
                 Verdict::Unknown if unconfirmed >= self.config.freshness.offline.0.max(OFFLINE_MIN) => {
-                    ("offline".to_owned(), ours)
+                    ("offline".to_owned(), managed)
                 }
                 Verdict::GoesOn(age) => {
                     let _ = register.confirm(&session, age);
@@ -154,41 +321,49 @@ impl Judge<'_> {
                 }
             };
             let (user, uid) = (session.user.clone(), session.uid);
-            doomed.push(Doomed { session: Some(session), user, uid, reason, whole_user });
+            let withdrawal = Withdrawal { user, uid, reason, sessions: vec![session], whole_user };
+            match users.get_mut(&uid).filter(|_| whole_user) {
+                Some(known) => known.sessions.extend(withdrawal.sessions),
+                None if whole_user => drop(users.insert(uid, withdrawal)),
+                None => alone.push(withdrawal),
+            }
         }
-        for doomed in &mut doomed {
+        let mut withdrawals: Vec<Withdrawal> = users.into_values().chain(alone).collect();
+        for withdrawal in &mut withdrawals {
             // While another session of the user goes on, what was left behind may be that one's.
-            doomed.whole_user &= !staying.contains(&doomed.uid);
+            withdrawal.whole_user &= !staying.contains(&withdrawal.uid);
         }
-        let running = process::users_of_ours().map_err(|error| format!("/proc: {error}"))?;
-        doomed.extend(running.difference(&seen).filter_map(|uid| self.left_behind(*uid)));
-        Ok(doomed)
+        let running: BTreeSet<Uid> = owner::managed_uids().map_err(proc)?.into_keys().collect();
+        for uid in running.difference(&seen) {
+            withdrawals.extend(self.without_session(*uid));
+        }
+        Ok(withdrawals)
     }
 
-    /// Processes of a user of ours who has no session any more, if the user may not log in.
-    fn left_behind(&self, uid: Uid) -> Option<Doomed> {
+    /// Processes of a managed user who has no session, if the user may not log in.
+    fn without_session(&mut self, uid: Uid) -> Option<Withdrawal> {
+        let withdrawal = |user: String, reason: String| {
+            Some(Withdrawal { user, uid, reason, sessions: Vec::new(), whole_user: true })
+        };
         let local = local::account_by_uid(Path::new(paths::PASSWD), uid).ok()?;
         let name = match local.map(|account| account.name) {
             Some(name) => LinuxName::new(&name).ok()?,
             None => match self.ask(&Request::UserByUid { uid })? {
                 Answer::User(user) => user.name,
+                // The user is gone. Another directory may have accounts with such uids, so it takes knowledge.
+                Answer::NotFound if self.served.has(uid) => {
+                    return withdrawal(uid.to_string(), Reason::NoSuchUser.as_str().to_owned());
+                }
                 Answer::NotFound => {
-                    let reason = Reason::NoSuchUser.as_str().to_owned();
-                    return Some(Doomed {
-                        session: None,
-                        user: uid.to_string(),
-                        uid,
-                        reason,
-                        whole_user: true,
-                    });
+                    self.unknown.push(uid);
+                    return None;
                 }
                 _ => return None,
             },
         };
+        let _ = self.served.add(uid);
         match self.login(&name, uid) {
-            Verdict::UserWithdrawn(reason) => {
-                Some(Doomed { session: None, user: name.to_string(), uid, reason, whole_user: true })
-            }
+            Verdict::UserWithdrawn(reason) => withdrawal(name.to_string(), reason),
             _ => None,
         }
     }
@@ -214,6 +389,10 @@ impl Judge<'_> {
             Verdict::GoesOn(age) => age,
             verdict => return verdict,
         };
+        if self.config.sessions.sweep == Sweep::Key && self.lost_a_privileged_group(&name, session, standing)
+        {
+            return Verdict::SessionWithdrawn("group-withdrawn");
+        }
         // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
         let elsewhere = session.origin != Origin::Iam
             && (!self.config.keys.also_run.is_empty() || standing == Standing::Adopted);
@@ -228,13 +407,49 @@ impl Judge<'_> {
             match self.ask(&request) {
                 Some(Answer::Keys { keys }) if keys.is_empty() => {
                     let foreign = session.origin == Origin::Foreign;
-                    return Verdict::KeyWithdrawn(if foreign { "foreign-key" } else { "key-withdrawn" });
+                    return Verdict::SessionWithdrawn(if foreign { "foreign-key" } else { "key-withdrawn" });
                 }
                 Some(Answer::Keys { .. }) => {}
                 _ => return Verdict::Unknown,
             }
         }
         Verdict::GoesOn(age)
+    }
+
+    /// Whether a session has a mapped group that is as good as root, and that IAM no longer gives. The kernel takes no group
+    /// away from a process that has it.
+    fn lost_a_privileged_group(&self, name: &LinuxName, session: &Session, standing: Standing) -> bool {
+        if standing == Standing::Shared {
+            return false;
+        }
+        let targets = self.config.groups.values().map(|target| target.group.as_str());
+        let privileged: BTreeSet<&str> = targets.filter(|group| PRIVILEGED_GROUPS.contains(group)).collect();
+        if privileged.is_empty() {
+            return false;
+        }
+        let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
+        let held: Vec<Gid> = privileged
+            .into_iter()
+            .filter_map(|name| match local.iter().find(|group| group.name == name) {
+                Some(group) => {
+                    let by_the_host = standing == Standing::Adopted && group.members.contains(&session.user);
+                    (!by_the_host).then_some(group.gid)
+                }
+                // One of ours, with a gid of its own.
+                None => match self.ask(&Request::GroupByName { name: LinuxName::new(name).ok()? }) {
+                    Some(Answer::Group(group)) => Some(group.gid),
+                    _ => None,
+                },
+            })
+            .filter(|gid| session.groups.contains(gid))
+            .collect();
+        if held.is_empty() {
+            return false;
+        }
+        match self.ask(&Request::GroupsOf { name: name.clone() }) {
+            Some(Answer::Groups { gids }) => held.iter().any(|gid| !gids.contains(gid)),
+            _ => false,
+        }
     }
 
     /// Whether a user may still log in.
@@ -258,121 +473,8 @@ impl Judge<'_> {
     }
 }
 
-/// Ends sessions together: told on their terminals, asked to end, and after `grace` killed with all that they left.
-///
-/// Where a terminal was told something, the sshd between it and its user is asked last: it is over by itself once the shell is,
-/// and by then has sent what was on the terminal. Ended with the shell, it would take the reason with it.
-fn end(doomed: &[Doomed], register: &Register, grace: Duration) -> Vec<bool> {
-    // Who belongs to them is known before the first of them ends: afterwards nobody knows whose child was whose.
-    let mut families: Vec<BTreeSet<Process>> = doomed
-        .iter()
-        .map(|doomed| {
-            let root = doomed.session.as_ref().map(Session::process);
-            process::family(&root.into_iter().collect(), doomed.uid).unwrap_or_default()
-        })
-        .collect();
-    let sessions = doomed.iter().filter_map(|doomed| doomed.session.as_ref());
-    let of_logind: Vec<String> = sessions.filter_map(|session| logind_session(session.pid)).collect();
-    let (mut asked, mut relays) = (BTreeSet::new(), BTreeSet::new());
-    for (Doomed { session, uid, reason, .. }, family) in doomed.iter().zip(&families) {
-        if tell(*uid, reason, family, grace)
-            && let Some(session) = session
-        {
-            // Of sshd's processes none is in a session (setsid(2)) with what it runs for the user.
-            let of = |pid| process::stat(pid).map(|stat| stat.session);
-            let (sshd, shell): (Vec<Process>, Vec<Process>) =
-                family.iter().partition(|process| of(process.pid) == of(session.pid));
-            if !shell.is_empty() {
-                asked.extend(shell);
-                relays.extend(sshd);
-            }
-        }
-    }
-    let began = Instant::now();
-    process::ask(&asked);
-    // What is left of the time is sshd's own, to end as it should.
-    process::wait(&relays, RELAY_MAX.min(grace / 2));
-    let grace = grace.saturating_sub(began.elapsed());
-    of_logind.iter().for_each(|id| drop(process::loginctl(&["terminate-session", id])));
-    let mut users = BTreeSet::new();
-    let _ = process::end(grace, asked, || {
-        let mut processes = BTreeSet::new();
-        for (family, doomed) in families.iter_mut().zip(doomed) {
-            family.append(&mut process::family(family, doomed.uid)?);
-            processes.extend(family.iter().copied().filter(|process| process.is_running()));
-        }
-        users = whole_users(doomed, register);
-        for uid in &users {
-            processes.append(&mut process::of_user(*uid)?);
-        }
-        Ok(Left { processes, users: users.clone() })
-    });
-    let ended: BTreeSet<Uid> =
-        doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid).collect();
-    let runs_on = |uid: &Uid| process::of_user(*uid).map_or(true, |left| !left.is_empty());
-    let running: BTreeSet<Uid> = ended.into_iter().filter(runs_on).collect();
-    let gone = |(doomed, family): (&Doomed, &BTreeSet<Process>)| {
-        let lives_on = family.iter().any(|process| process.is_running());
-        // Of who is in anew what runs may be the new session's.
-        let counts = doomed.whole_user && (doomed.session.is_none() || users.contains(&doomed.uid));
-        !(lives_on || counts && running.contains(&doomed.uid))
-    };
-    doomed.iter().zip(&families).map(gone).collect()
-}
-
-/// The users of whom nothing is to go on: who has logged in anew meanwhile, by another key say, is let be.
-fn whole_users(doomed: &[Doomed], register: &Register) -> BTreeSet<Uid> {
-    let ends = |process: Process| {
-        doomed.iter().filter_map(|doomed| doomed.session.as_ref()).any(|session| session.process() == process)
-    };
-    let open = register.sessions().unwrap_or_default();
-    let anew: BTreeSet<Uid> =
-        open.iter().filter(|(open, _)| !ends(open.process())).map(|(open, _)| open.uid).collect();
-    let whole = doomed.iter().filter(|doomed| doomed.whole_user).map(|doomed| doomed.uid);
-    whole.filter(|uid| !anew.contains(uid)).collect()
-}
-
-/// Says on the terminals of a session why it ends. True if one took it. A terminal belongs to the user, so nothing else is
-/// written to.
-fn tell(uid: Uid, reason: &str, family: &BTreeSet<Process>, grace: Duration) -> bool {
-    let mut told = false;
-    let terminals = family.iter().filter_map(|process| process::stat(process.pid)).map(|stat| stat.terminal);
-    for terminal in terminals.filter(|terminal| *terminal != 0).collect::<BTreeSet<i32>>() {
-        // Unix98 terminals have the major numbers 136 to 143 (devices.txt of the kernel).
-        let (major, minor) = (terminal >> 8 & 0xfff, terminal & 0xff | terminal >> 12 & 0xfff00);
-        if !(136..=143).contains(&major) {
-            continue;
-        }
-        let path = format!("/dev/pts/{}", (major - 136) * 256 + minor);
-        let flags = OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-        let mut options = OpenOptions::new();
-        let file =
-            options.write(true).custom_flags(i32::try_from(flags.bits()).unwrap_or_default()).open(path);
-        if let Ok(mut file) = file
-            && file.metadata().is_ok_and(|found| found.uid() == uid.0 && found.file_type().is_char_device())
-        {
-            let seconds = grace.as_secs();
-            told |= write!(
-                file,
-                "\r\npam_iam: your access to this host was withdrawn ({reason}). This session ends now; what is left is \
-                 killed in {seconds} s.\r\n"
-            )
-            .is_ok();
-        }
-    }
-    told
-}
-
-/// Where logind keeps sessions, which of them this one is, if `pid` is who it was made for: a process that was started from
-/// somebody else's session is in that one.
-fn logind_session(pid: i32) -> Option<String> {
-    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let id = cgroup
-        .split('/')
-        .find_map(|part| part.strip_prefix("session-")?.trim_end().strip_suffix(".scope"))?;
-    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return None;
-    }
-    let leader = process::loginctl(&["show-session", id, "--property=Leader", "--value"])?;
-    (String::from_utf8_lossy(&leader.stdout).trim() == pid.to_string()).then(|| id.to_owned())
+/// Whether the kernel marks what was started in a session, also what has left it.
+fn has_marks(session: &Session, table: &Table) -> bool {
+    let scope = logind::session_of(session.pid).map(|(_, scope)| scope);
+    !SessionMarks::of(session.process(), table, scope).is_empty()
 }

@@ -1,6 +1,5 @@
 //! What a user leaves behind: running processes, and a home directory.
 
-use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -9,7 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pam_iam_core::id::Uid;
-use pam_iam_core::process::{self, Left};
+use pam_iam_core::paths;
+use pam_iam_core::register::Register;
+use pam_iam_sessions::owner::Owner;
+use pam_iam_sessions::termination::{self, Outcome, Termination};
 
 /// How long one home directory may take to pack, so that one does not keep the others waiting for ever.
 const PACK_SECONDS: u32 = 1800;
@@ -63,21 +65,21 @@ impl LeaveError {
     }
 }
 
-/// Ends every process of the user: by logind's session first, then asked, and after `grace` killed.
+/// Ends every process of the user, but those of services that the host runs as this user: asked, and after `grace` killed.
 ///
 /// # Errors
 /// [`LeaveError::StillRunning`].
-pub fn end_sessions(uid: Uid, grace: Duration) -> Result<(), LeaveError> {
-    let still = |_: io::Error| LeaveError::StillRunning(uid);
-    if process::of_user(uid).map_err(still)?.is_empty() {
-        return Ok(());
-    }
-    process::loginctl(&["terminate-user", &uid.to_string()]);
-    let find = || Ok(Left { processes: process::of_user(uid)?, users: BTreeSet::from([uid]) });
-    match process::end(grace, BTreeSet::new(), find).map_err(still)? {
-        true => Ok(()),
-        false => Err(LeaveError::StillRunning(uid)),
-    }
+pub fn end_sessions(name: &str, uid: Uid, grace: Duration) -> Result<(), LeaveError> {
+    let Some(owner) = Owner::new(uid, name) else { return Err(LeaveError::StillRunning(uid)) };
+    // What opened the user's sessions ends with them: sshd's own part of each is root's.
+    let register = Register::open_if_made(Path::new(paths::SESSIONS)).ok().flatten();
+    let sessions = register.and_then(|register| register.sessions().ok()).unwrap_or_default();
+    let openers =
+        sessions.iter().filter(|(open, _)| open.uid == uid).map(|(open, _)| open.process()).collect();
+    let notice = "your access to this host was withdrawn".to_owned();
+    let ends = [Termination { owner, openers, whole_user: true, notice }];
+    let outcomes = termination::end(&ends, grace, |_| true, |_| {});
+    if outcomes.iter().all(Outcome::is_complete) { Ok(()) } else { Err(LeaveError::StillRunning(uid)) }
 }
 
 /// Whether a home directory lies where none but root and its user can put something else in its place. False if there is

@@ -86,6 +86,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    if let Some(status) = pam_iam_sessions::killer::run_if_started_as_killer() {
+        return status;
+    }
     // clap ends with 2 on a wrong option, which is what it means here too.
     let arguments = Arguments::parse();
     let mut report = Report::new(arguments.dry_run, arguments.quiet);
@@ -304,7 +307,7 @@ impl Import<'_> {
         self.report.begin_steps("seeing off who has left", plan.locked.len() + plan.remove.len());
         let mut ended = BTreeSet::new();
         for account in &plan.locked {
-            match leave::end_sessions(account.uid, self.config.sessions.grace.0) {
+            match leave::end_sessions(&account.name, account.uid, self.config.sessions.grace.0) {
                 Ok(()) => {
                     ended.insert(account.uid);
                 }

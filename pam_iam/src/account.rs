@@ -114,8 +114,8 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
 }
 
 /// The group that grants sudo by what IAM says and that `subject`, about whom IAM is not asked, holds all the same.
-fn group_without_a_right(host: &mut impl Host, subject: &Subject) -> Option<String> {
-    let gids = host.gids_of(&subject.name, subject.gid);
+fn group_without_a_right(host: &impl Host, subject: &Subject) -> Option<String> {
+    let gids = [host.process_gids(), host.gids_of(&subject.name, subject.gid)].concat();
     let invoker = Invoker { name: &subject.name, uid: subject.uid, gids: &gids };
     let config = subject.config.as_ref().ok();
     refused_for(&invoker, config, &NssGroups, &Files::default(), importer_record())
@@ -225,8 +225,11 @@ pub mod tests {
         fn environment(&mut self, _: &CStr) -> Option<String> {
             None
         }
-        fn gids_of(&mut self, _: &str, gid: u32) -> Vec<Gid> {
-            [vec![Gid(gid)], self.gids.clone()].concat()
+        fn process_gids(&self) -> Vec<Gid> {
+            self.gids.clone()
+        }
+        fn gids_of(&self, _: &str, gid: u32) -> Vec<Gid> {
+            vec![Gid(gid)]
         }
         fn tell(&mut self, message: &str) {
             self.told.push(message.to_owned());

@@ -17,8 +17,10 @@ pub trait Host {
     fn remote_host(&self) -> String;
     /// A variable of PAM's environment.
     fn environment(&mut self, name: &CStr) -> Option<String>;
-    /// The gids of the calling process, and those that initgroups(3) would give `user` with the primary group `gid`.
-    fn gids_of(&mut self, user: &str, gid: u32) -> Vec<Gid>;
+    /// The gids of the calling process.
+    fn process_gids(&self) -> Vec<Gid>;
+    /// The gids that initgroups(3) would give `user` with the primary group `gid`.
+    fn gids_of(&self, user: &str, gid: u32) -> Vec<Gid>;
     /// Tells the user something.
     fn tell(&mut self, message: &str);
     /// Writes an event to the journal, or as a line to syslog, authpriv.

@@ -25,9 +25,11 @@ use pam::items::{Item, RHost, RUser, Service};
 use pam::module::{PamHandle, PamHooks};
 
 use pam_iam_core::audit::Event;
+use pam_iam_core::deadline::Deadline;
 use pam_iam_core::escape::Value;
 use pam_iam_core::id::Gid;
-use pam_iam_core::paths;
+use pam_iam_core::wire::Request;
+use pam_iam_core::{client, paths};
 
 use crate::arguments::Arguments;
 use crate::host::{Host, Outcome, Severity};
@@ -165,12 +167,14 @@ impl Host for PamHost<'_> {
         Some(unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
     }
 
-    fn gids_of(&mut self, user: &str, gid: u32) -> Vec<Gid> {
+    fn process_gids(&self) -> Vec<Gid> {
         let mut gids = vec![rustix::process::getgid().as_raw(), rustix::process::getegid().as_raw()];
         gids.extend(rustix::process::getgroups().unwrap_or_default().iter().map(|gid| gid.as_raw()));
-        if let Ok(user) = CString::new(user) {
-            gids.extend(group_list(&user, gid));
-        }
+        gids.into_iter().map(Gid).collect()
+    }
+
+    fn gids_of(&self, user: &str, gid: u32) -> Vec<Gid> {
+        let gids = CString::new(user).map(|user| group_list(&user, gid)).unwrap_or_default();
         gids.into_iter().map(Gid).collect()
     }
 
@@ -188,6 +192,9 @@ impl Host for PamHost<'_> {
         if !event.to_journal(Path::new(paths::JOURNAL), priority, &service, &message) {
             self.log(severity, &event.to_string());
         }
+        // A flood of the journal may lose the line above; the resolver's unit has no rate limit.
+        let request = Request::Record { line: event.to_string() };
+        let _ = client::ask(Path::new(paths::SOCKET), &request, Deadline::after(request.patience()));
     }
 
     fn log(&mut self, severity: Severity, line: &str) {

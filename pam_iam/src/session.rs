@@ -5,11 +5,13 @@ use std::io;
 use std::path::Path;
 
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::{Config, OnMismatch};
+use pam_iam_core::config::{Config, OnMismatch, Unregistered};
 use pam_iam_core::escape::Value;
 use pam_iam_core::key::authenticated_with;
 use pam_iam_core::name::LinuxName;
+use pam_iam_core::process::Process;
 use pam_iam_core::register::{self, Origin, Register, Session};
+use pam_iam_core::served::Served;
 use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{Answer, Request};
 use pam_iam_core::{local, paths};
@@ -51,23 +53,29 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
     if outcome == Outcome::Success
         && let Err(error) = register(host, &subject, opened)
     {
-        // It goes on without: a sweep does not see it.
         host.log(
             Severity::Error,
             &format!("the session of {} cannot be registered: {error}", Value(&subject.name)),
         );
+        // A sweep would not see it.
+        if subject.standing == Standing::Ours && config.sessions.unregistered == Unregistered::Refuse {
+            host.tell(&format!(
+                "{}: this session cannot be registered, so it is refused; ask an administrator.",
+                subject.name
+            ));
+            return Outcome::SessionFailed;
+        }
     }
     outcome
 }
 
 /// The body of `pam_sm_close_session`.
 pub fn close() -> Outcome {
-    let left = i32::try_from(std::process::id()).map_err(io::Error::other).and_then(|pid| {
-        match Register::open_if_made(Path::new(paths::SESSIONS))? {
-            Some(register) => register.leave(pid),
+    let left =
+        register::mine().and_then(|process| match Register::open_if_made(Path::new(paths::SESSIONS))? {
+            Some(register) => register.leave(process),
             None => Ok(()),
-        }
-    });
+        });
     // An entry that stays is removed by the sweep, when the process is gone.
     if left.is_ok() { Outcome::Success } else { Outcome::Ignore }
 }
@@ -107,9 +115,17 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
             severity,
             &event.with("result", if is_refused(subject, config, origin) { "deny" } else { "allow" }),
         );
-        opened.keys.push(fingerprint);
+        // Of a shared account's session, the keys of members alone can be withdrawn.
+        if !(subject.standing == Standing::Shared && origin == Origin::Foreign) {
+            opened.keys.push(fingerprint);
+        }
         // One foreign key makes the session foreign; one of IAM tells whose it is, if nobody can tell of the others.
         opened.origin = match (opened.origin, origin) {
+            (Origin::Iam, Origin::Foreign) | (Origin::Foreign, Origin::Iam)
+                if subject.standing == Standing::Shared =>
+            {
+                Origin::Iam
+            }
             (Origin::Foreign, _) => Origin::Foreign,
             (Origin::Iam, Origin::Unknown) => Origin::Iam,
             (_, origin) => origin,
@@ -128,11 +144,20 @@ fn is_refused(subject: &Subject, config: &Config, origin: Origin) -> bool {
 
 /// Enters the session in the register, where the sweep finds it. One without a key that IAM knows, of an account that is
 /// only shared, is the host's own.
-fn register(host: &impl Host, subject: &Subject, opened: Opened) -> io::Result<()> {
+fn register(host: &mut impl Host, subject: &Subject, opened: Opened) -> io::Result<()> {
     if subject.standing == Standing::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin) {
         return Ok(());
     }
-    let (pid, start) = register::mine()?;
+    if subject.uid.is_ours()
+        && let Err(error) = Served::new(Path::new(paths::SERVED)).add(subject.uid)
+    {
+        // The registered session says it too.
+        host.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));
+    }
+    let Process { pid, start } = register::mine()?;
+    let mut groups = host.gids_of(&subject.name, subject.gid);
+    groups.sort();
+    groups.dedup();
     Register::open(Path::new(paths::SESSIONS))?.enter(&Session {
         pid,
         start,
@@ -143,6 +168,7 @@ fn register(host: &impl Host, subject: &Subject, opened: Opened) -> io::Result<(
         iam_name: opened.iam_name,
         keys: opened.keys,
         origin: opened.origin,
+        groups,
         since: register::now(),
     })
 }

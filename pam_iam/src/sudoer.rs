@@ -11,6 +11,7 @@ use std::path::Path;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::local::Group;
 use pam_iam_core::name::IAM_SUDO;
 use pam_iam_core::standing::Files;
 use pam_iam_core::{local, paths};
@@ -26,12 +27,11 @@ pub struct Invoker<'a> {
     pub gids: &'a [Gid],
 }
 
-/// What the host knows of groups, from every service of nsswitch.conf.
+/// The names of groups outside our range, from every service of nsswitch.conf. Our own service is never asked: a local
+/// account's sudo must not wait for a resolver that does not answer.
 pub trait Groups {
     /// The name of a group.
     fn name_of(&self, gid: Gid) -> Option<String>;
-    /// The gid and the listed members of a group.
-    fn find(&self, name: &str) -> Option<(Gid, Vec<String>)>;
 }
 
 /// The groups as NSS has them.
@@ -40,13 +40,6 @@ pub struct NssGroups;
 impl Groups for NssGroups {
     fn name_of(&self, gid: Gid) -> Option<String> {
         Some(users::get_group_by_gid(gid.0)?.name().to_string_lossy().into_owned())
-    }
-
-    fn find(&self, name: &str) -> Option<(Gid, Vec<String>)> {
-        use users::os::unix::GroupExt;
-        let group = users::get_group_by_name(name)?;
-        let members = group.members().iter().map(|member| member.to_string_lossy().into_owned()).collect();
-        Some((Gid(group.gid()), members))
     }
 }
 
@@ -62,7 +55,8 @@ pub fn refused_for(
     if invoker.uid == Uid::ROOT {
         return None;
     }
-    if holds(invoker, IAM_SUDO, Gid::IAM_SUDO, groups, files) {
+    let local = local::groups(&files.group).unwrap_or_default();
+    if invoker.gids.contains(&Gid::IAM_SUDO) || holds(invoker, IAM_SUDO, &local, groups) {
         return Some(IAM_SUDO.to_owned());
     }
     let targets: BTreeSet<&str> = config
@@ -70,47 +64,41 @@ pub fn refused_for(
         .flat_map(|config| config.groups.values())
         .map(|target| target.group.as_str())
         .collect();
-    let mapped =
-        targets.into_iter().find(|group| is_held_by_no_file(invoker, group, groups, files, importer));
+    // A mapped group that no file has is one of ours, and so is its gid.
+    let of_ours = invoker.gids.iter().find(|gid| gid.is_ours() && !is_given(invoker, **gid, &local, files));
+    if let Some(gid) = of_ours.filter(|_| !targets.is_empty()) {
+        return Some(gid.to_string());
+    }
+    let mapped = targets.into_iter().find(|group| {
+        let gid = invoker.gids.iter().copied().find(|gid| is_called(*gid, group, &local, groups));
+        gid.is_some_and(|gid| !is_given(invoker, gid, &local, files) || was_joined(invoker.name, importer))
+    });
     mapped.map(str::to_owned)
 }
 
-/// Whether sudo would take `invoker` for a member of `group`: by a gid, by the name of a gid, or by a list of members.
-fn holds(invoker: &Invoker<'_>, group: &str, computed: Gid, groups: &impl Groups, files: &Files) -> bool {
-    let (gid, members) = groups.find(group).unwrap_or((computed, Vec::new()));
-    let has_gid = |gid: Gid| invoker.gids.contains(&gid);
-    has_gid(gid)
-        || has_gid(computed)
-        || members.iter().any(|member| member == invoker.name)
-        || is_listed(invoker, group, files)
-        || invoker.gids.iter().any(|gid| groups.name_of(*gid).is_some_and(|name| name == group))
+/// Whether sudo would take `invoker` for a member of `group`: by the name of a gid, or as a listed member.
+fn holds(invoker: &Invoker<'_>, group: &str, local: &[Group], groups: &impl Groups) -> bool {
+    let is_listed = local
+        .iter()
+        .any(|known| known.name == group && known.members.iter().any(|member| member == invoker.name));
+    is_listed || invoker.gids.iter().any(|gid| is_called(*gid, group, local, groups))
 }
 
-/// Whether `invoker` holds a mapped group which the host's own files do not give, or give only since the importer put the
-/// account there while it was adopted.
-fn is_held_by_no_file(
-    invoker: &Invoker<'_>,
-    group: &str,
-    groups: &impl Groups,
-    files: &Files,
-    importer: &Path,
-) -> bool {
-    let Some((gid, _)) = groups.find(group) else { return false };
-    if !invoker.gids.contains(&gid) {
-        return false;
+/// Whether a gid is that of the group `name`, by group(5) or by another service.
+fn is_called(gid: Gid, name: &str, local: &[Group], groups: &impl Groups) -> bool {
+    match local.iter().find(|group| group.gid == gid) {
+        Some(group) => group.name == name,
+        None => !gid.is_ours() && groups.name_of(gid).is_some_and(|known| known == name),
     }
+}
+
+/// Whether the host's own files give `invoker` a group: listed in group(5), or the primary one in passwd(5).
+fn is_given(invoker: &Invoker<'_>, gid: Gid, local: &[Group], files: &Files) -> bool {
+    let is_listed = local
+        .iter()
+        .any(|group| group.gid == gid && group.members.iter().any(|member| member == invoker.name));
     let account = local::account_by_name(&files.passwd, invoker.name).ok().flatten();
-    let is_primary = account.is_some_and(|account| account.uid == invoker.uid && account.gid == gid);
-    if is_primary {
-        return false;
-    }
-    !is_listed(invoker, group, files) || was_joined(invoker.name, importer)
-}
-
-/// Whether group(5) itself lists `invoker`, or has its primary group.
-fn is_listed(invoker: &Invoker<'_>, group: &str, files: &Files) -> bool {
-    let found = local::groups(&files.group).unwrap_or_default();
-    found.iter().any(|found| found.name == group && found.members.iter().any(|member| member == invoker.name))
+    is_listed || account.is_some_and(|account| account.uid == invoker.uid && account.gid == gid)
 }
 
 /// Whether the importer put the account into groups, by the record that it keeps for its next run.
@@ -144,13 +132,6 @@ mod tests {
                 .iter()
                 .find_map(|(known, name)| (Gid(*known) == gid).then(|| (*name).to_owned()))
         }
-        fn find(&self, name: &str) -> Option<(Gid, Vec<String>)> {
-            match name {
-                "iam-sudo" => Some((Gid::IAM_SUDO, vec!["listed".to_owned()])),
-                "docker" => Some((Gid(998), vec!["ann".to_owned()])),
-                _ => None,
-            }
-        }
     }
 
     fn host() -> (tempfile::TempDir, Files) {
@@ -181,7 +162,6 @@ mod tests {
             ("ann", vec![1000, Gid::IAM_SUDO.0]),
             // Another directory has a group of that name.
             ("ann", vec![1000, 700]),
-            ("listed", vec![1000]),
         ] {
             assert_eq!(refused(name, 1000, &gids).as_deref(), Some("iam-sudo"), "{name} {gids:?}");
         }
@@ -203,6 +183,12 @@ mod tests {
         assert_eq!(refused("ann", 1000, &[1000, 998]), None, "listed in group(5)");
         assert_eq!(refused("bob", 1001, &[998]), None, "the primary group in passwd(5)");
         assert_eq!(refused("ann", 1000, &[1000]), None, "not held");
+        let ours = pam_iam_core::id::FIRST;
+        assert_eq!(
+            refused("ann", 1000, &[1000, ours]),
+            Some(ours.to_string()),
+            "a mapped group that no file has"
+        );
         let docker = Some("docker".to_owned());
         assert_eq!(refused("eve", 1003, &[1003, 998]), docker, "held, and no file says why");
         assert_eq!(refused("bob", 1009, &[998]), docker, "another bob");

@@ -170,3 +170,10 @@ fn a_mistake_elsewhere_keeps_the_further_key_commands() {
     assert!(Config::rescue_commands(file.path()).is_empty());
     assert!(Config::rescue_commands(Path::new("/nonexistent")).is_empty());
 }
+
+#[test]
+fn a_user_whom_others_run_as_is_no_user_for_the_key_command() {
+    let text = "[access]\nallow = 'all'\n[keys]\nuser = 'nobody'\n";
+    let error = Config::parse(text, "c.toml".as_ref()).unwrap_err().to_string();
+    assert!(error.starts_with("c.toml:4: other programs run as nobody"), "{error}");
+}

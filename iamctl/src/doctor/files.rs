@@ -5,6 +5,8 @@ use std::path::Path;
 
 use pam_iam_core::config::{Config, Who};
 use pam_iam_core::id::Uid;
+use pam_iam_core::name::IAM_SUDO;
+use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
@@ -115,10 +117,91 @@ pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
     if let Some(why) = enable::cannot_read(settings, config) {
         findings.push(Finding::wrong(CHECK, why, "until then no IAM user gets in"));
     }
+    findings.extend(aws_files());
+    findings.extend(run_folder());
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, format!("{} files are root's alone", paths.len())));
     }
     findings
+}
+
+/// Files that the AWS SDK is pointed to and that the resolver's user cannot read.
+fn aws_files() -> Vec<Finding> {
+    const VARIABLES: [&str; 3] =
+        ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"];
+    let environment = std::fs::read_to_string(paths::ENVIRONMENT).unwrap_or_default();
+    let named = environment.lines().filter_map(|line| line.trim().split_once('='));
+    named
+        .filter(|(name, _)| VARIABLES.contains(name))
+        .map(|(name, path)| (name, path.trim_matches(['"', '\''])))
+        .filter(|(_, path)| enable::can_read(paths::RESOLVER_USER, Path::new(path)) == Some(false))
+        .map(|(name, path)| {
+            let user = paths::RESOLVER_USER;
+            Finding::wrong(
+                "owners",
+                format!("{name} in {} is {path}, which {user} cannot read", paths::ENVIRONMENT),
+                format!("chgrp {user} {path} && chmod 640 {path}, and let {user} enter its folder"),
+            )
+        })
+        .collect()
+}
+
+/// The folder of the socket and of the session registry, which belongs to root alone.
+fn run_folder() -> Option<Finding> {
+    let folder = Path::new(paths::SESSIONS).parent()?;
+    let found = std::fs::metadata(folder).ok()?;
+    (found.uid() != 0 || found.mode() & 0o022 != 0).then(|| {
+        let shown = folder.display();
+        Finding::wrong(
+            "owners",
+            format!("{shown} can be changed by others than root, who could hide sessions from the sweep; none is registered"),
+            format!("chown root:root {shown} && chmod 755 {shown}"),
+        )
+    })
+}
+
+/// lastlog(8)'s file has a place for each uid: with one of ours it looks like 500 GB, and what does not know holes in files
+/// copies all of them.
+pub fn lastlog() -> Option<Finding> {
+    const LASTLOG: &str = "/var/log/lastlog";
+    let definitions = std::fs::read_to_string(paths::LOGIN_DEFS).unwrap_or_default();
+    let is_limited = definitions.lines().any(|line| line.trim_start().starts_with("LASTLOG_UID_MAX"));
+    (is_installed(LASTLOG) && !is_limited).then(|| {
+        Finding::warning(
+            "lastlog",
+            format!("{LASTLOG} grows to an apparent size of 500 GB with the first login of an IAM user"),
+            format!("add LASTLOG_UID_MAX 60000 to {}", paths::LOGIN_DEFS),
+        )
+    })
+}
+
+/// Members of iam-sudo whom IAM is not asked about: PAM denies them sudo.
+pub fn sudo_group(config: &Config) -> Vec<Finding> {
+    const CHECK: &str = "sudo group";
+    let groups = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
+    let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
+    let members = groups.iter().filter(|group| group.name == IAM_SUDO).flat_map(|group| {
+        accounts
+            .iter()
+            .filter(|account| group.has(account))
+            .map(|account| (account.name.as_str(), account.uid))
+    });
+    let unmanaged = members.filter(|(name, uid)| {
+        *uid != Uid::ROOT
+            && matches!(
+                standing(name, *uid, config, &Files::default()),
+                Ok(Standing::Local | Standing::Shared)
+            )
+    });
+    unmanaged
+        .map(|(name, _)| {
+            Finding::warning(
+                CHECK,
+                format!("the local account {name} is in {IAM_SUDO}, which grants sudo to IAM users alone; PAM denies it"),
+                format!("gpasswd -d {name} {IAM_SUDO}"),
+            )
+        })
+        .collect()
 }
 
 fn problem_with(path: &Path) -> Option<(String, String)> {

@@ -22,6 +22,9 @@ pub const NSSWITCH: &str = "/etc/nsswitch.conf";
 
 pub const PAM_STACKS: &str = "/etc/pam.d";
 
+/// Where distributions put stacks that nobody has edited.
+const PAM_STACKS_OF_VENDOR: &str = "/usr/lib/pam.d";
+
 /// What enabling is to do.
 #[derive(Debug)]
 pub struct Plan {
@@ -64,22 +67,34 @@ pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<
         ("sshd", "sshd", [Phase::Account, Phase::Session].as_slice()),
         ("sudo", "sudo", &[Phase::Account]),
         ("sudo-i", "sudo", &[Phase::Account]),
+        // What would start processes of a withdrawn user again and again.
+        ("cron", "atd", &[Phase::Account]),
+        ("crond", "atd", &[Phase::Account]),
+        ("atd", "atd", &[Phase::Account]),
+        ("systemd-user", "atd", &[Phase::Account]),
     ] {
-        let path = format!("/etc/pam.d/{service}");
-        if read(root, &path)?.is_none() && service != "sshd" {
+        let path = format!("{PAM_STACKS}/{service}");
+        let vendors = format!("{PAM_STACKS_OF_VENDOR}/{service}");
+        let there = read(root, &path)?;
+        let text = match &there {
+            Some(_) => there.clone(),
+            // PAM reads it where there is none in /etc.
+            None => read(root, &vendors)?,
+        };
+        let Some(text) = text else {
+            if service == "sshd" {
+                return Err(format!("{path} is missing"));
+            }
             continue;
+        };
+        let family = if text.contains("@include") { "debian" } else { "redhat" };
+        let ours = shipped(&format!("pam.d/{family}/{lines}"))?;
+        let with_ours = phases.iter().fold(text.clone(), |text, phase| {
+            edits::line_of(&ours, *phase).map_or(text.clone(), |line| edits::pam(&text, line, *phase))
+        });
+        if with_ours != text {
+            add(&path, &|_| Ok(with_ours.clone()), Some(0o644))?;
         }
-        add(
-            &path,
-            &|text| {
-                let family = if text.contains("@include") { "debian" } else { "redhat" };
-                let ours = shipped(&format!("pam.d/{family}/{lines}"))?;
-                Ok(phases.iter().fold(text.to_owned(), |text, phase| {
-                    edits::line_of(&ours, *phase).map_or(text.clone(), |line| edits::pam(&text, line, *phase))
-                }))
-            },
-            None,
-        )?;
     }
     // sshd's last, since from then on it asks.
     for (path, name, mode) in [(SUDOERS, SHIPPED_SUDOERS, 0o440), (SSHD_DROP_IN, SHIPPED_SSHD, 0o644)] {

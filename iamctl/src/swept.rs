@@ -1,0 +1,90 @@
+//! What the last sweep did, written down for `iamctl status` and for the next sweep.
+
+use std::path::Path;
+use std::time::Duration;
+
+use pam_iam_core::id::Uid;
+use pam_iam_core::paths;
+use pam_iam_core::replace::write_new;
+use rustix::time::ClockId;
+use serde::{Deserialize, Serialize};
+
+/// The time between two sweeps, as iam-sweep.timer has it. A sweep that takes longer is an error.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+
+/// What is known of sweeps since the boot. Times are in seconds since the boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Swept {
+    /// When the sweep that is at work began; none if none is.
+    pub running_since: Option<u64>,
+    /// When the last one ended.
+    pub ended_at: Option<u64>,
+    /// How long the last one took, in seconds.
+    pub seconds: u64,
+    /// How many withdrawals the last one ended, and of how many something lives on.
+    pub withdrawals: usize,
+    /// Of how many withdrawals something was left.
+    pub incomplete: usize,
+    /// How many sweeps took longer than the time between two, or found one that did.
+    pub overruns: u64,
+    /// Uids of our range with processes, of which nothing tells whether they ever were an IAM user's.
+    pub unknown_uids: Vec<Uid>,
+}
+
+impl Swept {
+    /// What was written down; nothing if there is nothing, or nonsense.
+    pub fn load() -> Self {
+        std::fs::read(paths::SWEPT)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default()
+    }
+
+    /// Notes that a sweep begins.
+    pub fn begin(&mut self) {
+        self.running_since = Some(now());
+        self.save();
+    }
+
+    /// Notes that it ended. Returns how long it took.
+    pub fn finish(&mut self, withdrawals: usize, incomplete: usize, unknown_uids: Vec<Uid>) -> Duration {
+        let took = self.running_for().unwrap_or_default();
+        self.overruns += u64::from(took > INTERVAL);
+        self.running_since = None;
+        self.ended_at = Some(now());
+        self.seconds = took.as_secs();
+        (self.withdrawals, self.incomplete, self.unknown_uids) = (withdrawals, incomplete, unknown_uids);
+        self.save();
+        took
+    }
+
+    /// Notes that a sweep found another that takes too long.
+    pub fn count_overrun(&mut self) {
+        self.overruns += 1;
+        self.save();
+    }
+
+    /// How long the sweep that is at work has been; none if none is.
+    pub fn running_for(&self) -> Option<Duration> {
+        Some(Duration::from_secs(now().saturating_sub(self.running_since?)))
+    }
+
+    /// How long ago the last sweep ended.
+    pub fn age(&self) -> Option<u64> {
+        Some(now().saturating_sub(self.ended_at?))
+    }
+
+    /// Only for showing: a sweep goes on without.
+    fn save(&self) {
+        let path = Path::new(paths::SWEPT);
+        let unfinished = path.with_extension("new");
+        if let Ok(text) = serde_json::to_vec(self) {
+            let _ = write_new(&unfinished, &text, 0o644).and_then(|()| std::fs::rename(&unfinished, path));
+        }
+    }
+}
+
+fn now() -> u64 {
+    u64::try_from(rustix::time::clock_gettime(ClockId::Boottime).tv_sec).unwrap_or_default()
+}

@@ -1,0 +1,95 @@
+//! Kills every process of a user at once: kill(2) of -1 misses none that is just being forked.
+//!
+//! The process that does it is this very program, started anew by root with a session and an empty environment of its
+//! own. Its real and saved uid is one that is assigned to nobody, and its effective uid is the user's: kill(2) lets a
+//! signal pass where the sender's real or effective uid is the target's real or saved one, so it reaches the user's
+//! processes and nobody else's. The user may neither signal nor trace it, since its real uid is another; he can lower its
+//! priority and bind it to a processor, so whoever starts it waits for a limited time.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use pam_iam_core::id::Uid;
+use rustix::process::{DumpableBehavior, Pid, Signal};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+/// What this program is called when it is the killer.
+const KILLER: &str = "pam_iam-kill";
+
+/// How long killers may take together. One does its work in well under 1 ms.
+const KILLERS_MAX: Duration = Duration::from_secs(1);
+
+/// Between two looks at killers.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// To be called first in `main`: does a killer's work if this process is one. Otherwise returns nothing.
+pub fn run_if_started_as_killer() -> Option<ExitCode> {
+    let mut arguments = std::env::args();
+    if arguments.next()? != KILLER {
+        return None;
+    }
+    let uid = arguments.next().and_then(|uid| uid.parse().ok()).map(Uid);
+    Some(match uid.filter(|uid| may_be_killed(*uid)).map(kill_all) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// Whether all processes of a uid may be killed at once: never root's, and never our own.
+fn may_be_killed(uid: Uid) -> bool {
+    uid != Uid::ROOT && uid != Uid::RESERVED && uid.0 != u32::MAX
+}
+
+fn kill_all(uid: Uid) -> rustix::io::Result<()> {
+    let reserved = rustix::process::Uid::from_raw(Uid::RESERVED.0);
+    let group = rustix::process::Gid::from_raw(Uid::RESERVED.0);
+    let victim = rustix::process::Uid::from_raw(uid.0);
+    let _ = rustix::process::setsid();
+    // Before the user can see it as his: later he may lower it.
+    let _ = rustix::process::setpriority_process(None, -20);
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    set_thread_groups(&[])?;
+    set_thread_res_gid(group, group, group)?;
+    set_thread_res_uid(reserved, victim, reserved)?;
+    // kill(-1): process group 1 is spelled like every process that may be signalled.
+    rustix::process::kill_process_group(Pid::INIT, Signal::KILL)
+}
+
+/// Kills all processes of each of `uids` at once, and waits at most [`KILLERS_MAX`] for that.
+pub fn kill_all_of(uids: impl IntoIterator<Item = Uid>) {
+    let mut killers: Vec<Child> =
+        uids.into_iter().filter(|uid| may_be_killed(*uid)).filter_map(|uid| start(uid).ok()).collect();
+    let until = Instant::now() + KILLERS_MAX;
+    loop {
+        killers.retain_mut(|killer| matches!(killer.try_wait(), Ok(None)));
+        if killers.is_empty() {
+            return;
+        }
+        if Instant::now() >= until {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    for killer in &mut killers {
+        let _ = killer.kill();
+        let _ = killer.wait();
+    }
+}
+
+fn start(uid: Uid) -> std::io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(KILLER).arg(uid.to_string()).env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_and_the_reserved_uid_are_never_killed() {
+        assert!(may_be_killed(Uid(1000)));
+        assert!(!may_be_killed(Uid::ROOT) && !may_be_killed(Uid::RESERVED) && !may_be_killed(Uid(u32::MAX)));
+    }
+}

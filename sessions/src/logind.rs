@@ -1,0 +1,46 @@
+//! systemd-logind, where it runs: it is asked to end sessions, and never waited for longer than a limit.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use pam_iam_core::paths;
+
+use crate::cgroup;
+
+/// How long logind may take, in seconds.
+const LOGIND_SECONDS: &str = "10";
+
+/// What logind prints; none where it does not run, or not in time.
+pub fn ask(arguments: &[&str]) -> Option<String> {
+    let output = command(arguments)?.stdout(Stdio::piped()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Has logind do something, without waiting for it. Whoever drops the child leaves it to end by itself.
+pub fn begin(arguments: &[&str]) -> Option<Child> {
+    command(arguments)?.stdout(Stdio::null()).spawn().ok()
+}
+
+fn command(arguments: &[&str]) -> Option<Command> {
+    if !Path::new(paths::BOOTED_BY_SYSTEMD).exists() {
+        return None;
+    }
+    let mut command = Command::new("timeout");
+    command.args([LOGIND_SECONDS, "loginctl"]).args(arguments);
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    Some(command)
+}
+
+/// The logind session that was made for `pid`: its identifier and its control group. A process that was started from
+/// somebody else's session is in that one, and has none of its own.
+pub fn session_of(pid: i32) -> Option<(String, String)> {
+    let path = cgroup::of_process(pid)?;
+    let scope = path.split('/').find(|part| part.starts_with("session-") && part.ends_with(".scope"))?;
+    let id = scope.strip_prefix("session-")?.strip_suffix(".scope")?.to_owned();
+    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return None;
+    }
+    let leader = ask(&["show-session", &id, "--property=Leader", "--value"])?;
+    let end = path.find(scope)? + scope.len();
+    (leader.trim() == pid.to_string()).then(|| (id, path.get(..end).unwrap_or_default().to_owned()))
+}

@@ -1,0 +1,360 @@
+//! Which processes belong to a user: answered here and nowhere else, by the kernel's own marks.
+//!
+//! The loginuid (pam_loginuid(8)) is no such mark: it survives sudo, so that a database which an admin started by sudo
+//! carries the admin's, and where it is unset an unprivileged process may write any uid into it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use pam_iam_core::id::Uid;
+use pam_iam_core::process::Process;
+use pam_iam_core::{local, paths};
+
+use crate::cgroup;
+use crate::namespace::Namespaces;
+use crate::table::{Table, Task, audit_session};
+use crate::unit;
+
+/// A user, by all that the kernel marks processes with.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// The uid.
+    pub uid: Uid,
+    /// The Linux name, if it is known.
+    pub name: String,
+    /// The subordinate uids (subuid(5)).
+    subordinate: Vec<Range<u32>>,
+}
+
+/// Why a process belongs to a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// One of its four uids is the user's, and root does not only lend it.
+    Uid,
+    /// One of its uids is a subordinate one of the user.
+    SubordinateUid,
+    /// It is in a user namespace that the user owns, or in one below that.
+    UserNamespace,
+    /// It is in the user's slice, under a uid that is no account's.
+    Slice,
+}
+
+impl Owner {
+    /// The user with `uid`; nobody for root, whose processes are never ended.
+    pub fn new(uid: Uid, name: &str) -> Option<Self> {
+        Self::with_subuid(uid, name, Path::new(paths::SUBUID))
+    }
+
+    fn with_subuid(uid: Uid, name: &str, subuid: &Path) -> Option<Self> {
+        if uid == Uid::ROOT || uid == Uid::RESERVED {
+            return None;
+        }
+        let number = uid.to_string();
+        let mut subordinate: Vec<Range<u32>> = local::subordinate(subuid)
+            .into_iter()
+            .filter(|range| range.owner == name || range.owner == number)
+            .map(|range| range.uids)
+            .collect();
+        // root is nobody's subordinate, whatever the file says.
+        subordinate.retain(|range| !range.contains(&Uid::ROOT.0));
+        Some(Self { uid, name: name.to_owned(), subordinate })
+    }
+
+    /// Whether `uid` is the user's own or a subordinate one.
+    pub fn has(&self, uid: Uid) -> bool {
+        uid == self.uid || self.is_subordinate(uid)
+    }
+
+    fn is_subordinate(&self, uid: Uid) -> bool {
+        self.subordinate.iter().any(|range| range.contains(&uid.0))
+    }
+}
+
+/// The processes of one moment, with what it costs to ask about more of each remembered.
+pub struct Owned<'a> {
+    table: &'a Table,
+    namespaces: Namespaces,
+    paths: BTreeMap<i32, Option<String>>,
+    audit_sessions: BTreeMap<i32, Option<String>>,
+    accounts: BTreeMap<Uid, bool>,
+}
+
+impl<'a> Owned<'a> {
+    /// Looks at the processes of `table`.
+    pub fn new(table: &'a Table) -> Self {
+        Self {
+            table,
+            namespaces: Namespaces::default(),
+            paths: BTreeMap::new(),
+            audit_sessions: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+        }
+    }
+
+    /// The processes at that moment.
+    pub fn table(&self) -> &'a Table {
+        self.table
+    }
+
+    /// The control group of a process.
+    pub fn path_of(&mut self, pid: i32) -> Option<&str> {
+        self.paths.entry(pid).or_insert_with(|| cgroup::of_process(pid)).as_deref()
+    }
+
+    /// Why a process belongs to `owner`; none if it does not.
+    pub fn mark(&mut self, task: &Task, owner: &Owner) -> Option<Mark> {
+        let uids = task.uids.all();
+        if uids.contains(&owner.uid) && !task.uids.are_lent_by_root() {
+            return Some(Mark::Uid);
+        }
+        if uids.iter().any(|uid| owner.is_subordinate(*uid)) {
+            return Some(Mark::SubordinateUid);
+        }
+        let pid = task.process.pid;
+        if self.namespaces.owners(pid).iter().any(|uid| owner.has(*uid)) {
+            return Some(Mark::UserNamespace);
+        }
+        let is_in_slice = self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid));
+        (is_in_slice && uids.iter().all(|uid| !self.is_account(*uid))).then_some(Mark::Slice)
+    }
+
+    /// Whether a uid is an account's, by any service of nsswitch.conf.
+    fn is_account(&mut self, uid: Uid) -> bool {
+        *self
+            .accounts
+            .entry(uid)
+            .or_insert_with(|| uid == Uid::ROOT || uid.is_ours() || users::get_user_by_uid(uid.0).is_some())
+    }
+
+    /// All processes of a user, but those of services which the host runs as this user.
+    pub fn of(&mut self, owner: &Owner) -> BTreeSet<Process> {
+        let table = self.table;
+        let own = i32::try_from(std::process::id()).unwrap_or_default();
+        let mut found = BTreeSet::new();
+        for task in table.0.values().filter(|task| task.process.pid != own) {
+            if self.mark(task, owner).is_some() && self.service_of(task, owner).is_none() {
+                found.insert(task.process);
+            }
+        }
+        found
+    }
+
+    /// The service of the host that a process belongs to, if its unit names the user: such a process is never ended.
+    pub fn service_of(&mut self, task: &Task, owner: &Owner) -> Option<String> {
+        let path = self.path_of(task.process.pid)?;
+        unit::that_names(path, &owner.name, owner.uid)
+    }
+
+    /// Whether the host runs a service as this user.
+    pub fn has_service(&mut self, owner: &Owner) -> bool {
+        let table = self.table;
+        table
+            .0
+            .values()
+            .any(|task| task.uids.all().contains(&owner.uid) && self.service_of(task, owner).is_some())
+    }
+
+    /// Whether a process has one of the marks of a login.
+    fn is_marked(&mut self, pid: i32, marks: &SessionMarks) -> bool {
+        if let Some(scope) = &marks.scope {
+            let rest = self.path_of(pid).and_then(|path| path.strip_prefix(scope.as_str()));
+            if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+                return true;
+            }
+        }
+        marks.audit.is_some()
+            && *self.audit_sessions.entry(pid).or_insert_with(|| audit_session(pid)) == marks.audit
+    }
+
+    /// Those of `roots` that are there, with all that descends from them, shares a session (setsid(2)) with one of these, or
+    /// belongs to `owner` and has a mark of one of the logins.
+    pub fn family(
+        &mut self,
+        roots: &BTreeSet<Process>,
+        owner: &Owner,
+        logins: &[SessionMarks],
+    ) -> BTreeSet<Process> {
+        let table = self.table;
+        let all = &table.0;
+        let mut family: BTreeSet<i32> =
+            roots.iter().filter(|root| table.task(**root).is_some()).map(|root| root.pid).collect();
+        for marks in logins.iter().filter(|marks| !marks.is_empty()) {
+            for task in all.values() {
+                let pid = task.process.pid;
+                if self.is_marked(pid, marks) && self.mark(task, owner).is_some() {
+                    family.insert(pid);
+                }
+            }
+        }
+        loop {
+            // A session counts if its leader is one of them: the session of the first may be that of whoever started it.
+            let sessions: BTreeSet<i32> = family
+                .iter()
+                .filter_map(|pid| all.get(pid))
+                .map(|task| task.stat.session)
+                .filter(|session| family.contains(session) || !all.contains_key(session) && *session != 0)
+                .collect();
+            let before = family.len();
+            let joins =
+                |task: &Task| family.contains(&task.stat.parent) || sessions.contains(&task.stat.session);
+            let more: Vec<i32> =
+                all.values().filter(|task| joins(task)).map(|task| task.process.pid).collect();
+            family.extend(more);
+            if family.len() == before {
+                break;
+            }
+        }
+        family.iter().filter_map(|pid| all.get(pid)).map(|task| task.process).collect()
+    }
+}
+
+/// What marks the processes of one login, beside their descent: they are the login's only together with a mark of the
+/// user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionMarks {
+    /// The audit session (pam_loginuid(8)), if the login began one of its own.
+    audit: Option<String>,
+    /// The control group of logind's session.
+    scope: Option<String>,
+}
+
+impl SessionMarks {
+    /// The marks of the login that `opener` opened, whose logind session has the control group `scope`.
+    pub fn of(opener: Process, table: &Table, scope: Option<String>) -> Self {
+        let parent = table.task(opener).and_then(|task| audit_session(task.stat.parent));
+        // One that was there before is not the login's: in a container everybody may have the same.
+        let audit = audit_session(opener.pid).filter(|own| parent.as_ref() != Some(own));
+        Self { audit, scope }
+    }
+
+    /// Whether nothing but descent tells what belongs to the login.
+    pub fn is_empty(&self) -> bool {
+        self.audit.is_none() && self.scope.is_none()
+    }
+}
+
+/// The uids of our range that have processes, by any of their uids.
+///
+/// # Errors
+/// Returns an error if the list of processes cannot be read.
+pub fn managed_uids() -> io::Result<BTreeMap<Uid, BTreeSet<Process>>> {
+    let table = Table::read()?;
+    let mut owned = Owned::new(&table);
+    let mut users: BTreeMap<Uid, BTreeSet<Process>> = BTreeMap::new();
+    for task in table.0.values() {
+        let mut uids: BTreeSet<Uid> = task.uids.all().into_iter().collect();
+        if task.uids.are_lent_by_root() {
+            uids.clear();
+        }
+        uids.extend(owned.namespaces.owners(task.process.pid));
+        for uid in uids.into_iter().filter(|uid| uid.is_ours() && *uid != Uid::RESERVED) {
+            users.entry(uid).or_default().insert(task.process);
+        }
+    }
+    Ok(users)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Uids;
+    use pam_iam_core::process::Stat;
+
+    fn task(pid: i32, parent: i32, session: i32, uids: [u32; 3]) -> Task {
+        let [real, effective, saved] = uids.map(Uid);
+        Task {
+            process: Process { pid, start: 1 },
+            stat: Stat { zombie: false, parent, session, terminal: 0, start: 1 },
+            uids: Uids { real, effective, saved, fs: effective },
+            command: String::new(),
+        }
+    }
+
+    /// Numbers that no process has, so that nothing is read of a real one.
+    const P: i32 = 0x4000_0000;
+
+    fn table(tasks: &[Task]) -> Table {
+        Table(tasks.iter().map(|task| (task.process.pid, task.clone())).collect())
+    }
+
+    fn alice() -> Owner {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "alice:100000:10\n1002:0:1000\nother:200000:10\n").unwrap();
+        Owner::with_subuid(Uid(1002), "alice", file.path()).unwrap()
+    }
+
+    #[test]
+    fn a_process_belongs_to_a_user_by_any_of_its_uids() {
+        for (uids, belongs) in [
+            ([1002, 1002, 1002], true),
+            // A setuid program of root's that the user has started.
+            ([1002, 0, 0], true),
+            // A setuid program of the user's that somebody else has started, as it can make itself.
+            ([1003, 1002, 1003], true),
+            ([100_005, 100_005, 100_005], true),
+            ([1003, 1003, 100_005], true),
+            // sshd reads the user's files.
+            ([0, 1002, 0], false),
+            ([1003, 1003, 1003], false),
+            ([200_005, 200_005, 200_005], false),
+            ([0, 0, 0], false),
+        ] {
+            let table = table(&[task(P, 1, P, uids)]);
+            let found = Owned::new(&table).of(&alice());
+            assert_eq!(!found.is_empty(), belongs, "{uids:?}");
+        }
+    }
+
+    #[test]
+    fn root_has_no_owner_and_is_nobodys_subordinate() {
+        assert!(Owner::new(Uid::ROOT, "root").is_none() && Owner::new(Uid::RESERVED, "x").is_none());
+        assert!(!alice().has(Uid::ROOT));
+    }
+
+    #[test]
+    fn a_login_ends_with_its_descendants_and_sessions_and_a_daemon_that_left_both_lives_on() {
+        let (sshd, shell, job, daemon, root) = (P, P + 1, P + 2, P + 3, P + 4);
+        let table = table(&[
+            task(sshd, 1, sshd, [0, 0, 0]),
+            task(shell, sshd, shell, [1002; 3]),
+            // In the shell's session, whose parent has ended.
+            task(job, 1, shell, [1003; 3]),
+            task(daemon, 1, daemon, [1003; 3]),
+            task(root, shell, shell, [0, 0, 0]),
+        ]);
+        let roots = BTreeSet::from([Process { pid: sshd, start: 1 }]);
+        let family = Owned::new(&table).family(&roots, &alice(), &[]);
+        let pids: Vec<i32> = family.iter().map(|process| process.pid).collect();
+        assert_eq!(pids, [sshd, shell, job, root]);
+        let another = BTreeSet::from([Process { pid: sshd, start: 2 }]);
+        assert!(Owned::new(&table).family(&another, &alice(), &[]).is_empty());
+    }
+
+    #[test]
+    fn a_scope_marks_what_is_in_it_and_not_its_neighbour() {
+        let scope = "/user.slice/user-7.slice/session-1.scope";
+        let marks = SessionMarks { audit: None, scope: Some(scope.into()) };
+        let table = Table::default();
+        for (path, is_in) in
+            [(scope.to_owned(), true), (format!("{scope}/x"), true), (format!("{scope}s"), false)]
+        {
+            let mut owned = Owned::new(&table);
+            owned.paths.insert(P, Some(path.clone()));
+            assert_eq!(owned.is_marked(P, &marks), is_in, "{path}");
+        }
+        assert!(!Owned::new(&table).is_marked(P, &marks));
+    }
+
+    #[test]
+    fn in_the_slice_a_uid_of_no_account_belongs_to_the_user_and_a_service_of_the_host_to_the_host() {
+        let table = table(&[task(P, 1, P, [3_999_999_999; 3]), task(P + 1, 1, P + 1, [0; 3])]);
+        let mut owned = Owned::new(&table);
+        for pid in [P, P + 1] {
+            owned.paths.insert(pid, Some("/user.slice/user-1002.slice/session-1.scope".into()));
+        }
+        assert_eq!(owned.mark(&table.0[&P], &alice()), Some(Mark::Slice));
+        assert_eq!(owned.mark(&table.0[&(P + 1)], &alice()), None, "what root runs there");
+    }
+}

@@ -1,0 +1,163 @@
+//! What proc(5) says of all processes at one moment.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+
+use pam_iam_core::id::Uid;
+use pam_iam_core::process::{Process, Stat, has_ended, stat};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// The process list.
+const PROC: &str = "/proc";
+
+/// What `/proc/PID/sessionid` says of a process that belongs to no audit session.
+const NO_SESSION: &str = "4294967295";
+
+/// The uids of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uids {
+    /// The real one.
+    pub real: Uid,
+    /// The effective one.
+    pub effective: Uid,
+    /// The saved one.
+    pub saved: Uid,
+    /// The one for file systems.
+    pub fs: Uid,
+}
+
+impl Uids {
+    /// All four.
+    pub fn all(self) -> [Uid; 4] {
+        [self.real, self.effective, self.saved, self.fs]
+    }
+
+    /// Whether root only lends the other two for a moment: its daemons read a user's files as that user. An unprivileged
+    /// process can't be like this.
+    pub fn are_lent_by_root(self) -> bool {
+        self.real == Uid::ROOT && self.saved == Uid::ROOT
+    }
+}
+
+/// A process that has not ended.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// The process.
+    pub process: Process,
+    /// Its place among the others.
+    pub stat: Stat,
+    /// Its uids.
+    pub uids: Uids,
+    /// What it calls itself, at most 15 bytes, escaped.
+    pub command: String,
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({}, uid {})", self.process.pid, self.command, self.uids.real)
+    }
+}
+
+/// All processes that have not ended, by their numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Table(pub BTreeMap<i32, Task>);
+
+impl Table {
+    /// Reads proc(5).
+    ///
+    /// # Errors
+    /// Returns an error if the list of processes cannot be read. A process that ends meanwhile is left out.
+    pub fn read() -> io::Result<Self> {
+        let mut tasks = BTreeMap::new();
+        for entry in std::fs::read_dir(PROC)? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            let Some(stat) = stat(pid) else { continue };
+            if stat.zombie && has_ended(pid) {
+                continue;
+            }
+            let Some((uids, command)) = status(pid)? else { continue };
+            tasks.insert(pid, Task { process: Process { pid, start: stat.start }, stat, uids, command });
+        }
+        Ok(Self(tasks))
+    }
+
+    /// The task of a process, if it is still the same.
+    pub fn task(&self, process: Process) -> Option<&Task> {
+        self.0.get(&process.pid).filter(|task| task.process == process)
+    }
+}
+
+/// The uids and the name of a process; none if it is gone.
+fn status(pid: i32) -> io::Result<Option<(Uids, String)>> {
+    // Not as text: a process may call itself anything.
+    let status = match std::fs::read(format!("{PROC}/{pid}/status")) {
+        Ok(status) => status,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let status = String::from_utf8_lossy(&status);
+    // The name comes first and has its line feeds escaped, so that it cannot pass for another line.
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    let uids: Vec<u32> = field("Uid:").split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
+    let &[real, effective, saved, fs] = uids.as_slice() else { return Ok(None) };
+    let uids = Uids { real: Uid(real), effective: Uid(effective), saved: Uid(saved), fs: Uid(fs) };
+    Ok(Some((uids, field("Name:").escape_default().to_string())))
+}
+
+/// The audit session of a process, which its descendants have too and cannot change (credentials(7)).
+pub fn audit_session(pid: i32) -> Option<String> {
+    let id = std::fs::read_to_string(format!("{PROC}/{pid}/sessionid")).ok()?;
+    Some(id.trim().to_owned()).filter(|id| id != NO_SESSION && !id.is_empty())
+}
+
+/// Sends signals to a process, if it is still the same. Whose number it is is certain only while it is held by a pidfd.
+/// No descriptor is kept from one process to the next: a user may have thousands.
+pub fn signal(process: Process, signals: &[Signal]) {
+    let held = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Some(held) = held
+        && stat(process.pid).is_some_and(|stat| stat.start == process.start)
+    {
+        for &signal in signals {
+            let _ = pidfd_send_signal(&held, signal);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_in_the_table_and_one_that_has_ended_is_not() {
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(ended.id()).unwrap();
+        while !has_ended(pid) {
+            std::thread::yield_now();
+        }
+        let table = Table::read().unwrap();
+        let own = table.0.get(&i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert_eq!(own.uids.real.0, rustix::process::getuid().as_raw());
+        assert!(table.task(own.process).is_some());
+        assert!(!table.0.contains_key(&pid), "nobody has waited for it, and it has ended");
+        ended.wait().unwrap();
+    }
+
+    #[test]
+    fn what_root_lends_is_not_what_a_setuid_program_of_the_user_holds() {
+        let uids = |real, effective, saved| Uids {
+            real: Uid(real),
+            effective: Uid(effective),
+            saved: Uid(saved),
+            fs: Uid(effective),
+        };
+        assert!(uids(0, 7, 0).are_lent_by_root());
+        assert!(!uids(7, 0, 0).are_lent_by_root() && !uids(0, 0, 7).are_lent_by_root());
+        assert!(!uids(8, 7, 8).are_lent_by_root());
+    }
+}

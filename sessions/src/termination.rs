@@ -1,0 +1,435 @@
+//! Ends users and sessions: asked by SIGHUP and SIGTERM, and after a grace period killed until nothing is left.
+//!
+//! All terminations of one run go on side by side, and each has its own time limit: a user who defends himself delays
+//! the end of nobody else. A termination is done when two looks in a row have found nothing.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::process::Child;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use pam_iam_core::id::Uid;
+use pam_iam_core::process::Process;
+use rustix::fs::OFlags;
+use rustix::process::Signal;
+
+use crate::owner::{Owned, Owner, SessionMarks};
+use crate::table::{Table, signal};
+use crate::{cgroup, killer, logind};
+
+/// How long killing may take for one user, after the grace period.
+pub const KILLING_MAX: Duration = Duration::from_secs(20);
+
+/// Between two looks while processes are asked to end.
+const ASKING_PAUSE: Duration = Duration::from_millis(50);
+
+/// Between two looks while processes are killed: one that forks is faster than one look.
+const KILLING_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long sshd may take to carry to its client what a terminal was told.
+const RELAY_MAX: Duration = Duration::from_secs(5);
+
+/// How many uids of one user are killed as a whole in one round: the user's own and subordinate ones.
+const UIDS_MAX: usize = 64;
+
+/// How many processes a log line lists.
+const LISTED_MAX: usize = 20;
+
+/// What is to end.
+#[derive(Clone, Debug)]
+pub struct Termination {
+    /// The user.
+    pub owner: Owner,
+    /// The processes that opened the sessions that end.
+    pub openers: Vec<Process>,
+    /// Whether all that the user runs ends, or these sessions alone.
+    pub whole_user: bool,
+    /// What the user is told on the terminals of these sessions.
+    pub notice: String,
+}
+
+/// What became of a termination.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What did not end, as a list for the log.
+    pub remaining: String,
+    /// How many processes ended.
+    pub ended: usize,
+}
+
+impl Outcome {
+    /// Whether nothing is left.
+    pub fn is_complete(&self) -> bool {
+        self.remaining.is_empty()
+    }
+}
+
+/// What to tell meanwhile.
+pub enum Progress<'a> {
+    /// These processes are asked to end.
+    Asked(&'a Termination, String),
+    /// These were asked, did not end, and are killed now.
+    Killed(&'a Termination, String),
+}
+
+/// One termination under way.
+struct Course<'a> {
+    termination: &'a Termination,
+    logins: Vec<SessionMarks>,
+    /// The logind sessions of these, with their control groups.
+    of_logind: Vec<(String, String)>,
+    /// All that was ever found to belong to the sessions that end: once a parent has ended, nobody knows whose child was
+    /// whose.
+    family: BTreeSet<Process>,
+    /// The sshd of sessions that were told something, asked after what it relays has ended.
+    relays: BTreeSet<Process>,
+    asked: BTreeSet<Process>,
+    asked_logind: bool,
+    told_of_killing: bool,
+    /// What the last look has found.
+    found: BTreeSet<Process>,
+    /// All that any look has found.
+    seen: BTreeSet<Process>,
+    empty_looks: u32,
+}
+
+/// Ends `terminations`, all together. `is_whole` says before each killing whether all that a user runs still ends: somebody
+/// may have logged in anew meanwhile.
+pub fn end(
+    terminations: &[Termination],
+    grace: Duration,
+    mut is_whole: impl FnMut(&Termination) -> bool,
+    mut tell: impl FnMut(Progress<'_>),
+) -> Vec<Outcome> {
+    let began = Instant::now();
+    let mut courses: Vec<Course<'_>> = match Table::read() {
+        Ok(table) => {
+            terminations.iter().map(|termination| Course::begin(termination, &table, grace)).collect()
+        }
+        Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
+    };
+    // Begun and not waited for: logind ends by itself, and what it does not end is ended here.
+    let mut helpers = Vec::new();
+    loop {
+        let is_asking = began.elapsed() < grace;
+        let is_over = began.elapsed() >= grace + KILLING_MAX;
+        let table = match Table::read() {
+            Ok(table) => table,
+            Err(_) if !is_over => {
+                sleep(ASKING_PAUSE);
+                continue;
+            }
+            Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
+        };
+        let mut owned = Owned::new(&table);
+        let mut to_kill = BTreeSet::new();
+        for course in courses.iter_mut().filter(|course| !course.is_done()) {
+            let whole = course.termination.whole_user && is_whole(course.termination);
+            course.look(&mut owned, whole);
+            if course.is_done() {
+                continue;
+            }
+            if is_asking {
+                course.ask(&mut owned, began.elapsed(), grace, &mut helpers, &mut tell);
+            } else {
+                to_kill.extend(course.kill(&mut owned, whole, &mut tell));
+            }
+        }
+        killer::kill_all_of(to_kill);
+        if is_over || courses.iter().all(|course| course.is_done()) {
+            break;
+        }
+        sleep(if is_asking { ASKING_PAUSE } else { KILLING_PAUSE });
+    }
+    for helper in &mut helpers {
+        // One that is still at work has a limit of its own.
+        let _ = helper.try_wait();
+    }
+    courses.into_iter().map(Course::outcome).collect()
+}
+
+fn failed(error: &io::Error) -> Outcome {
+    Outcome { remaining: format!("processes cannot be listed: {error}"), ended: 0 }
+}
+
+impl<'a> Course<'a> {
+    fn begin(termination: &'a Termination, table: &Table, grace: Duration) -> Self {
+        let mut course = Self {
+            termination,
+            logins: Vec::new(),
+            of_logind: Vec::new(),
+            family: BTreeSet::new(),
+            relays: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            asked_logind: false,
+            told_of_killing: false,
+            found: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            empty_looks: 0,
+        };
+        let mut owned = Owned::new(table);
+        for opener in &termination.openers {
+            let of_logind = logind::session_of(opener.pid);
+            let marks = SessionMarks::of(*opener, table, of_logind.as_ref().map(|(_, scope)| scope.clone()));
+            course.of_logind.extend(of_logind);
+            let family =
+                owned.family(&BTreeSet::from([*opener]), &termination.owner, std::slice::from_ref(&marks));
+            if notify(termination, &family, table, grace) {
+                // None of sshd's processes is in a session (setsid(2)) with what it runs for the user.
+                let session = table.task(*opener).map(|task| task.stat.session);
+                let is_sshd =
+                    |process: &&Process| table.task(**process).map(|task| task.stat.session) == session;
+                let relays: BTreeSet<Process> = family.iter().filter(is_sshd).copied().collect();
+                if relays.len() < family.len() {
+                    course.relays.extend(relays);
+                }
+            }
+            course.family.extend(family);
+            course.logins.push(marks);
+        }
+        course
+    }
+
+    fn is_done(&self) -> bool {
+        self.empty_looks >= 2
+    }
+
+    /// Finds what is there of it now.
+    fn look(&mut self, owned: &mut Owned<'_>, whole: bool) {
+        let owner = &self.termination.owner;
+        self.found = owned.family(&self.family, owner, &self.logins);
+        self.family.extend(self.found.iter().copied());
+        if whole {
+            self.found.extend(owned.of(owner));
+        }
+        self.seen.extend(self.found.iter().copied());
+        self.empty_looks = if self.found.is_empty() { self.empty_looks + 1 } else { 0 };
+    }
+
+    fn ask(
+        &mut self,
+        owned: &mut Owned<'_>,
+        elapsed: Duration,
+        grace: Duration,
+        helpers: &mut Vec<Child>,
+        tell: &mut impl FnMut(Progress<'_>),
+    ) {
+        let others_run = self.found.difference(&self.relays).next().is_some();
+        let relays_wait = others_run && elapsed < RELAY_MAX.min(grace / 2);
+        let is_due = |process: &&Process| !relays_wait || !self.relays.contains(process);
+        // Each once: a shell that has its own way with SIGHUP is not to have it again and again.
+        let new: BTreeSet<Process> = self.found.difference(&self.asked).filter(is_due).copied().collect();
+        if self.asked.is_empty() && !new.is_empty() {
+            tell(Progress::Asked(self.termination, self.list(owned)));
+        }
+        if !relays_wait && !std::mem::replace(&mut self.asked_logind, true) {
+            helpers.extend(self.ask_logind(owned));
+        }
+        for process in &new {
+            signal(*process, &[Signal::HUP, Signal::TERM]);
+        }
+        self.asked.extend(new);
+    }
+
+    /// Has logind end the sessions of which nothing would live on: it ends whatever is in their scopes, also a daemon that
+    /// the user has started by sudo.
+    fn ask_logind(&self, owned: &mut Owned<'_>) -> Vec<Child> {
+        let uid = self.termination.owner.uid;
+        if self.termination.whole_user && self.of_logind.is_empty() {
+            let slice =
+                self.found.iter().find_map(|process| cgroup::slice_of(owned.path_of(process.pid)?, uid));
+            let slice = slice.filter(|slice| self.has_all_of(owned, slice));
+            let ended = slice.and_then(|_| logind::begin(&["terminate-user", &uid.to_string()]));
+            return ended.into_iter().collect();
+        }
+        let whole = self.of_logind.iter().filter(|(_, scope)| self.has_all_of(owned, scope));
+        whole.filter_map(|(id, _)| logind::begin(&["terminate-session", id])).collect()
+    }
+
+    /// Whether everything in a control group and below it is found to end.
+    fn has_all_of(&self, owned: &mut Owned<'_>, group: &str) -> bool {
+        let below = format!("{group}/");
+        owned.table().0.values().all(|task| {
+            let path = owned.path_of(task.process.pid);
+            let is_in = path.is_some_and(|path| path == group || path.starts_with(&below));
+            !is_in || self.found.contains(&task.process)
+        })
+    }
+
+    /// Kills what is there. Returns the uids of which everything is to be killed at once.
+    fn kill(
+        &mut self,
+        owned: &mut Owned<'_>,
+        whole: bool,
+        tell: &mut impl FnMut(Progress<'_>),
+    ) -> BTreeSet<Uid> {
+        let owner = &self.termination.owner;
+        if self.found.is_empty() {
+            return BTreeSet::new();
+        }
+        if !std::mem::replace(&mut self.told_of_killing, true) {
+            tell(Progress::Killed(self.termination, self.list(owned)));
+        }
+        let mut uids = BTreeSet::new();
+        // Not where the host runs a service as this user, which would be killed with the rest.
+        if whole && !owned.has_service(owner) && !reserved_is_in_use(owned.table()) {
+            uids.insert(owner.uid);
+            for process in &self.found {
+                let task = owned.table().task(*process);
+                let own = task.into_iter().flat_map(|task| [task.uids.real, task.uids.saved]);
+                uids.extend(own.filter(|uid| owner.has(*uid)));
+            }
+            let groups: BTreeSet<String> = self
+                .found
+                .iter()
+                .filter_map(|process| cgroup::unit_of_user(owned.path_of(process.pid)?, owner.uid))
+                .collect();
+            for group in groups.iter().filter(|group| self.has_all_of(owned, group)) {
+                cgroup::kill(group);
+            }
+        }
+        for process in &self.found {
+            signal(*process, &[Signal::KILL]);
+        }
+        uids.into_iter().take(UIDS_MAX).collect()
+    }
+
+    /// What was found, for the log.
+    fn list(&self, owned: &Owned<'_>) -> String {
+        let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
+        listed(tasks.map(ToString::to_string).collect())
+    }
+
+    fn outcome(self) -> Outcome {
+        let running: Vec<&Process> = self.seen.iter().filter(|process| process.is_running()).collect();
+        let ended = self.seen.len() - running.len();
+        let remaining = if self.is_done() {
+            String::new()
+        } else {
+            listed(running.iter().map(|process| process.pid.to_string()).collect())
+        };
+        Outcome { remaining, ended }
+    }
+}
+
+/// The first of many, and how many more there are.
+fn listed(mut words: Vec<String>) -> String {
+    let more = words.len().saturating_sub(LISTED_MAX);
+    words.truncate(LISTED_MAX);
+    if more > 0 {
+        words.push(format!("and {more} more"));
+    }
+    words.join(", ")
+}
+
+/// Whether a process has the uid that is assigned to nobody: it would be killed with the rest, and could stop a killer.
+fn reserved_is_in_use(table: &Table) -> bool {
+    table.0.values().any(|task| task.uids.all().contains(&Uid::RESERVED))
+}
+
+/// Writes the notice to the terminals of a session. True if one took it. A terminal belongs to the user, so nothing else
+/// is written to.
+fn notify(termination: &Termination, family: &BTreeSet<Process>, table: &Table, grace: Duration) -> bool {
+    let mut told = false;
+    let terminals = family.iter().filter_map(|process| table.task(*process)).map(|task| task.stat.terminal);
+    for terminal in terminals.filter(|terminal| *terminal != 0).collect::<BTreeSet<i32>>() {
+        // Unix98 terminals have the major numbers 136 to 143 (devices.txt of the kernel).
+        let (major, minor) = (terminal >> 8 & 0xfff, terminal & 0xff | terminal >> 12 & 0xfff00);
+        if !(136..=143).contains(&major) {
+            continue;
+        }
+        let path = format!("/dev/pts/{}", (major - 136) * 256 + minor);
+        let flags = OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+        let mut options = OpenOptions::new();
+        let file =
+            options.write(true).custom_flags(i32::try_from(flags.bits()).unwrap_or_default()).open(path);
+        if let Ok(mut file) = file
+            && file.metadata().is_ok_and(|found| {
+                found.uid() == termination.owner.uid.0 && found.file_type().is_char_device()
+            })
+        {
+            let (notice, seconds) = (&termination.notice, grace.as_secs());
+            told |= write!(
+                file,
+                "\r\npam_iam: {notice}. This session ends now; what is left is killed in {seconds} s.\r\n"
+            )
+            .is_ok();
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pam_iam_core::process::stat;
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
+    struct Killed(Child);
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// A shell that says a line when it has started what it starts.
+    fn start(script: &str) -> (Killed, Process) {
+        let mut command = Command::new("sh");
+        let child =
+            command.arg("-c").arg(script).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let mut killed = Killed(child);
+        let mut output = killed.0.stdout.take().unwrap();
+        output.read_exact(&mut [0]).unwrap();
+        (killed, Process { pid, start: stat(pid).unwrap().start })
+    }
+
+    fn session_of(opener: Process) -> Termination {
+        // A uid that no process has: what ends here is found by descent alone.
+        let owner = Owner::new(Uid(3_999_999_998), "nobody-of-that-name").unwrap();
+        Termination { owner, openers: vec![opener], whole_user: false, notice: String::new() }
+    }
+
+    fn ended(terminations: &[Termination], grace: Duration) -> (Vec<Outcome>, Vec<String>) {
+        let mut told = Vec::new();
+        let outcomes = end(
+            terminations,
+            grace,
+            |_| false,
+            |progress| {
+                told.push(match progress {
+                    Progress::Asked(_, list) => format!("asked {list}"),
+                    Progress::Killed(_, list) => format!("killed {list}"),
+                });
+            },
+        );
+        (outcomes, told)
+    }
+
+    #[test]
+    fn a_session_ends_with_its_descendants_and_with_what_left_their_parent_but_not_their_session() {
+        // The grandchild has a session of its own, in which its own child is left without a parent.
+        let (_shell, opener) = start("setsid sh -c '(sleep 1000 & echo; exec sleep 1000) & wait'; wait");
+        let (outcomes, told) = ended(&[session_of(opener)], Duration::from_secs(10));
+        assert!(outcomes[0].is_complete(), "{outcomes:?}");
+        assert!(outcomes[0].ended >= 4, "{outcomes:?}");
+        assert_eq!(told.len(), 1, "asked once, and nobody was killed: {told:?}");
+        assert!(told[0].starts_with("asked ") && told[0].contains("sleep"), "{told:?}");
+    }
+
+    #[test]
+    fn a_process_that_does_not_heed_is_killed_and_delays_nobody() {
+        let (_stubborn, opener) = start("trap '' HUP TERM; echo; while :; do sleep 1000; done");
+        let (_other, another) = start("echo; exec sleep 1000");
+        let (outcomes, told) = ended(&[session_of(opener), session_of(another)], Duration::from_millis(200));
+        assert!(outcomes.iter().all(Outcome::is_complete), "{outcomes:?}");
+        assert_eq!(told.iter().filter(|line| line.starts_with("killed ")).count(), 1, "{told:?}");
+        assert!(!opener.is_running() && !another.is_running());
+    }
+}
