@@ -39,7 +39,7 @@ fn machine() -> Machine {
 fn everything_works(machine: &Machine) {
     assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
-    machine.wait_until("getent group iam-sudo | grep -q carol");
+    machine.wait_until("id -Gn carol | grep -qw iam-sudo");
     machine.sh("iam-importer --dry-run | grep -q alice").succeeds();
 }
 
@@ -166,7 +166,9 @@ fn listing_all_users_takes_the_third_policy() {
     under(&machine, &policy);
     machine.ssh("bob", "true").succeeds();
     assert!(!machine.sh("iamctl lint").stdout.contains("ListUsers"));
-    machine.wait_until("getent group iam-users | grep -q bob");
+    machine.wait_until(
+        "iamctl --json status | grep -q '\"roster_users\": [1-9]' && id -Gn bob | grep -qw iam-users",
+    );
 }
 
 #[test]

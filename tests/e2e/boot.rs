@@ -10,7 +10,7 @@ fn hurry(machine: &Machine, timer: &str) {
     machine
         .sh(&format!(
             "mkdir -p /run/systemd/system/{timer}.timer.d
-             printf '[Timer]\nOnBootSec=\nOnUnitInactiveSec=\nOnActiveSec=100ms\nOnUnitInactiveSec=1s\nRandomizedDelaySec=0\nAccuracySec=100ms\n' >/run/systemd/system/{timer}.timer.d/test.conf
+             printf '[Timer]\nOnBootSec=\nOnUnitInactiveSec=\nOnUnitActiveSec=\nOnActiveSec=100ms\nOnUnitInactiveSec=1s\nRandomizedDelaySec=0\nAccuracySec=100ms\n' >/run/systemd/system/{timer}.timer.d/test.conf
              systemctl daemon-reload; systemctl start {timer}.timer"
         ))
         .succeeds();
@@ -63,7 +63,7 @@ fn the_importers_timer_makes_accounts_and_retires_them_with_their_sessions() {
     machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
     machine.wait_until("test -e /tmp/carol.over && ! pgrep -u carol");
     machine.wait_until("getent shadow carol | cut -d: -f8 | grep -qx 1");
-    machine.sh("grep -qE '^terminate-user [0-9]+$' /run/asked").succeeds();
+    machine.sh("grep -qE '^terminate-session [0-9]+$' /run/asked").succeeds();
     machine.sh("pgrep -u alice && test ! -e /tmp/alice.over").succeeds();
     machine.sh("systemctl is-failed iam-importer.service").fails();
 }

@@ -94,8 +94,10 @@ for at in $(seq 60); do
     status=$?
     grep -q INJECTED /run/trace || break
     sound || {{ echo "{call} $at"; exit 1; }}
-    if [ $status = 0 ]; then whole || {{ echo "{call} $at: $(ls -lA /home)"; exit 1; }}; else [ -z "$(ls -A /home)" ] || {{ echo "{call} $at left $(ls -lA /home)"; exit 1; }}; fi
-    [ $status = 0 ] || grep -q 'alice: the home directory /home/alice could not be made' /run/out || {{ cat /run/out; exit 1; }}
+    if [ $status = 0 ]; then whole || {{ echo "{call} $at: $(ls -lA /home)"; exit 1; }}; elif grep -q 'alice: the home directory /home/alice could not be made' /run/out; then [ -z "$(ls -A /home)" ] || {{ echo "{call} $at left $(ls -lA /home)"; exit 1; }}
+    # The home was made, and then the session could not be registered.
+    elif grep -q 'alice: this session cannot be registered' /run/out; then whole || {{ echo "{call} $at: $(ls -lA /home)"; exit 1; }}
+    else cat /run/out; exit 1; fi
 done"#
         )
         .replace("-P /home -P /home/alice ", "");

@@ -25,7 +25,7 @@ fn machine() -> Machine {
 fn bare(builder: Builder) -> Machine {
     let machine = builder.bare().start();
     machine
-        .sh(&format!("mv /etc/pam_iam /root/pam_iam; cp -a /etc /root/etc; {FILES} >/root/files"))
+        .sh(&format!("mv /etc/pam_iam /root/of-the-box; cp -a /etc /root/etc; {FILES} >/root/files"))
         .succeeds();
     machine
 }
@@ -63,7 +63,7 @@ fn from_nothing_to_a_login_and_back_to_nothing() {
     machine.ssh("alice", "true").fails();
     assert!(machine.sh("iamctl enable").fails().contains("/etc/pam_iam/config.toml"));
 
-    machine.sh("cp /root/pam_iam/* /etc/pam_iam").succeeds();
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam").succeeds();
     let before = etc_differs(&machine);
     let dry = machine.sh("iamctl enable --dry-run").succeeds();
     assert!(
@@ -152,7 +152,7 @@ AuthorizedKeysCommandUser nobody
     let [stop, configure, look, switch, clean] = commands.as_slice() else { panic!("{commands:?}") };
     follow(&machine, stop);
     install(&machine);
-    machine.sh("cp /root/pam_iam/environment /etc/pam_iam").succeeds();
+    machine.sh("cp /root/of-the-box/environment /etc/pam_iam").succeeds();
     follow(&machine, configure);
     let would = follow(&machine, look);
     for words in [
@@ -194,7 +194,7 @@ AuthorizedKeysCommandUser nobody
 #[test]
 fn the_readmes_installation_chapter_works_as_it_stands() {
     let machine = machine();
-    machine.sh("mkdir /etc/pam_iam && cp /root/pam_iam/environment /etc/pam_iam").succeeds();
+    machine.sh("mkdir /etc/pam_iam && cp /root/of-the-box/environment /etc/pam_iam").succeeds();
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap_or_default();
     let chapter =
         readme.split("\n## ").find(|chapter| chapter.starts_with("Installation\n")).unwrap_or_default();
@@ -245,7 +245,7 @@ fn the_rpm_holds_the_same_and_its_scripts_make_users_and_take_everything_back() 
     assert!(missing.is_empty() && of_deb.len() > 30, "{missing:?}");
     // On this distribution nothing finds the modules in /usr/lib64; the scripts run all the same.
     machine.sh(&format!("rpm --install --nodeps {FORCE} {rpm} && getent passwd iam-resolver pam-iam && test -d /var/cache/pam_iam")).succeeds();
-    machine.sh("cp /root/pam_iam/* /etc/pam_iam").succeeds();
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam").succeeds();
     let before = etc_differs(&machine);
     machine
         .sh("iamctl enable && grep -q pam_iam.so /etc/pam.d/sshd && systemctl is-active iam-resolver.service")
@@ -292,7 +292,7 @@ fn the_man_pages_are_sound_and_name_every_command_and_option() {
 fn what_an_administrator_wrote_stays_and_no_line_of_ours_outlives_the_module() {
     let machine = machine();
     install(&machine);
-    machine.sh("cp /root/pam_iam/* /etc/pam_iam && iamctl enable").succeeds();
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam && iamctl enable").succeeds();
     // A rule of one's own for fewer rights, and a line for cron as pam.d/ has it.
     let rule = "%ssh-ops ALL=(root) NOPASSWD: /usr/bin/true";
     machine.sh(&format!("echo '{rule}' >/etc/sudoers.d/pam_iam; cp /usr/share/pam_iam/pam.d/debian/cron /etc/pam.d/cron; echo 'account required pam_unix.so' >>/etc/pam.d/cron; sed -i '1i account [success=ok default=die] pam_iam.so' /etc/pam.d/su")).succeeds();
@@ -375,7 +375,7 @@ fn what_is_built_needs_no_newer_c_library_than_2_34() {
 fn what_cannot_be_enabled_whole_is_taken_back_whole() {
     let machine = machine();
     install(&machine);
-    machine.sh("cp /root/pam_iam/* /etc/pam_iam").succeeds();
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam").succeeds();
     for (trouble, why, mend) in [
         (
             "echo Nonsense yes >/etc/ssh/sshd_config.d/99.conf",

@@ -67,10 +67,10 @@ fn the_selinux_policy_lets_every_part_do_its_work_and_no_more() {
             "allow pam_iam_resolver_t shadow_t file -
              allow pam_iam_resolver_t user_home_t file -
              allow pam_iam_resolver_t etc_t file write
-             allow pam_iam_resolver_t - capability setuid,setgid,dac_override,sys_admin,sys_ptrace
+             allow pam_iam_resolver_t - capability dac_override,kill,sys_admin,sys_ptrace
              allow sshd_t pam_iam_cache_t file -
              allow user_t pam_iam_cache_t file -
-             allow user_t pam_iam_runtime_t file -",
+             allow user_t pam_iam_runtime_t file write",
             "no",
         ),
     ] {

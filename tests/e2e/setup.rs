@@ -90,10 +90,11 @@ fn credentials_come_from_the_environment_a_profile_or_a_web_identity_too() {
     machine.sh("cp /etc/pam_iam/environment /root/before
         printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' $AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY >>/etc/pam_iam/environment").succeeds();
     assert!(machine.sh(&keys).succeeds().starts_with("ssh-rsa "));
-    machine.sh("cp /root/before /etc/pam_iam/environment; mkdir -p /root/.aws; printf '\n[aws]\nprofile = \"ops\"\n' >>/etc/pam_iam/config.toml
-        printf '[ops]\naws_access_key_id=%s\naws_secret_access_key=%s\n' $AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY >/root/.aws/credentials").succeeds();
+    machine.sh("cp /root/before /etc/pam_iam/environment; printf '\n[aws]\nprofile = \"ops\"\n' >>/etc/pam_iam/config.toml
+        echo AWS_SHARED_CREDENTIALS_FILE=/etc/pam_iam/credentials >>/etc/pam_iam/environment
+        printf '[ops]\naws_access_key_id=%s\naws_secret_access_key=%s\n' $AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY >/etc/pam_iam/credentials").succeeds();
     assert!(machine.sh(&keys).succeeds().starts_with("ssh-rsa "));
-    machine.sh("rm -r /root/.aws; sed -i '/^profile/d' /etc/pam_iam/config.toml; echo token >/etc/pam_iam/token
+    machine.sh("cp /root/before /etc/pam_iam/environment; sed -i '/^profile/d' /etc/pam_iam/config.toml; echo token >/etc/pam_iam/token
         printf 'AWS_WEB_IDENTITY_TOKEN_FILE=/etc/pam_iam/token\nAWS_ROLE_ARN=arn:aws:iam::123456789012:role/host\n' >>/etc/pam_iam/environment").succeeds();
     assert!(machine.sh(&keys).succeeds().starts_with("ssh-rsa "));
 }
@@ -164,4 +165,66 @@ fn every_test_that_the_threat_model_names_is_there() {
     assert!(named.len() > 40, "{named:?}");
     let missing: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn the_stated_version_of_rust_is_what_the_newest_of_the_locked_crates_asks_for() {
+    let number =
+        |version: &str| -> Vec<u32> { version.split('.').filter_map(|part| part.parse().ok()).collect() };
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", &host])
+        .current_dir(repository())
+        .output()
+        .expect("cargo metadata");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let version = |package: &serde_json::Value| package["rust_version"].as_str().map(number);
+    let (ours, others): (Vec<_>, Vec<_>) = packages.iter().partition(|package| package["source"].is_null());
+    let wanted = others.iter().filter_map(|package| version(package)).max().expect("a version");
+    for package in ours {
+        let mut stated = version(package).expect("rust-version");
+        stated.resize(wanted.len().max(stated.len()), 0);
+        assert_eq!(stated, wanted, "{}", package["name"]);
+    }
+}
+
+#[test]
+fn the_repository_names_no_mirror_of_packages() {
+    let output = Command::new("git")
+        .args(["grep", "-nE", "(deb|security|archive|ports)\\.(debian|ubuntu)\\.(org|com)/"])
+        .current_dir(repository())
+        .output()
+        .expect("git grep");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+#[test]
+fn setup_waits_for_another_apt_and_says_so() {
+    let machine = Machine::new().start();
+    // An apt that is busy twice, as in the first minutes of a cloud machine; then one that works.
+    machine
+        .sh("mkdir /opt/apt; cat >/opt/apt/apt-get <<'SCRIPT'
+#!/bin/sh
+echo x >>/opt/apt/calls
+if [ $(wc -l </opt/apt/calls) -lt 3 ]; then echo 'E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1' >&2; exit 100; fi
+SCRIPT
+printf '#!/bin/sh\nexit 0\n' >/opt/apt/sleep; chmod 755 /opt/apt/*")
+        .succeeds();
+    let apt = format!(
+        "PATH=/opt/apt:$PATH; eval \"$(sed -n '/^APT_WAIT_SECONDS=/,/^}}/p' {}/tests/setup)\"; apt update",
+        repository().display()
+    );
+    let done = machine.run(&["sh", "-c", &apt]);
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.stderr.contains("another apt is at work; waiting for it, at most 600 s"), "{}", done.stderr);
+    assert_eq!(machine.sh("wc -l </opt/apt/calls").succeeds(), "3");
+    machine.sh("printf '#!/bin/sh\necho E: something else >&2; exit 100\n' >/opt/apt/apt-get").succeeds();
+    let other = machine.run(&["sh", "-c", &apt]);
+    assert!(other.status == 1 && other.stderr.contains("something else"), "{other:?}");
+    machine.sh("printf '#!/bin/sh\necho E: Could not get lock >&2; exit 100\n' >/opt/apt/apt-get").succeeds();
+    let never = machine.run(&["sh", "-c", &apt]);
+    assert!(never.status == 1 && never.stderr.contains("still holds its lock after 600 s"), "{never:?}");
 }

@@ -14,7 +14,9 @@ for line in sys.stdin:
     try:
         enter = [] if request.get("beside") else ENTER
         done = subprocess.run(enter + request["argv"], capture_output=True, text=True, errors="replace",
-                              input=request.get("stdin", ""), timeout=LIMIT_SECONDS)
+                              input=request.get("stdin", ""), timeout=LIMIT_SECONDS,
+                              # Every user may be there, wherever the repository lies.
+                              cwd="/")
         answer = {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
     except subprocess.TimeoutExpired:
         answer = {"status": 124, "stdout": "", "stderr": f"took more than {LIMIT_SECONDS} s"}

@@ -125,7 +125,8 @@ FAULTS = {
     "credentials refused": (lambda: control("fail=credentials"), SILENT),
     "credentials expired": (lambda: control("fail=expired"), SILENT),
     "clock skew": (lambda: control("fail=skew"), SILENT),
-    "denied": (lambda: control("fail=denied"), {"known": False, "roster": False, "limit": 2.0}),
+    # The list of who may log in was read before: it gives names, and no rights.
+    "denied": (lambda: control("fail=denied"), {"known": False, "roster": False, "limit": 2.0, "nss": True}),
     "list denied": (lambda: control("fail=denied&only=GetGroup"), {"known": True, "roster": False, "limit": 2.0}),
     "empty lists": (lambda: control("fail=empty"), {"known": False, "roster": False, "limit": 2.0, "nss": True, "sweeps": True}),
     "resolver killed": (lambda: resolver("KILL"), {"known": True, "roster": True, "limit": 2.0}),

@@ -68,6 +68,10 @@ def make_overlay(lowest="/", also=()):
         upper, work = f"{BASE}/upper{at}", f"{BASE}/work{at}"
         for path in (upper, work):
             os.mkdir(path)
+        # The directory at the top has its owner and mode from there: a /tmp of its own is everybody's.
+        found = os.stat(lower)
+        os.chown(upper, found.st_uid, found.st_gid)
+        os.chmod(upper, stat.S_IMODE(found.st_mode))
         os.makedirs(root, exist_ok=True)
         target = root if at == 0 else root + lower
         if lower in also:
@@ -166,6 +170,9 @@ def install(order, root=""):
     shutil.copy(f"{root}/usr/share/pam_iam/sshd/10-pam_iam.conf", f"{root}/etc/ssh/sshd_config.d/10-pam_iam.conf")
     shutil.copy(f"{root}/usr/share/pam_iam/sudoers/pam_iam", f"{root}/etc/sudoers.d/pam_iam")
     os.chmod(f"{root}/etc/sudoers.d/pam_iam", 0o440)
+    if os.path.exists(f"{root}/var/log/lastlog"):
+        with open(f"{root}/etc/login.defs", "a", encoding="ascii") as definitions:
+            definitions.write("LASTLOG_UID_MAX 60000\n")
     if order["accounts"] == "nss":
         nsswitch = Path(f"{root}/etc/nsswitch.conf").read_text().splitlines()
         nsswitch = [f"{line} iam" if line.startswith(("passwd:", "group:")) else line for line in nsswitch]
@@ -246,7 +253,9 @@ def start_resolver():
                            capture_output=True, text=True)
     if check.returncode != 0:
         sys.stderr.write(f"tests/box: the resolver answers nobody: {check.stderr}")
-    os.makedirs("/run/pam_iam", mode=0o755)
+    os.makedirs("/run/pam_iam", mode=0o755, exist_ok=True)
+    # As the unit does it before each start.
+    run("/usr/sbin/iamctl", "write-mapped-gids")
     os.makedirs("/var/cache/pam_iam", mode=0o700)
     shutil.chown("/var/cache/pam_iam", "iam-resolver", "iam-resolver")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -344,9 +353,26 @@ def wait_for_iam(ready):
         sys.exit(f"tests/box: the IAM server does not start:\n{(LOGS / 'iam.log').read_text()[-2000:]}")
 
 
+def be_init():
+    """Forks: the parent is the machine's first process, to which falls whatever loses its parent; the child goes on. The
+    kernel waits for the children of one that ignores SIGCHLD, faster than any attack makes them."""
+    tell, told = os.pipe()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(tell)
+        return told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.close(told)
+    status = os.read(tell, 1)
+    os._exit(status[0] if status else 1)
+
+
 def main():
     with open(int(sys.argv[1]), "rb") as file:
         order = json.load(file)
+    init = be_init()
     make_root()
     os.umask(0o022)
     LOGS.mkdir(mode=0o755)
@@ -374,6 +400,7 @@ def main():
     status = run_command(order, environment)
     keep_logs(order)
     sys.stdout.flush()
+    os.write(init, bytes([status]))
     os._exit(status)
 
 

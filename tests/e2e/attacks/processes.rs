@@ -1,0 +1,380 @@
+//! A withdrawn user defends himself.
+
+use pam_iam_tests::{Machine, open_session, work};
+use serde_json::json;
+
+use super::{Bystanders, FOLDER, compile, left_of};
+
+fn machine() -> Machine {
+    Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start()
+}
+
+/// Has alice run an attack from a session of hers.
+fn attack(machine: &Machine, user: &str, attack: &str, arguments: &str, proof: &str) {
+    let program = compile(machine, attack);
+    machine
+        .sh(&format!(
+            "(box-ssh {user} '{program} {arguments}' </dev/null >/tmp/{attack}.out 2>&1 &) >/dev/null 2>&1"
+        ))
+        .succeeds();
+    machine.wait_until(&format!("grep -qs '{proof} *[1-9]' /tmp/proof.* "));
+}
+
+fn withdraw(machine: &Machine, user: &str) {
+    machine.iam(&format!("iam.remove_user_from_group(UserName='{user}', GroupName='ssh-users')"));
+}
+
+/// An attack that runs as alice: she is withdrawn, one sweep ends everything of hers, and nobody else's.
+fn ends(name: &str, proof: &str) {
+    let machine = machine();
+    let bystanders = Bystanders::start(&machine);
+    let uid = machine.ssh("alice", "id -u").succeeds();
+    attack(&machine, "alice", name, "", proof);
+    withdraw(&machine, "alice");
+    let said = machine.sh("timeout 60 iamctl sweep");
+    assert_eq!(said.status, 0, "{}{}", said.stdout, said.stderr);
+    assert_eq!(left_of(&machine, &uid), "");
+    bystanders.live(&machine);
+    machine.logs("authpriv", "event=sweep user=alice");
+    machine.logs("authpriv", "result=ended reason=not-in-group");
+}
+
+#[test]
+fn a_user_who_forks_faster_than_anybody_lists_is_ended() {
+    ends("fork_loop", "forks");
+}
+
+#[test]
+fn a_user_who_stops_whatever_has_his_uid_is_ended() {
+    ends("stop_loop", "stops");
+}
+
+#[test]
+fn a_user_who_kills_whatever_has_his_uid_is_ended() {
+    ends("kill_loop", "looks");
+}
+
+#[test]
+fn a_user_who_traces_whatever_has_his_uid_is_ended_and_reads_nothing_of_roots() {
+    let machine = machine();
+    let uid = machine.ssh("alice", "id -u").succeeds();
+    attack(&machine, "alice", "trace_loop", "", "traces");
+    withdraw(&machine, "alice");
+    machine.sh("SECRET_OF_ROOT=whatever-root-has timeout 60 iamctl sweep").succeeds();
+    assert_eq!(left_of(&machine, &uid), "");
+    machine
+        .sh("test -s /tmp/loot && ! grep -a SECRET_OF_ROOT /tmp/loot && ! grep -a AWS_SECRET /tmp/loot")
+        .succeeds();
+}
+
+#[test]
+fn a_daemon_that_is_deaf_to_every_signal_is_ended() {
+    ends("deaf_daemon", "beats");
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_ended() {
+    ends("leaderless", "beats");
+}
+
+#[test]
+fn root_of_a_user_namespace_of_his_own_is_ended() {
+    ends("user_namespace", "beats");
+}
+
+#[test]
+fn a_process_that_calls_itself_a_thread_of_the_kernel_is_ended() {
+    ends("kernel_name", "beats");
+}
+
+#[test]
+fn a_user_who_lowers_the_priority_of_what_has_his_uid_and_binds_it_is_ended() {
+    ends("renice_pin", "looks");
+}
+
+#[test]
+fn a_process_that_becomes_another_program_again_and_again_is_ended() {
+    ends("exec_loop", "execs");
+}
+
+#[test]
+fn a_subreaper_that_hops_to_siblings_is_ended() {
+    ends("adopt", "hops");
+}
+
+#[test]
+fn threads_that_fork_and_a_parent_that_waits_for_vfork_are_ended() {
+    ends("vfork_park", "forks");
+}
+
+#[test]
+fn a_process_under_a_subordinate_uid_is_ended_and_that_of_another_users_lives() {
+    let machine = machine();
+    let bystanders = Bystanders::start(&machine);
+    let uid = machine.ssh("alice", "id -u").succeeds();
+    machine
+        .sh("printf 'alice:300000:65536\nbob:400000:65536\n' >/etc/subuid; cp /etc/subuid /etc/subgid
+             setpriv --reuid 400005 --clear-groups setsid -f sleep 7444 </dev/null >/dev/null 2>&1")
+        .succeeds();
+    attack(&machine, "alice", "subordinate", "300000", "hops");
+    machine.wait_until("pgrep -U 300006 subordinate");
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    for uid in [uid.as_str(), "300004", "300006"] {
+        assert_eq!(left_of(&machine, uid), "", "uid {uid}");
+    }
+    machine.sh("pgrep -U 400005 -f '^sleep 7444'").succeeds();
+    bystanders.live(&machine);
+}
+
+#[test]
+fn a_process_that_an_accomplice_has_made_the_users_is_ended() {
+    let machine = machine();
+    machine.iam("iam.add_user_to_group(UserName='bob', GroupName='ssh-users')");
+    let (alice, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "lend"));
+    machine.ssh("alice", &format!("cp {program} /tmp/lend && chmod 4755 /tmp/lend")).succeeds();
+    machine.sh("(box-ssh bob /tmp/lend </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
+    machine.wait_until(&format!("grep -qs 'effective {alice}' /tmp/proof.lend"));
+    machine.sh("(box-ssh bob 'sleep 4400' </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
+    machine.wait_until("pgrep -f '^sleep 4400'");
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    machine.sh("! ps -o stat= -C lend | grep -v ^Z && pgrep -f '^sleep 4400'").succeeds();
+}
+
+#[test]
+fn a_daemon_that_was_started_by_sudo_outlives_the_admin_and_what_has_not_left_the_session_does_not() {
+    let machine = machine();
+    let bystanders = Bystanders::start(&machine);
+    open_session(&machine, "carol");
+    work(&machine, "carol", "sudo -n -u postgres setsid -f sleep 4500 >/dev/null 2>&1");
+    // One that stays a child of the session, under another uid.
+    work(&machine, "carol", "sudo -n -u postgres sleep 4501 >/dev/null 2>&1 &");
+    machine.wait_until("pgrep -f '^sleep 4500' && pgrep -u postgres -f '^sleep 4501'");
+    withdraw(&machine, "carol");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    machine.sh("pgrep -u postgres -f '^sleep 4500' && ! pgrep -f '^sleep 4501'").succeeds();
+    bystanders.live(&machine);
+}
+
+#[test]
+fn a_forged_loginuid_makes_nobody_else_the_withdrawn_user() {
+    let machine = machine();
+    let uid = machine.ssh("alice", "sleep 0; id -u").succeeds();
+    // Where it is unset, any process may write any uid into it.
+    machine
+        .sh(&format!("(setpriv --reuid www-data --clear-groups bash -c 'echo {uid} >/proc/self/loginuid; exec sleep 4600' </dev/null >/dev/null 2>&1 &)"))
+        .succeeds();
+    machine.wait_until("pgrep -f '^sleep 4600'");
+    machine.ssh("alice", "setsid -f sleep 4601 </dev/null >/dev/null 2>&1").succeeds();
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    machine.sh("pgrep -f '^sleep 4600' && ! pgrep -f '^sleep 4601'").succeeds();
+}
+
+#[test]
+fn a_user_who_defends_himself_delays_the_end_of_nobody_else() {
+    let machine = machine();
+    attack(&machine, "alice", "fork_loop", "", "forks");
+    open_session(&machine, "carol");
+    for user in ["alice", "carol"] {
+        withdraw(&machine, user);
+    }
+    // As if nothing could end alice: what is killed comes back at once.
+    machine.sh("mkdir /tmp/ends; (iamctl sweep >/tmp/ends/said 2>&1 </dev/null; touch /tmp/ends/over) >/dev/null 2>&1 &").succeeds();
+    machine.wait_until("test -e /tmp/carol.over");
+    machine.wait_until("test -e /tmp/ends/over && grep -q carol /tmp/ends/said");
+}
+
+/// Who does what, of ten who are withdrawn together.
+const DEFENCES: [(&str, &str); 10] = [
+    // Slower than alone: the machine's first process has to wait for each.
+    ("fork_loop 20000", "forks"),
+    ("stop_loop", "stops"),
+    ("kill_loop", "looks"),
+    ("trace_loop", "traces"),
+    ("deaf_daemon", "beats"),
+    ("leaderless", "beats"),
+    ("user_namespace", "beats"),
+    ("kernel_name", "beats"),
+    ("renice_pin", "looks"),
+    ("exec_loop", "execs"),
+];
+
+#[test]
+fn ten_who_defend_themselves_are_gone_a_minute_a_grace_and_five_seconds_after_their_withdrawal() {
+    let users: Vec<String> = (0..10).map(|at| format!("user{at}")).collect();
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [],
+            "filler": {"count": 10, "prefix": "user", "groups": ["ssh-users"]}}))
+        .settings("[freshness]\nmax_age = 0")
+        .booted()
+        .start();
+    let bystanders = Bystanders::start(&machine);
+    machine.sh("systemctl start iam-sweep.timer").succeeds();
+    // Before anybody keeps the machine busy.
+    let names = DEFENCES.map(|(attack, _)| attack.split(' ').next().unwrap_or(attack));
+    names.iter().for_each(|name| drop(compile(&machine, name)));
+    let mut uids = Vec::new();
+    for (user, (attack, proof)) in users.iter().zip(DEFENCES) {
+        let (attack, argument) = attack.split_once(' ').unwrap_or((attack, ""));
+        let program = format!("{FOLDER}/{attack}");
+        let uid = machine.ssh(user, "id -u").succeeds();
+        machine
+            .sh(&format!(
+                "(box-ssh {user} {program} {argument} </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1"
+            ))
+            .succeeds();
+        let proofs = if attack == "user_namespace" {
+            "/tmp/proof.namespace.*".to_owned()
+        } else {
+            format!("/tmp/proof.{uid}.*")
+        };
+        machine.wait_until(&format!("grep -qs '{proof} *[1-9]' {proofs}"));
+        uids.push(uid);
+    }
+    for user in &users {
+        withdraw(&machine, user);
+    }
+    // The timer's minute, the grace of 10 s, and five seconds.
+    let gone = uids
+        .iter()
+        .map(|uid| format!("! ps -L -o stat= -U {uid} | grep -qv ^Z"))
+        .collect::<Vec<_>>()
+        .join(" && ");
+    let began = std::time::Instant::now();
+    machine.sh(&format!("until {gone}; do [ $SECONDS -lt 75 ] || exit 1; sleep 0.2; done")).succeeds();
+    eprintln!("ten who defend themselves were gone after {:.1} s", began.elapsed().as_secs_f64());
+    for uid in &uids {
+        assert_eq!(left_of(&machine, uid), "");
+    }
+    bystanders.live(&machine);
+    machine.sh("systemctl is-failed iam-sweep.service").fails();
+}
+
+#[test]
+fn a_service_that_the_host_runs_as_the_user_lives_and_one_that_anybody_could_start_does_not() {
+    let machine =
+        Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").booted().start();
+    machine.ssh("alice", "true").succeeds();
+    machine
+        .sh("printf '[Service]\nUser=alice\nExecStart=/bin/sleep 5101\n' >/etc/systemd/system/app.service
+             printf '[Service]\nUser=%%i\nExecStart=/bin/sleep 5102\n' >/etc/systemd/system/any@.service
+             printf '[Service]\nExecStart=/bin/sleep 5105\n' >/etc/systemd/system/other.service
+             systemctl daemon-reload; systemctl start app any@alice other; systemd-run --quiet --uid=alice /bin/sleep 5103")
+        .succeeds();
+    machine
+        .ssh(
+            "alice",
+            "systemd-run --quiet --user /bin/sleep 5104 || setsid -f sleep 5104 >/dev/null 2>&1 </dev/null",
+        )
+        .succeeds();
+    machine.wait_until("for n in 1 2 3 4 5; do pgrep -f \"[s]leep 510$n\" >/dev/null || exit 1; done");
+    withdraw(&machine, "alice");
+    machine.sh("iamctl sweep").succeeds();
+    machine.sh("pgrep -f '[s]leep 5101' && pgrep -f '[s]leep 5105'").succeeds();
+    machine
+        .sh("! pgrep -f '[s]leep 5102' && ! pgrep -f '[s]leep 5103' && ! pgrep -f '[s]leep 5104'")
+        .succeeds();
+}
+
+#[test]
+fn a_uid_of_which_nobody_knows_whose_it_is_is_left_alone_and_named() {
+    let machine = machine();
+    // Another directory's account, and a user of ours whom nobody remembers but the host's own list.
+    machine
+        .sh("setpriv --reuid 1900000123 --clear-groups setsid -f sleep 4700 </dev/null >/dev/null 2>&1")
+        .succeeds();
+    machine.sh("setpriv --reuid 1900000124 --clear-groups setsid -f sleep 4701 </dev/null >/dev/null 2>&1; mkdir -p -m 700 /var/lib/pam_iam/served; touch /var/lib/pam_iam/served/1900000124").succeeds();
+    machine.sh("iamctl sweep").succeeds();
+    machine.sh("pgrep -f '^sleep 4700' && ! pgrep -f '^sleep 4701'").succeeds();
+    assert!(
+        machine
+            .sh("iamctl status")
+            .succeeds()
+            .contains("left alone, since nobody knows whose they are: uid 1900000123")
+    );
+    machine.logs("authpriv", "uid 1900000123 is in the range of IAM users");
+    assert!(machine.sh("iamctl doctor").stdout.contains("uid 1900000123 runs processes"));
+}
+
+#[test]
+fn a_user_who_came_without_pam_is_listed_and_ends_with_the_withdrawal() {
+    let machine = machine();
+    let uid = machine.ssh("alice", "id -u").succeeds();
+    // As Session Manager's Run As does it: uid and groups, and no PAM.
+    machine.sh("setpriv --reuid alice --regid alice --init-groups setsid -f sleep 4800 </dev/null >/dev/null 2>&1").succeeds();
+    machine.wait_until("pgrep -f '^sleep 4800'");
+    let listed = machine.sh("iamctl sessions").succeeds();
+    assert!(
+        listed.contains(&format!("alice (uid {uid}) has no session here and runs 1 processes")),
+        "{listed}"
+    );
+    machine.sh("iamctl sweep && pgrep -f '^sleep 4800'").succeeds();
+    withdraw(&machine, "alice");
+    machine.sh("iamctl sweep").succeeds();
+    machine.sh("pgrep -f '^sleep 4800'").fails();
+}
+
+#[test]
+fn an_operator_ends_everything_of_a_user_at_once_and_of_no_local_account() {
+    let machine = machine();
+    let uid = machine.ssh("carol", "setsid -f sleep 4900 </dev/null >/dev/null 2>&1; id -u").succeeds();
+    open_session(&machine, "carol");
+    open_session(&machine, "alice");
+    machine.sh("useradd local; setpriv --reuid local --clear-groups setsid -f sleep 4901 </dev/null >/dev/null 2>&1").succeeds();
+    let said = machine.sh("iamctl sessions end carol").succeeds();
+    assert!(said.contains("ended the session of carol"), "{said}");
+    assert_eq!(left_of(&machine, &uid), "");
+    machine.logs("authpriv", "result=ended reason=operator");
+    assert!(machine.sh("iamctl sessions end local").fails().contains("local is a local account"));
+    assert!(machine.sh("iamctl sessions end root").fails().contains("root is a local account"));
+    machine.sh("pgrep -f '^sleep 4901' && ! test -e /tmp/alice.over").succeeds();
+}
+
+#[test]
+fn a_session_ends_with_a_privileged_group_that_iam_no_longer_gives() {
+    // A group of the host's own, and one that is there by IAM alone.
+    for local in
+        ["sed -i /^docker:/d /etc/group; echo docker:x:4998: >>/etc/group", "sed -i /^docker:/d /etc/group"]
+    {
+        let machine = Machine::new()
+            .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "ssh-docker"], "users": [
+                {"name": "alice", "groups": ["ssh-users", "ssh-docker"], "keys": [{}]},
+                {"name": "carol", "groups": ["ssh-users", "ssh-docker"], "keys": [{}]}]}))
+            .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[groups]\n'ssh-docker' = { group = 'docker', allow_privileged = true }")
+            .start();
+        machine.sh(&format!("{local}; iamctl write-mapped-gids")).succeeds();
+        for user in ["alice", "carol"] {
+            open_session(&machine, user);
+            work(&machine, user, "id -Gn >groups");
+            machine.wait_until(&format!("grep -qw docker /home/{user}/groups"));
+        }
+        machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')");
+        let said = machine.sh("iamctl sweep").succeeds();
+        assert!(said.contains("ended the session of alice") && said.contains("group-withdrawn"), "{said}");
+        machine.wait_until("test -e /tmp/alice.over");
+        machine.sh("! test -e /tmp/carol.over").succeeds();
+        assert!(
+            !machine.ssh("alice", "id -Gn").succeeds().contains("docker"),
+            "and she may come back without it"
+        );
+    }
+}
+
+#[test]
+fn a_sweep_that_works_for_longer_than_a_minute_is_an_error_that_status_shows() {
+    let machine = machine();
+    machine.ssh("alice", "true").succeeds();
+    // As one that was stopped a while ago holds the lock.
+    machine
+        .sh("(flock /run/pam_iam/sessions sleep 1000 </dev/null >/dev/null 2>&1 &)
+             until ! flock -n /run/pam_iam/sessions true; do sleep 0.02; done")
+        .succeeds();
+    assert!(machine.sh("iamctl sweep").succeeds().contains("another sweep is running"));
+    machine.sh("now=$(cut -d. -f1 /proc/uptime); echo \"{\\\"running_since\\\": $((now > 90 ? now - 90 : 0))}\" >/run/pam_iam/sweep.json").succeeds();
+    assert!(machine.sh("iamctl sweep").fails().contains("another sweep has been at work for"));
+    machine.logs("authpriv", "longer than the minute between two");
+    assert!(machine.sh("iamctl status").succeeds().contains("1 took longer than a minute"));
+    machine.sh("iamctl status --prometheus /tmp/metrics && grep -q '^pam_iam_sweep_overruns_total 1' /tmp/metrics").succeeds();
+}
