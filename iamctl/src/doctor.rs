@@ -164,6 +164,14 @@ fn sweep_timer(config: &Config) -> Option<Finding> {
     })
 }
 
+/// Local accounts in iam-sudo, each with what to do about it, for [`enable`].
+pub fn unmanaged_sudo_members(config: &Config) -> Vec<String> {
+    files::sudo_group(config)
+        .into_iter()
+        .map(|finding| format!("{}: {}", finding.what, finding.mend))
+        .collect()
+}
+
 /// What sweeps found or failed to do.
 fn sweeps() -> Vec<Finding> {
     const CHECK: &str = "sweep";

@@ -47,6 +47,9 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
     for path in &kept {
         context.output.remark(&format!("{path} is not as we ship it: kept as it is"));
     }
+    for finding in crate::doctor::unmanaged_sudo_members(&config) {
+        context.output.remark(&finding);
+    }
     let mut units: Vec<&str> = UNITS.to_vec();
     units.extend((accounts == Accounts::Importer).then_some(IMPORTER_UNIT));
     if dry_run {

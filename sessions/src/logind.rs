@@ -7,8 +7,8 @@ use pam_iam_core::paths;
 
 use crate::cgroup;
 
-/// How long logind may take, in seconds.
-const LOGIND_SECONDS: &str = "10";
+/// How long logind may take, in seconds: it is asked once for each session that ends, one after the other.
+const LOGIND_SECONDS: &str = "2";
 
 /// What logind prints; none where it does not run, or not in time.
 pub fn ask(arguments: &[&str]) -> Option<String> {

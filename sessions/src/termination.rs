@@ -306,10 +306,10 @@ impl<'a> Course<'a> {
     fn outcome(self) -> Outcome {
         let running: Vec<&Process> = self.seen.iter().filter(|process| process.is_running()).collect();
         let ended = self.seen.len() - running.len();
-        let remaining = if self.is_done() {
-            String::new()
-        } else {
-            listed(running.iter().map(|process| process.pid.to_string()).collect())
+        let remaining = match (self.is_done(), running.is_empty()) {
+            (true, _) => String::new(),
+            (false, true) => "processes that begin faster than they are found".to_owned(),
+            (false, false) => listed(running.iter().map(|process| process.pid.to_string()).collect()),
         };
         Outcome { remaining, ended }
     }

@@ -167,6 +167,12 @@ def install(order, root=""):
     for service in ("sudo", "sudo-i"):
         if os.path.exists(f"{root}/etc/pam.d/{service}"):
             add(service, "sudo", "account", ("account", "@include common-account"))
+    for service in ("cron", "atd", "systemd-user"):
+        stack, vendors = f"{root}/etc/pam.d/{service}", f"{root}/usr/lib/pam.d/{service}"
+        if not os.path.exists(stack) and os.path.exists(vendors):
+            shutil.copy(vendors, stack)
+        if os.path.exists(stack):
+            add(service, service, "account", ("account", "@include common-account"))
     shutil.copy(f"{root}/usr/share/pam_iam/sshd/10-pam_iam.conf", f"{root}/etc/ssh/sshd_config.d/10-pam_iam.conf")
     shutil.copy(f"{root}/usr/share/pam_iam/sudoers/pam_iam", f"{root}/etc/sudoers.d/pam_iam")
     os.chmod(f"{root}/etc/sudoers.d/pam_iam", 0o440)

@@ -279,6 +279,21 @@ fn a_service_that_the_host_runs_as_the_user_lives_and_one_that_anybody_could_sta
 }
 
 #[test]
+fn a_lingering_user_does_not_come_back_after_the_withdrawal() {
+    let machine =
+        Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").booted().start();
+    let uid = machine.ssh("alice", "mkdir -p .config/systemd/user/default.target.wants; printf '[Service]\nExecStart=/bin/sleep 5200\nRestart=always\n' >.config/systemd/user/back.service; ln -s ../back.service .config/systemd/user/default.target.wants/; id -u").succeeds();
+    machine.sh(&format!("loginctl enable-linger alice; systemctl start user@{uid}.service")).succeeds();
+    machine.wait_until("pgrep -f '[s]leep 5200'");
+    withdraw(&machine, "alice");
+    machine.sh("iamctl sweep").succeeds();
+    assert_eq!(left_of(&machine, &uid), "");
+    // As at the next boot.
+    machine.sh(&format!("systemctl start user@{uid}.service")).fails();
+    machine.sh("pgrep -f '[s]leep 5200'").fails();
+}
+
+#[test]
 fn a_uid_of_which_nobody_knows_whose_it_is_is_left_alone_and_named() {
     let machine = machine();
     // Another directory's account, and a user of ours whom nobody remembers but the host's own list.

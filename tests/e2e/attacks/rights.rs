@@ -99,7 +99,11 @@ fn a_local_account_in_iam_sudo_becomes_nobody_by_it_and_is_told_why() {
     assert!(said.contains("gpasswd -d dan iam-sudo"), "{said}");
     machine.logs("authpriv", "event=sudo user=dan iam_name= iam_id= key= group=iam-sudo");
     machine.logs("authpriv", "reason=unmanaged-member");
-    assert!(machine.sh("iamctl doctor").stdout.contains("the local account dan is in iam-sudo"));
+    for command in ["doctor", "enable --dry-run"] {
+        let done = machine.sh(&format!("iamctl {command} 2>&1"));
+        assert!(done.stdout.contains("the local account dan is in iam-sudo"), "{command}: {}", done.stdout);
+        assert!(done.stdout.contains("gpasswd -d dan iam-sudo"), "{command}: {}", done.stdout);
+    }
     assert_eq!(machine.sh("su ann -c 'sudo -n id -u'").succeeds(), "0", "who has a rule and not the group");
     // uid 0 keeps its caller's groups with -P, and is never refused.
     assert_eq!(
