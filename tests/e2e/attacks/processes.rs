@@ -283,7 +283,7 @@ fn a_lingering_user_does_not_come_back_after_the_withdrawal() {
     let machine =
         Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").booted().start();
     let uid = machine.ssh("alice", "mkdir -p .config/systemd/user/default.target.wants; printf '[Service]\nExecStart=/bin/sleep 5200\nRestart=always\n' >.config/systemd/user/back.service; ln -s ../back.service .config/systemd/user/default.target.wants/; id -u").succeeds();
-    machine.sh(&format!("loginctl enable-linger alice; systemctl start user@{uid}.service")).succeeds();
+    machine.sh(&format!("loginctl enable-linger alice; systemctl restart user@{uid}.service")).succeeds();
     machine.wait_until("pgrep -f '[s]leep 5200'");
     withdraw(&machine, "alice");
     machine.sh("iamctl sweep").succeeds();
