@@ -215,10 +215,13 @@ fn end(
         withdrawals.iter().filter_map(|withdrawal| Some((withdrawal, termination(withdrawal)?))).unzip();
     let ending: BTreeSet<Process> =
         withdrawals.iter().flat_map(|withdrawal| &withdrawal.sessions).map(Session::process).collect();
-    // A user who has logged in anew meanwhile is let be, but for the sessions that end.
+    // A user who has logged in anew meanwhile is let be, but for the sessions that end; not one whose login was decided
+    // just before the withdrawal. Asked once for each, since a resolver that hangs must not hold up the others' end.
+    let mut refused: BTreeMap<Uid, bool> = BTreeMap::new();
     let is_whole = |termination: &Termination| {
-        let open = register.sessions().unwrap_or_default();
-        !open.iter().any(|(open, _)| open.uid == termination.owner.uid && !ending.contains(&open.process()))
+        let (uid, open) = (termination.owner.uid, register.sessions().unwrap_or_default());
+        let anew = open.iter().any(|(open, _)| open.uid == uid && !ending.contains(&open.process()));
+        !anew || *refused.entry(uid).or_insert_with(|| is_refused(context, &termination.owner.name, uid))
     };
     let event = |withdrawal: &Withdrawal, session: Option<&Session>, result: &str| {
         let of = |field: fn(&Session) -> String| session.map(field).unwrap_or_default();
@@ -258,6 +261,13 @@ fn end(
         }
     }
     outcomes
+}
+
+/// Whether IAM says that a user may not log in now. What cannot be told ends nobody.
+fn is_refused(context: &Context, name: &str, uid: Uid) -> bool {
+    let Ok(name) = LinuxName::new(name) else { return false };
+    let answer = context.ask(&Request::Decide { name, uid, policy: Policy::Login });
+    matches!(answer, Ok(Answer::Decision(decision)) if !decision.allow && decision.reason != Reason::Denied)
 }
 
 /// Asks the resolver about sessions, within a time.

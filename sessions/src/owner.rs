@@ -62,11 +62,6 @@ impl Owner {
         Some(Self { uid, name: name.to_owned(), subordinate })
     }
 
-    /// Whether `uid` is the user's own or a subordinate one.
-    pub fn has(&self, uid: Uid) -> bool {
-        uid == self.uid || self.is_subordinate(uid)
-    }
-
     fn is_subordinate(&self, uid: Uid) -> bool {
         self.subordinate.iter().any(|range| range.contains(&uid.0))
     }
@@ -109,15 +104,27 @@ impl<'a> Owned<'a> {
         if uids.contains(&owner.uid) && !task.uids.are_lent_by_root() {
             return Some(Mark::Uid);
         }
-        if uids.iter().any(|uid| owner.is_subordinate(*uid)) {
+        if uids.iter().any(|uid| self.is_subordinate(*uid, owner)) {
             return Some(Mark::SubordinateUid);
         }
         let pid = task.process.pid;
-        if self.namespaces.owners(pid).iter().any(|uid| owner.has(*uid)) {
+        let owners = self.namespaces.owners(pid);
+        if owners.iter().any(|uid| self.is_owners(*uid, owner)) {
             return Some(Mark::UserNamespace);
         }
         let is_in_slice = self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid));
         (is_in_slice && uids.iter().all(|uid| !self.is_account(*uid))).then_some(Mark::Slice)
+    }
+
+    /// Whether a uid is the user's own or a subordinate one.
+    pub fn is_owners(&mut self, uid: Uid, owner: &Owner) -> bool {
+        uid == owner.uid || self.is_subordinate(uid, owner)
+    }
+
+    /// Whether a uid is a subordinate one of the user. Where a range of subuid(5) meets the uids of a directory, an account's
+    /// uid is the account's.
+    fn is_subordinate(&mut self, uid: Uid, owner: &Owner) -> bool {
+        owner.is_subordinate(uid) && !self.is_account(uid)
     }
 
     /// Whether a uid is an account's, by any service of nsswitch.conf.
@@ -308,9 +315,18 @@ mod tests {
     }
 
     #[test]
+    fn an_accounts_uid_is_the_accounts_though_it_lies_in_a_subordinate_range() {
+        let table = table(&[task(P, 1, P, [100_005; 3])]);
+        let mut owned = Owned::new(&table);
+        // As a directory with such uids has it.
+        owned.accounts.insert(Uid(100_005), true);
+        assert!(owned.of(&alice()).is_empty());
+    }
+
+    #[test]
     fn root_has_no_owner_and_is_nobodys_subordinate() {
         assert!(Owner::new(Uid::ROOT, "root").is_none() && Owner::new(Uid::RESERVED, "x").is_none());
-        assert!(!alice().has(Uid::ROOT));
+        assert!(!Owned::new(&Table::default()).is_owners(Uid::ROOT, &alice()));
     }
 
     #[test]

@@ -277,11 +277,9 @@ impl<'a> Course<'a> {
         // Not where the host runs a service as this user, which would be killed with the rest.
         if whole && !owned.has_service(owner) && !reserved_is_in_use(owned.table()) {
             uids.insert(owner.uid);
-            for process in &self.found {
-                let task = owned.table().task(*process);
-                let own = task.into_iter().flat_map(|task| [task.uids.real, task.uids.saved]);
-                uids.extend(own.filter(|uid| owner.has(*uid)));
-            }
+            let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
+            let seen: BTreeSet<Uid> = tasks.flat_map(|task| [task.uids.real, task.uids.saved]).collect();
+            uids.extend(seen.into_iter().filter(|uid| owned.is_owners(*uid, owner)));
             let groups: BTreeSet<String> = self
                 .found
                 .iter()

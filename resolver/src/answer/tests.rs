@@ -282,6 +282,23 @@ async fn roots_initgroups_begins_one_revalidation_for_each_max_age_and_nobody_el
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn who_uses_sudo_often_is_not_refused_for_that_where_each_asks_iam() {
+    let host = Host::with(&CONFIG.replace("[groups]", "[freshness]\nmax_age = 0\n[groups]"));
+    let carol = Asker { is_root: true, origin: Origin::User(uid(3)) };
+    let request = Request::Decide { name: linux("carol"), uid: uid(3), policy: Policy::Sudo };
+    let allowed = async || match host.answerer.answer(&request, carol).await {
+        Answer::Decision(decision) => decision.allow,
+        other => panic!("{other:?}"),
+    };
+    for _ in 0..500 {
+        assert!(allowed().await);
+    }
+    host.iam().change("carol", |carol| carol.groups.clear());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert!(!allowed().await, "and no withdrawal is later than by default");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_limit_that_is_used_up_never_keeps_a_withdrawal_from_being_heard() {
     let host = Host::new();
     let mallory = Asker { is_root: true, origin: Origin::User(uid(3)) };
