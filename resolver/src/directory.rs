@@ -254,12 +254,13 @@ impl<I: Iam> Directory<I> {
         }
         let somebody = self.config.shared.contains_key(name)
             || known.is_some_and(|record| matches!(record.known, Known::One(_) | Known::Ambiguous(_)));
-        let under_way = self.state.borrow().fetches.contains_key(name);
-        if !somebody && !under_way && !self.worth_a_call(name, age.origin).await? {
+        // What costs no call of its own takes no part of a limit.
+        let is_free = self.state.borrow().fetches.contains_key(name) || self.recent_failure(name).is_some();
+        if !somebody && !is_free && !self.worth_a_call(name, age.origin).await? {
             let record = Rc::new(Record::new(Known::Absent, Instant::now()));
             return Ok(Seen { record, source: Source::Cache });
         }
-        if somebody && !under_way && !self.state.borrow_mut().limits.take_revalidation(age.origin) {
+        if somebody && !is_free && !self.state.borrow_mut().limits.take_revalidation(age.origin) {
             // With a `max_age` of 0, whoever uses sudo often is not to be refused for that.
             let recent = self.record(name).filter(|record| record.at.elapsed() < LIMITED_MAX_AGE);
             return recent.map(|record| Seen { record, source: Source::Cache }).ok_or(IamError::Limited);

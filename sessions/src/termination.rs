@@ -217,8 +217,9 @@ impl<'a> Course<'a> {
         helpers: &mut Vec<Child>,
         tell: &mut impl FnMut(Progress<'_>),
     ) {
-        let others_run = self.found.difference(&self.relays).next().is_some();
-        let relays_wait = others_run && elapsed < RELAY_MAX.min(grace / 2);
+        // They end by themselves once what they relay for has, and by then have sent what was on the terminal.
+        let relays_run = self.found.intersection(&self.relays).next().is_some();
+        let relays_wait = relays_run && elapsed < RELAY_MAX.min(grace / 2);
         let is_due = |process: &&Process| !relays_wait || !self.relays.contains(process);
         // Each once: a shell that has its own way with SIGHUP is not to have it again and again.
         let new: BTreeSet<Process> = self.found.difference(&self.asked).filter(is_due).copied().collect();

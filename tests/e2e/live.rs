@@ -174,6 +174,27 @@ fn the_hosts_own_sessions_of_a_shared_account_outlive_an_outage() {
 }
 
 #[test]
+fn a_session_of_a_shared_account_by_a_members_key_and_one_of_the_hosts_ends_with_the_member() {
+    let machine = Machine::new()
+        .settings(
+            "[freshness]\nmax_age = 0\n[shared.deploy]\ngroups = ['ssh-users']\n[sessions]\ngrace = '1s'",
+        )
+        .start();
+    machine.sh("useradd -m -s /bin/bash deploy && ssh-keygen -q -t ed25519 -N '' -f /root/own && install -d -m 700 -o deploy ~deploy/.ssh && install -m 600 -o deploy /root/own.pub ~deploy/.ssh/authorized_keys
+        printf 'Match User deploy\n AuthenticationMethods publickey,publickey\n' >>/etc/ssh/sshd_config && pkill -HUP -o -x sshd").succeeds();
+    machine.wait_until("/usr/sbin/sshd -T -C user=deploy,host=h,addr=127.0.0.1 | grep -q 'authenticationmethods publickey,publickey'");
+    machine.sh("(box-ssh -i /root/own -- deploy true; ssh -F none -i /root/own -i $BOX_KEYS/alice -o IdentitiesOnly=yes -o BatchMode=yes -o UserKnownHostsFile=/run/box/known_hosts -o ConnectionAttempts=5 -l deploy 127.0.0.1 'sleep 4010' </dev/null >/tmp/two 2>&1 &) >/dev/null 2>&1").succeeds();
+    machine.wait_until("pgrep -f '^sleep 4010'");
+    let open = sessions(&machine);
+    assert_eq!(open.len(), 1, "{open:?}");
+    assert_eq!(open[0]["iam_name"], "alice");
+    machine.sh("iamctl sweep && pgrep -f '^sleep 4010'").succeeds();
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.sh("iamctl sweep").succeeds();
+    machine.sh("pgrep -f '^sleep 4010'").fails();
+}
+
+#[test]
 fn a_member_who_left_is_out_of_the_shared_account_and_the_others_stay() {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "deployers"], "users": [

@@ -82,11 +82,8 @@ impl<I: Iam> Directory<I> {
                     outcome => return outcome,
                 }
             }
-            let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
-            if let Some((at, error)) = self.state.borrow().failing.get(name)
-                && at.elapsed() < pause
-            {
-                return Err(error.clone());
+            if let Some(error) = self.recent_failure(name) {
+                return Err(error);
             }
             let (this, asked) = (Rc::clone(self), name.clone());
             let (running, _) = shared(async move {
@@ -96,6 +93,13 @@ impl<I: Iam> Directory<I> {
             });
             self.state.borrow_mut().fetches.insert(name.clone(), running);
         }
+    }
+
+    /// Why IAM did not answer about `name` a moment ago, so that it is not asked again yet.
+    pub(super) fn recent_failure(&self, name: &LinuxName) -> Option<IamError> {
+        let pause = if self.config.shared.contains_key(name) { BACK_OFF_TEAM } else { BACK_OFF };
+        let state = self.state.borrow();
+        state.failing.get(name).filter(|(at, _)| at.elapsed() < pause).map(|(_, error)| error.clone())
     }
 
     /// Bounds whatever is asked of IAM by `aws.total_timeout`.

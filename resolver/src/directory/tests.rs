@@ -516,3 +516,14 @@ async fn in_an_outage_the_first_waits_and_the_next_do_not_and_the_first_after_it
     assert_eq!(took("alice").await, (FakeIam::CALL, Ok(Source::Iam)));
     assert_eq!(took("nobody").await.1, Ok(Source::Iam));
 }
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_name_of_which_iam_did_not_answer_a_moment_ago_takes_no_part_of_a_limit() {
+    let directory = directory("[access]\nallow = ['users']");
+    directory.iam.fail(Some(IamError::Unreachable("gone".into())));
+    let age = Age { origin: Origin::User(Uid(7)), ..age(&directory) };
+    for _ in 0..100 {
+        assert!(directory.find(&linux("alice"), age).await.is_err());
+    }
+    assert!(directory.unknown_left() >= 29, "{}", directory.unknown_left());
+}
