@@ -124,7 +124,7 @@ impl Meant {
     /// Reads a text that is not TOML, line by line: the words between a key and the next key or section are its values.
     fn from_text(text: &str) -> Self {
         let (mut meant, mut key) = (Self::default(), Key::Other);
-        for line in text.lines().map(str::trim) {
+        for line in text.split(['\n', '\r']).map(str::trim) {
             let line = line.split('#').next().unwrap_or_default();
             let mut values = line;
             if let Some(section) = line.strip_prefix('[').filter(|_| !line.contains('=')) {
@@ -140,8 +140,9 @@ impl Meant {
             }
             // An inline table has several keys in one line.
             while let Some((before, after)) = values.split_once('=') {
-                let last =
-                    before.rsplit([',', '{', ' ', '\t']).find(|word| !word.is_empty()).unwrap_or_default();
+                let before = before.trim_end();
+                let separates = |c: char| c == ',' || c == '{' || c.is_whitespace();
+                let last = before.rsplit(separates).next().unwrap_or_default();
                 meant.take(&key, before.strip_suffix(last).unwrap_or_default());
                 key = Key::of(last);
                 values = after;
@@ -262,6 +263,9 @@ mod tests {
             "adopt = [\n  'ann', # of the old script\n  'bob',\n",
             "accounts.adopt = ['bob'",
             "accounts = { adopt_group = '', adopt = ['bob' }",
+            "accounts = { adopt = ['bob'], shell = '/bin/bash }",
+            "accounts = { adopt = ['bob'] , home\t= '/home }",
+            "[accounts]\radopt = ['bob'\rshell = '/bin/sh'",
             "[access]\nalow = 1\n[accounts]\nadopt = 'bob'",
             "[access]\nallow = []\n[accounts]\nadopt = ['bob', 7]",
         ] {

@@ -34,6 +34,7 @@ fn sweep_json(swept: &Swept) -> serde_json::Value {
         "withdrawals": swept.withdrawals,
         "incomplete": swept.incomplete,
         "overruns": swept.overruns,
+        "failures": swept.failures,
         "unknown_uids": swept.unknown_uids,
     })
 }
@@ -48,6 +49,9 @@ fn sweep_text(swept: &Swept) -> String {
     };
     if let Some(running) = swept.running_for().filter(|running| *running > crate::swept::INTERVAL) {
         let _ = write!(text, "; ANOTHER HAS BEEN AT WORK FOR {} s", running.as_secs());
+    }
+    if swept.failures > 0 {
+        let _ = write!(text, "; {} could not look", swept.failures);
     }
     if swept.overruns > 0 {
         let _ = write!(text, "; {} took longer than a minute", swept.overruns);
@@ -159,6 +163,7 @@ fn metrics(status: &Status, swept: &Swept) -> String {
         "Sweeps that took longer than the minute between two.",
         &one(swept.overruns),
     );
+    metric("sweep_failures_total", "counter", "Sweeps that could not look at all.", &one(swept.failures));
     metric(
         "sweep_incomplete",
         "gauge",

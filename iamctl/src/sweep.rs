@@ -84,7 +84,12 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         record.begin();
     }
     let mut judge = Judge::new(context, &config);
-    let withdrawals = judge.judge(&register, register.sessions().map_err(failed)?)?;
+    let judged = register.sessions().map_err(failed).and_then(|open| judge.judge(&register, open));
+    let withdrawals = judged.inspect_err(|_| {
+        if !dry_run {
+            record.fail();
+        }
+    })?;
     let unknown = judge.unknown;
     let mut log = Log::to_syslog("iamctl");
     for uid in &unknown {

@@ -26,6 +26,8 @@ pub struct Swept {
     pub withdrawals: usize,
     /// Of how many withdrawals something was left.
     pub incomplete: usize,
+    /// How many sweeps could not look at all.
+    pub failures: u64,
     /// How many sweeps took longer than the time between two, or found one that did.
     pub overruns: u64,
     /// Uids of our range with processes, of which nothing tells whether they ever were an IAM user's.
@@ -57,6 +59,13 @@ impl Swept {
         (self.withdrawals, self.incomplete, self.unknown_uids) = (withdrawals, incomplete, unknown_uids);
         self.save();
         took
+    }
+
+    /// Notes that it could not look.
+    pub fn fail(&mut self) {
+        self.running_since = None;
+        self.failures += 1;
+        self.save();
     }
 
     /// Notes that a sweep found another that takes too long.

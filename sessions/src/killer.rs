@@ -20,8 +20,11 @@ const KILLER: &str = "pam_iam-kill";
 /// How long killers may take together. One does its work in well under 1 ms.
 const KILLERS_MAX: Duration = Duration::from_secs(1);
 
+/// How long one killer is waited for: a user may hold up his own.
+const KILLER_MAX: Duration = Duration::from_millis(200);
+
 /// Between two looks at killers.
-const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_micros(500);
 
 /// To be called first in `main`: does a killer's work if this process is one. Otherwise returns nothing.
 pub fn run_if_started_as_killer() -> Option<ExitCode> {
@@ -56,22 +59,19 @@ fn kill_all(uid: Uid) -> rustix::io::Result<()> {
     rustix::process::kill_process_group(Pid::INIT, Signal::KILL)
 }
 
-/// Kills all processes of each of `uids` at once, and waits at most [`KILLERS_MAX`] for that.
+/// Kills all processes of each of `uids` at once, in that order, and waits at most [`KILLERS_MAX`] for all of that. One after
+/// the other: killers have the same real uid, so that they would kill each other.
 pub fn kill_all_of(uids: impl IntoIterator<Item = Uid>) {
-    let mut killers: Vec<Child> =
-        uids.into_iter().filter(|uid| may_be_killed(*uid)).filter_map(|uid| start(uid).ok()).collect();
     let until = Instant::now() + KILLERS_MAX;
-    loop {
-        killers.retain_mut(|killer| matches!(killer.try_wait(), Ok(None)));
-        if killers.is_empty() {
+    for uid in uids.into_iter().filter(|uid| may_be_killed(*uid)) {
+        if Instant::now() >= until {
             return;
         }
-        if Instant::now() >= until {
-            break;
+        let Ok(mut killer) = start(uid) else { continue };
+        let patience = Instant::now() + KILLER_MAX;
+        while Instant::now() < patience && matches!(killer.try_wait(), Ok(None)) {
+            std::thread::sleep(PAUSE);
         }
-        std::thread::sleep(PAUSE);
-    }
-    for killer in &mut killers {
         let _ = killer.kill();
         let _ = killer.wait();
     }

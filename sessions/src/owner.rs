@@ -26,6 +26,8 @@ pub struct Owner {
     pub name: String,
     /// The subordinate uids (subuid(5)).
     subordinate: Vec<Range<u32>>,
+    /// Those of all others: where two owners have the same, the uid alone says nothing.
+    of_others: Vec<Range<u32>>,
 }
 
 /// Why a process belongs to a user.
@@ -52,18 +54,17 @@ impl Owner {
             return None;
         }
         let number = uid.to_string();
-        let mut subordinate: Vec<Range<u32>> = local::subordinate(subuid)
+        let (own, others): (Vec<_>, Vec<_>) = local::subordinate(subuid)
             .into_iter()
-            .filter(|range| range.owner == name || range.owner == number)
-            .map(|range| range.uids)
-            .collect();
-        // root is nobody's subordinate, whatever the file says.
-        subordinate.retain(|range| !range.contains(&Uid::ROOT.0));
-        Some(Self { uid, name: name.to_owned(), subordinate })
+            .partition(|range| range.owner == name || range.owner == number);
+        let uids = |ranges: Vec<local::Subordinate>| ranges.into_iter().map(|range| range.uids).collect();
+        Some(Self { uid, name: name.to_owned(), subordinate: uids(own), of_others: uids(others) })
     }
 
     fn is_subordinate(&self, uid: Uid) -> bool {
-        self.subordinate.iter().any(|range| range.contains(&uid.0))
+        let is_in = |ranges: &[Range<u32>]| ranges.iter().any(|range| range.contains(&uid.0));
+        // root is nobody's subordinate, whatever the file says.
+        uid != Uid::ROOT && is_in(&self.subordinate) && !is_in(&self.of_others)
     }
 }
 
@@ -100,10 +101,10 @@ impl<'a> Owned<'a> {
 
     /// Why a process belongs to `owner`; none if it does not.
     pub fn mark(&mut self, task: &Task, owner: &Owner) -> Option<Mark> {
-        let uids = task.uids.all();
-        if uids.contains(&owner.uid) && !task.uids.are_lent_by_root() {
+        if task.own_uids().any(|uid| uid == owner.uid) {
             return Some(Mark::Uid);
         }
+        let uids: BTreeSet<Uid> = task.all_uids().collect();
         if uids.iter().any(|uid| self.is_subordinate(*uid, owner)) {
             return Some(Mark::SubordinateUid);
         }
@@ -140,7 +141,7 @@ impl<'a> Owned<'a> {
         let table = self.table;
         let own = i32::try_from(std::process::id()).unwrap_or_default();
         let mut found = BTreeSet::new();
-        for task in table.0.values().filter(|task| task.process.pid != own) {
+        for task in table.0.values().filter(|task| task.process.pid != own && !is_killer(task)) {
             if self.mark(task, owner).is_some() && self.service_of(task, owner).is_none() {
                 found.insert(task.process);
             }
@@ -160,7 +161,7 @@ impl<'a> Owned<'a> {
         table
             .0
             .values()
-            .any(|task| task.uids.all().contains(&owner.uid) && self.service_of(task, owner).is_some())
+            .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.service_of(task, owner).is_some())
     }
 
     /// Whether a process has one of the marks of a login.
@@ -196,12 +197,16 @@ impl<'a> Owned<'a> {
             }
         }
         loop {
-            // A session counts if its leader is one of them: the session of the first may be that of whoever started it.
+            // A session counts if its leader is one of them, or was: the session of the first may be that of whoever
+            // started it, with others in it.
             let sessions: BTreeSet<i32> = family
                 .iter()
                 .filter_map(|pid| all.get(pid))
                 .map(|task| task.stat.session)
-                .filter(|session| family.contains(session) || !all.contains_key(session) && *session != 0)
+                .filter(|session| {
+                    let was_known = roots.iter().any(|root| root.pid == *session);
+                    family.contains(session) || was_known && !all.contains_key(session)
+                })
                 .collect();
             let before = family.len();
             let joins =
@@ -215,6 +220,13 @@ impl<'a> Owned<'a> {
         }
         family.iter().filter_map(|pid| all.get(pid)).map(|task| task.process).collect()
     }
+}
+
+/// Whether a process is one that kills for a sweep or an import: nobody else can have the reserved uid and another one.
+fn is_killer(task: &Task) -> bool {
+    task.uids.iter().all(|uids| {
+        uids.real == Uid::RESERVED && uids.saved == Uid::RESERVED && uids.effective != Uid::RESERVED
+    })
 }
 
 /// What marks the processes of one login, beside their descent: they are the login's only together with a mark of the
@@ -251,10 +263,10 @@ pub fn managed_uids() -> io::Result<BTreeMap<Uid, BTreeSet<Process>>> {
     let mut owned = Owned::new(&table);
     let mut users: BTreeMap<Uid, BTreeSet<Process>> = BTreeMap::new();
     for task in table.0.values() {
-        let mut uids: BTreeSet<Uid> = task.uids.all().into_iter().collect();
-        if task.uids.are_lent_by_root() {
-            uids.clear();
+        if is_killer(task) {
+            continue;
         }
+        let mut uids: BTreeSet<Uid> = task.own_uids().collect();
         uids.extend(owned.namespaces.owners(task.process.pid));
         for uid in uids.into_iter().filter(|uid| uid.is_ours() && *uid != Uid::RESERVED) {
             users.entry(uid).or_default().insert(task.process);
@@ -274,7 +286,7 @@ mod tests {
         Task {
             process: Process { pid, start: 1 },
             stat: Stat { zombie: false, parent, session, terminal: 0, start: 1 },
-            uids: Uids { real, effective, saved, fs: effective },
+            uids: vec![Uids { real, effective, saved, fs: effective }],
             command: String::new(),
         }
     }
@@ -321,6 +333,42 @@ mod tests {
         // As a directory with such uids has it.
         owned.accounts.insert(Uid(100_005), true);
         assert!(owned.of(&alice()).is_empty());
+    }
+
+    #[test]
+    fn a_thread_with_uids_of_its_own_makes_the_process_the_users() {
+        let mut other = task(P, 1, P, [1003; 3]);
+        other.uids.extend(task(P, 1, P, [1002; 3]).uids);
+        let table = table(&[other]);
+        assert_eq!(Owned::new(&table).of(&alice()).len(), 1);
+    }
+
+    #[test]
+    fn a_uid_that_two_owners_may_use_is_told_by_the_user_namespace_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "alice:0:110000\nbob:100000:10\n").unwrap();
+        let alice = Owner::with_subuid(Uid(1002), "alice", file.path()).unwrap();
+        let has = |uid| alice.is_subordinate(Uid(uid));
+        assert!(has(99_999) && has(100_010) && !has(100_000) && !has(0));
+    }
+
+    #[test]
+    fn a_session_of_whoever_started_the_opener_is_not_the_openers() {
+        // root's shell started runuser and ended; what else it left is root's and nobody's.
+        let (runuser, sleep, shell) = (P + 1, P + 2, P);
+        let table = table(&[
+            task(runuser, 1, shell, [0; 3]),
+            task(sleep, runuser, shell, [1002; 3]),
+            task(P + 3, 1, shell, [0; 3]),
+            task(P + 4, 1, shell, [65_534; 3]),
+        ]);
+        let roots = BTreeSet::from([Process { pid: runuser, start: 1 }]);
+        let family = Owned::new(&table).family(&roots, &alice(), &[]);
+        let pids: Vec<i32> = family.iter().map(|process| process.pid).collect();
+        assert_eq!(pids, [runuser, sleep]);
+        // One whose leader was seen to be of the family stays of it when the leader has ended.
+        let roots = BTreeSet::from([Process { pid: runuser, start: 1 }, Process { pid: shell, start: 1 }]);
+        assert_eq!(Owned::new(&table).family(&roots, &alice(), &[]).len(), 4);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What proc(5) says of all processes at one moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 
@@ -48,15 +48,30 @@ pub struct Task {
     pub process: Process,
     /// Its place among the others.
     pub stat: Stat,
-    /// Its uids.
-    pub uids: Uids,
+    /// The uids of its threads, each set once: the kernel keeps them for each thread, whatever setuid(2) of the C library
+    /// makes of that. The first is that of the first thread.
+    pub uids: Vec<Uids>,
     /// What it calls itself, at most 15 bytes, escaped.
     pub command: String,
 }
 
+impl Task {
+    /// All uids that its threads have, but for those that root lends.
+    pub fn own_uids(&self) -> impl Iterator<Item = Uid> {
+        self.uids.iter().filter(|uids| !uids.are_lent_by_root()).flat_map(|uids| uids.all())
+    }
+
+    /// All uids that its threads have.
+    pub fn all_uids(&self) -> impl Iterator<Item = Uid> {
+        self.uids.iter().flat_map(|uids| uids.all())
+    }
+}
+
 impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}({}, uid {})", self.process.pid, self.command, self.uids.real)
+        let uids: BTreeSet<Uid> = self.uids.iter().map(|uids| uids.real).collect();
+        let uids: Vec<String> = uids.iter().map(ToString::to_string).collect();
+        write!(f, "{}({}, uid {})", self.process.pid, self.command, uids.join("+"))
     }
 }
 
@@ -91,10 +106,33 @@ impl Table {
     }
 }
 
-/// The uids and the name of a process; none if it is gone.
-fn status(pid: i32) -> io::Result<Option<(Uids, String)>> {
+/// The uids of a process and its name; none if it is gone.
+fn status(pid: i32) -> io::Result<Option<(Vec<Uids>, String)>> {
+    let Some(Status { uids, command, threads }) = status_at(&format!("{PROC}/{pid}/status"))? else {
+        return Ok(None);
+    };
+    let mut all = vec![uids];
+    if threads > 1
+        && let Ok(entries) = std::fs::read_dir(format!("{PROC}/{pid}/task"))
+    {
+        for entry in entries.filter_map(Result::ok) {
+            let thread = status_at(&entry.path().join("status").to_string_lossy())?;
+            all.extend(thread.map(|thread| thread.uids).filter(|uids| !all.contains(uids)));
+        }
+    }
+    Ok(Some((all, command)))
+}
+
+/// What proc(5) says in a `status` file.
+struct Status {
+    uids: Uids,
+    command: String,
+    threads: u32,
+}
+
+fn status_at(path: &str) -> io::Result<Option<Status>> {
     // Not as text: a process may call itself anything.
-    let status = match std::fs::read(format!("{PROC}/{pid}/status")) {
+    let status = match std::fs::read(path) {
         Ok(status) => status,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
@@ -107,7 +145,8 @@ fn status(pid: i32) -> io::Result<Option<(Uids, String)>> {
     let uids: Vec<u32> = field("Uid:").split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
     let &[real, effective, saved, fs] = uids.as_slice() else { return Ok(None) };
     let uids = Uids { real: Uid(real), effective: Uid(effective), saved: Uid(saved), fs: Uid(fs) };
-    Ok(Some((uids, field("Name:").escape_default().to_string())))
+    let threads = field("Threads:").parse().unwrap_or_default();
+    Ok(Some(Status { uids, command: field("Name:").escape_default().to_string(), threads }))
 }
 
 /// The audit session of a process, which its descendants have too and cannot change (credentials(7)).
@@ -142,7 +181,7 @@ mod tests {
         }
         let table = Table::read().unwrap();
         let own = table.0.get(&i32::try_from(std::process::id()).unwrap()).unwrap();
-        assert_eq!(own.uids.real.0, rustix::process::getuid().as_raw());
+        assert_eq!(own.uids[0].real.0, rustix::process::getuid().as_raw());
         assert!(table.task(own.process).is_some());
         assert!(!table.0.contains_key(&pid), "nobody has waited for it, and it has ended");
         ended.wait().unwrap();

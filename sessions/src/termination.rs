@@ -105,6 +105,10 @@ pub fn end(
     mut tell: impl FnMut(Progress<'_>),
 ) -> Vec<Outcome> {
     let began = Instant::now();
+    // A user who keeps the processors busy must not keep root from them.
+    let _ = rustix::process::setpriority_process(None, -20);
+    let mut killing_since: Option<Instant> = None;
+    let mut to_kill: Vec<Uid> = Vec::new();
     let mut courses: Vec<Course<'_>> = match Table::read() {
         Ok(table) => {
             terminations.iter().map(|termination| Course::begin(termination, &table, grace)).collect()
@@ -115,7 +119,9 @@ pub fn end(
     let mut helpers = Vec::new();
     loop {
         let is_asking = began.elapsed() < grace;
-        let is_over = began.elapsed() >= grace + KILLING_MAX;
+        let is_over = killing_since.is_some_and(|since| since.elapsed() >= KILLING_MAX);
+        // Reading all processes takes long where somebody makes many: first those of uids that are known.
+        killer::kill_all_of(to_kill.drain(..));
         let table = match Table::read() {
             Ok(table) => table,
             Err(_) if !is_over => {
@@ -125,7 +131,7 @@ pub fn end(
             Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
         };
         let mut owned = Owned::new(&table);
-        let mut to_kill = BTreeSet::new();
+        let mut uids = Vec::new();
         for course in courses.iter_mut().filter(|course| !course.is_done()) {
             let whole = course.termination.whole_user && is_whole(course.termination);
             course.look(&mut owned, whole);
@@ -135,10 +141,13 @@ pub fn end(
             if is_asking {
                 course.ask(&mut owned, began.elapsed(), grace, &mut helpers, &mut tell);
             } else {
-                to_kill.extend(course.kill(&mut owned, whole, &mut tell));
+                killing_since.get_or_insert_with(Instant::now);
+                uids.push(course.kill(&mut owned, whole, &mut tell));
             }
         }
-        killer::kill_all_of(to_kill);
+        // Everybody's own uid before anybody's subordinate ones.
+        to_kill.extend(uids.iter().filter_map(|uids| uids.first()));
+        to_kill.extend(uids.iter().flat_map(|uids| uids.iter().skip(1)));
         if is_over || courses.iter().all(|course| course.is_done()) {
             break;
         }
@@ -260,26 +269,24 @@ impl<'a> Course<'a> {
         })
     }
 
-    /// Kills what is there. Returns the uids of which everything is to be killed at once.
-    fn kill(
-        &mut self,
-        owned: &mut Owned<'_>,
-        whole: bool,
-        tell: &mut impl FnMut(Progress<'_>),
-    ) -> BTreeSet<Uid> {
+    /// Kills what is there. Returns the uids of which everything is to be killed at once, the user's own first.
+    fn kill(&mut self, owned: &mut Owned<'_>, whole: bool, tell: &mut impl FnMut(Progress<'_>)) -> Vec<Uid> {
         let owner = &self.termination.owner;
         if self.found.is_empty() {
-            return BTreeSet::new();
+            return Vec::new();
         }
         if !std::mem::replace(&mut self.told_of_killing, true) {
             tell(Progress::Killed(self.termination, self.list(owned)));
         }
-        let mut uids = BTreeSet::new();
+        let mut uids = Vec::new();
         // Not where the host runs a service as this user, which would be killed with the rest.
         if whole && !owned.has_service(owner) && !reserved_is_in_use(owned.table()) {
-            uids.insert(owner.uid);
+            uids.push(owner.uid);
             let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
-            let seen: BTreeSet<Uid> = tasks.flat_map(|task| [task.uids.real, task.uids.saved]).collect();
+            let seen: BTreeSet<Uid> = tasks
+                .flat_map(|task| task.uids.iter().flat_map(|uids| [uids.real, uids.saved]))
+                .filter(|uid| *uid != owner.uid)
+                .collect();
             uids.extend(seen.into_iter().filter(|uid| owned.is_owners(*uid, owner)));
             let groups: BTreeSet<String> = self
                 .found
@@ -293,7 +300,8 @@ impl<'a> Course<'a> {
         for process in &self.found {
             signal(*process, &[Signal::KILL]);
         }
-        uids.into_iter().take(UIDS_MAX).collect()
+        uids.truncate(UIDS_MAX);
+        uids
     }
 
     /// What was found, for the log.
@@ -326,7 +334,7 @@ fn listed(mut words: Vec<String>) -> String {
 
 /// Whether a process has the uid that is assigned to nobody: it would be killed with the rest, and could stop a killer.
 fn reserved_is_in_use(table: &Table) -> bool {
-    table.0.values().any(|task| task.uids.all().contains(&Uid::RESERVED))
+    table.0.values().any(|task| task.uids.iter().any(|uids| uids.effective == Uid::RESERVED))
 }
 
 /// Writes the notice to the terminals of a session. True if one took it. A terminal belongs to the user, so nothing else

@@ -114,7 +114,8 @@ fn a_process_under_a_subordinate_uid_is_ended_and_that_of_another_users_lives() 
     let uid = machine.ssh("alice", "id -u").succeeds();
     machine
         .sh("printf 'alice:300000:65536\nbob:400000:65536\n' >/etc/subuid; cp /etc/subuid /etc/subgid
-             setpriv --reuid 400005 --clear-groups setsid -f sleep 7444 </dev/null >/dev/null 2>&1")
+             setpriv --reuid 400005 --clear-groups setsid -f sleep 7444 </dev/null >/dev/null 2>&1
+             useradd -u 300123 corp; setpriv --reuid corp --clear-groups setsid -f sleep 7445 </dev/null >/dev/null 2>&1")
         .succeeds();
     attack(&machine, "alice", "subordinate", "300000", "hops");
     machine.wait_until("pgrep -U 300006 subordinate");
@@ -123,7 +124,7 @@ fn a_process_under_a_subordinate_uid_is_ended_and_that_of_another_users_lives() 
     for uid in [uid.as_str(), "300004", "300006"] {
         assert_eq!(left_of(&machine, uid), "", "uid {uid}");
     }
-    machine.sh("pgrep -U 400005 -f '^sleep 7444'").succeeds();
+    machine.sh("pgrep -U 400005 -f '^sleep 7444' && pgrep -U 300123 -f '^sleep 7445'").succeeds();
     bystanders.live(&machine);
 }
 
@@ -140,6 +141,22 @@ fn a_process_that_an_accomplice_has_made_the_users_is_ended() {
     withdraw(&machine, "alice");
     machine.sh("timeout 60 iamctl sweep").succeeds();
     machine.sh("! ps -o stat= -C lend | grep -v ^Z && pgrep -f '^sleep 4400'").succeeds();
+}
+
+#[test]
+fn a_thread_that_alone_has_the_users_uid_is_ended() {
+    let machine = machine();
+    let (alice, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "thread_uids"));
+    machine.sh(&format!("useradd -m bobby; cp {program} /opt/attacks/lent; chown bobby /opt/attacks/lent; chmod 4755 /opt/attacks/lent")).succeeds();
+    machine.sh("(box-ssh alice /opt/attacks/lent </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
+    machine.wait_until("pgrep -U bobby lent && grep -qs 'beats [1-9]' /tmp/proof.thread");
+    machine
+        .sh("setpriv --reuid bobby --clear-groups setsid -f sleep 4410 </dev/null >/dev/null 2>&1")
+        .succeeds();
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    assert_eq!(left_of(&machine, &alice), "");
+    machine.sh("pgrep -u bobby -f '^sleep 4410'").succeeds();
 }
 
 #[test]
