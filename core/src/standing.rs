@@ -123,7 +123,7 @@ impl Meant {
 
     /// Reads a text that is not TOML, line by line: the words between a key and the next key or section are its values.
     fn from_text(text: &str) -> Self {
-        let (mut meant, mut key) = (Self::default(), Key::Other);
+        let (mut meant, mut key, mut is_closed) = (Self::default(), Key::Other, false);
         for line in text.split(['\n', '\r']).map(str::trim) {
             let line = line.split('#').next().unwrap_or_default();
             let mut values = line;
@@ -138,6 +138,10 @@ impl Meant {
                     continue;
                 }
             }
+            // A remark or another key, where the value has ended.
+            if is_closed && line.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+                key = Key::Other;
+            }
             // An inline table has several keys in one line.
             while let Some((before, after)) = values.split_once('=') {
                 let before = before.trim_end();
@@ -146,8 +150,10 @@ impl Meant {
                 meant.take(&key, before.strip_suffix(last).unwrap_or_default());
                 key = Key::of(last);
                 values = after;
+                is_closed = !values.trim().is_empty() && !values.contains('[');
             }
             meant.take(&key, values);
+            is_closed |= values.contains(']');
         }
         meant
     }
@@ -265,6 +271,9 @@ mod tests {
             "accounts = { adopt_group = '', adopt = ['bob' }",
             "accounts = { adopt = ['bob'], shell = '/bin/bash }",
             "accounts = { adopt = ['bob'] , home\t= '/home }",
+            "adopt = ['ann'],\n  'bob']",
+            "adopt = [\n  'ann'\n  bob",
+            "adopt =\n  ['bob']",
             "[accounts]\radopt = ['bob'\rshell = '/bin/sh'",
             "[access]\nalow = 1\n[accounts]\nadopt = 'bob'",
             "[access]\nallow = []\n[accounts]\nadopt = ['bob', 7]",
@@ -288,6 +297,9 @@ mod tests {
             "[access]\nallow = ['ssh-users\\u0041']\nbob\n",
             "[accounts]\nadopt = []\nhome = '/home/bob\n",
             "[accounts]\nadopt = []\nadopt_group = ''\n[shared.deploy]\ngroups = ['bob', 'synced'\n",
+            "[accounts]\nadopt = ['eve']\nkeep bob, ann and dave local",
+            "[accounts]\nadopt = [\n  'eve'\n]\nkeep bob local\n",
+            "[accounts]\nadopt = 'eve'\nshell '/bin/bob'\nbob and ann = local",
             "[accounts]\nadpot = ['bob']\nadoptgroup = 'synced'",
             "",
         ] {
