@@ -15,6 +15,7 @@ pub mod deadline;
 pub mod escape;
 pub mod frame;
 pub mod id;
+pub mod importer_record;
 #[cfg(feature = "keys")]
 pub mod key;
 pub mod local;
