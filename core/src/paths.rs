@@ -26,8 +26,12 @@ pub const SWEPT: &str = "/run/pam_iam/sweep.json";
 /// believes no other gid outside our range.
 pub const MAPPED_GIDS: &str = "/run/pam_iam/mapped-gids";
 
-/// Whose uids of our range were ever served on this host: an empty file for each, called by the uid. It is root's, and
-/// outlives the resolver's cache.
+/// The gids of groups as good as root that IAM groups map to, or did since the boot, one a line, written by root for later
+/// sweeps.
+pub const PRIVILEGED_GIDS: &str = "/run/pam_iam/privileged-gids";
+
+/// Whose uids of our range were ever served on this host: a file for each, called by the uid, with the user's last Linux
+/// name in it. It is root's, and outlives the resolver's cache.
 pub const SERVED: &str = "/var/lib/pam_iam/served";
 
 /// Where the resolver keeps what it learned, for itself alone.

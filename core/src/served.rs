@@ -1,14 +1,20 @@
-//! The uids that were ever an IAM user's on this host.
+//! The uids that were ever an IAM user's on this host, each with the user's last Linux name.
 //!
 //! A uid of our range whose user is gone says nothing about whose it was: another directory may use such uids too. A
-//! sweep ends the processes of an unknown uid only if it is in this list, which root keeps.
+//! sweep ends the processes of an unknown uid only if it is in this list, which root keeps. The name tells which ranges of
+//! subuid(5) were the user's.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::id::Uid;
+use crate::name::LinuxName;
+use crate::replace::write_new;
+
+/// How many uids are looked through for a name: one file is read for each.
+const LISTED_MAX: usize = 20_000;
 
 /// The list.
 #[derive(Clone, Debug)]
@@ -20,18 +26,39 @@ impl Served {
         Self(path.to_owned())
     }
 
-    /// Adds a uid.
+    /// Adds a uid, with the Linux name that its user has now.
     ///
     /// # Errors
     /// Returns an error if the list cannot be written.
-    pub fn add(&self, uid: Uid) -> io::Result<()> {
-        if self.has(uid) {
+    pub fn add(&self, uid: Uid, name: &str) -> io::Result<()> {
+        if self.has(uid) && self.name_of(uid).is_some_and(|known| known.as_str() == name) {
             return Ok(());
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-        let mut options = OpenOptions::new();
-        options.create(true).write(true).truncate(false).mode(0o600).open(self.0.join(uid.to_string()))?;
-        File::open(&self.0)?.sync_all()
+        // Two logins may come at once.
+        let unfinished = self.0.join(format!("{uid}.{}", std::process::id()));
+        write_new(&unfinished, name.as_bytes(), 0o600)?;
+        std::fs::rename(&unfinished, self.file_of(uid))?;
+        std::fs::File::open(&self.0)?.sync_all()
+    }
+
+    /// The last Linux name of a uid's user. None if the uid is not in the list, or no name was kept.
+    pub fn name_of(&self, uid: Uid) -> Option<LinuxName> {
+        if !self.has(uid) {
+            return None;
+        }
+        LinuxName::new(&std::fs::read_to_string(self.file_of(uid)).ok()?).ok()
+    }
+
+    /// The uids whose users last had the Linux name `name`: a recreated user has another uid than the one before.
+    pub fn uids_of(&self, name: &str) -> Vec<Uid> {
+        let entries = std::fs::read_dir(&self.0).into_iter().flatten().take(LISTED_MAX);
+        let uids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Uid));
+        uids.filter(|uid| self.name_of(*uid).is_some_and(|known| known.as_str() == name)).collect()
+    }
+
+    fn file_of(&self, uid: Uid) -> PathBuf {
+        self.0.join(uid.to_string())
     }
 
     /// Whether a uid is in the list. False if the list could have been written by others than whoever runs this.
@@ -39,7 +66,7 @@ impl Served {
         let is_own = std::fs::symlink_metadata(&self.0).is_ok_and(|found| {
             found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0
         });
-        is_own && std::fs::symlink_metadata(self.0.join(uid.to_string())).is_ok_and(|found| found.is_file())
+        is_own && std::fs::symlink_metadata(self.file_of(uid)).is_ok_and(|found| found.is_file())
     }
 }
 
@@ -48,13 +75,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uid_stays_in_the_list() {
+    fn a_uid_stays_in_the_list_with_its_last_name() {
         let dir = tempfile::tempdir().unwrap();
         let served = Served::new(&dir.path().join("served"));
         assert!(!served.has(Uid(7)));
-        served.add(Uid(7)).unwrap();
-        served.add(Uid(7)).unwrap();
+        served.add(Uid(7), "ann").unwrap();
+        served.add(Uid(7), "anne").unwrap();
         assert!(served.has(Uid(7)) && !served.has(Uid(77)));
+        assert_eq!(served.name_of(Uid(7)).unwrap().as_str(), "anne");
+        assert_eq!((served.uids_of("anne"), served.uids_of("ann")), (vec![Uid(7)], Vec::new()));
+    }
+
+    #[test]
+    fn a_uid_without_a_name_is_in_the_list_and_gets_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let served = Served::new(dir.path());
+        std::fs::write(dir.path().join("7"), "").unwrap();
+        assert!(served.has(Uid(7)) && served.name_of(Uid(7)).is_none());
+        served.add(Uid(7), "ann").unwrap();
+        assert_eq!(served.name_of(Uid(7)).unwrap().as_str(), "ann");
     }
 
     #[test]
@@ -62,8 +101,8 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let served = Served::new(dir.path());
-        served.add(Uid(7)).unwrap();
+        served.add(Uid(7), "ann").unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(!served.has(Uid(7)));
+        assert!(!served.has(Uid(7)) && served.name_of(Uid(7)).is_none() && served.uids_of("ann").is_empty());
     }
 }

@@ -9,6 +9,7 @@ mod explain;
 mod lint;
 mod mapped;
 mod output;
+mod privileged;
 mod sessions;
 mod status;
 mod sweep;

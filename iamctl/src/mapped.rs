@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use pam_iam_core::config::Config;
+use pam_iam_core::id::Gid;
 use pam_iam_core::replace::write_new;
 use pam_iam_core::{local, paths};
 
@@ -16,8 +17,15 @@ use crate::Context;
 pub fn write(context: &Context) -> Result<(), String> {
     let config = context.config();
     let gids = config.as_ref().map(gids).unwrap_or_default();
+    write_gids(Path::new(paths::MAPPED_GIDS), &gids)
+}
+
+/// Writes a list of gids, one a line, if it is not what the file `path` holds.
+///
+/// # Errors
+/// Returns an error that names the file if it cannot be written.
+pub fn write_gids(path: &Path, gids: &BTreeSet<Gid>) -> Result<(), String> {
     let text: String = gids.iter().map(|gid| format!("{gid}\n")).collect();
-    let path = Path::new(paths::MAPPED_GIDS);
     if std::fs::read(path).is_ok_and(|known| known == text.as_bytes()) {
         return Ok(());
     }
@@ -27,13 +35,13 @@ pub fn write(context: &Context) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn gids(config: &Config) -> BTreeSet<u32> {
+fn gids(config: &Config) -> BTreeSet<Gid> {
     let names: BTreeSet<&str> = config.groups.values().map(|target| target.group.as_str()).collect();
     let groups = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
     // Of several lines of one name, the C library takes the first.
-    let gid = |name: &&str| groups.iter().find(|group| group.name == **name).map(|group| group.gid.0);
+    let gid = |name: &&str| groups.iter().find(|group| group.name == **name).map(|group| group.gid);
     // Our own two groups may have been made by hand.
     let own = [pam_iam_core::name::IAM_USERS, pam_iam_core::name::IAM_SUDO];
     let all = names.iter().copied().chain(own).collect::<Vec<_>>();
-    all.iter().filter_map(gid).filter(|gid| *gid != 0).collect()
+    all.iter().filter_map(gid).filter(|gid| gid.0 != 0).collect()
 }

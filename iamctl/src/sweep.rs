@@ -4,12 +4,14 @@
 //! something running, or came by a program that never asks PAM. That nobody can tell ends nothing before
 //! `freshness.offline` is over.
 
+use std::cell::Cell;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::{Config, PRIVILEGED_GROUPS, Sweep};
+use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::LinuxName;
@@ -20,16 +22,24 @@ use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
 use pam_iam_core::{local, paths};
 use pam_iam_sessions::logind;
-use pam_iam_sessions::owner::{self, Owner, SessionMarks};
+use pam_iam_sessions::owner::{self, Owned, Owner, SessionMarks};
 use pam_iam_sessions::table::Table;
 use pam_iam_sessions::termination::{self, Outcome, Progress, Termination};
 use serde_json::json;
 
 use crate::Context;
+use crate::privileged::Privileged;
 use crate::swept::{self, Swept};
 
-/// How long the resolver is asked: each session whose turn does not come goes on until the next sweep.
+/// How long the resolver is asked about open sessions: each whose turn does not come goes on until the next sweep, where those
+/// that were confirmed longest ago come first.
 const ASKING_MAX: Duration = Duration::from_secs(20);
+
+/// How long it is asked about users who run processes without a session.
+const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
+
+/// The reason of a session, or of processes without one, that hold a privileged group which IAM no longer gives.
+const GROUP_WITHDRAWN: &str = "group-withdrawn";
 
 /// The longest `sessions.grace` that is waited for: a sweep is to be over before many more are due.
 const GRACE_MAX: Duration = Duration::from_secs(60);
@@ -48,8 +58,22 @@ struct Withdrawal {
     reason: String,
     /// The sessions that end; none for what runs without one.
     sessions: Vec<Session>,
+    /// What else of the user's holds one of these groups ends too.
+    groups: BTreeSet<Gid>,
     /// Whether all that the user runs ends, or these sessions alone.
     whole_user: bool,
+}
+
+/// Whose a uid of our range is.
+enum Owning {
+    /// A user of this Linux name.
+    User(LinuxName),
+    /// A user who is gone: the last Linux name, or the uid where it is not known or somebody else's now.
+    Gone(String),
+    /// Nothing tells whether it ever was a user's.
+    Unknown,
+    /// Nobody can tell now.
+    Unanswered,
 }
 
 /// What IAM says about a session.
@@ -83,15 +107,32 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     if !dry_run {
         record.begin();
     }
+    let mut log = Log::to_syslog("iamctl");
     let mut judge = Judge::new(context, &config);
+    if config.sessions.sweep == Sweep::Key {
+        let (privileged, kept) = Privileged::load(&config, |request| judge.ask(request), !dry_run);
+        if let Err(why) = kept {
+            log.write(Level::Error, why);
+        }
+        judge.privileged = Some(privileged);
+    }
     let judged = register.sessions().map_err(failed).and_then(|open| judge.judge(&register, open));
     let withdrawals = judged.inspect_err(|_| {
         if !dry_run {
             record.fail();
         }
     })?;
-    let unknown = judge.unknown;
-    let mut log = Log::to_syslog("iamctl");
+    let Judge { unknown, without_answer, .. } = judge;
+    let without_answer = without_answer.get();
+    if without_answer > 0 {
+        log.write(
+            Level::Warning,
+            format!(
+                "the resolver was too slow for {without_answer} questions about sessions, which go on; those that were confirmed \
+                 longest ago come first in the next sweep"
+            ),
+        );
+    }
     for uid in &unknown {
         log.write(
             Level::Warning,
@@ -161,6 +202,7 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         uid,
         reason: "operator".to_owned(),
         sessions: open.into_iter().filter(|session| session.uid == uid).collect(),
+        groups: BTreeSet::new(),
         whole_user: true,
     }];
     let mut log = Log::to_syslog("iamctl");
@@ -211,6 +253,7 @@ fn end(
         Some(Termination {
             owner: Owner::new(withdrawal.uid, &withdrawal.user)?,
             openers: withdrawal.sessions.iter().map(Session::process).collect(),
+            groups: withdrawal.groups.clone(),
             whole_user: withdrawal.whole_user,
             notice: format!("your access to this host was withdrawn ({})", withdrawal.reason),
         })
@@ -280,7 +323,10 @@ struct Judge<'a> {
     context: &'a Context,
     config: &'a Config,
     served: Served,
+    privileged: Option<Privileged>,
     asked_until: Instant,
+    /// How many questions there was no time for.
+    without_answer: Cell<usize>,
     /// Uids of our range of which nothing tells whether they ever were ours.
     unknown: Vec<Uid>,
 }
@@ -288,7 +334,15 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn new(context: &'a Context, config: &'a Config) -> Self {
         let served = Served::new(Path::new(paths::SERVED));
-        Self { context, config, served, asked_until: Instant::now() + ASKING_MAX, unknown: Vec::new() }
+        Self {
+            context,
+            config,
+            served,
+            privileged: None,
+            asked_until: Instant::now() + ASKING_MAX,
+            without_answer: Cell::new(0),
+            unknown: Vec::new(),
+        }
     }
 
     fn judge(
@@ -303,7 +357,7 @@ impl<'a> Judge<'a> {
         let mut staying: BTreeSet<Uid> = BTreeSet::new();
         let mut seen: BTreeSet<Uid> = BTreeSet::new();
         // There may not be time for all.
-        open.sort_by_key(|(session, _)| session.origin == Origin::Iam);
+        open.sort_by_key(|(_, unconfirmed)| Reverse(*unconfirmed));
         for (session, unconfirmed) in open {
             seen.insert(session.uid);
             let standing = standing(&session.user, session.uid, self.config, &Files::default());
@@ -336,7 +390,8 @@ impl<'a> Judge<'a> {
                 }
             };
             let (user, uid) = (session.user.clone(), session.uid);
-            let withdrawal = Withdrawal { user, uid, reason, sessions: vec![session], whole_user };
+            let (sessions, groups) = (vec![session], BTreeSet::new());
+            let withdrawal = Withdrawal { user, uid, reason, sessions, groups, whole_user };
             match users.get_mut(&uid).filter(|_| whole_user) {
                 Some(known) => known.sessions.extend(withdrawal.sessions),
                 None if whole_user => drop(users.insert(uid, withdrawal)),
@@ -348,39 +403,88 @@ impl<'a> Judge<'a> {
             // While another session of the user goes on, what was left behind may be that one's.
             withdrawal.whole_user &= !staying.contains(&withdrawal.uid);
         }
-        let running: BTreeSet<Uid> = owner::managed_uids().map_err(proc)?.into_keys().collect();
-        for uid in running.difference(&seen) {
-            withdrawals.extend(self.without_session(*uid));
+        let table = Table::read().map_err(proc)?;
+        self.asked_until = Instant::now() + ASKING_SESSIONLESS_MAX;
+        for uid in owner::managed(&table, &self.served).into_keys() {
+            let mut known = withdrawals.iter_mut().filter(|withdrawal| withdrawal.uid == uid);
+            if known.any(|withdrawal| withdrawal.whole_user) {
+                continue;
+            }
+            let withdrawal = match self.name_of(uid) {
+                Owning::User(name) => {
+                    let _ = self.served.add(uid, name.as_str());
+                    let gone = (!seen.contains(&uid)).then(|| self.without_session(&name, uid)).flatten();
+                    gone.or_else(|| self.with_a_lost_group(&name, uid, &table))
+                }
+                Owning::Gone(name) => {
+                    let reason = Reason::NoSuchUser.as_str().to_owned();
+                    let (sessions, groups) = (Vec::new(), BTreeSet::new());
+                    Some(Withdrawal { user: name, uid, reason, sessions, groups, whole_user: true })
+                }
+                Owning::Unknown => {
+                    self.unknown.push(uid);
+                    None
+                }
+                Owning::Unanswered => None,
+            };
+            let Some(withdrawal) = withdrawal else { continue };
+            let is_same = |known: &&mut Withdrawal| known.uid == uid && known.reason == withdrawal.reason;
+            match withdrawals.iter_mut().find(is_same) {
+                Some(known) => known.groups.extend(withdrawal.groups),
+                None => withdrawals.push(withdrawal),
+            }
         }
         Ok(withdrawals)
     }
 
-    /// Processes of a managed user who has no session, if the user may not log in.
-    fn without_session(&mut self, uid: Uid) -> Option<Withdrawal> {
-        let withdrawal = |user: String, reason: String| {
-            Some(Withdrawal { user, uid, reason, sessions: Vec::new(), whole_user: true })
+    /// Whose a uid of our range is.
+    fn name_of(&self, uid: Uid) -> Owning {
+        let Ok(local) = local::account_by_uid(Path::new(paths::PASSWD), uid) else {
+            return Owning::Unanswered;
         };
-        let local = local::account_by_uid(Path::new(paths::PASSWD), uid).ok()?;
-        let name = match local.map(|account| account.name) {
-            Some(name) => LinuxName::new(&name).ok()?,
-            None => match self.ask(&Request::UserByUid { uid })? {
-                Answer::User(user) => user.name,
-                // The user is gone. Another directory may have accounts with such uids, so it takes knowledge.
-                Answer::NotFound if self.served.has(uid) => {
-                    return withdrawal(uid.to_string(), Reason::NoSuchUser.as_str().to_owned());
-                }
-                Answer::NotFound => {
-                    self.unknown.push(uid);
-                    return None;
-                }
-                _ => return None,
-            },
-        };
-        let _ = self.served.add(uid);
-        match self.login(&name, uid) {
-            Verdict::UserWithdrawn(reason) => withdrawal(name.to_string(), reason),
-            _ => None,
+        if let Some(account) = local {
+            return LinuxName::new(&account.name).map_or(Owning::Unanswered, Owning::User);
         }
+        match self.ask(&Request::UserByUid { uid }) {
+            Some(Answer::User(user)) => Owning::User(user.name),
+            // Another directory may have accounts with such uids, so it takes knowledge.
+            Some(Answer::NotFound) if self.served.has(uid) => {
+                let name = self.served.name_of(uid).map(|name| name.to_string());
+                // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
+                let name = name.filter(|name| users::get_user_by_name(name).is_none());
+                Owning::Gone(name.unwrap_or_else(|| uid.to_string()))
+            }
+            Some(Answer::NotFound) => Owning::Unknown,
+            _ => Owning::Unanswered,
+        }
+    }
+
+    /// Processes of a managed user who has no session, if the user may not log in.
+    fn without_session(&self, name: &LinuxName, uid: Uid) -> Option<Withdrawal> {
+        let Verdict::UserWithdrawn(reason) = self.login(name, uid) else { return None };
+        let (sessions, groups) = (Vec::new(), BTreeSet::new());
+        Some(Withdrawal { user: name.to_string(), uid, reason, sessions, groups, whole_user: true })
+    }
+
+    /// Processes of a managed user that hold a privileged group which IAM no longer gives: left by a session that had it, or of
+    /// a service manager (`user@.service`) that such a session started.
+    fn with_a_lost_group(&self, name: &LinuxName, uid: Uid, table: &Table) -> Option<Withdrawal> {
+        let owner = Owner::new(uid, name.as_str())?;
+        let mut owned = Owned::new(table);
+        let found = owned.of(&owner);
+        let tasks = found.iter().filter_map(|process| table.task(*process));
+        let held = tasks.flat_map(|task| task.groups.union(&task.set_groups)).copied().collect();
+        let groups = self.lost(name, Standing::Ours, &held);
+        let (user, reason) = (name.to_string(), GROUP_WITHDRAWN.to_owned());
+        let withdrawal = Withdrawal { user, uid, reason, sessions: Vec::new(), groups, whole_user: false };
+        // A setgid program of the host's lends its group to anybody.
+        (!owned.holders(&owner, &withdrawal.groups).is_empty()).then_some(withdrawal)
+    }
+
+    /// The privileged groups among `held` that the user no longer has.
+    fn lost(&self, name: &LinuxName, standing: Standing, held: &BTreeSet<Gid>) -> BTreeSet<Gid> {
+        let Some(privileged) = &self.privileged else { return BTreeSet::new() };
+        privileged.lost(name, standing, held, |request| self.ask(request))
     }
 
     fn verdict(&self, session: &Session, standing: Standing, register: &Register) -> Verdict {
@@ -404,9 +508,8 @@ impl<'a> Judge<'a> {
             Verdict::GoesOn(age) => age,
             verdict => return verdict,
         };
-        if self.config.sessions.sweep == Sweep::Key && self.lost_a_privileged_group(&name, session, standing)
-        {
-            return Verdict::SessionWithdrawn("group-withdrawn");
+        if !self.lost(&name, standing, &session.groups.iter().copied().collect()).is_empty() {
+            return Verdict::SessionWithdrawn(GROUP_WITHDRAWN);
         }
         // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
         let elsewhere = session.origin != Origin::Iam
@@ -431,42 +534,6 @@ impl<'a> Judge<'a> {
         Verdict::GoesOn(age)
     }
 
-    /// Whether a session has a mapped group that is as good as root, and that IAM no longer gives. The kernel takes no group
-    /// away from a process that has it.
-    fn lost_a_privileged_group(&self, name: &LinuxName, session: &Session, standing: Standing) -> bool {
-        if standing == Standing::Shared {
-            return false;
-        }
-        let targets = self.config.groups.values().map(|target| target.group.as_str());
-        let privileged: BTreeSet<&str> = targets.filter(|group| PRIVILEGED_GROUPS.contains(group)).collect();
-        if privileged.is_empty() {
-            return false;
-        }
-        let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
-        let held: Vec<Gid> = privileged
-            .into_iter()
-            .filter_map(|name| match local.iter().find(|group| group.name == name) {
-                Some(group) => {
-                    let by_the_host = standing == Standing::Adopted && group.members.contains(&session.user);
-                    (!by_the_host).then_some(group.gid)
-                }
-                // One of ours, with a gid of its own.
-                None => match self.ask(&Request::GroupByName { name: LinuxName::new(name).ok()? }) {
-                    Some(Answer::Group(group)) => Some(group.gid),
-                    _ => None,
-                },
-            })
-            .filter(|gid| session.groups.contains(gid))
-            .collect();
-        if held.is_empty() {
-            return false;
-        }
-        match self.ask(&Request::GroupsOf { name: name.clone() }) {
-            Some(Answer::Groups { gids }) => held.iter().any(|gid| !gids.contains(gid)),
-            _ => false,
-        }
-    }
-
     /// Whether a user may still log in.
     fn login(&self, name: &LinuxName, uid: Uid) -> Verdict {
         match self.ask(&Request::Decide { name: name.clone(), uid, policy: Policy::Login }) {
@@ -482,6 +549,7 @@ impl<'a> Judge<'a> {
 
     fn ask(&self, request: &Request) -> Option<Answer> {
         if Instant::now() >= self.asked_until {
+            self.without_answer.set(self.without_answer.get() + 1);
             return None;
         }
         self.context.ask(request).ok()

@@ -149,7 +149,7 @@ fn register(host: &mut impl Host, subject: &Subject, opened: Opened) -> io::Resu
         return Ok(());
     }
     if subject.uid.is_ours()
-        && let Err(error) = Served::new(Path::new(paths::SERVED)).add(subject.uid)
+        && let Err(error) = Served::new(Path::new(paths::SERVED)).add(subject.uid, &subject.name)
     {
         // The registered session says it too.
         host.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));

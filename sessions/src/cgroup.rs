@@ -35,6 +35,12 @@ pub fn slice_of(path: &str, uid: Uid) -> Option<String> {
     Some(parts.get(..=at)?.join("/"))
 }
 
+/// The user in whose slice a path lies.
+pub fn user_of_slice(path: &str) -> Option<Uid> {
+    let uid = |part: &str| part.strip_prefix("user-")?.strip_suffix(".slice")?.parse().ok();
+    path.split('/').find_map(uid).map(Uid)
+}
+
 /// The part of `path` up to the user's own unit that may be killed as a whole: `user@UID.service` or a session's scope
 /// in the user's slice.
 pub fn unit_of_user(path: &str, uid: Uid) -> Option<String> {
@@ -100,6 +106,8 @@ mod tests {
         assert_eq!(unit("/user.slice/user-77.slice/session-2.scope"), None);
         assert_eq!(unit(&format!("{slice}/other.scope")), None);
         assert_eq!(unit("/system.slice/user@7.service"), None);
+        assert_eq!(user_of_slice(&format!("{slice}/session-2.scope")), Some(Uid(7)));
+        assert_eq!(user_of_slice("/user.slice/user-x.slice"), None);
     }
 
     #[test]

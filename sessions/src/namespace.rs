@@ -4,10 +4,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use pam_iam_core::id::Uid;
+
+/// `NS_GET_USERNS` of linux/nsfs.h.
+const NS_GET_USERNS: libc::c_ulong = 0xb701;
 
 /// `NS_GET_PARENT` of linux/nsfs.h.
 const NS_GET_PARENT: libc::c_ulong = 0xb702;
@@ -18,11 +21,15 @@ const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
 /// The kernel nests user namespaces this deep at most (user_namespaces(7)).
 const DEPTH_MAX: usize = 33;
 
+/// How many user namespaces are kept open, to be asked once for all processes in them.
+const KEPT_MAX: usize = 256;
+
 /// The owners of user namespaces, by inode number, as far as they were asked for.
 #[derive(Debug, Default)]
 pub struct Namespaces {
     own: Option<u64>,
-    owners: HashMap<u64, Vec<Uid>>,
+    /// Each is kept open: the kernel gives the number of one that is gone to the next.
+    owners: HashMap<u64, (File, Vec<Uid>)>,
 }
 
 impl Namespaces {
@@ -32,14 +39,37 @@ impl Namespaces {
         // Opening the link, not reading it: what is opened cannot become another namespace.
         let Ok(namespace) = File::open(format!("/proc/{pid}/ns/user")) else { return Vec::new() };
         let Some(inode) = inode_of(&namespace) else { return Vec::new() };
+        let own = self.own();
+        if own == Some(inode) {
+            return Vec::new();
+        }
+        if let Some((_, owners)) = self.owners.get(&inode) {
+            return owners.clone();
+        }
+        let owners = owners_up_to(&namespace, own);
+        if self.owners.len() < KEPT_MAX {
+            self.owners.insert(inode, (namespace, owners.clone()));
+        }
+        owners
+    }
+
+    /// Whether `pid` is in a pid namespace that only the host's root can have made, as in a container of Docker: a user's own
+    /// belongs to a user namespace of the user's.
+    pub fn is_in_a_container_of_root(&mut self, pid: i32) -> bool {
+        let Ok(namespace) = File::open(format!("/proc/{pid}/ns/pid")) else { return false };
+        let own = File::open("/proc/self/ns/pid").ok().and_then(|own| inode_of(&own));
+        if inode_of(&namespace) == own {
+            return false;
+        }
+        let user = ask(namespace.as_fd(), NS_GET_USERNS).map(File::from);
+        user.and_then(|user| inode_of(&user)).is_some_and(|inode| Some(inode) == self.own())
+    }
+
+    fn own(&mut self) -> Option<u64> {
         if self.own.is_none() {
             self.own = File::open("/proc/self/ns/user").ok().and_then(|own| inode_of(&own));
         }
-        if self.own == Some(inode) {
-            return Vec::new();
-        }
-        let own = self.own;
-        self.owners.entry(inode).or_insert_with(|| owners_up_to(namespace.into(), own)).clone()
+        self.own
     }
 }
 
@@ -47,33 +77,31 @@ fn inode_of(namespace: &File) -> Option<u64> {
     namespace.metadata().ok().map(|found| found.ino())
 }
 
-fn owners_up_to(mut namespace: OwnedFd, own: Option<u64>) -> Vec<Uid> {
-    let mut owners = Vec::new();
-    for _ in 0..DEPTH_MAX {
-        owners.extend(owner(&namespace));
-        let Some(parent) = parent(&namespace) else { break };
-        let parent = File::from(parent);
-        if inode_of(&parent) == own {
-            break;
-        }
-        namespace = parent.into();
+fn owners_up_to(namespace: &File, own: Option<u64>) -> Vec<Uid> {
+    let mut owners: Vec<Uid> = owner(namespace.as_fd()).into_iter().collect();
+    let mut above = ask(namespace.as_fd(), NS_GET_PARENT).map(File::from);
+    for _ in 1..DEPTH_MAX {
+        let Some(namespace) = above.filter(|above| inode_of(above) != own) else { break };
+        owners.extend(owner(namespace.as_fd()));
+        above = ask(namespace.as_fd(), NS_GET_PARENT).map(File::from);
     }
     owners
 }
 
-fn owner(namespace: &OwnedFd) -> Option<Uid> {
+fn owner(namespace: BorrowedFd<'_>) -> Option<Uid> {
     let mut uid: libc::uid_t = 0;
     // SAFETY: the descriptor is open, and NS_GET_OWNER_UID writes one uid_t.
     let done = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_OWNER_UID as _, &raw mut uid) };
     (done == 0).then_some(Uid(uid))
 }
 
-/// None above the namespace of this process, which is as far as it may see.
-fn parent(namespace: &OwnedFd) -> Option<OwnedFd> {
-    // SAFETY: the descriptor is open, and NS_GET_PARENT takes no argument.
-    let parent = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT as _) };
+/// The namespace that `NS_GET_PARENT` or `NS_GET_USERNS` leads to. None above the namespaces of this process, which is as far
+/// as it may see.
+fn ask(namespace: BorrowedFd<'_>, request: libc::c_ulong) -> Option<OwnedFd> {
+    // SAFETY: the descriptor is open, and neither request takes an argument.
+    let found = unsafe { libc::ioctl(namespace.as_raw_fd(), request as _) };
     // SAFETY: a descriptor that is not negative is a new one, and nobody else's.
-    (parent >= 0).then(|| unsafe { OwnedFd::from_raw_fd(parent) })
+    (found >= 0).then(|| unsafe { OwnedFd::from_raw_fd(found) })
 }
 
 #[cfg(test)]
@@ -85,5 +113,6 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap();
         assert!(Namespaces::default().owners(pid).is_empty());
         assert!(Namespaces::default().owners(i32::MAX - 1).is_empty());
+        assert!(!Namespaces::default().is_in_a_container_of_root(pid));
     }
 }

@@ -4,12 +4,12 @@
 //! carries the admin's, and where it is unset an unprivileged process may write any uid into it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use pam_iam_core::id::Uid;
+use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::Process;
+use pam_iam_core::served::Served;
 use pam_iam_core::{local, paths};
 
 use crate::cgroup;
@@ -142,10 +142,22 @@ impl<'a> Owned<'a> {
         let own = i32::try_from(std::process::id()).unwrap_or_default();
         let mut found = BTreeSet::new();
         for task in table.0.values().filter(|task| task.process.pid != own && !is_killer(task)) {
-            if self.mark(task, owner).is_some() && self.service_of(task, owner).is_none() {
+            if self.mark(task, owner).is_some() && !self.is_the_hosts(task, owner) {
                 found.insert(task.process);
             }
         }
+        found
+    }
+
+    /// The processes of a user that hold one of `groups`.
+    pub fn holders(&mut self, owner: &Owner, groups: &BTreeSet<Gid>) -> BTreeSet<Process> {
+        if groups.is_empty() {
+            return BTreeSet::new();
+        }
+        let (table, mut found) = (self.table, self.of(owner));
+        found.retain(|process| {
+            table.task(*process).is_some_and(|task| groups.iter().any(|gid| task.holds(*gid)))
+        });
         found
     }
 
@@ -155,13 +167,20 @@ impl<'a> Owned<'a> {
         unit::that_names(path, &owner.name, owner.uid)
     }
 
-    /// Whether the host runs a service as this user.
-    pub fn has_service(&mut self, owner: &Owner) -> bool {
+    /// Whether a process that has a mark of the user is the host's: of a service that names the user, or in a container that root
+    /// has made, where a local account's number may be anybody's.
+    fn is_the_hosts(&mut self, task: &Task, owner: &Owner) -> bool {
+        self.service_of(task, owner).is_some()
+            || !owner.uid.is_ours() && self.namespaces.is_in_a_container_of_root(task.process.pid)
+    }
+
+    /// Whether the host runs something as this user.
+    pub fn has_some_of_the_hosts(&mut self, owner: &Owner) -> bool {
         let table = self.table;
         table
             .0
             .values()
-            .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.service_of(task, owner).is_some())
+            .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.is_the_hosts(task, owner))
     }
 
     /// Whether a process has one of the marks of a login.
@@ -254,31 +273,85 @@ impl SessionMarks {
     }
 }
 
-/// The uids of our range that have processes, by any of their uids.
+/// Finds the managed users that have processes, by every mark but descent.
 ///
-/// # Errors
-/// Returns an error if the list of processes cannot be read.
-pub fn managed_uids() -> io::Result<BTreeMap<Uid, BTreeSet<Process>>> {
-    let table = Table::read()?;
-    let mut owned = Owned::new(&table);
-    let mut users: BTreeMap<Uid, BTreeSet<Process>> = BTreeMap::new();
-    for task in table.0.values() {
-        if is_killer(task) {
-            continue;
-        }
-        let mut uids: BTreeSet<Uid> = task.own_uids().collect();
-        uids.extend(owned.namespaces.owners(task.process.pid));
-        for uid in uids.into_iter().filter(|uid| uid.is_ours() && *uid != Uid::RESERVED) {
-            users.entry(uid).or_default().insert(task.process);
-        }
+/// A subordinate uid leads to the owner of its range: by number, by the account of that name, or, for a user who is gone, by
+/// the last name that `served` knows.
+pub fn managed(table: &Table, served: &Served) -> BTreeMap<Uid, BTreeSet<Process>> {
+    Finder::new(table, served, &local::subordinate(Path::new(paths::SUBUID))).find()
+}
+
+/// Finds the users behind processes.
+struct Finder<'a> {
+    owned: Owned<'a>,
+    served: &'a Served,
+    subordinate: &'a [local::Subordinate],
+    /// Whose the ranges of a name are.
+    named: BTreeMap<&'a str, Vec<Uid>>,
+}
+
+impl<'a> Finder<'a> {
+    fn new(table: &'a Table, served: &'a Served, subordinate: &'a [local::Subordinate]) -> Self {
+        Self { owned: Owned::new(table), served, subordinate, named: BTreeMap::new() }
     }
-    Ok(users)
+
+    fn find(mut self) -> BTreeMap<Uid, BTreeSet<Process>> {
+        let mut users: BTreeMap<Uid, BTreeSet<Process>> = BTreeMap::new();
+        for task in self.owned.table.0.values().filter(|task| !is_killer(task)) {
+            let pid = task.process.pid;
+            let mut uids: BTreeSet<Uid> = task.own_uids().collect();
+            uids.extend(self.owned.namespaces.owners(pid));
+            let mut owners: BTreeSet<Uid> = BTreeSet::new();
+            for uid in &uids {
+                match uid.is_ours() {
+                    true => drop(owners.insert(*uid)),
+                    false => owners.extend(self.owners_of_subordinate(*uid)),
+                }
+            }
+            if owners.is_empty() && uids.iter().all(|uid| !self.owned.is_account(*uid)) {
+                owners.extend(self.owned.path_of(pid).and_then(cgroup::user_of_slice));
+            }
+            for uid in owners.into_iter().filter(|uid| uid.is_ours() && *uid != Uid::RESERVED) {
+                users.entry(uid).or_default().insert(task.process);
+            }
+        }
+        users
+    }
+
+    /// The users who own a range with `uid` in it, if it is no account's.
+    fn owners_of_subordinate(&mut self, uid: Uid) -> Vec<Uid> {
+        let ranges = self.subordinate;
+        let with_uid: Vec<&str> = ranges
+            .iter()
+            .filter(|range| range.uids.contains(&uid.0))
+            .map(|range| range.owner.as_str())
+            .collect();
+        if with_uid.is_empty() || self.owned.is_account(uid) {
+            return Vec::new();
+        }
+        let owners: BTreeSet<Vec<Uid>> =
+            with_uid.into_iter().map(|owner| self.uids_of_owner(owner)).collect();
+        // Where two owners have the same, the uid says nothing.
+        if owners.len() == 1 { owners.into_iter().flatten().collect() } else { Vec::new() }
+    }
+
+    /// Who the owner of a range is, by number or by name.
+    fn uids_of_owner(&mut self, owner: &'a str) -> Vec<Uid> {
+        let served = self.served;
+        let find = || match (owner.parse(), users::get_user_by_name(owner)) {
+            (Ok(uid), _) => vec![Uid(uid)],
+            (_, Some(account)) => vec![Uid(account.uid())],
+            (_, None) => served.uids_of(owner),
+        };
+        self.named.entry(owner).or_insert_with(find).clone()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::table::Uids;
+    use pam_iam_core::id::FIRST;
     use pam_iam_core::process::Stat;
 
     fn task(pid: i32, parent: i32, session: i32, uids: [u32; 3]) -> Task {
@@ -287,6 +360,8 @@ mod tests {
             process: Process { pid, start: 1 },
             stat: Stat { zombie: false, parent, session, terminal: 0, start: 1 },
             uids: vec![Uids { real, effective, saved, fs: effective }],
+            groups: BTreeSet::new(),
+            set_groups: BTreeSet::new(),
             command: String::new(),
         }
     }
@@ -369,6 +444,32 @@ mod tests {
         // One whose leader was seen to be of the family stays of it when the leader has ended.
         let roots = BTreeSet::from([Process { pid: runuser, start: 1 }, Process { pid: shell, start: 1 }]);
         assert_eq!(Owned::new(&table).family(&roots, &alice(), &[]).len(), 4);
+    }
+
+    #[test]
+    fn a_managed_user_is_found_by_a_subordinate_uid_whether_the_range_has_a_number_a_name_or_the_name_of_one_who_is_gone()
+     {
+        let dir = tempfile::tempdir().unwrap();
+        let served = Served::new(dir.path());
+        let (gone, listed) = (Uid(FIRST + 1), Uid(FIRST + 2));
+        served.add(gone, "nobody-has-this-name").unwrap();
+        let range =
+            |owner: &str, start: u32| local::Subordinate { owner: owner.into(), uids: start..start + 10 };
+        let (by_name, by_number, of_local) = (3_900_000_000, 3_900_000_100, 3_900_000_200);
+        let ranges = [
+            range("nobody-has-this-name", by_name),
+            range(&listed.to_string(), by_number),
+            range("daemon", of_local),
+        ];
+        let tasks = [(P, by_name), (P + 1, by_number), (P + 2, of_local), (P + 3, 1)]
+            .map(|(pid, uid)| task(pid, 1, pid, [uid; 3]));
+        let table = table(&tasks);
+        let users = Finder::new(&table, &served, &ranges).find();
+        let found: Vec<(Uid, Vec<i32>)> = users
+            .into_iter()
+            .map(|(uid, processes)| (uid, processes.iter().map(|process| process.pid).collect()))
+            .collect();
+        assert_eq!(found, [(gone, vec![P]), (listed, vec![P + 1])]);
     }
 
     #[test]

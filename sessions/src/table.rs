@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
-use pam_iam_core::id::Uid;
+use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::{Process, Stat, has_ended, stat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -51,6 +52,10 @@ pub struct Task {
     /// The uids of its threads, each set once: the kernel keeps them for each thread, whatever setuid(2) of the C library
     /// makes of that. The first is that of the first thread.
     pub uids: Vec<Uids>,
+    /// The real gids and supplementary groups of its threads.
+    pub groups: BTreeSet<Gid>,
+    /// The effective, saved and file system gids of its threads: a setgid program has them from its file.
+    pub set_groups: BTreeSet<Gid>,
     /// What it calls itself, at most 15 bytes, escaped.
     pub command: String,
 }
@@ -59,6 +64,11 @@ impl Task {
     /// All uids that its threads have, but for those that root lends.
     pub fn own_uids(&self) -> impl Iterator<Item = Uid> {
         self.uids.iter().filter(|uids| !uids.are_lent_by_root()).flat_map(|uids| uids.all())
+    }
+
+    /// Whether it has a group of its user's: not one that a setgid program of the host, like crontab(1), lends it.
+    pub fn holds(&self, gid: Gid) -> bool {
+        self.groups.contains(&gid) || self.set_groups.contains(&gid) && !is_lent(self.process.pid, gid)
     }
 
     /// All uids that its threads have.
@@ -94,8 +104,9 @@ impl Table {
             if stat.zombie && has_ended(pid) {
                 continue;
             }
-            let Some((uids, command)) = status(pid)? else { continue };
-            tasks.insert(pid, Task { process: Process { pid, start: stat.start }, stat, uids, command });
+            let Some(Status { uids, groups, set_groups, command, .. }) = status(pid)? else { continue };
+            let process = Process { pid, start: stat.start };
+            tasks.insert(pid, Task { process, stat, uids, groups, set_groups, command });
         }
         Ok(Self(tasks))
     }
@@ -106,26 +117,35 @@ impl Table {
     }
 }
 
-/// The uids of a process and its name; none if it is gone.
-fn status(pid: i32) -> io::Result<Option<(Vec<Uids>, String)>> {
-    let Some(Status { uids, command, threads }) = status_at(&format!("{PROC}/{pid}/status"))? else {
-        return Ok(None);
-    };
-    let mut all = vec![uids];
-    if threads > 1
+/// Whether the program that a process runs is the host's, and its file gives the process `gid`.
+fn is_lent(pid: i32, gid: Gid) -> bool {
+    const SET_GID: u32 = 0o2000;
+    std::fs::metadata(format!("{PROC}/{pid}/exe"))
+        .is_ok_and(|program| program.uid() == 0 && program.gid() == gid.0 && program.mode() & SET_GID != 0)
+}
+
+/// The ids of a process, of all its threads, and its name; none if it is gone.
+fn status(pid: i32) -> io::Result<Option<Status>> {
+    let Some(mut status) = status_at(&format!("{PROC}/{pid}/status"))? else { return Ok(None) };
+    if status.threads > 1
         && let Ok(entries) = std::fs::read_dir(format!("{PROC}/{pid}/task"))
     {
         for entry in entries.filter_map(Result::ok) {
-            let thread = status_at(&entry.path().join("status").to_string_lossy())?;
-            all.extend(thread.map(|thread| thread.uids).filter(|uids| !all.contains(uids)));
+            let Some(thread) = status_at(&entry.path().join("status").to_string_lossy())? else { continue };
+            let known = status.uids.clone();
+            status.uids.extend(thread.uids.into_iter().filter(|uids| !known.contains(uids)));
+            status.groups.extend(thread.groups);
+            status.set_groups.extend(thread.set_groups);
         }
     }
-    Ok(Some((all, command)))
+    Ok(Some(status))
 }
 
 /// What proc(5) says in a `status` file.
 struct Status {
-    uids: Uids,
+    uids: Vec<Uids>,
+    groups: BTreeSet<Gid>,
+    set_groups: BTreeSet<Gid>,
     command: String,
     threads: u32,
 }
@@ -142,11 +162,18 @@ fn status_at(path: &str) -> io::Result<Option<Status>> {
     // The name comes first and has its line feeds escaped, so that it cannot pass for another line.
     let field =
         |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
-    let uids: Vec<u32> = field("Uid:").split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
-    let &[real, effective, saved, fs] = uids.as_slice() else { return Ok(None) };
-    let uids = Uids { real: Uid(real), effective: Uid(effective), saved: Uid(saved), fs: Uid(fs) };
+    let ids = |name: &str| -> Vec<u32> {
+        field(name).split_whitespace().filter_map(|id| id.parse().ok()).collect()
+    };
+    let &[real, effective, saved, fs] = ids("Uid:").as_slice() else { return Ok(None) };
+    let uids = vec![Uids { real: Uid(real), effective: Uid(effective), saved: Uid(saved), fs: Uid(fs) }];
+    let mut set_groups: BTreeSet<Gid> = ids("Gid:").into_iter().map(Gid).collect();
+    let mut groups: BTreeSet<Gid> = ids("Groups:").into_iter().map(Gid).collect();
+    groups.extend(ids("Gid:").first().copied().map(Gid));
+    set_groups.retain(|gid| !groups.contains(gid));
     let threads = field("Threads:").parse().unwrap_or_default();
-    Ok(Some(Status { uids, command: field("Name:").escape_default().to_string(), threads }))
+    let command = field("Name:").escape_default().to_string();
+    Ok(Some(Status { uids, groups, set_groups, command, threads }))
 }
 
 /// The audit session of a process, which its descendants have too and cannot change (credentials(7)).
@@ -182,6 +209,7 @@ mod tests {
         let table = Table::read().unwrap();
         let own = table.0.get(&i32::try_from(std::process::id()).unwrap()).unwrap();
         assert_eq!(own.uids[0].real.0, rustix::process::getuid().as_raw());
+        assert!(own.holds(Gid(rustix::process::getgid().as_raw())) && !own.holds(Gid(3_999_999_999)));
         assert!(table.task(own.process).is_some());
         assert!(!table.0.contains_key(&pid), "nobody has waited for it, and it has ended");
         ended.wait().unwrap();

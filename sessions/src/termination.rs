@@ -11,7 +11,7 @@ use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use pam_iam_core::id::Uid;
+use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::Process;
 use rustix::fs::OFlags;
 use rustix::process::Signal;
@@ -45,6 +45,8 @@ pub struct Termination {
     pub owner: Owner,
     /// The processes that opened the sessions that end.
     pub openers: Vec<Process>,
+    /// What else of the user's holds one of these groups ends too.
+    pub groups: BTreeSet<Gid>,
     /// Whether all that the user runs ends, or these sessions alone.
     pub whole_user: bool,
     /// What the user is told on the terminals of these sessions.
@@ -213,6 +215,8 @@ impl<'a> Course<'a> {
         self.family.extend(self.found.iter().copied());
         if whole {
             self.found.extend(owned.of(owner));
+        } else {
+            self.found.extend(owned.holders(owner, &self.termination.groups));
         }
         self.seen.extend(self.found.iter().copied());
         self.empty_looks = if self.found.is_empty() { self.empty_looks + 1 } else { 0 };
@@ -279,8 +283,8 @@ impl<'a> Course<'a> {
             tell(Progress::Killed(self.termination, self.list(owned)));
         }
         let mut uids = Vec::new();
-        // Not where the host runs a service as this user, which would be killed with the rest.
-        if whole && !owned.has_service(owner) && !reserved_is_in_use(owned.table()) {
+        // Not where the host runs something as this user, which would be killed with the rest.
+        if whole && !owned.has_some_of_the_hosts(owner) && !reserved_is_in_use(owned.table()) {
             uids.push(owner.uid);
             let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
             let seen: BTreeSet<Uid> = tasks
@@ -400,7 +404,13 @@ mod tests {
     fn session_of(opener: Process) -> Termination {
         // A uid that no process has: what ends here is found by descent alone.
         let owner = Owner::new(Uid(3_999_999_998), "nobody-of-that-name").unwrap();
-        Termination { owner, openers: vec![opener], whole_user: false, notice: String::new() }
+        Termination {
+            owner,
+            openers: vec![opener],
+            groups: BTreeSet::new(),
+            whole_user: false,
+            notice: String::new(),
+        }
     }
 
     fn ended(terminations: &[Termination], grace: Duration) -> (Vec<Outcome>, Vec<String>) {

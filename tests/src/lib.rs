@@ -298,6 +298,13 @@ impl Machine {
     }
 }
 
+/// Logs `user` in and does not wait for the command to end. What it says is in `/tmp/USER.said`.
+#[track_caller]
+pub fn log_in_beside(machine: &Machine, user: &str, command: &str) {
+    let script = r#"(box-ssh "$1" "$2" </dev/null >"/tmp/$1.said" 2>&1 &) >/dev/null 2>&1"#;
+    machine.run(&["bash", "-c", script, "bash", user, command]).succeeds();
+}
+
 /// A session that stays open, of a shell that works on `/home/USER/todo` line by line.
 pub fn open_session(machine: &Machine, user: &str) {
     machine

@@ -1,6 +1,6 @@
 //! A withdrawn user defends himself.
 
-use pam_iam_tests::{Machine, open_session, work};
+use pam_iam_tests::{Machine, log_in_beside, open_session, work};
 use serde_json::json;
 
 use super::{Bystanders, FOLDER, compile, left_of};
@@ -9,14 +9,10 @@ fn machine() -> Machine {
     Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start()
 }
 
-/// Has alice run an attack from a session of hers.
+/// Has `user` run an attack from a session, and waits for its proof.
 fn attack(machine: &Machine, user: &str, attack: &str, arguments: &str, proof: &str) {
     let program = compile(machine, attack);
-    machine
-        .sh(&format!(
-            "(box-ssh {user} '{program} {arguments}' </dev/null >/tmp/{attack}.out 2>&1 &) >/dev/null 2>&1"
-        ))
-        .succeeds();
+    log_in_beside(machine, user, &format!("{program} {arguments}"));
     machine.wait_until(&format!("grep -qs '{proof} *[1-9]' /tmp/proof.* "));
 }
 
@@ -113,7 +109,7 @@ fn a_process_under_a_subordinate_uid_is_ended_and_that_of_another_users_lives() 
     let bystanders = Bystanders::start(&machine);
     let uid = machine.ssh("alice", "id -u").succeeds();
     machine
-        .sh("printf 'alice:300000:65536\nbob:400000:65536\n' >/etc/subuid; cp /etc/subuid /etc/subgid
+        .sh("useradd ben; printf 'alice:300000:65536\nben:400000:65536\n' >/etc/subuid; cp /etc/subuid /etc/subgid
              setpriv --reuid 400005 --clear-groups setsid -f sleep 7444 </dev/null >/dev/null 2>&1
              useradd -u 300123 corp; setpriv --reuid corp --clear-groups setsid -f sleep 7445 </dev/null >/dev/null 2>&1")
         .succeeds();
@@ -129,14 +125,46 @@ fn a_process_under_a_subordinate_uid_is_ended_and_that_of_another_users_lives() 
 }
 
 #[test]
+fn a_process_wholly_under_a_subordinate_uid_and_outside_of_everything_ends_with_its_owner_and_never_comes_back()
+ {
+    // The range goes by the name, which nobody has any more once the user is deleted.
+    let leave = "iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')";
+    let delete = format!(
+        "{leave}\nfor key in iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys']:\n    \
+        iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key['SSHPublicKeyId'])\niam.delete_user(UserName='alice')"
+    );
+    for (withdrawal, range) in [(leave, "alice"), (&delete, "alice"), (&delete, "$(id -u alice)")] {
+        let machine = machine();
+        let bystanders = Bystanders::start(&machine);
+        let (uid, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "sub_setuid"));
+        machine
+            .sh(&format!(
+                "useradd ben; printf '%s:300000:65536\\nben:400000:65536\\n' {range} >/etc/subuid
+                 setpriv --reuid 400005 --clear-groups setsid -f sleep 7446 </dev/null >/dev/null 2>&1"
+            ))
+            .succeeds();
+        machine.ssh("alice", &format!("{program} 300000")).succeeds();
+        machine.wait_until("grep -qs 'beats [1-9]' /tmp/proof.300004.beats && ! pgrep -u alice");
+        assert_ne!(left_of(&machine, "300004"), "");
+        machine.iam(withdrawal);
+        machine.sh("timeout 60 iamctl sweep; touch /tmp/come-back").succeeds();
+        for uid in [uid.as_str(), "300004"] {
+            assert_eq!(left_of(&machine, uid), "", "uid {uid} after {withdrawal}");
+        }
+        machine.sh("! test -e /tmp/proof.*.back && pgrep -U 400005 -f '^sleep 7446'").succeeds();
+        bystanders.live(&machine);
+    }
+}
+
+#[test]
 fn a_process_that_an_accomplice_has_made_the_users_is_ended() {
     let machine = machine();
     machine.iam("iam.add_user_to_group(UserName='bob', GroupName='ssh-users')");
     let (alice, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "lend"));
     machine.ssh("alice", &format!("cp {program} /tmp/lend && chmod 4755 /tmp/lend")).succeeds();
-    machine.sh("(box-ssh bob /tmp/lend </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
+    log_in_beside(&machine, "bob", "/tmp/lend");
     machine.wait_until(&format!("grep -qs 'effective {alice}' /tmp/proof.lend"));
-    machine.sh("(box-ssh bob 'sleep 4400' </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
+    log_in_beside(&machine, "bob", "sleep 4400");
     machine.wait_until("pgrep -f '^sleep 4400'");
     withdraw(&machine, "alice");
     machine.sh("timeout 60 iamctl sweep").succeeds();
@@ -148,7 +176,7 @@ fn a_thread_that_alone_has_the_users_uid_is_ended() {
     let machine = machine();
     let (alice, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "thread_uids"));
     machine.sh(&format!("useradd -m bobby; cp {program} /opt/attacks/lent; chown bobby /opt/attacks/lent; chmod 4755 /opt/attacks/lent")).succeeds();
-    machine.sh("(box-ssh alice /opt/attacks/lent </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
+    log_in_beside(&machine, "alice", "/opt/attacks/lent");
     machine.wait_until("pgrep -U bobby lent && grep -qs 'beats [1-9]' /tmp/proof.thread");
     machine
         .sh("setpriv --reuid bobby --clear-groups setsid -f sleep 4410 </dev/null >/dev/null 2>&1")
@@ -172,6 +200,47 @@ fn a_daemon_that_was_started_by_sudo_outlives_the_admin_and_what_has_not_left_th
     machine.sh("timeout 60 iamctl sweep").succeeds();
     machine.sh("pgrep -u postgres -f '^sleep 4500' && ! pgrep -f '^sleep 4501'").succeeds();
     bystanders.live(&machine);
+}
+
+#[test]
+fn a_job_of_roots_beside_the_su_of_a_withdrawn_user_lives_on() {
+    let machine = machine();
+    machine.sh("echo 'session required pam_iam.so' >>/etc/pam.d/su").succeeds();
+    machine.ssh("carol", "true").succeeds();
+    // One session (setsid(2)) and one shell for both.
+    machine
+        .sh("(setsid bash -c 'su carol -c \"sleep 4510\" & sleep 4511 & wait' </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1")
+        .succeeds();
+    machine.wait_until("pgrep -u carol -f '^sleep 4510' && pgrep -f '^sleep 4511'");
+    machine.sh("iamctl sessions | grep -q carol").succeeds();
+    withdraw(&machine, "carol");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    machine.sh("! pgrep -f '^sleep 4510' && pgrep -f '^sleep 4511'").succeeds();
+}
+
+#[test]
+fn a_container_whose_processes_have_the_number_of_an_adopted_account_outlives_it() {
+    let machine = Machine::new()
+        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[accounts]\nadopt = ['alice']")
+        .start();
+    machine.sh("echo 'alice:*:1500:1500::/home/alice:/bin/bash' >>/etc/passwd; echo alice:x:1500: >>/etc/group; install -d -o alice /home/alice").succeeds();
+    open_session(&machine, "alice");
+    machine.ssh("alice", "setsid -f sleep 4520 </dev/null >/dev/null 2>&1").succeeds();
+    // As a container of Docker has it: a pid namespace that root has made, and a number that means nobody of the host.
+    machine
+        .sh("(unshare --pid --fork --mount-proc setpriv --reuid alice --clear-groups sleep 4521 </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1")
+        .succeeds();
+    // And the same in a namespace of her own.
+    machine
+        .ssh(
+            "alice",
+            "setsid -f unshare --user --map-root-user --pid --fork sleep 4522 </dev/null >/dev/null 2>&1",
+        )
+        .succeeds();
+    machine.wait_until("for n in 0 1 2; do pgrep -f \"^sleep 452$n\" || exit 1; done");
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    machine.sh("! pgrep -f '^sleep 4520' && ! pgrep -f '^sleep 4522' && pgrep -f '^sleep 4521'").succeeds();
 }
 
 #[test]
@@ -237,11 +306,7 @@ fn ten_who_defend_themselves_are_gone_a_minute_a_grace_and_five_seconds_after_th
         let (attack, argument) = attack.split_once(' ').unwrap_or((attack, ""));
         let program = format!("{FOLDER}/{attack}");
         let uid = machine.ssh(user, "id -u").succeeds();
-        machine
-            .sh(&format!(
-                "(box-ssh {user} {program} {argument} </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1"
-            ))
-            .succeeds();
+        log_in_beside(&machine, user, &format!("{program} {argument}"));
         let proofs = if attack == "user_namespace" {
             "/tmp/proof.namespace.*".to_owned()
         } else {
@@ -391,6 +456,42 @@ fn a_session_ends_with_a_privileged_group_that_iam_no_longer_gives() {
             !machine.ssh("alice", "id -Gn").succeeds().contains("docker"),
             "and she may come back without it"
         );
+    }
+}
+
+#[test]
+fn a_withdrawn_privileged_group_leaves_with_whatever_holds_it_session_or_not() {
+    for withdrawal in ["in IAM", "in the configuration"] {
+        let machine = Machine::new()
+            .fixtures(json!({"groups": ["ssh-users", "ssh-docker"], "users": [
+                {"name": "alice", "groups": ["ssh-users", "ssh-docker"], "keys": [{}]}]}))
+            .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[groups]\n'ssh-docker' = { group = 'docker', allow_privileged = true }")
+            .booted()
+            .start();
+        machine
+            .sh("sed -i /^docker:/d /etc/group; echo docker:x:4998: >>/etc/group; iamctl write-mapped-gids; iamctl sweep
+                 install -o root -g docker -m 2755 /bin/sleep /usr/local/bin/hosts")
+            .succeeds();
+        machine
+            .ssh("alice", "setsid -f sleep 4950 </dev/null >/dev/null 2>&1; cp /bin/sleep mine; chgrp docker mine; chmod g+s mine
+                 systemd-run --quiet --user /bin/sleep 4951")
+            .succeeds();
+        machine.wait_until("pgrep -f '^sleep 4950' && pgrep -f '[s]leep 4951'");
+        match withdrawal {
+            "in IAM" => drop(machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')")),
+            _ => drop(machine.sh("sed -i '/^.groups/d; /^.ssh-docker/d' /etc/pam_iam/config.toml; systemctl restart iam-resolver").succeeds()),
+        }
+        // Who comes anew comes without it, and keeps what she begins.
+        open_session(&machine, "alice");
+        work(&machine, "alice", "sleep 4952 & setsid -f ./mine 4953; setsid -f /usr/local/bin/hosts 4954");
+        machine.wait_until("pgrep -f '^sleep 4952' && pgrep -f '^./mine 4953' && pgrep -f 'hosts 4954'");
+        let said = machine.sh("iamctl sweep").succeeds();
+        assert!(said.contains("group-withdrawn"), "{withdrawal}: {said}");
+        machine
+            .sh("! pgrep -f '^sleep 4950' && ! pgrep -f '[s]leep 4951' && ! pgrep -f '^./mine 4953'
+                 pgrep -f '^sleep 4952' && pgrep -f 'hosts 4954' && ! test -e /tmp/alice.over")
+            .succeeds();
+        machine.sh("! grep -l '^Groups:.*4998' /proc/[0-9]*/status").succeeds();
     }
 }
 
