@@ -12,6 +12,10 @@ use crate::bucket::Bucket;
 /// this is 15 calls a second at most. What sshd, cron and the sweep ask by themselves is not limited by it.
 pub const REVALIDATIONS_PER_MINUTE: u32 = 300;
 
+/// Of these, how many clients of sshd can cause together before anybody knows who they are. The rest is always there for the
+/// decisions about users who are in, and for sudo.
+const REVALIDATIONS_OF_STRANGERS: u32 = 200;
+
 /// Of these, how many one origin can cause.
 const REVALIDATIONS_PER_ORIGIN: u32 = 60;
 
@@ -44,6 +48,11 @@ impl Origin {
         })
     }
 
+    /// Whether a client of sshd is behind it, whom nobody knows yet.
+    fn is_stranger(self) -> bool {
+        matches!(self, Self::KeyCommand | Self::Address(_))
+    }
+
     fn has_limit_of_its_own(self) -> bool {
         matches!(self, Self::User(_) | Self::Address(_))
     }
@@ -59,6 +68,8 @@ pub struct Limits {
 #[derive(Debug)]
 struct Limit {
     shared: Bucket,
+    /// What strangers can take of it together.
+    strangers: Bucket,
     per_origin: u32,
     origins: HashMap<Origin, Bucket>,
 }
@@ -68,8 +79,12 @@ impl Limits {
     pub fn new(unknown_per_minute: u32) -> Self {
         let per_origin = unknown_per_minute.div_ceil(UNKNOWN_SHARE);
         Self {
-            unknown: Limit::new(unknown_per_minute, per_origin),
-            revalidations: Limit::new(REVALIDATIONS_PER_MINUTE, REVALIDATIONS_PER_ORIGIN),
+            unknown: Limit::new(unknown_per_minute, unknown_per_minute, per_origin),
+            revalidations: Limit::new(
+                REVALIDATIONS_PER_MINUTE,
+                REVALIDATIONS_OF_STRANGERS,
+                REVALIDATIONS_PER_ORIGIN,
+            ),
         }
     }
 
@@ -90,8 +105,9 @@ impl Limits {
 }
 
 impl Limit {
-    fn new(per_minute: u32, per_origin: u32) -> Self {
-        Self { shared: Bucket::new(per_minute), per_origin, origins: HashMap::new() }
+    fn new(per_minute: u32, of_strangers: u32, per_origin: u32) -> Self {
+        let (shared, strangers) = (Bucket::new(per_minute), Bucket::new(of_strangers));
+        Self { shared, strangers, per_origin, origins: HashMap::new() }
     }
 
     fn take(&mut self, origin: Origin, tokens: usize) -> bool {
@@ -100,16 +116,20 @@ impl Limit {
             self.origins.retain(|_, bucket| bucket.level() < per_origin);
         }
         if self.origins.len() >= ORIGINS_MAX {
-            // Too many at once: the shared limit holds for them.
-            return self.shared.take(tokens);
+            // Too many at once: the shared limits hold for them.
+            return self.take_shared(origin, tokens);
         }
         if !origin.has_limit_of_its_own() {
-            return self.shared.take(tokens);
+            return self.take_shared(origin, tokens);
         }
         let own = self.origins.entry(origin).or_insert_with(|| Bucket::new(self.per_origin));
         // A name with more candidates than one origin's limit holds is looked up alone.
         own.take(tokens.min(usize::try_from(self.per_origin).unwrap_or(usize::MAX)))
-            && self.shared.take(tokens)
+            && self.take_shared(origin, tokens)
+    }
+
+    fn take_shared(&mut self, origin: Origin, tokens: usize) -> bool {
+        (!origin.is_stranger() || self.strangers.take(tokens)) && self.shared.take(tokens)
     }
 }
 
@@ -131,9 +151,18 @@ mod tests {
     #[tokio::test(flavor = "local", start_paused = true)]
     async fn the_host_itself_revalidates_as_it_must() {
         let mut limits = Limits::new(30);
-        let caused = (0..10_000).filter(|_| limits.take_revalidation(Origin::KeyCommand)).count();
-        assert_eq!(u32::try_from(caused).unwrap(), REVALIDATIONS_PER_MINUTE);
+        assert_eq!((0..10_000).filter(|_| limits.take_revalidation(Origin::User(Uid(1001)))).count(), 60);
         assert!((0..1000).all(|_| limits.take_revalidation(Origin::Host)));
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn strangers_leave_a_part_for_users_who_are_in() {
+        let mut limits = Limits::new(30);
+        let by_keys = (0..10_000).filter(|_| limits.take_revalidation(Origin::KeyCommand)).count();
+        assert_eq!(u32::try_from(by_keys).unwrap(), REVALIDATIONS_OF_STRANGERS);
+        let address = |at: u8| Origin::of_address([192, 0, 2, at].into());
+        assert!(!(0..200).any(|at| limits.take_revalidation(address(at))), "they count together");
+        assert!((0..60).all(|_| limits.take_revalidation(Origin::User(Uid(1001)))));
     }
 
     #[test]
