@@ -81,10 +81,19 @@ fn is_about(request: &Request, user: &User) -> bool {
     }
 }
 
+/// Whether a group is the one that was asked for.
+fn is_about_group(request: &Request, group: &Group) -> bool {
+    match request {
+        Request::GroupByName { name } => *name == group.name,
+        Request::GroupByGid { gid } => *gid == group.gid,
+        _ => false,
+    }
+}
+
 fn group(request: &Request) -> Found<Group> {
     match ask(request) {
         // Members are never listed: newgrp(1) would let in whoever has a listed name.
-        Some(Answer::Group(group)) if group.gid.is_ours() => {
+        Some(Answer::Group(group)) if group.gid.is_ours() && is_about_group(request, &group) => {
             Found::Yes(Group { members: Vec::new(), ..group })
         }
         Some(Answer::NotFound) => Found::No,
