@@ -217,8 +217,11 @@ fn group_list(user: &CStr, gid: u32) -> Vec<u32> {
             gids.truncate(usize::try_from(count).unwrap_or_default());
             return gids;
         }
-        // It has told how many there are. More than that it need not tell twice.
-        if count <= room || count > 65_536 {
+        // It has told how many there are, and filled what room there was.
+        if count <= room {
+            return Vec::new();
+        }
+        if count > 65_536 {
             return gids;
         }
     }
