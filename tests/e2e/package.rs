@@ -423,3 +423,33 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
         .succeeds();
     machine.sh("grep -q '# mine' /etc/pam.d/sshd && grep -q '# mine' /etc/nsswitch.conf && ! grep -r pam_iam /etc/pam.d && ! grep -w iam /etc/nsswitch.conf").succeeds();
 }
+
+#[test]
+fn after_enable_no_job_of_a_withdrawn_user_starts_by_cron_or_at_or_systemd() {
+    let machine = machine();
+    machine
+        .sh("for service in cron atd systemd-user; do [ -e /etc/pam.d/$service ] || printf '@include common-account\nsession required pam_permit.so\n' >/etc/pam.d/$service; done")
+        .succeeds();
+    install(&machine);
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam && iamctl enable").succeeds();
+    let starts = |user: &str| -> Vec<&str> {
+        let mut services = vec!["cron", "atd", "systemd-user"];
+        services.retain(|service| machine.sh(&format!("pamtester {service} {user} acct_mgmt")).status == 0);
+        services
+    };
+    assert_eq!(starts("alice"), ["cron", "atd", "systemd-user"]);
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    assert_eq!(starts("alice"), [""; 0]);
+    assert_eq!(starts("root"), ["cron", "atd", "systemd-user"]);
+}
+
+#[test]
+fn doctor_warns_of_a_lastlog_that_grows_with_the_uids_of_iam_users() {
+    let machine = machine();
+    install(&machine);
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam && iamctl enable; touch /var/log/lastlog").succeeds();
+    let warns = || machine.sh("iamctl doctor").stdout.contains("/var/log/lastlog grows");
+    assert!(warns());
+    machine.sh("echo 'LASTLOG_UID_MAX 60000' >>/etc/login.defs").succeeds();
+    assert!(!warns(), "what it says to do helps");
+}
