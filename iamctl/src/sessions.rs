@@ -9,7 +9,7 @@ use pam_iam_core::paths;
 use pam_iam_core::register::{self, Origin, Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::wire::{Answer, Request};
-use pam_iam_sessions::owner;
+use pam_iam_sessions::managed;
 use pam_iam_sessions::table::Table;
 use serde_json::json;
 
@@ -46,7 +46,7 @@ fn open() -> std::io::Result<Vec<Session>> {
 
 fn sessionless(context: &Context, sessions: &[Session]) -> std::io::Result<Vec<Sessionless>> {
     let registered: BTreeSet<Uid> = sessions.iter().map(|session| session.uid).collect();
-    let running = owner::managed(&Table::read()?, &Served::new(Path::new(paths::SERVED)))
+    let running = managed::users(&Table::read()?, &Served::new(Path::new(paths::SERVED)))
         .into_iter()
         .filter(|(uid, _)| !registered.contains(uid));
     Ok(running

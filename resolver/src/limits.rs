@@ -75,7 +75,7 @@ struct Limit {
 }
 
 impl Limits {
-    /// Full limits, with so many look-ups of unknown names a minute.
+    /// Returns full limits, with `unknown_per_minute` look-ups of unknown names.
     pub fn new(unknown_per_minute: u32) -> Self {
         let per_origin = unknown_per_minute.div_ceil(UNKNOWN_SHARE);
         Self {

@@ -75,7 +75,7 @@ pub fn kill(path: &str) -> bool {
     }
     let group: &Path = path.trim_start_matches('/').as_ref();
     let file = root.join(group).join("cgroup.kill");
-    // Opened, never made: where the file is not, there is nothing of the kind.
+    // Opened, never made: a kernel or a hierarchy without the file cannot do it.
     let opened = std::fs::OpenOptions::new().write(true).open(file);
     opened.is_ok_and(|mut file| std::io::Write::write_all(&mut file, b"1").is_ok())
 }

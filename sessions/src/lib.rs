@@ -7,6 +7,7 @@
 mod cgroup;
 pub mod killer;
 pub mod logind;
+pub mod managed;
 mod namespace;
 pub mod owner;
 pub mod table;

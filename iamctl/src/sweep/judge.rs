@@ -1,0 +1,327 @@
+//! What a sweep ends, and why: asks the resolver about open sessions, and about users who run processes without one.
+
+use std::cell::Cell;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pam_iam_core::config::{Config, Sweep};
+use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::name::LinuxName;
+use pam_iam_core::register::{Origin, Register, Session};
+use pam_iam_core::served::Served;
+use pam_iam_core::standing::{Files, Standing, standing};
+use pam_iam_core::wire::{Answer, Policy, Reason, Request};
+use pam_iam_core::{local, paths};
+use pam_iam_sessions::owner::{Owned, Owner, SessionMarks};
+use pam_iam_sessions::table::Table;
+use pam_iam_sessions::{logind, managed};
+
+use super::Withdrawal;
+use crate::Context;
+use crate::privileged::Privileged;
+
+/// How long the resolver is asked about open sessions: each whose turn does not come goes on until the next sweep, where those
+/// that were confirmed longest ago come first.
+const ASKING_MAX: Duration = Duration::from_secs(20);
+
+/// How long it is asked about users who run processes without a session.
+const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
+
+/// The reason of a session, or of processes without one, that hold a privileged group which IAM no longer gives.
+const GROUP_WITHDRAWN: &str = "group-withdrawn";
+
+/// However short `freshness.offline` is, one hiccup ends nobody.
+const OFFLINE_MIN: Duration = Duration::from_secs(120);
+
+/// Whose a uid of our range is.
+enum Owning {
+    /// A user of this Linux name.
+    User(LinuxName),
+    /// A user who is gone: the last Linux name, or the uid where it is not known or somebody else's now.
+    Gone(String),
+    /// Nothing tells whether it ever was a user's.
+    Unknown,
+    /// Nobody can tell now.
+    Unanswered,
+}
+
+/// What IAM says about a session.
+enum Verdict {
+    /// It may go on, said IAM so long ago.
+    GoesOn(Duration),
+    /// The user may no longer log in.
+    UserWithdrawn(String),
+    /// What it was opened with, or given, is withdrawn: its key, or a privileged group.
+    SessionWithdrawn(&'static str),
+    /// Nobody can tell.
+    Unknown,
+}
+
+/// Asks the resolver about sessions, within a time.
+pub struct Judge<'a> {
+    context: &'a Context,
+    config: &'a Config,
+    served: Served,
+    privileged: Option<Privileged>,
+    asked_until: Instant,
+    /// How many questions there was no time for.
+    without_answer: Cell<usize>,
+    /// Uids of our range of which nothing tells whether they ever were ours.
+    pub unknown: Vec<Uid>,
+}
+
+impl<'a> Judge<'a> {
+    /// Asks from now on.
+    pub fn new(context: &'a Context, config: &'a Config) -> Self {
+        let served = Served::new(Path::new(paths::SERVED));
+        Self {
+            context,
+            config,
+            served,
+            privileged: None,
+            asked_until: Instant::now() + ASKING_MAX,
+            without_answer: Cell::new(0),
+            unknown: Vec::new(),
+        }
+    }
+
+    /// Finds out which groups are to be looked for. Kept for later sweeps if `remember` says so.
+    ///
+    /// # Errors
+    /// Returns what to log if they cannot be kept.
+    pub fn look_for_privileged_groups(&mut self, remember: bool) -> Result<(), String> {
+        if self.config.sessions.sweep != Sweep::Key {
+            return Ok(());
+        }
+        let (privileged, kept) = Privileged::load(self.config, |request| self.ask(request), remember);
+        self.privileged = Some(privileged);
+        kept
+    }
+
+    /// How many questions there was no time for.
+    pub fn without_answer(&self) -> usize {
+        self.without_answer.get()
+    }
+
+    /// Says what of the open sessions, each with the time since it was confirmed, and of what runs without one is to end.
+    ///
+    /// # Errors
+    /// Returns an error if the processes cannot be listed.
+    pub fn judge(
+        &mut self,
+        register: &Register,
+        mut open: Vec<(Session, Duration)>,
+    ) -> Result<Vec<Withdrawal>, String> {
+        let proc = |error: std::io::Error| format!("/proc: {error}");
+        let table = Table::read().map_err(proc)?;
+        let mut users: BTreeMap<Uid, Withdrawal> = BTreeMap::new();
+        let mut alone = Vec::new();
+        let mut staying: BTreeSet<Uid> = BTreeSet::new();
+        let mut seen: BTreeSet<Uid> = BTreeSet::new();
+        // There may not be time for all.
+        open.sort_by_key(|(_, unconfirmed)| Reverse(*unconfirmed));
+        for (session, unconfirmed) in open {
+            seen.insert(session.uid);
+            let standing = standing(&session.user, session.uid, self.config, &Files::default());
+            let verdict = match &standing {
+                Ok(standing) => self.verdict(&session, *standing, register),
+                Err(_) => Verdict::Unknown,
+            };
+            let managed = matches!(standing, Ok(Standing::Ours));
+            let (reason, whole_user) = match verdict {
+                // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
+                Verdict::UserWithdrawn(reason) => {
+                    (reason, managed || matches!(standing, Ok(Standing::Adopted)))
+                }
+                // Its jobs are told from the user's others by the kernel's marks of the login; without such marks nobody
+                // could tell, and they all end.
+                Verdict::SessionWithdrawn(reason) => {
+                    (reason.to_owned(), managed && !has_marks(&session, &table))
+                }
+                Verdict::Unknown if unconfirmed >= self.config.freshness.offline.0.max(OFFLINE_MIN) => {
+                    ("offline".to_owned(), managed)
+                }
+                Verdict::GoesOn(age) => {
+                    let _ = register.confirm(&session, age);
+                    staying.insert(session.uid);
+                    continue;
+                }
+                Verdict::Unknown => {
+                    staying.insert(session.uid);
+                    continue;
+                }
+            };
+            let (user, uid) = (session.user.clone(), session.uid);
+            let (sessions, groups) = (vec![session], BTreeSet::new());
+            let withdrawal = Withdrawal { user, uid, reason, sessions, groups, whole_user };
+            match users.get_mut(&uid).filter(|_| whole_user) {
+                Some(known) => known.sessions.extend(withdrawal.sessions),
+                None if whole_user => drop(users.insert(uid, withdrawal)),
+                None => alone.push(withdrawal),
+            }
+        }
+        let mut withdrawals: Vec<Withdrawal> = users.into_values().chain(alone).collect();
+        for withdrawal in &mut withdrawals {
+            // While another session of the user goes on, what was left behind may be that one's.
+            withdrawal.whole_user &= !staying.contains(&withdrawal.uid);
+        }
+        let table = Table::read().map_err(proc)?;
+        self.asked_until = Instant::now() + ASKING_SESSIONLESS_MAX;
+        for uid in managed::users(&table, &self.served).into_keys() {
+            let mut known = withdrawals.iter_mut().filter(|withdrawal| withdrawal.uid == uid);
+            if known.any(|withdrawal| withdrawal.whole_user) {
+                continue;
+            }
+            let withdrawal = match self.name_of(uid) {
+                Owning::User(name) => {
+                    let _ = self.served.add(uid, name.as_str());
+                    let gone = (!seen.contains(&uid)).then(|| self.without_session(&name, uid)).flatten();
+                    gone.or_else(|| self.with_a_lost_group(&name, uid, &table))
+                }
+                Owning::Gone(name) => {
+                    let reason = Reason::NoSuchUser.as_str().to_owned();
+                    let (sessions, groups) = (Vec::new(), BTreeSet::new());
+                    Some(Withdrawal { user: name, uid, reason, sessions, groups, whole_user: true })
+                }
+                Owning::Unknown => {
+                    self.unknown.push(uid);
+                    None
+                }
+                Owning::Unanswered => None,
+            };
+            let Some(withdrawal) = withdrawal else { continue };
+            let is_same = |known: &&mut Withdrawal| known.uid == uid && known.reason == withdrawal.reason;
+            match withdrawals.iter_mut().find(is_same) {
+                Some(known) => known.groups.extend(withdrawal.groups),
+                None => withdrawals.push(withdrawal),
+            }
+        }
+        Ok(withdrawals)
+    }
+
+    /// Whose a uid of our range is.
+    fn name_of(&self, uid: Uid) -> Owning {
+        let Ok(local) = local::account_by_uid(Path::new(paths::PASSWD), uid) else {
+            return Owning::Unanswered;
+        };
+        if let Some(account) = local {
+            return LinuxName::new(&account.name).map_or(Owning::Unanswered, Owning::User);
+        }
+        match self.ask(&Request::UserByUid { uid }) {
+            Some(Answer::User(user)) => Owning::User(user.name),
+            // Another directory may have accounts with such uids, so it takes knowledge.
+            Some(Answer::NotFound) if self.served.has(uid) => {
+                let name = self.served.name_of(uid).map(|name| name.to_string());
+                // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
+                let name = name.filter(|name| users::get_user_by_name(name).is_none());
+                Owning::Gone(name.unwrap_or_else(|| uid.to_string()))
+            }
+            Some(Answer::NotFound) => Owning::Unknown,
+            _ => Owning::Unanswered,
+        }
+    }
+
+    /// Processes of a managed user who has no session, if the user may not log in.
+    fn without_session(&self, name: &LinuxName, uid: Uid) -> Option<Withdrawal> {
+        let Verdict::UserWithdrawn(reason) = self.login(name, uid) else { return None };
+        let (sessions, groups) = (Vec::new(), BTreeSet::new());
+        Some(Withdrawal { user: name.to_string(), uid, reason, sessions, groups, whole_user: true })
+    }
+
+    /// Processes of a managed user that hold a privileged group which IAM no longer gives: left by a session that had it, or of
+    /// a service manager (`user@.service`) that such a session started.
+    fn with_a_lost_group(&self, name: &LinuxName, uid: Uid, table: &Table) -> Option<Withdrawal> {
+        let owner = Owner::new(uid, name.as_str())?;
+        let mut owned = Owned::new(table);
+        let found = owned.of(&owner);
+        let tasks = found.iter().filter_map(|process| table.task(*process));
+        let held = tasks.flat_map(|task| task.groups.union(&task.set_groups)).copied().collect();
+        let groups = self.lost(name, Standing::Ours, &held);
+        let (user, reason) = (name.to_string(), GROUP_WITHDRAWN.to_owned());
+        let withdrawal = Withdrawal { user, uid, reason, sessions: Vec::new(), groups, whole_user: false };
+        // A setgid program of the host's lends its group to anybody.
+        (!owned.holders(&owner, &withdrawal.groups).is_empty()).then_some(withdrawal)
+    }
+
+    /// The privileged groups among `held` that the user no longer has.
+    fn lost(&self, name: &LinuxName, standing: Standing, held: &BTreeSet<Gid>) -> BTreeSet<Gid> {
+        let Some(privileged) = &self.privileged else { return BTreeSet::new() };
+        privileged.lost(name, standing, held, |request| self.ask(request))
+    }
+
+    fn verdict(&self, session: &Session, standing: Standing, register: &Register) -> Verdict {
+        let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
+        if standing == Standing::Local {
+            return Verdict::GoesOn(Duration::ZERO);
+        }
+        // Nobody could tell whose key it was. If it is not a member's now, it is taken for the host's own.
+        if standing == Standing::Shared && session.origin != Origin::Iam {
+            let members = |key: &String| {
+                let (name, fingerprint) = (name.clone(), Some(key.clone()));
+                let answer = self.ask(&Request::Keys { name, uid: session.uid, fingerprint });
+                matches!(answer, Some(Answer::Keys { keys }) if !keys.is_empty())
+            };
+            if session.keys.iter().any(members) {
+                let _ = register.enter(&Session { origin: Origin::Iam, ..session.clone() });
+            }
+            return Verdict::GoesOn(Duration::ZERO);
+        }
+        let age = match self.login(&name, session.uid) {
+            Verdict::GoesOn(age) => age,
+            verdict => return verdict,
+        };
+        if !self.lost(&name, standing, &session.groups.iter().copied().collect()).is_empty() {
+            return Verdict::SessionWithdrawn(GROUP_WITHDRAWN);
+        }
+        // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
+        let elsewhere = session.origin != Origin::Iam
+            && (!self.config.keys.also_run.is_empty() || standing == Standing::Adopted);
+        // Of a shared account nothing but the key tells whose session it is.
+        let by_key = self.config.sessions.sweep == Sweep::Key || standing == Standing::Shared;
+        if !by_key || elsewhere {
+            return Verdict::GoesOn(age);
+        }
+        for key in &session.keys {
+            let request =
+                Request::Keys { name: name.clone(), uid: session.uid, fingerprint: Some(key.clone()) };
+            match self.ask(&request) {
+                Some(Answer::Keys { keys }) if keys.is_empty() => {
+                    let foreign = session.origin == Origin::Foreign;
+                    return Verdict::SessionWithdrawn(if foreign { "foreign-key" } else { "key-withdrawn" });
+                }
+                Some(Answer::Keys { .. }) => {}
+                _ => return Verdict::Unknown,
+            }
+        }
+        Verdict::GoesOn(age)
+    }
+
+    /// Whether a user may still log in.
+    fn login(&self, name: &LinuxName, uid: Uid) -> Verdict {
+        match self.ask(&Request::Decide { name: name.clone(), uid, policy: Policy::Login }) {
+            Some(Answer::Decision(decision)) if decision.allow => {
+                Verdict::GoesOn(Duration::from_secs(decision.age))
+            }
+            // Whoever takes a permission from this host's role is not to end every session with it.
+            Some(Answer::Decision(decision)) if decision.reason == Reason::Denied => Verdict::Unknown,
+            Some(Answer::Decision(decision)) => Verdict::UserWithdrawn(decision.reason.as_str().to_owned()),
+            _ => Verdict::Unknown,
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Option<Answer> {
+        if Instant::now() >= self.asked_until {
+            self.without_answer.set(self.without_answer.get() + 1);
+            return None;
+        }
+        self.context.ask(request).ok()
+    }
+}
+
+/// Whether the kernel marks what was started in a session, also what has left it.
+fn has_marks(session: &Session, table: &Table) -> bool {
+    let scope = logind::session_of(session.pid).map(|(_, scope)| scope);
+    !SessionMarks::of(session.process(), table, scope).is_empty()
+}
