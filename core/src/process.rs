@@ -29,6 +29,8 @@ pub struct Stat {
     pub session: i32,
     /// Its terminal, as a device number; 0 for none.
     pub terminal: i32,
+    /// How many threads it has.
+    pub threads: u32,
     /// When it was started, in clock ticks since the boot.
     pub start: u64,
 }
@@ -44,8 +46,9 @@ pub fn stat(pid: i32) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
     let terminal = fields.next()?.parse().ok()?;
-    let start = fields.nth(14)?.parse().ok()?;
-    Some(Stat { zombie, parent, session, terminal, start })
+    let threads = fields.nth(12)?.parse().ok()?;
+    let start = fields.nth(1)?.parse().ok()?;
+    Some(Stat { zombie, parent, session, terminal, threads, start })
 }
 
 /// Whether a process has ended with all its threads. proc(5) shows one whose first thread has ended as a zombie, while the

@@ -13,7 +13,7 @@ use crate::id::Uid;
 use crate::name::LinuxName;
 use crate::replace::write_new;
 
-/// How many uids are looked through for a name: one file is read for each.
+/// How many uids are looked through.
 const LISTED_MAX: usize = 20_000;
 
 /// The list.
@@ -52,9 +52,16 @@ impl Served {
 
     /// The uids whose users last had the Linux name `name`: a recreated user has another uid than the one before.
     pub fn uids_of(&self, name: &str) -> Vec<Uid> {
+        let is_called = |uid: &Uid| self.name_of(*uid).is_some_and(|known| known.as_str() == name);
+        self.uids().filter(is_called).collect()
+    }
+
+    /// All uids of the list.
+    pub fn uids(&self) -> impl Iterator<Item = Uid> {
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().take(LISTED_MAX);
-        let uids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Uid));
-        uids.filter(|uid| self.name_of(*uid).is_some_and(|known| known.as_str() == name)).collect()
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Uid))
+            .filter(|uid| self.has(*uid))
     }
 
     fn file_of(&self, uid: Uid) -> PathBuf {

@@ -47,6 +47,11 @@ impl Privileged {
         (Self(gids), kept)
     }
 
+    /// Whether it is one of them.
+    pub fn has(&self, gid: Gid) -> bool {
+        self.0.contains(&gid)
+    }
+
     /// The groups among `held` that `user` no longer has: neither by IAM nor by the host's own files.
     pub fn lost(
         &self,

@@ -60,6 +60,10 @@ fn sessionless(context: &Context, sessions: &[Session]) -> std::io::Result<Vec<S
         .collect())
 }
 
+fn counted(processes: usize) -> String {
+    if processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") }
+}
+
 fn text(sessions: &[Session], sessionless: &[Sessionless]) -> String {
     if sessions.is_empty() && sessionless.is_empty() {
         return "nobody of IAM is logged in".to_owned();
@@ -88,8 +92,8 @@ fn text(sessions: &[Session], sessionless: &[Sessionless]) -> String {
         let more = if processes.len() > first.len() { " …" } else { "" };
         let _ = writeln!(
             text,
-            "{user} (uid {uid}) has no session here and runs {} processes: {}{more}",
-            processes.len(),
+            "{user} (uid {uid}) has no session here and runs {}: {}{more}",
+            counted(processes.len()),
             first.join(" ")
         );
     }

@@ -16,6 +16,7 @@ use pam_iam_core::name::LinuxName;
 use pam_iam_core::paths;
 use pam_iam_core::process::Process;
 use pam_iam_core::register::{Register, Session};
+use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
 use pam_iam_sessions::owner::Owner;
@@ -31,6 +32,9 @@ use judge::Judge;
 
 /// The longest `sessions.grace` that is waited for: a sweep is to be over before many more are due.
 const GRACE_MAX: Duration = Duration::from_secs(60);
+
+/// What is said when a sweep ends nobody.
+const NOBODY: &str = "there is nobody to end";
 
 /// What is to end, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,15 +103,19 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         );
     }
     if dry_run {
-        report(context, &withdrawals, None);
+        report(context, &withdrawals, None, NOBODY);
         return Ok(true);
     }
     let grace = config.sessions.grace.0.min(GRACE_MAX);
     let outcomes = end(context, &withdrawals, &register, grace, &mut log);
-    report(context, &withdrawals, Some(&outcomes));
+    report(context, &withdrawals, Some(&outcomes), NOBODY);
     let complete = outcomes.iter().all(Outcome::is_complete);
     let took = record.finish(
-        withdrawals.len(),
+        withdrawals
+            .iter()
+            .zip(&outcomes)
+            .filter(|(withdrawal, outcome)| !withdrawal.sessions.is_empty() || !is_empty(outcome))
+            .count(),
         outcomes.iter().filter(|outcome| !outcome.is_complete()).count(),
         unknown,
     );
@@ -146,7 +154,9 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         register.sessions().map_err(failed)?.into_iter().map(|(session, _)| session).collect();
     // A user whom NSS no longer shows may still have a session.
     let registered = open.iter().find(|session| session.user == user).map(|session| session.uid);
-    let uid = found.or(registered).ok_or_else(|| format!("there is no user {user:?} here"))?;
+    let served = || Served::new(Path::new(paths::SERVED)).uids_of(user).into_iter().next();
+    let uid =
+        found.or(registered).or_else(served).ok_or_else(|| format!("there is no user {user:?} here"))?;
     match standing(user, uid, &config, &Files::default()).map_err(|error| error.to_string())? {
         Standing::Ours | Standing::Adopted => {}
         Standing::Shared | Standing::Local => {
@@ -164,12 +174,13 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
     let mut log = Log::to_syslog("iamctl");
     let grace = config.sessions.grace.0.min(GRACE_MAX);
     let outcomes = end(context, &withdrawals, &register, grace, &mut log);
-    report(context, &withdrawals, Some(&outcomes));
+    let nothing = format!("{user} runs nothing here");
+    report(context, &withdrawals, Some(&outcomes), &nothing);
     Ok(outcomes.iter().all(Outcome::is_complete))
 }
 
-/// Shows what was ended, or would be.
-fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outcome]>) {
+/// Shows what was ended, or would be; `nothing` if that is nothing.
+fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outcome]>, nothing: &str) {
     let (mut text, mut json) = (String::new(), Vec::new());
     for (at, Withdrawal { user, reason, sessions, .. }) in withdrawals.iter().enumerate() {
         let outcome = outcomes.and_then(|outcomes| outcomes.get(at));
@@ -179,18 +190,25 @@ fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outc
             Some(_) if is_complete => "ended",
             Some(_) => "could not end all of",
         };
-        let pids: Vec<i32> = sessions.iter().map(|session| session.pid).collect();
-        let lines = if pids.is_empty() {
-            vec![("what is left", 0)]
-        } else {
-            pids.into_iter().map(|pid| ("the session", pid)).collect()
-        };
-        for (what, pid) in lines {
-            text.push_str(&format!("{word} {what} of {user} (pid {pid}): {reason}\n"));
+        for pid in sessions.iter().map(|session| session.pid) {
+            text.push_str(&format!("{word} the session of {user} (pid {pid}): {reason}\n"));
             json.push(json!({ "user": user, "pid": pid, "reason": reason, "ended": is_complete }));
         }
+        if sessions.is_empty() && outcome.is_none_or(|outcome| !is_empty(outcome)) {
+            let count = outcome.map(|outcome| format!(" ({} processes)", outcome.ended)).unwrap_or_default();
+            text.push_str(&format!("{word} what {user} runs without a session{count}: {reason}\n"));
+            json.push(json!({ "user": user, "pid": 0, "reason": reason, "ended": is_complete }));
+        }
     }
-    context.output.show(&json!({ "ended": json }), &text);
+    if json.is_empty() {
+        nothing.clone_into(&mut text);
+    }
+    context.output.show(&json!({ "ended": json, "dry_run": outcomes.is_none() }), &text);
+}
+
+/// Whether there was nothing to end: what the kernel counted has ended already, and nobody has waited for it.
+fn is_empty(outcome: &Outcome) -> bool {
+    outcome.is_complete() && outcome.ended == 0
 }
 
 /// Ends what is withdrawn, each user by itself and all side by side, and logs it before and after.
@@ -256,6 +274,7 @@ fn end(
             false => (Level::Error, "fail"),
         };
         let sessions: Vec<Option<&Session>> = match withdrawal.sessions.is_empty() {
+            true if is_empty(outcome) => Vec::new(),
             true => vec![None],
             false => withdrawal.sessions.iter().map(Some).collect(),
         };

@@ -8,7 +8,8 @@ use pam_iam_core::id::Uid;
 
 /// The path of a process in systemd's tree, like `/user.slice/user-1000.slice/session-3.scope`.
 pub fn of_process(pid: i32) -> Option<String> {
-    path_in(&std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+    // Not as text: a user may call a control group of his own anything.
+    path_in(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cgroup")).ok()?))
 }
 
 /// `ID:CONTROLLERS:PATH` lines. The hierarchy that systemd does not use says nothing but `/`.

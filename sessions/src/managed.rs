@@ -20,6 +20,11 @@ pub fn users(table: &Table, served: &Served) -> BTreeMap<Uid, BTreeSet<Process>>
     Finder::new(table, served, &local::subordinate(Path::new(paths::SUBUID))).find()
 }
 
+/// Whether any process has the uid as its real one, one that has ended and was not waited for among them.
+fn is_at_work(uid: Uid) -> bool {
+    rustix::process::getpriority_user(rustix::process::Uid::from_raw(uid.0)).is_ok()
+}
+
 /// Finds the users behind processes.
 struct Finder<'a> {
     table: &'a Table,
@@ -54,6 +59,10 @@ impl<'a> Finder<'a> {
             for uid in owners.into_iter().filter(|uid| uid.is_ours() && *uid != Uid::RESERVED) {
                 users.entry(uid).or_default().insert(task.process);
             }
+        }
+        // The kernel misses none that is just being forked.
+        for uid in self.served.uids().filter(|uid| uid.is_ours() && is_at_work(*uid)) {
+            users.entry(uid).or_default();
         }
         users
     }
@@ -101,10 +110,11 @@ mod tests {
         let uid = Uid(uid);
         let task = Task {
             process: Process { pid, start: 1 },
-            stat: Stat { zombie: false, parent: 1, session: pid, terminal: 0, start: 1 },
+            stat: Stat { zombie: false, parent: 1, session: pid, terminal: 0, threads: 1, start: 1 },
             uids: vec![Uids { real: uid, effective: uid, saved: uid, fs: uid }],
             groups: BTreeSet::new(),
             set_groups: BTreeSet::new(),
+            unread: None,
             command: String::new(),
         };
         (pid, task)

@@ -13,7 +13,7 @@ use pam_iam_core::{local, paths};
 
 use crate::cgroup;
 use crate::namespace::Namespaces;
-use crate::table::{Table, Task, audit_session};
+use crate::table::{Table, Task, audit_session, loginuid};
 use crate::unit;
 
 /// A user, by all that the kernel marks processes with.
@@ -67,25 +67,39 @@ impl Owner {
     }
 }
 
+/// Which uids are accounts', by any service of nsswitch.conf, as far as it was asked for.
+#[derive(Debug, Default)]
+pub struct Accounts(BTreeMap<Uid, bool>);
+
 /// The processes of one moment, with what it costs to ask about more of each remembered.
 pub struct Owned<'a> {
     table: &'a Table,
     pub(crate) namespaces: Namespaces,
     paths: BTreeMap<i32, Option<String>>,
     audit_sessions: BTreeMap<i32, Option<String>>,
-    accounts: BTreeMap<Uid, bool>,
+    accounts: Accounts,
 }
 
 impl<'a> Owned<'a> {
     /// Looks at the processes of `table`.
     pub fn new(table: &'a Table) -> Self {
+        Self::knowing(table, Accounts::default())
+    }
+
+    /// Looks at the processes of `table`, and asks for no account that is known from an earlier look.
+    pub fn knowing(table: &'a Table, accounts: Accounts) -> Self {
         Self {
             table,
             namespaces: Namespaces::default(),
             paths: BTreeMap::new(),
             audit_sessions: BTreeMap::new(),
-            accounts: BTreeMap::new(),
+            accounts,
         }
+    }
+
+    /// What it knows of accounts, for the next look.
+    pub fn into_accounts(self) -> Accounts {
+        self.accounts
     }
 
     /// The processes at that moment.
@@ -116,6 +130,11 @@ impl<'a> Owned<'a> {
         (is_in_slice && uids.iter().all(|uid| !self.is_account(*uid))).then_some(Mark::Slice)
     }
 
+    /// Whether a process whose ids could not be read may be the user's.
+    pub fn may_be_of(&mut self, task: &Task, owner: &Owner) -> bool {
+        task.unread.is_some_and(|uid| uid == Uid::ROOT || self.is_owners(uid, owner))
+    }
+
     /// Whether a uid is the user's own or a subordinate one.
     pub fn is_owners(&mut self, uid: Uid, owner: &Owner) -> bool {
         uid == owner.uid || self.is_subordinate(uid, owner)
@@ -129,8 +148,8 @@ impl<'a> Owned<'a> {
 
     /// Whether a uid is an account's, by any service of nsswitch.conf.
     pub(crate) fn is_account(&mut self, uid: Uid) -> bool {
-        *self
-            .accounts
+        let accounts = &mut self.accounts.0;
+        *accounts
             .entry(uid)
             .or_insert_with(|| uid == Uid::ROOT || uid.is_ours() || users::get_user_by_uid(uid.0).is_some())
     }
@@ -169,8 +188,16 @@ impl<'a> Owned<'a> {
     /// Whether a process that has a mark of the user is the host's: of a service that names the user, or in a container that root
     /// has made, where a local account's number may be anybody's.
     fn is_the_hosts(&mut self, task: &Task, owner: &Owner) -> bool {
-        self.service_of(task, owner).is_some()
-            || !owner.uid.is_ours() && self.namespaces.is_in_a_container_of_root(task.process.pid)
+        self.service_of(task, owner).is_some() || !owner.uid.is_ours() && self.is_in_a_container(task, owner)
+    }
+
+    /// Whether a process is in a container of root's that the user did not start: a setuid program may make one for whoever
+    /// starts it. Nobody can take a loginuid away.
+    fn is_in_a_container(&mut self, task: &Task, owner: &Owner) -> bool {
+        let pid = task.process.pid;
+        self.namespaces.is_in_a_container_of_root(pid)
+            && loginuid(pid).is_some_and(|uid| uid != owner.uid)
+            && !self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid))
     }
 
     /// Whether the host runs something as this user.
@@ -242,9 +269,10 @@ impl<'a> Owned<'a> {
 
 /// Whether a process is one that kills for a sweep or an import: nobody else can have the reserved uid and another one.
 pub(crate) fn is_killer(task: &Task) -> bool {
-    task.uids.iter().all(|uids| {
-        uids.real == Uid::RESERVED && uids.saved == Uid::RESERVED && uids.effective != Uid::RESERVED
-    })
+    task.unread.is_none()
+        && task.uids.iter().all(|uids| {
+            uids.real == Uid::RESERVED && uids.saved == Uid::RESERVED && uids.effective != Uid::RESERVED
+        })
 }
 
 /// What marks the processes of one login, beside their descent: they are the login's only together with a mark of the
@@ -282,10 +310,11 @@ mod tests {
         let [real, effective, saved] = uids.map(Uid);
         Task {
             process: Process { pid, start: 1 },
-            stat: Stat { zombie: false, parent, session, terminal: 0, start: 1 },
+            stat: Stat { zombie: false, parent, session, terminal: 0, threads: 1, start: 1 },
             uids: vec![Uids { real, effective, saved, fs: effective }],
             groups: BTreeSet::new(),
             set_groups: BTreeSet::new(),
+            unread: None,
             command: String::new(),
         }
     }
@@ -330,7 +359,7 @@ mod tests {
         let table = table(&[task(P, 1, P, [100_005; 3])]);
         let mut owned = Owned::new(&table);
         // As a directory with such uids has it.
-        owned.accounts.insert(Uid(100_005), true);
+        owned.accounts.0.insert(Uid(100_005), true);
         assert!(owned.of(&alice()).is_empty());
     }
 

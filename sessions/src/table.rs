@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::{Process, Stat, has_ended, stat};
@@ -13,11 +15,27 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// The process list.
 const PROC: &str = "/proc";
 
+/// How often the newest processes are looked for, once all have been listed.
+const CHASES: u32 = 100;
+
+/// How many of the newest numbers are looked at each time: other processes may begin meanwhile.
+const CHASED: usize = 3;
+
+/// How much of a `status` file is read. A user can have it as long as 65,536 groups make it; they are sorted, and those that a
+/// user can add so are behind those of the host.
+const STATUS_MAX: u64 = 32 * 1024;
+
+/// How long the ids of one user's processes are read: whoever makes that slow must not hold up the end of others.
+const USER_MAX: Duration = Duration::from_millis(500);
+
+/// How long those of root's are read, and of what the kernel shows as root's since it may not be traced.
+const ROOT_MAX: Duration = Duration::from_secs(1);
+
 /// What `/proc/PID/sessionid` says of a process that belongs to no audit session.
 const NO_SESSION: &str = "4294967295";
 
 /// The uids of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Uids {
     /// The real one.
     pub real: Uid,
@@ -56,6 +74,8 @@ pub struct Task {
     pub groups: BTreeSet<Gid>,
     /// The effective, saved and file system gids of its threads: a setgid program has them from its file.
     pub set_groups: BTreeSet<Gid>,
+    /// If there was no time to read its ids, whose it seems to be: its effective uid, or root where it may not be traced.
+    pub unread: Option<Uid>,
     /// What it calls itself, at most 15 bytes, escaped.
     pub command: String,
 }
@@ -90,25 +110,32 @@ impl fmt::Display for Task {
 pub struct Table(pub BTreeMap<i32, Task>);
 
 impl Table {
-    /// Reads proc(5).
+    /// Reads proc(5), newest processes first: one that forks and ends all the time is gone before an older list comes to it.
+    /// Then looks for processes that began meanwhile.
     ///
     /// # Errors
     /// Returns an error if the list of processes cannot be read. A process that ends meanwhile is left out.
     pub fn read() -> io::Result<Self> {
-        let mut tasks = BTreeMap::new();
+        let mut reader = Reader::default();
+        let mut pids = Vec::new();
         for entry in std::fs::read_dir(PROC)? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-                continue;
-            };
-            let Some(stat) = stat(pid) else { continue };
-            if stat.zombie && has_ended(pid) {
-                continue;
-            }
-            let Some(Status { uids, groups, set_groups, command, .. }) = status(pid)? else { continue };
-            let process = Process { pid, start: stat.start };
-            tasks.insert(pid, Task { process, stat, uids, groups, set_groups, command });
+            pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
         }
-        Ok(Self(tasks))
+        let newest = newest_pid();
+        // Numbers begin anew after the highest one.
+        pids.sort_by_key(|pid| (*pid > newest, std::cmp::Reverse(*pid)));
+        for pid in pids {
+            reader.add(pid)?;
+        }
+        for _ in 0..CHASES {
+            let newest = newest_pid();
+            for pid in (1..=newest).rev().take(CHASED) {
+                if !reader.table.0.contains_key(&pid) {
+                    reader.add(pid)?;
+                }
+            }
+        }
+        Ok(reader.table)
     }
 
     /// The task of a process, if it is still the same.
@@ -124,40 +151,89 @@ fn is_lent(pid: i32, gid: Gid) -> bool {
         .is_ok_and(|program| program.uid() == 0 && program.gid() == gid.0 && program.mode() & SET_GID != 0)
 }
 
-/// The ids of a process, of all its threads, and its name; none if it is gone.
-fn status(pid: i32) -> io::Result<Option<Status>> {
-    let Some(mut status) = status_at(&format!("{PROC}/{pid}/status"))? else { return Ok(None) };
-    if status.threads > 1
-        && let Ok(entries) = std::fs::read_dir(format!("{PROC}/{pid}/task"))
-    {
-        for entry in entries.filter_map(Result::ok) {
-            let Some(thread) = status_at(&entry.path().join("status").to_string_lossy())? else { continue };
-            let known = status.uids.clone();
-            status.uids.extend(thread.uids.into_iter().filter(|uids| !known.contains(uids)));
-            status.groups.extend(thread.groups);
-            status.set_groups.extend(thread.set_groups);
-        }
+/// Reads processes, none of a user's whose others have taken too long.
+#[derive(Default)]
+struct Reader {
+    table: Table,
+    /// How long reading each user's took.
+    spent: BTreeMap<Uid, Duration>,
+}
+
+impl Reader {
+    /// Adds a process, if it has not ended.
+    fn add(&mut self, pid: i32) -> io::Result<()> {
+        let Some(stat) = stat(pid).filter(|stat| !stat.zombie || !has_ended(pid)) else { return Ok(()) };
+        let process = Process { pid, start: stat.start };
+        let Ok(found) = std::fs::metadata(format!("{PROC}/{pid}")) else { return Ok(()) };
+        let seems = Uid(found.uid());
+        let spent = self.spent.entry(seems).or_default();
+        let limit = if seems == Uid::ROOT { ROOT_MAX } else { USER_MAX };
+        let began = Instant::now();
+        let deadline = began + limit.saturating_sub(*spent);
+        let status =
+            if *spent < limit { status(pid, stat.threads, deadline)? } else { Some(Status::default()) };
+        *spent += began.elapsed();
+        // A process only: threads have numbers too.
+        let Some(status) = status.filter(|status| !status.is_read || status.group == pid) else {
+            return Ok(());
+        };
+        let unread = (!status.is_read).then_some(seems);
+        let Status { uids, groups, set_groups, command, .. } = status;
+        self.table.0.insert(pid, Task { process, stat, uids, groups, set_groups, unread, command });
+        Ok(())
     }
+}
+
+/// The ids of a process, of all its threads as far as there is time, and its name; none if it is gone.
+fn status(pid: i32, threads: u32, deadline: Instant) -> io::Result<Option<Status>> {
+    let Some(mut status) = status_at(&format!("{PROC}/{pid}/status"))? else { return Ok(None) };
+    if threads < 2 {
+        return Ok(Some(status));
+    }
+    let mut uids: BTreeSet<Uids> = status.uids.iter().copied().collect();
+    for entry in std::fs::read_dir(format!("{PROC}/{pid}/task")).into_iter().flatten().filter_map(Result::ok)
+    {
+        if Instant::now() >= deadline {
+            status.is_read = false;
+            break;
+        }
+        let Some(thread) = status_at(&entry.path().join("status").to_string_lossy())? else { continue };
+        uids.extend(thread.uids);
+        status.groups.extend(thread.groups);
+        status.set_groups.extend(thread.set_groups);
+    }
+    status.uids = uids.into_iter().collect();
     Ok(Some(status))
 }
 
+/// The number that the kernel gave last (proc(5), loadavg); 0 if it cannot be read.
+fn newest_pid() -> i32 {
+    let loads = std::fs::read_to_string(format!("{PROC}/loadavg")).unwrap_or_default();
+    loads.split_whitespace().last().and_then(|pid| pid.parse().ok()).unwrap_or_default()
+}
+
 /// What proc(5) says in a `status` file.
+#[derive(Default)]
 struct Status {
+    /// Whether it was read, of all threads.
+    is_read: bool,
+    /// The process that it is a thread of.
+    group: i32,
     uids: Vec<Uids>,
     groups: BTreeSet<Gid>,
     set_groups: BTreeSet<Gid>,
     command: String,
-    threads: u32,
 }
 
 fn status_at(path: &str) -> io::Result<Option<Status>> {
     // Not as text: a process may call itself anything.
-    let status = match std::fs::read(path) {
-        Ok(status) => status,
+    let mut status = Vec::new();
+    match File::open(path).and_then(|file| file.take(STATUS_MAX).read_to_end(&mut status)) {
+        Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
         Err(error) => return Err(error),
-    };
+    }
     let status = String::from_utf8_lossy(&status);
     // The name comes first and has its line feeds escaped, so that it cannot pass for another line.
     let field =
@@ -171,15 +247,21 @@ fn status_at(path: &str) -> io::Result<Option<Status>> {
     let mut groups: BTreeSet<Gid> = ids("Groups:").into_iter().map(Gid).collect();
     groups.extend(ids("Gid:").first().copied().map(Gid));
     set_groups.retain(|gid| !groups.contains(gid));
-    let threads = field("Threads:").parse().unwrap_or_default();
     let command = field("Name:").escape_default().to_string();
-    Ok(Some(Status { uids, groups, set_groups, command, threads }))
+    let group = field("Tgid:").parse().unwrap_or_default();
+    Ok(Some(Status { is_read: true, group, uids, groups, set_groups, command }))
 }
 
 /// The audit session of a process, which its descendants have too and cannot change (credentials(7)).
 pub fn audit_session(pid: i32) -> Option<String> {
     let id = std::fs::read_to_string(format!("{PROC}/{pid}/sessionid")).ok()?;
     Some(id.trim().to_owned()).filter(|id| id != NO_SESSION && !id.is_empty())
+}
+
+/// The uid that a login gave a process and its descendants (pam_loginuid(8)); that of nobody if none did. It cannot be taken
+/// away. None if it cannot be read.
+pub fn loginuid(pid: i32) -> Option<Uid> {
+    std::fs::read_to_string(format!("{PROC}/{pid}/loginuid")).ok()?.trim().parse().ok().map(Uid)
 }
 
 /// Sends signals to a process, if it is still the same. Whose number it is is certain only while it is held by a pidfd.

@@ -16,7 +16,7 @@ use pam_iam_core::process::Process;
 use rustix::fs::OFlags;
 use rustix::process::Signal;
 
-use crate::owner::{Owned, Owner, SessionMarks};
+use crate::owner::{Accounts, Owned, Owner, SessionMarks};
 use crate::table::{Table, signal};
 use crate::{cgroup, killer, logind};
 
@@ -96,6 +96,12 @@ struct Course<'a> {
     /// All that any look has found.
     seen: BTreeSet<Process>,
     empty_looks: u32,
+    /// How many processes there are that may be the user's and could not be read.
+    unread: usize,
+    /// Whether all processes of the user's uid may be killed at once.
+    may_kill_all: bool,
+    /// Whether all that the user runs was killed once without being seen: what forks faster than anybody looks may be there.
+    made_sure: bool,
 }
 
 /// Ends `terminations`, all together. `is_whole` says before each killing whether all that a user runs still ends: somebody
@@ -119,8 +125,13 @@ pub fn end(
     };
     // Begun and not waited for: logind ends by itself, and what it does not end is ended here.
     let mut helpers = Vec::new();
+    let mut accounts = Accounts::default();
     loop {
         let is_asking = began.elapsed() < grace;
+        if !is_asking && killing_since.is_none() {
+            let whole = courses.iter().filter(|course| !course.is_done() && course.may_kill_all);
+            to_kill.extend(whole.map(|course| course.termination.owner.uid));
+        }
         let is_over = killing_since.is_some_and(|since| since.elapsed() >= KILLING_MAX);
         // Reading all processes takes long where somebody makes many: first those of uids that are known.
         killer::kill_all_of(to_kill.drain(..));
@@ -132,12 +143,13 @@ pub fn end(
             }
             Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
         };
-        let mut owned = Owned::new(&table);
+        let mut owned = Owned::knowing(&table, accounts);
         let mut uids = Vec::new();
         for course in courses.iter_mut().filter(|course| !course.is_done()) {
             let whole = course.termination.whole_user && is_whole(course.termination);
             course.look(&mut owned, whole);
             if course.is_done() {
+                uids.extend(course.make_sure());
                 continue;
             }
             if is_asking {
@@ -147,6 +159,7 @@ pub fn end(
                 uids.push(course.kill(&mut owned, whole, &mut tell));
             }
         }
+        accounts = owned.into_accounts();
         // Everybody's own uid before anybody's subordinate ones.
         to_kill.extend(uids.iter().filter_map(|uids| uids.first()));
         to_kill.extend(uids.iter().flat_map(|uids| uids.iter().skip(1)));
@@ -180,6 +193,9 @@ impl<'a> Course<'a> {
             found: BTreeSet::new(),
             seen: BTreeSet::new(),
             empty_looks: 0,
+            unread: 0,
+            may_kill_all: false,
+            made_sure: false,
         };
         let mut owned = Owned::new(table);
         for opener in &termination.openers {
@@ -218,8 +234,16 @@ impl<'a> Course<'a> {
         } else {
             self.found.extend(owned.holders(owner, &self.termination.groups));
         }
+        self.may_kill_all = whole && may_kill_all_of(owned, owner);
+        let table = owned.table();
+        self.unread = match whole {
+            true => table.0.values().filter(|task| owned.may_be_of(task, owner)).count(),
+            // Sessions end by descent, which is known of all.
+            false => 0,
+        };
         self.seen.extend(self.found.iter().copied());
-        self.empty_looks = if self.found.is_empty() { self.empty_looks + 1 } else { 0 };
+        let is_empty = self.found.is_empty() && self.unread == 0;
+        self.empty_looks = if is_empty { self.empty_looks + 1 } else { 0 };
     }
 
     fn ask(
@@ -273,18 +297,27 @@ impl<'a> Course<'a> {
         })
     }
 
+    /// Before it is over: the uid of which everything is to be killed once more, unseen. No process that is just being forked
+    /// escapes that, as it may escape every look.
+    fn make_sure(&mut self) -> Option<Vec<Uid>> {
+        if self.made_sure || !self.may_kill_all {
+            return None;
+        }
+        (self.made_sure, self.empty_looks) = (true, 0);
+        Some(vec![self.termination.owner.uid])
+    }
+
     /// Kills what is there. Returns the uids of which everything is to be killed at once, the user's own first.
     fn kill(&mut self, owned: &mut Owned<'_>, whole: bool, tell: &mut impl FnMut(Progress<'_>)) -> Vec<Uid> {
         let owner = &self.termination.owner;
-        if self.found.is_empty() {
+        if self.found.is_empty() && self.unread == 0 {
             return Vec::new();
         }
         if !std::mem::replace(&mut self.told_of_killing, true) {
             tell(Progress::Killed(self.termination, self.list(owned)));
         }
         let mut uids = Vec::new();
-        // Not where the host runs something as this user, which would be killed with the rest.
-        if whole && !owned.has_some_of_the_hosts(owner) && !reserved_is_in_use(owned.table()) {
+        if self.may_kill_all {
             uids.push(owner.uid);
             let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
             let seen: BTreeSet<Uid> = tasks
@@ -292,6 +325,8 @@ impl<'a> Course<'a> {
                 .filter(|uid| *uid != owner.uid)
                 .collect();
             uids.extend(seen.into_iter().filter(|uid| owned.is_owners(*uid, owner)));
+        }
+        if whole {
             let groups: BTreeSet<String> = self
                 .found
                 .iter()
@@ -319,6 +354,9 @@ impl<'a> Course<'a> {
         let ended = self.seen.len() - running.len();
         let remaining = match (self.is_done(), running.is_empty()) {
             (true, _) => String::new(),
+            (false, true) if self.unread > 0 => {
+                format!("{} processes that are too slow to read, and may be the user's", self.unread)
+            }
             (false, true) => "processes that begin faster than they are found".to_owned(),
             (false, false) => listed(running.iter().map(|process| process.pid.to_string()).collect()),
         };
@@ -334,6 +372,11 @@ fn listed(mut words: Vec<String>) -> String {
         words.push(format!("and {more} more"));
     }
     words.join(", ")
+}
+
+/// Whether all processes of a user's uid may be killed at once: not where the host runs something as this user.
+fn may_kill_all_of(owned: &mut Owned<'_>, owner: &Owner) -> bool {
+    !owned.has_some_of_the_hosts(owner) && !reserved_is_in_use(owned.table())
 }
 
 /// Whether a process has the uid that is assigned to nobody: it would be killed with the rest, and could stop a killer.

@@ -229,7 +229,10 @@ fn who_logs_out_and_leaves_something_running_is_swept_too() {
     machine.sh("test $(pgrep -c -f '^sleep 4007') -ge 300 && pgrep -f '^sleep 4009'").succeeds();
     machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
     let said = machine.sh("ulimit -n 64; iamctl sweep").succeeds();
-    assert!(said.contains("ended what is left of alice (pid 0): not-in-group"), "{said}");
+    assert!(
+        said.contains("ended what alice runs without a session (") && said.contains("): not-in-group"),
+        "{said}"
+    );
     machine.sh("ps -o stat= -u alice | grep -qv ^Z").fails();
     machine.sh("pgrep -f '^sleep 4009'").succeeds();
 }
@@ -376,4 +379,23 @@ while True:
     ] {
         assert!(journal.contains(field), "{field}\n--- is not in\n{journal}");
     }
+}
+
+#[test]
+fn while_iam_denies_this_host_to_look_nothing_of_a_user_without_a_session_is_ended() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start();
+    machine.ssh("alice", "setsid -f sleep 4017 </dev/null >/dev/null 2>&1").succeeds();
+    machine.wait_until("pgrep -f '^sleep 4017' && ! pgrep -u alice sshd");
+    machine.fault("fail=denied");
+    machine.sh("iamctl flush alice").succeeds();
+    for fault in ["fail=denied", "fail=reset"] {
+        machine.fault(fault);
+        assert_eq!(machine.sh("iamctl sweep").succeeds(), "there is nobody to end", "{fault}");
+        machine.sh("pgrep -f '^sleep 4017'").succeeds();
+    }
+    machine.fault("fail=");
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.wait_until("iamctl sweep | grep -q 'ended what alice runs without a session'");
+    machine.sh("pgrep -f '^sleep 4017'").fails();
+    assert_eq!(machine.sh("iamctl sessions end alice").succeeds(), "alice runs nothing here");
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
+use pam_iam_core::process::Process;
 use pam_iam_core::register::{Origin, Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing};
@@ -37,10 +38,8 @@ const OFFLINE_MIN: Duration = Duration::from_secs(120);
 
 /// Whose a uid of our range is.
 enum Owning {
-    /// A user of this Linux name.
+    /// A user of this Linux name, or one who last had it here.
     User(LinuxName),
-    /// A user who is gone: the last Linux name, or the uid where it is not known or somebody else's now.
-    Gone(String),
     /// Nothing tells whether it ever was a user's.
     Unknown,
     /// Nobody can tell now.
@@ -167,23 +166,16 @@ impl<'a> Judge<'a> {
             // While another session of the user goes on, what was left behind may be that one's.
             withdrawal.whole_user &= !staying.contains(&withdrawal.uid);
         }
-        let table = Table::read().map_err(proc)?;
         self.asked_until = Instant::now() + ASKING_SESSIONLESS_MAX;
-        for uid in managed::users(&table, &self.served).into_keys() {
+        for (uid, processes) in managed::users(&table, &self.served) {
             let mut known = withdrawals.iter_mut().filter(|withdrawal| withdrawal.uid == uid);
             if known.any(|withdrawal| withdrawal.whole_user) {
                 continue;
             }
             let withdrawal = match self.name_of(uid) {
                 Owning::User(name) => {
-                    let _ = self.served.add(uid, name.as_str());
                     let gone = (!seen.contains(&uid)).then(|| self.without_session(&name, uid)).flatten();
-                    gone.or_else(|| self.with_a_lost_group(&name, uid, &table))
-                }
-                Owning::Gone(name) => {
-                    let reason = Reason::NoSuchUser.as_str().to_owned();
-                    let (sessions, groups) = (Vec::new(), BTreeSet::new());
-                    Some(Withdrawal { user: name, uid, reason, sessions, groups, whole_user: true })
+                    gone.or_else(|| self.with_a_lost_group(&name, uid, &processes, &table))
                 }
                 Owning::Unknown => {
                     self.unknown.push(uid);
@@ -207,18 +199,17 @@ impl<'a> Judge<'a> {
             return Owning::Unanswered;
         };
         if let Some(account) = local {
+            let _ = self.served.add(uid, &account.name);
             return LinuxName::new(&account.name).map_or(Owning::Unanswered, Owning::User);
         }
         match self.ask(&Request::UserByUid { uid }) {
-            Some(Answer::User(user)) => Owning::User(user.name),
-            // Another directory may have accounts with such uids, so it takes knowledge.
-            Some(Answer::NotFound) if self.served.has(uid) => {
-                let name = self.served.name_of(uid).map(|name| name.to_string());
-                // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
-                let name = name.filter(|name| users::get_user_by_name(name).is_none());
-                Owning::Gone(name.unwrap_or_else(|| uid.to_string()))
+            Some(Answer::User(user)) => {
+                let _ = self.served.add(uid, user.name.as_str());
+                Owning::User(user.name)
             }
-            Some(Answer::NotFound) => Owning::Unknown,
+            // The user is gone, or may not be looked at, or never was: what is asked next tells which. Another directory may
+            // have accounts with such uids, so nothing is asked about one that this host never served.
+            Some(Answer::NotFound) => self.served.name_of(uid).map_or(Owning::Unknown, Owning::User),
             _ => Owning::Unanswered,
         }
     }
@@ -227,12 +218,25 @@ impl<'a> Judge<'a> {
     fn without_session(&self, name: &LinuxName, uid: Uid) -> Option<Withdrawal> {
         let Verdict::UserWithdrawn(reason) = self.login(name, uid) else { return None };
         let (sessions, groups) = (Vec::new(), BTreeSet::new());
-        Some(Withdrawal { user: name.to_string(), uid, reason, sessions, groups, whole_user: true })
+        // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
+        let other = users::get_user_by_name(name.as_str()).filter(|account| account.uid() != uid.0);
+        let user = other.map_or_else(|| name.to_string(), |_| uid.to_string());
+        Some(Withdrawal { user, uid, reason, sessions, groups, whole_user: true })
     }
 
     /// Processes of a managed user that hold a privileged group which IAM no longer gives: left by a session that had it, or of
     /// a service manager (`user@.service`) that such a session started.
-    fn with_a_lost_group(&self, name: &LinuxName, uid: Uid, table: &Table) -> Option<Withdrawal> {
+    fn with_a_lost_group(
+        &self,
+        name: &LinuxName,
+        uid: Uid,
+        processes: &BTreeSet<Process>,
+        table: &Table,
+    ) -> Option<Withdrawal> {
+        let running = processes.iter().filter_map(|process| table.task(*process));
+        if !running.flat_map(|task| task.groups.union(&task.set_groups)).any(|gid| self.is_privileged(*gid)) {
+            return None;
+        }
         let owner = Owner::new(uid, name.as_str())?;
         let mut owned = Owned::new(table);
         let found = owned.of(&owner);
@@ -243,6 +247,10 @@ impl<'a> Judge<'a> {
         let withdrawal = Withdrawal { user, uid, reason, sessions: Vec::new(), groups, whole_user: false };
         // A setgid program of the host's lends its group to anybody.
         (!owned.holders(&owner, &withdrawal.groups).is_empty()).then_some(withdrawal)
+    }
+
+    fn is_privileged(&self, gid: Gid) -> bool {
+        self.privileged.as_ref().is_some_and(|privileged| privileged.has(gid))
     }
 
     /// The privileged groups among `held` that the user no longer has.

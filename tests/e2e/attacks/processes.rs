@@ -41,6 +41,11 @@ fn a_user_who_forks_faster_than_anybody_lists_is_ended() {
 }
 
 #[test]
+fn a_user_whose_only_process_is_never_the_one_that_was_listed_is_ended() {
+    ends("hop_alone", "hops");
+}
+
+#[test]
 fn a_user_who_stops_whatever_has_his_uid_is_ended() {
     ends("stop_loop", "stops");
 }
@@ -244,6 +249,41 @@ fn a_container_whose_processes_have_the_number_of_an_adopted_account_outlives_it
 }
 
 #[test]
+fn an_adopted_user_does_not_hide_in_a_sandbox_that_a_setuid_program_made() {
+    let machine = Machine::new()
+        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[accounts]\nadopt = ['alice']")
+        .start();
+    machine.sh("echo 'alice:*:1500:1500::/home/alice:/bin/bash' >>/etc/passwd; echo alice:x:1500: >>/etc/group; install -d -o alice /home/alice").succeeds();
+    let program = compile(&machine, "sandbox");
+    machine.sh(&format!("chmod 4755 {program}; grep -q pam_loginuid /etc/pam.d/sshd")).succeeds();
+    machine.ssh("alice", &program).succeeds();
+    machine.wait_until("grep -qs 'beats [1-9]' /tmp/proof.1500.beats");
+    open_session(&machine, "alice");
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    assert_eq!(left_of(&machine, "1500"), "");
+}
+
+#[test]
+fn another_user_whose_processes_are_slow_to_read_does_not_keep_a_withdrawn_one_in() {
+    let machine = machine();
+    let (uid, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "many_groups"));
+    attack(&machine, "alice", "deaf_daemon", "", "beats");
+    machine
+        .sh("useradd -m mallory; printf 'mallory:500000:65536\n' >/etc/subuid; cp /etc/subuid /etc/subgid")
+        .succeeds();
+    machine.sh(&format!("su mallory -c '{program} 1000 500000'")).succeeds();
+    machine.wait_until("grep -qs 'processes 1000' /tmp/proof.groups");
+    let slow = machine.sh("wc -c </proc/$(pgrep -n -u mallory many_groups)/status").succeeds();
+    assert!(slow.trim().parse::<u32>().is_ok_and(|bytes| bytes > 300_000), "{slow}");
+    withdraw(&machine, "alice");
+    // What the timer has before the next sweep is due.
+    machine.sh("timeout 45 iamctl sweep").succeeds();
+    assert_eq!(left_of(&machine, &uid), "");
+    machine.sh("pgrep -u mallory many_groups").succeeds();
+}
+
+#[test]
 fn a_forged_loginuid_makes_nobody_else_the_withdrawn_user() {
     let machine = machine();
     let uid = machine.ssh("alice", "sleep 0; id -u").succeeds();
@@ -382,7 +422,7 @@ fn a_uid_of_which_nobody_knows_whose_it_is_is_left_alone_and_named() {
     machine
         .sh("setpriv --reuid 1900000123 --clear-groups setsid -f sleep 4700 </dev/null >/dev/null 2>&1")
         .succeeds();
-    machine.sh("setpriv --reuid 1900000124 --clear-groups setsid -f sleep 4701 </dev/null >/dev/null 2>&1; mkdir -p -m 700 /var/lib/pam_iam/served; touch /var/lib/pam_iam/served/1900000124").succeeds();
+    machine.sh("setpriv --reuid 1900000124 --clear-groups setsid -f sleep 4701 </dev/null >/dev/null 2>&1; mkdir -p -m 700 /var/lib/pam_iam/served; printf dave >/var/lib/pam_iam/served/1900000124").succeeds();
     machine.sh("iamctl sweep").succeeds();
     machine.sh("pgrep -f '^sleep 4700' && ! pgrep -f '^sleep 4701'").succeeds();
     assert!(
@@ -404,7 +444,7 @@ fn a_user_who_came_without_pam_is_listed_and_ends_with_the_withdrawal() {
     machine.wait_until("pgrep -f '^sleep 4800'");
     let listed = machine.sh("iamctl sessions").succeeds();
     assert!(
-        listed.contains(&format!("alice (uid {uid}) has no session here and runs 1 processes")),
+        listed.contains(&format!("alice (uid {uid}) has no session here and runs 1 process")),
         "{listed}"
     );
     machine.sh("iamctl sweep && pgrep -f '^sleep 4800'").succeeds();
