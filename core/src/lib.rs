@@ -15,7 +15,6 @@ pub mod deadline;
 pub mod escape;
 pub mod frame;
 pub mod id;
-pub mod importer_record;
 #[cfg(feature = "keys")]
 pub mod key;
 pub mod local;

@@ -114,7 +114,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum SessionsAction {
-    /// End all processes of a user at once, with and without a session
+    /// End all sessions and processes of a user, without waiting for IAM. Who may still log in can come back
     End {
         /// The Linux name
         user: String,

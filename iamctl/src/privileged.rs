@@ -6,9 +6,7 @@ use std::path::Path;
 
 use pam_iam_core::config::{Config, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Gid;
-use pam_iam_core::importer_record::was_joined;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{Answer, Request};
 use pam_iam_core::{local, paths};
 
@@ -32,17 +30,22 @@ impl Privileged {
         let names: BTreeSet<&str> = targets.filter(|group| PRIVILEGED_GROUPS.contains(group)).collect();
         let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
         let gid_of = |name: &str| match local.iter().find(|group| group.name == name) {
-            Some(group) => Some(group.gid),
+            Some(group) => Ok(Some(group.gid)),
             // One of ours, with a gid of its own.
-            None => match ask(&Request::GroupByName { name: LinuxName::new(name).ok()? }) {
-                Some(Answer::Group(group)) => Some(group.gid),
-                _ => None,
+            None => match LinuxName::new(name).ok().and_then(|name| ask(&Request::GroupByName { name })) {
+                Some(Answer::Group(group)) => Ok(Some(group.gid)),
+                Some(Answer::NotFound) => Ok(None),
+                _ => Err(()),
             },
         };
         let path = Path::new(paths::PRIVILEGED_GIDS);
         let known = std::fs::read_to_string(path).unwrap_or_default();
         let known: BTreeSet<Gid> = known.lines().filter_map(|line| line.parse().ok()).map(Gid).collect();
-        let gids: BTreeSet<Gid> = names.into_iter().filter_map(gid_of).chain(known.iter().copied()).collect();
+        // Where a gid cannot be told, what groups a user has cannot be told either.
+        let Ok(now) = names.into_iter().map(gid_of).collect::<Result<Vec<Option<Gid>>, ()>>() else {
+            return (Self(BTreeSet::new()), Ok(()));
+        };
+        let gids: BTreeSet<Gid> = now.into_iter().flatten().chain(known.iter().copied()).collect();
         let kept = if remember { write_gids(path, &gids) } else { Ok(()) };
         (Self(gids), kept)
     }
@@ -52,33 +55,26 @@ impl Privileged {
         self.0.contains(&gid)
     }
 
-    /// The groups among `held` that `user` no longer has: neither by IAM nor by the host's own files.
+    /// The groups among `held` that the managed user `user` no longer has: neither by IAM nor by the host's own files. None
+    /// where that cannot be told.
     pub fn lost(
         &self,
         user: &LinuxName,
-        standing: Standing,
         held: &BTreeSet<Gid>,
         ask: impl Fn(&Request) -> Option<Answer>,
     ) -> BTreeSet<Gid> {
-        // What a shared account or a local one has is the host's.
-        if !matches!(standing, Standing::Ours | Standing::Adopted) || self.0.is_disjoint(held) {
-            return BTreeSet::new();
-        }
-        let account = local::account_by_name(Path::new(paths::PASSWD), user.as_str()).ok().flatten();
-        let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
-        let is_the_hosts = |gid: &Gid| {
-            let mut groups = local.iter().filter(|group| group.gid == *gid);
-            groups.any(|group| {
-                group.members.iter().any(|member| member == user.as_str())
-                    || account.as_ref().is_some_and(|account| account.gid == *gid)
-            })
-        };
-        let is_joined = was_joined(user.as_str(), Path::new(paths::IMPORTER_STATE));
         let mut held: BTreeSet<Gid> = self.0.intersection(held).copied().collect();
-        held.retain(|gid| is_joined || !is_the_hosts(gid));
         if held.is_empty() {
             return held;
         }
+        let Ok(local) = local::groups(Path::new(paths::GROUP)) else { return BTreeSet::new() };
+        let account = local::account_by_name(Path::new(paths::PASSWD), user.as_str()).ok().flatten();
+        held.retain(|gid| {
+            let is_listed = |group: &local::Group| {
+                group.gid == *gid && group.members.iter().any(|member| member == user.as_str())
+            };
+            !local.iter().any(is_listed) && account.as_ref().is_none_or(|account| account.gid != *gid)
+        });
         match ask(&Request::GroupsOf { name: user.clone() }) {
             Some(Answer::Groups { gids }) => held.retain(|gid| !gids.contains(gid)),
             _ => held.clear(),

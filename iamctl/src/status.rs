@@ -43,7 +43,7 @@ fn sweep_text(swept: &Swept) -> String {
     let mut text = match swept.age() {
         None => "never".to_owned(),
         Some(age) => format!(
-            "{age} s ago, took {} s, {} withdrawn, {} of them not ended",
+            "{age} s ago, took {} s, {} withdrawn, {} not ended completely",
             swept.seconds, swept.withdrawals, swept.incomplete
         ),
     };

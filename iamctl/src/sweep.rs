@@ -73,7 +73,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         record.begin();
     }
     let mut log = Log::to_syslog("iamctl");
-    let mut judge = Judge::new(context, &config);
+    let mut judge = Judge::new(context, &config, record.last_asked);
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
     }
@@ -83,6 +83,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
             record.fail();
         }
     })?;
+    record.last_asked = judge.last_asked;
     let (without_answer, unknown) = (judge.without_answer(), judge.unknown);
     if without_answer > 0 {
         log.write(

@@ -32,6 +32,8 @@ pub struct Swept {
     pub overruns: u64,
     /// Uids of our range with processes, of which nothing tells whether they ever were an IAM user's.
     pub unknown_uids: Vec<Uid>,
+    /// The last user without a session whom the last sweep asked about.
+    pub last_asked: Option<Uid>,
 }
 
 impl Swept {

@@ -6,15 +6,16 @@
 //! have put the name there by hand.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::Path;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{Gid, Uid};
-use pam_iam_core::importer_record::was_joined;
 use pam_iam_core::local::Group;
 use pam_iam_core::name::IAM_SUDO;
 use pam_iam_core::standing::Files;
 use pam_iam_core::{local, paths};
+use serde::Deserialize;
 
 /// An account that IAM is not asked about, and that invokes sudo.
 pub struct Invoker<'a> {
@@ -100,6 +101,19 @@ fn is_given(invoker: &Invoker<'_>, gid: Gid, local: &[Group], files: &Files) -> 
     is_listed || account.is_some_and(|account| account.uid == invoker.uid && account.gid == gid)
 }
 
+/// Whether the importer put the account into groups, by the record that it keeps for its next run.
+fn was_joined(name: &str, importer: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Record {
+        #[serde(default)]
+        joined: BTreeSet<String>,
+    }
+    // Without a record nobody was put anywhere; one that is broken must not keep an administrator out.
+    let record = std::fs::read(importer)
+        .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).map_err(io::Error::other));
+    record.is_ok_and(|record| record.joined.contains(name))
+}
+
 /// Where the importer's record is.
 pub fn importer_record() -> &'static Path {
     Path::new(paths::IMPORTER_STATE)
@@ -179,5 +193,15 @@ mod tests {
         assert_eq!(refused("eve", 1003, &[1003, 998]), docker, "held, and no file says why");
         assert_eq!(refused("bob", 1009, &[998]), docker, "another bob");
         assert_eq!(refused("old", 1002, &[1002, 998]), docker, "put there by the importer");
+    }
+
+    #[test]
+    fn a_broken_record_keeps_nobody_out() {
+        let (dir, _) = host();
+        let record = dir.path().join("importer.json");
+        assert!(was_joined("old", &record));
+        std::fs::write(&record, "{").unwrap();
+        assert!(!was_joined("old", &record));
+        assert!(!was_joined("old", Path::new("/nonexistent")));
     }
 }

@@ -118,21 +118,25 @@ impl<'a> Owned<'a> {
             return Some(Mark::Uid);
         }
         let uids: BTreeSet<Uid> = task.all_uids().collect();
-        if uids.iter().any(|uid| self.is_subordinate(*uid, owner)) {
-            return Some(Mark::SubordinateUid);
-        }
         let pid = task.process.pid;
         let owners = self.namespaces.owners(pid);
-        if owners.iter().any(|uid| self.is_owners(*uid, owner)) {
+        let is_in_own = owners.iter().any(|uid| self.is_owners(*uid, owner));
+        // The same numbers in a user namespace of root's, as of a container, are not the user's: nobody gets into one by himself.
+        let is_elsewhere = !owners.is_empty() && !is_in_own;
+        if !is_elsewhere && uids.iter().any(|uid| self.is_subordinate(*uid, owner)) {
+            return Some(Mark::SubordinateUid);
+        }
+        if is_in_own {
             return Some(Mark::UserNamespace);
         }
-        let is_in_slice = self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid));
+        let is_in_slice = task.unread.is_none()
+            && self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid));
         (is_in_slice && uids.iter().all(|uid| !self.is_account(*uid))).then_some(Mark::Slice)
     }
 
     /// Whether a process whose ids could not be read may be the user's.
     pub fn may_be_of(&mut self, task: &Task, owner: &Owner) -> bool {
-        task.unread.is_some_and(|uid| uid == Uid::ROOT || self.is_owners(uid, owner))
+        task.unread.is_some_and(|uid| self.is_owners(uid, owner))
     }
 
     /// Whether a uid is the user's own or a subordinate one.
@@ -196,7 +200,7 @@ impl<'a> Owned<'a> {
     fn is_in_a_container(&mut self, task: &Task, owner: &Owner) -> bool {
         let pid = task.process.pid;
         self.namespaces.is_in_a_container_of_root(pid)
-            && loginuid(pid).is_some_and(|uid| uid != owner.uid)
+            && loginuid(pid) != Some(owner.uid)
             && !self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid))
     }
 

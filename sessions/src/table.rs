@@ -5,10 +5,12 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::{Process, Stat, has_ended, stat};
+use pam_iam_core::{local, paths};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -25,11 +27,15 @@ const CHASED: usize = 3;
 /// user can add so are behind those of the host.
 const STATUS_MAX: u64 = 32 * 1024;
 
-/// How long the ids of one user's processes are read: whoever makes that slow must not hold up the end of others.
+/// How long the ids of one user's processes are read, or those under all subordinate uids: whoever makes that slow must not
+/// hold up the end of others.
 const USER_MAX: Duration = Duration::from_millis(500);
 
-/// How long those of root's are read, and of what the kernel shows as root's since it may not be traced.
+/// How long those of root's processes are read.
 const ROOT_MAX: Duration = Duration::from_secs(1);
+
+/// How long those of all others' are read, together.
+const ALL_MAX: Duration = Duration::from_secs(3);
 
 /// What `/proc/PID/sessionid` says of a process that belongs to no audit session.
 const NO_SESSION: &str = "4294967295";
@@ -74,7 +80,7 @@ pub struct Task {
     pub groups: BTreeSet<Gid>,
     /// The effective, saved and file system gids of its threads: a setgid program has them from its file.
     pub set_groups: BTreeSet<Gid>,
-    /// If there was no time to read its ids, whose it seems to be: its effective uid, or root where it may not be traced.
+    /// If there was no time to read all its ids, its effective uid: then its uids are that one alone, or those of some threads.
     pub unread: Option<Uid>,
     /// What it calls itself, at most 15 bytes, escaped.
     pub command: String,
@@ -116,7 +122,8 @@ impl Table {
     /// # Errors
     /// Returns an error if the list of processes cannot be read. A process that ends meanwhile is left out.
     pub fn read() -> io::Result<Self> {
-        let mut reader = Reader::default();
+        let mut reader =
+            Reader { subordinate: local::subordinate(Path::new(paths::SUBUID)), ..Reader::default() };
         let mut pids = Vec::new();
         for entry in std::fs::read_dir(PROC)? {
             pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
@@ -125,13 +132,13 @@ impl Table {
         // Numbers begin anew after the highest one.
         pids.sort_by_key(|pid| (*pid > newest, std::cmp::Reverse(*pid)));
         for pid in pids {
-            reader.add(pid)?;
+            reader.add(pid, true)?;
         }
         for _ in 0..CHASES {
             let newest = newest_pid();
             for pid in (1..=newest).rev().take(CHASED) {
                 if !reader.table.0.contains_key(&pid) {
-                    reader.add(pid)?;
+                    reader.add(pid, false)?;
                 }
             }
         }
@@ -155,32 +162,64 @@ fn is_lent(pid: i32, gid: Gid) -> bool {
 #[derive(Default)]
 struct Reader {
     table: Table,
-    /// How long reading each user's took.
-    spent: BTreeMap<Uid, Duration>,
+    /// The ranges of subordinate uids.
+    subordinate: Vec<local::Subordinate>,
+    /// How long reading each user's took; none for all subordinate uids.
+    spent: BTreeMap<Option<Uid>, Duration>,
+    /// How long reading all but root's took.
+    spent_together: Duration,
 }
 
 impl Reader {
-    /// Adds a process, if it has not ended.
-    fn add(&mut self, pid: i32) -> io::Result<()> {
+    /// Adds a process, if it has not ended. A number that was not listed may be a thread's: it counts if it could be read.
+    fn add(&mut self, pid: i32, is_listed: bool) -> io::Result<()> {
         let Some(stat) = stat(pid).filter(|stat| !stat.zombie || !has_ended(pid)) else { return Ok(()) };
         let process = Process { pid, start: stat.start };
         let Ok(found) = std::fs::metadata(format!("{PROC}/{pid}")) else { return Ok(()) };
-        let seems = Uid(found.uid());
-        let spent = self.spent.entry(seems).or_default();
-        let limit = if seems == Uid::ROOT { ROOT_MAX } else { USER_MAX };
+        let effective = Uid(found.uid());
         let began = Instant::now();
-        let deadline = began + limit.saturating_sub(*spent);
-        let status =
-            if *spent < limit { status(pid, stat.threads, deadline)? } else { Some(Status::default()) };
-        *spent += began.elapsed();
-        // A process only: threads have numbers too.
-        let Some(status) = status.filter(|status| !status.is_read || status.group == pid) else {
-            return Ok(());
+        let left = self.left(effective);
+        let status = if left.is_zero() {
+            Some(Status::default())
+        } else {
+            // What cannot be read for another reason, like a lack of memory, is not read either.
+            status(pid, stat.threads, began + left).unwrap_or_else(|_| Some(Status::default()))
         };
-        let unread = (!status.is_read).then_some(seems);
-        let Status { uids, groups, set_groups, command, .. } = status;
+        self.spend(effective, began.elapsed());
+        let is_process = |status: &Status| status.group == pid || is_listed && !status.is_read;
+        let Some(status) = status.filter(is_process) else { return Ok(()) };
+        let unread = (!status.is_read).then_some(effective);
+        let Status { mut uids, groups, set_groups, command, .. } = status;
+        if uids.is_empty() {
+            uids.push(Uids { real: effective, effective, saved: effective, fs: effective });
+        }
         self.table.0.insert(pid, Task { process, stat, uids, groups, set_groups, unread, command });
         Ok(())
+    }
+
+    /// How long processes with this effective uid may still be read.
+    fn left(&self, effective: Uid) -> Duration {
+        let payer = self.payer(effective);
+        let spent = self.spent.get(&payer).copied().unwrap_or_default();
+        match payer {
+            Some(Uid::ROOT) => ROOT_MAX.saturating_sub(spent),
+            _ => USER_MAX.saturating_sub(spent).min(ALL_MAX.saturating_sub(self.spent_together)),
+        }
+    }
+
+    fn spend(&mut self, effective: Uid, time: Duration) {
+        let payer = self.payer(effective);
+        *self.spent.entry(payer).or_default() += time;
+        if payer != Some(Uid::ROOT) {
+            self.spent_together += time;
+        }
+    }
+
+    /// Whose time reading counts as. A user with a subordinate range has thousands of uids.
+    fn payer(&self, uid: Uid) -> Option<Uid> {
+        let is_subordinate =
+            uid != Uid::ROOT && self.subordinate.iter().any(|range| range.uids.contains(&uid.0));
+        (!is_subordinate).then_some(uid)
     }
 }
 
@@ -233,6 +272,11 @@ fn status_at(path: &str) -> io::Result<Option<Status>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
         Err(error) => return Err(error),
+    }
+    if status.len() as u64 == STATUS_MAX {
+        // The last word may be half a number.
+        let end = status.iter().rposition(u8::is_ascii_whitespace).unwrap_or_default();
+        status.truncate(end);
     }
     let status = String::from_utf8_lossy(&status);
     // The name comes first and has its line feeds escaped, so that it cannot pass for another line.

@@ -112,29 +112,33 @@ pub fn end(
     mut is_whole: impl FnMut(&Termination) -> bool,
     mut tell: impl FnMut(Progress<'_>),
 ) -> Vec<Outcome> {
-    let began = Instant::now();
     // A user who keeps the processors busy must not keep root from them.
     let _ = rustix::process::setpriority_process(None, -20);
     let mut killing_since: Option<Instant> = None;
     let mut to_kill: Vec<Uid> = Vec::new();
+    let mut round = 0;
     let mut courses: Vec<Course<'_>> = match Table::read() {
         Ok(table) => {
             terminations.iter().map(|termination| Course::begin(termination, &table, grace)).collect()
         }
         Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
     };
+    // The grace begins when they can be asked.
+    let began = Instant::now();
     // Begun and not waited for: logind ends by itself, and what it does not end is ended here.
     let mut helpers = Vec::new();
     let mut accounts = Accounts::default();
     loop {
         let is_asking = began.elapsed() < grace;
         if !is_asking && killing_since.is_none() {
+            killing_since = Some(Instant::now());
             let whole = courses.iter().filter(|course| !course.is_done() && course.may_kill_all);
             to_kill.extend(whole.map(|course| course.termination.owner.uid));
         }
         let is_over = killing_since.is_some_and(|since| since.elapsed() >= KILLING_MAX);
         // Reading all processes takes long where somebody makes many: first those of uids that are known.
         killer::kill_all_of(to_kill.drain(..));
+        round += 1;
         let table = match Table::read() {
             Ok(table) => table,
             Err(_) if !is_over => {
@@ -155,13 +159,17 @@ pub fn end(
             if is_asking {
                 course.ask(&mut owned, began.elapsed(), grace, &mut helpers, &mut tell);
             } else {
-                killing_since.get_or_insert_with(Instant::now);
                 uids.push(course.kill(&mut owned, whole, &mut tell));
             }
         }
         accounts = owned.into_accounts();
         // Everybody's own uid before anybody's subordinate ones.
         to_kill.extend(uids.iter().filter_map(|uids| uids.first()));
+        // Whoever holds up his killer is not to hold up the same others each time.
+        if !to_kill.is_empty() {
+            let first = round % to_kill.len();
+            to_kill.rotate_left(first);
+        }
         to_kill.extend(uids.iter().flat_map(|uids| uids.iter().skip(1)));
         if is_over || courses.iter().all(|course| course.is_done()) {
             break;
@@ -217,6 +225,7 @@ impl<'a> Course<'a> {
             course.family.extend(family);
             course.logins.push(marks);
         }
+        course.may_kill_all = termination.whole_user && may_kill_all_of(&mut owned, &termination.owner);
         course
     }
 
@@ -324,6 +333,13 @@ impl<'a> Course<'a> {
                 .flat_map(|task| task.uids.iter().flat_map(|uids| [uids.real, uids.saved]))
                 .filter(|uid| *uid != owner.uid)
                 .collect();
+            // A number may be another's too, as in a container.
+            let is_only_here = |uid: &Uid| {
+                let mut all =
+                    owned.table().0.values().filter(|task| task.all_uids().any(|other| other == *uid));
+                all.all(|task| self.found.contains(&task.process))
+            };
+            let seen: Vec<Uid> = seen.into_iter().filter(is_only_here).collect();
             uids.extend(seen.into_iter().filter(|uid| owned.is_owners(*uid, owner)));
         }
         if whole {

@@ -65,6 +65,8 @@ pub struct Judge<'a> {
     served: Served,
     privileged: Option<Privileged>,
     asked_until: Instant,
+    /// The last user without a session whom this sweep or the one before asked about.
+    pub last_asked: Option<Uid>,
     /// How many questions there was no time for.
     without_answer: Cell<usize>,
     /// Uids of our range of which nothing tells whether they ever were ours.
@@ -72,8 +74,8 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Asks from now on.
-    pub fn new(context: &'a Context, config: &'a Config) -> Self {
+    /// Asks from now on; `last_asked` is where the last sweep came to.
+    pub fn new(context: &'a Context, config: &'a Config, last_asked: Option<Uid>) -> Self {
         let served = Served::new(Path::new(paths::SERVED));
         Self {
             context,
@@ -81,6 +83,7 @@ impl<'a> Judge<'a> {
             served,
             privileged: None,
             asked_until: Instant::now() + ASKING_MAX,
+            last_asked,
             without_answer: Cell::new(0),
             unknown: Vec::new(),
         }
@@ -119,6 +122,7 @@ impl<'a> Judge<'a> {
         let mut alone = Vec::new();
         let mut staying: BTreeSet<Uid> = BTreeSet::new();
         let mut seen: BTreeSet<Uid> = BTreeSet::new();
+        let mut confirmed: BTreeSet<Uid> = BTreeSet::new();
         // There may not be time for all.
         open.sort_by_key(|(_, unconfirmed)| Reverse(*unconfirmed));
         for (session, unconfirmed) in open {
@@ -145,6 +149,7 @@ impl<'a> Judge<'a> {
                 Verdict::GoesOn(age) => {
                     let _ = register.confirm(&session, age);
                     staying.insert(session.uid);
+                    confirmed.insert(session.uid);
                     continue;
                 }
                 Verdict::Unknown => {
@@ -167,16 +172,29 @@ impl<'a> Judge<'a> {
             withdrawal.whole_user &= !staying.contains(&withdrawal.uid);
         }
         self.asked_until = Instant::now() + ASKING_SESSIONLESS_MAX;
-        for (uid, processes) in managed::users(&table, &self.served) {
+        let running = managed::users(&table, &self.served);
+        // There may not be time for all: the last sweep's last comes last.
+        let (before, after): (Vec<_>, Vec<_>) =
+            running.into_iter().partition(|(uid, _)| self.last_asked.is_some_and(|last| *uid <= last));
+        let mut owned = Owned::new(&table);
+        for (uid, processes) in after.into_iter().chain(before) {
             let mut known = withdrawals.iter_mut().filter(|withdrawal| withdrawal.uid == uid);
             if known.any(|withdrawal| withdrawal.whole_user) {
                 continue;
             }
+            if Instant::now() < self.asked_until {
+                self.last_asked = Some(uid);
+            }
             let withdrawal = match self.name_of(uid) {
-                Owning::User(name) => {
-                    let gone = (!seen.contains(&uid)).then(|| self.without_session(&name, uid)).flatten();
-                    gone.or_else(|| self.with_a_lost_group(&name, uid, &processes, &table))
-                }
+                Owning::User(name) if seen.contains(&uid) => confirmed
+                    .contains(&uid)
+                    .then(|| self.with_a_lost_group(&name, uid, &processes, &mut owned))
+                    .flatten(),
+                Owning::User(name) => match self.login(&name, uid) {
+                    Verdict::UserWithdrawn(reason) => Some(without_session(&name, uid, reason)),
+                    Verdict::GoesOn(_) => self.with_a_lost_group(&name, uid, &processes, &mut owned),
+                    _ => None,
+                },
                 Owning::Unknown => {
                     self.unknown.push(uid);
                     None
@@ -214,16 +232,6 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Processes of a managed user who has no session, if the user may not log in.
-    fn without_session(&self, name: &LinuxName, uid: Uid) -> Option<Withdrawal> {
-        let Verdict::UserWithdrawn(reason) = self.login(name, uid) else { return None };
-        let (sessions, groups) = (Vec::new(), BTreeSet::new());
-        // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
-        let other = users::get_user_by_name(name.as_str()).filter(|account| account.uid() != uid.0);
-        let user = other.map_or_else(|| name.to_string(), |_| uid.to_string());
-        Some(Withdrawal { user, uid, reason, sessions, groups, whole_user: true })
-    }
-
     /// Processes of a managed user that hold a privileged group which IAM no longer gives: left by a session that had it, or of
     /// a service manager (`user@.service`) that such a session started.
     fn with_a_lost_group(
@@ -231,18 +239,18 @@ impl<'a> Judge<'a> {
         name: &LinuxName,
         uid: Uid,
         processes: &BTreeSet<Process>,
-        table: &Table,
+        owned: &mut Owned<'_>,
     ) -> Option<Withdrawal> {
+        let table = owned.table();
         let running = processes.iter().filter_map(|process| table.task(*process));
         if !running.flat_map(|task| task.groups.union(&task.set_groups)).any(|gid| self.is_privileged(*gid)) {
             return None;
         }
         let owner = Owner::new(uid, name.as_str())?;
-        let mut owned = Owned::new(table);
         let found = owned.of(&owner);
         let tasks = found.iter().filter_map(|process| table.task(*process));
         let held = tasks.flat_map(|task| task.groups.union(&task.set_groups)).copied().collect();
-        let groups = self.lost(name, Standing::Ours, &held);
+        let groups = self.lost(name, &held);
         let (user, reason) = (name.to_string(), GROUP_WITHDRAWN.to_owned());
         let withdrawal = Withdrawal { user, uid, reason, sessions: Vec::new(), groups, whole_user: false };
         // A setgid program of the host's lends its group to anybody.
@@ -254,9 +262,9 @@ impl<'a> Judge<'a> {
     }
 
     /// The privileged groups among `held` that the user no longer has.
-    fn lost(&self, name: &LinuxName, standing: Standing, held: &BTreeSet<Gid>) -> BTreeSet<Gid> {
+    fn lost(&self, name: &LinuxName, held: &BTreeSet<Gid>) -> BTreeSet<Gid> {
         let Some(privileged) = &self.privileged else { return BTreeSet::new() };
-        privileged.lost(name, standing, held, |request| self.ask(request))
+        privileged.lost(name, held, |request| self.ask(request))
     }
 
     fn verdict(&self, session: &Session, standing: Standing, register: &Register) -> Verdict {
@@ -280,7 +288,9 @@ impl<'a> Judge<'a> {
             Verdict::GoesOn(age) => age,
             verdict => return verdict,
         };
-        if !self.lost(&name, standing, &session.groups.iter().copied().collect()).is_empty() {
+        // What a shared account or a local one has is the host's.
+        let held = session.groups.iter().copied().collect();
+        if standing == Standing::Ours && !self.lost(&name, &held).is_empty() {
             return Verdict::SessionWithdrawn(GROUP_WITHDRAWN);
         }
         // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
@@ -326,6 +336,15 @@ impl<'a> Judge<'a> {
         }
         self.context.ask(request).ok()
     }
+}
+
+/// All processes of a managed user who has no session and may not log in.
+fn without_session(name: &LinuxName, uid: Uid, reason: String) -> Withdrawal {
+    let (sessions, groups) = (Vec::new(), BTreeSet::new());
+    // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
+    let other = users::get_user_by_name(name.as_str()).filter(|account| account.uid() != uid.0);
+    let user = other.map_or_else(|| name.to_string(), |_| uid.to_string());
+    Withdrawal { user, uid, reason, sessions, groups, whole_user: true }
 }
 
 /// Whether the kernel marks what was started in a session, also what has left it.

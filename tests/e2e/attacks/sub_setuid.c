@@ -52,7 +52,8 @@ int main(int argc, char **argv) {
     }
     char byte, command[128];
     int status;
-    if (read(ready[0], &byte, 1) < 0) return 1;
+    close(ready[1]);
+    if (read(ready[0], &byte, 1) != 1) return 1;
     snprintf(command, sizeof command, "newuidmap %d 0 %u 1 1 %s 1000", inner, getuid(), argv[1]);
     if (system(command) != 0) return 6;
     if (write(go[1], "x", 1) < 0 || waitpid(inner, &status, 0) < 0 || status != 0) return 7;

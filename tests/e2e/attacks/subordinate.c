@@ -33,7 +33,8 @@ int main(int argc, char **argv) {
         for (;;) pause();
     }
     char byte, command[128];
-    if (read(ready[0], &byte, 1) < 0) return 1;
+    close(ready[1]);
+    if (read(ready[0], &byte, 1) != 1) return 1;
     signal(SIGCHLD, SIG_DFL);
     snprintf(command, sizeof command, "newuidmap %d 0 %u 1 1 %s 1000", inner, getuid(), argv[1]);
     if (system(command) != 0) return 3;
