@@ -48,7 +48,7 @@ fn sessionless(context: &Context, sessions: &[Session]) -> std::io::Result<Vec<S
     let registered: BTreeSet<Uid> = sessions.iter().map(|session| session.uid).collect();
     let running = managed::users(&Table::read()?, &Served::new(Path::new(paths::SERVED)))
         .into_iter()
-        .filter(|(uid, _)| !registered.contains(uid));
+        .filter(|(uid, processes)| !registered.contains(uid) && !processes.is_empty());
     Ok(running
         .map(|(uid, processes)| {
             let name = match context.ask(&Request::UserByUid { uid }) {

@@ -73,6 +73,8 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         record.begin();
     }
     let mut log = Log::to_syslog("iamctl");
+    // A user who keeps the processors busy must not keep a sweep from them.
+    let _ = rustix::process::setpriority_process(None, -20);
     let mut judge = Judge::new(context, &config, record.last_asked);
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
@@ -84,7 +86,13 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         }
     })?;
     record.last_asked = judge.last_asked;
-    let (without_answer, unknown) = (judge.without_answer(), judge.unknown);
+    let (without_answer, unread, unknown) = (judge.without_answer(), judge.unread(), judge.unknown);
+    if unread > 0 {
+        let why = format!(
+            "the groups of {unread} processes of IAM users could not be read in time: one that holds a withdrawn group may go on"
+        );
+        log.write(Level::Error, why);
+    }
     if without_answer > 0 {
         log.write(
             Level::Warning,

@@ -6,6 +6,7 @@
 //! processes and nobody else's. The user may neither signal nor trace it, since its real uid is another; he can lower its
 //! priority and bind it to a processor, so whoever starts it waits for a limited time.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -60,12 +61,13 @@ fn kill_all(uid: Uid) -> rustix::io::Result<()> {
 }
 
 /// Kills all processes of each of `uids` at once, in that order, and waits at most [`KILLERS_MAX`] for all of that. One after
-/// the other: killers have the same real uid, so that they would kill each other.
-pub fn kill_all_of(uids: impl IntoIterator<Item = Uid>) {
+/// the other: killers have the same real uid, so that they would kill each other. Returns the uids for which that was done.
+pub fn kill_all_of(uids: impl IntoIterator<Item = Uid>) -> BTreeSet<Uid> {
+    let mut killed = BTreeSet::new();
     let until = Instant::now() + KILLERS_MAX;
     for uid in uids.into_iter().filter(|uid| may_be_killed(*uid)) {
         if Instant::now() >= until {
-            return;
+            break;
         }
         let Ok(mut killer) = start(uid) else { continue };
         let patience = Instant::now() + KILLER_MAX;
@@ -73,8 +75,11 @@ pub fn kill_all_of(uids: impl IntoIterator<Item = Uid>) {
             std::thread::sleep(PAUSE);
         }
         let _ = killer.kill();
-        let _ = killer.wait();
+        if killer.wait().is_ok_and(|status| status.success()) {
+            killed.insert(uid);
+        }
     }
+    killed
 }
 
 fn start(uid: Uid) -> std::io::Result<Child> {

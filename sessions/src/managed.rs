@@ -10,7 +10,7 @@ use pam_iam_core::{local, paths};
 
 use crate::cgroup;
 use crate::owner::{Owned, is_killer};
-use crate::table::Table;
+use crate::table::{Table, loginuid};
 
 /// Finds the managed users that have processes, by every mark but descent.
 ///
@@ -44,8 +44,12 @@ impl<'a> Finder<'a> {
         let mut users: BTreeMap<Uid, BTreeSet<Process>> = BTreeMap::new();
         for task in self.table.0.values().filter(|task| !is_killer(task)) {
             let pid = task.process.pid;
-            let mut uids: BTreeSet<Uid> = task.own_uids().collect();
-            uids.extend(self.owned.namespaces.owners(pid));
+            let namespaces = self.owned.namespaces.owners(pid);
+            // A subordinate number in a user namespace of root's, as of a container, is nobody's who did not log in.
+            let may_be_subordinate = namespaces.is_empty() || loginuid(pid).is_some_and(Uid::is_ours);
+            let mut uids: BTreeSet<Uid> =
+                task.own_uids().filter(|uid| uid.is_ours() || may_be_subordinate).collect();
+            uids.extend(namespaces);
             let mut owners: BTreeSet<Uid> = BTreeSet::new();
             for uid in &uids {
                 match uid.is_ours() {
@@ -115,6 +119,7 @@ mod tests {
             groups: BTreeSet::new(),
             set_groups: BTreeSet::new(),
             unread: None,
+            is_guessed: false,
             command: String::new(),
         };
         (pid, task)

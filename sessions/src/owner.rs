@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::Process;
@@ -69,7 +70,13 @@ impl Owner {
 
 /// Which uids are accounts', by any service of nsswitch.conf, as far as it was asked for.
 #[derive(Debug, Default)]
-pub struct Accounts(BTreeMap<Uid, bool>);
+pub struct Accounts {
+    known: BTreeMap<Uid, bool>,
+    spent: Duration,
+}
+
+/// How long all services of nsswitch.conf are asked about uids; after that /etc/passwd alone.
+const LOOKUPS_MAX: Duration = Duration::from_secs(1);
 
 /// The processes of one moment, with what it costs to ask about more of each remembered.
 pub struct Owned<'a> {
@@ -121,8 +128,8 @@ impl<'a> Owned<'a> {
         let pid = task.process.pid;
         let owners = self.namespaces.owners(pid);
         let is_in_own = owners.iter().any(|uid| self.is_owners(*uid, owner));
-        // The same numbers in a user namespace of root's, as of a container, are not the user's: nobody gets into one by himself.
-        let is_elsewhere = !owners.is_empty() && !is_in_own;
+        // The same numbers in a user namespace of root's, as of a container, are not the user's.
+        let is_elsewhere = !owners.is_empty() && !is_in_own && !self.was_started_by(pid, owner);
         if !is_elsewhere && uids.iter().any(|uid| self.is_subordinate(*uid, owner)) {
             return Some(Mark::SubordinateUid);
         }
@@ -132,11 +139,6 @@ impl<'a> Owned<'a> {
         let is_in_slice = task.unread.is_none()
             && self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid));
         (is_in_slice && uids.iter().all(|uid| !self.is_account(*uid))).then_some(Mark::Slice)
-    }
-
-    /// Whether a process whose ids could not be read may be the user's.
-    pub fn may_be_of(&mut self, task: &Task, owner: &Owner) -> bool {
-        task.unread.is_some_and(|uid| self.is_owners(uid, owner))
     }
 
     /// Whether a uid is the user's own or a subordinate one.
@@ -152,10 +154,19 @@ impl<'a> Owned<'a> {
 
     /// Whether a uid is an account's, by any service of nsswitch.conf.
     pub(crate) fn is_account(&mut self, uid: Uid) -> bool {
-        let accounts = &mut self.accounts.0;
-        *accounts
-            .entry(uid)
-            .or_insert_with(|| uid == Uid::ROOT || uid.is_ours() || users::get_user_by_uid(uid.0).is_some())
+        if let Some(is_account) = self.accounts.known.get(&uid) {
+            return *is_account;
+        }
+        let began = Instant::now();
+        let is_account = uid == Uid::ROOT
+            || uid.is_ours()
+            || match self.accounts.spent < LOOKUPS_MAX {
+                true => users::get_user_by_uid(uid.0).is_some(),
+                false => matches!(local::account_by_uid(Path::new(paths::PASSWD), uid), Ok(Some(_))),
+            };
+        self.accounts.spent += began.elapsed();
+        self.accounts.known.insert(uid, is_account);
+        is_account
     }
 
     /// All processes of a user, but those of services which the host runs as this user.
@@ -199,9 +210,13 @@ impl<'a> Owned<'a> {
     /// starts it. Nobody can take a loginuid away.
     fn is_in_a_container(&mut self, task: &Task, owner: &Owner) -> bool {
         let pid = task.process.pid;
-        self.namespaces.is_in_a_container_of_root(pid)
-            && loginuid(pid) != Some(owner.uid)
-            && !self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid))
+        self.namespaces.is_in_a_container_of_root(pid) && !self.was_started_by(pid, owner)
+    }
+
+    /// Whether a process comes from a login of the user, or is in the user's slice.
+    fn was_started_by(&mut self, pid: i32, owner: &Owner) -> bool {
+        loginuid(pid) == Some(owner.uid)
+            || self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid))
     }
 
     /// Whether the host runs something as this user.
@@ -319,6 +334,7 @@ mod tests {
             groups: BTreeSet::new(),
             set_groups: BTreeSet::new(),
             unread: None,
+            is_guessed: false,
             command: String::new(),
         }
     }
@@ -363,7 +379,7 @@ mod tests {
         let table = table(&[task(P, 1, P, [100_005; 3])]);
         let mut owned = Owned::new(&table);
         // As a directory with such uids has it.
-        owned.accounts.0.insert(Uid(100_005), true);
+        owned.accounts.known.insert(Uid(100_005), true);
         assert!(owned.of(&alice()).is_empty());
     }
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::{Process, Stat, has_ended, stat};
@@ -82,6 +82,8 @@ pub struct Task {
     pub set_groups: BTreeSet<Gid>,
     /// If there was no time to read all its ids, its effective uid: then its uids are that one alone, or those of some threads.
     pub unread: Option<Uid>,
+    /// Whether nothing but its effective uid is known: it may be lent by root, so that nothing is done to it by its number.
+    pub is_guessed: bool,
     /// What it calls itself, at most 15 bytes, escaped.
     pub command: String,
 }
@@ -177,7 +179,7 @@ impl Reader {
         let process = Process { pid, start: stat.start };
         let Ok(found) = std::fs::metadata(format!("{PROC}/{pid}")) else { return Ok(()) };
         let effective = Uid(found.uid());
-        let began = Instant::now();
+        let began = work_done();
         let left = self.left(effective);
         let status = if left.is_zero() {
             Some(Status::default())
@@ -185,15 +187,18 @@ impl Reader {
             // What cannot be read for another reason, like a lack of memory, is not read either.
             status(pid, stat.threads, began + left).unwrap_or_else(|_| Some(Status::default()))
         };
-        self.spend(effective, began.elapsed());
+        self.spend(effective, work_done().saturating_sub(began));
         let is_process = |status: &Status| status.group == pid || is_listed && !status.is_read;
         let Some(status) = status.filter(is_process) else { return Ok(()) };
         let unread = (!status.is_read).then_some(effective);
         let Status { mut uids, groups, set_groups, command, .. } = status;
-        if uids.is_empty() {
+        let is_guessed = uids.is_empty();
+        if is_guessed {
             uids.push(Uids { real: effective, effective, saved: effective, fs: effective });
         }
-        self.table.0.insert(pid, Task { process, stat, uids, groups, set_groups, unread, command });
+        self.table
+            .0
+            .insert(pid, Task { process, stat, uids, groups, set_groups, unread, is_guessed, command });
         Ok(())
     }
 
@@ -224,15 +229,19 @@ impl Reader {
 }
 
 /// The ids of a process, of all its threads as far as there is time, and its name; none if it is gone.
-fn status(pid: i32, threads: u32, deadline: Instant) -> io::Result<Option<Status>> {
+fn status(pid: i32, threads: u32, until: Duration) -> io::Result<Option<Status>> {
     let Some(mut status) = status_at(&format!("{PROC}/{pid}/status"))? else { return Ok(None) };
+    // A thread has a number, too.
+    if status.group != pid {
+        return Ok(None);
+    }
     if threads < 2 {
         return Ok(Some(status));
     }
     let mut uids: BTreeSet<Uids> = status.uids.iter().copied().collect();
     for entry in std::fs::read_dir(format!("{PROC}/{pid}/task")).into_iter().flatten().filter_map(Result::ok)
     {
-        if Instant::now() >= deadline {
+        if work_done() >= until {
             status.is_read = false;
             break;
         }
@@ -243,6 +252,12 @@ fn status(pid: i32, threads: u32, deadline: Instant) -> io::Result<Option<Status
     }
     status.uids = uids.into_iter().collect();
     Ok(Some(status))
+}
+
+/// How much processor time this thread has had: others on the machine must not use up what reading may take.
+fn work_done() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap_or_default(), time.tv_nsec.try_into().unwrap_or_default())
 }
 
 /// The number that the kernel gave last (proc(5), loadavg); 0 if it cannot be read.

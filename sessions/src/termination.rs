@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use rustix::process::Signal;
 
 use crate::owner::{Accounts, Owned, Owner, SessionMarks};
-use crate::table::{Table, signal};
+use crate::table::{Table, Task, signal};
 use crate::{cgroup, killer, logind};
 
 /// How long killing may take for one user, after the grace period.
@@ -93,10 +93,12 @@ struct Course<'a> {
     told_of_killing: bool,
     /// What the last look has found.
     found: BTreeSet<Process>,
+    /// The last that was found, for the log.
+    last_list: String,
     /// All that any look has found.
     seen: BTreeSet<Process>,
     empty_looks: u32,
-    /// How many processes there are that may be the user's and could not be read.
+    /// How many of these could not be read.
     unread: usize,
     /// Whether all processes of the user's uid may be killed at once.
     may_kill_all: bool,
@@ -132,12 +134,19 @@ pub fn end(
         let is_asking = began.elapsed() < grace;
         if !is_asking && killing_since.is_none() {
             killing_since = Some(Instant::now());
-            let whole = courses.iter().filter(|course| !course.is_done() && course.may_kill_all);
-            to_kill.extend(whole.map(|course| course.termination.owner.uid));
+            for course in courses.iter_mut().filter(|course| !course.is_done() && course.may_kill_all) {
+                if is_whole(course.termination) {
+                    to_kill.push(course.termination.owner.uid);
+                    course.tell_of_killing(&mut tell);
+                }
+            }
         }
         let is_over = killing_since.is_some_and(|since| since.elapsed() >= KILLING_MAX);
         // Reading all processes takes long where somebody makes many: first those of uids that are known.
-        killer::kill_all_of(to_kill.drain(..));
+        let killed = killer::kill_all_of(to_kill.drain(..));
+        for course in &mut courses {
+            course.made_sure |= killed.contains(&course.termination.owner.uid);
+        }
         round += 1;
         let table = match Table::read() {
             Ok(table) => table,
@@ -199,6 +208,7 @@ impl<'a> Course<'a> {
             asked_logind: false,
             told_of_killing: false,
             found: BTreeSet::new(),
+            last_list: String::new(),
             seen: BTreeSet::new(),
             empty_looks: 0,
             unread: 0,
@@ -225,7 +235,12 @@ impl<'a> Course<'a> {
             course.family.extend(family);
             course.logins.push(marks);
         }
-        course.may_kill_all = termination.whole_user && may_kill_all_of(&mut owned, &termination.owner);
+        if termination.whole_user {
+            course.found = owned.of(&termination.owner);
+            course.last_list = course.list(&owned);
+            course.seen.extend(course.found.iter().copied());
+            course.may_kill_all = may_kill_all_of(&mut owned, &termination.owner);
+        }
         course
     }
 
@@ -244,15 +259,13 @@ impl<'a> Course<'a> {
             self.found.extend(owned.holders(owner, &self.termination.groups));
         }
         self.may_kill_all = whole && may_kill_all_of(owned, owner);
-        let table = owned.table();
-        self.unread = match whole {
-            true => table.0.values().filter(|task| owned.may_be_of(task, owner)).count(),
-            // Sessions end by descent, which is known of all.
-            false => 0,
-        };
+        let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
+        self.unread = tasks.filter(|task| task.unread.is_some()).count();
+        if !self.found.is_empty() {
+            self.last_list = self.list(owned);
+        }
         self.seen.extend(self.found.iter().copied());
-        let is_empty = self.found.is_empty() && self.unread == 0;
-        self.empty_looks = if is_empty { self.empty_looks + 1 } else { 0 };
+        self.empty_looks = if self.found.is_empty() { self.empty_looks + 1 } else { 0 };
     }
 
     fn ask(
@@ -275,7 +288,7 @@ impl<'a> Course<'a> {
         if !relays_wait && !std::mem::replace(&mut self.asked_logind, true) {
             helpers.extend(self.ask_logind(owned));
         }
-        for process in &new {
+        for process in new.iter().filter(|process| is_known(owned.table(), **process)) {
             signal(*process, &[Signal::HUP, Signal::TERM]);
         }
         self.asked.extend(new);
@@ -306,41 +319,42 @@ impl<'a> Course<'a> {
         })
     }
 
+    fn tell_of_killing(&mut self, tell: &mut impl FnMut(Progress<'_>)) {
+        if !self.last_list.is_empty() && !std::mem::replace(&mut self.told_of_killing, true) {
+            tell(Progress::Killed(self.termination, self.last_list.clone()));
+        }
+    }
+
     /// Before it is over: the uid of which everything is to be killed once more, unseen. No process that is just being forked
     /// escapes that, as it may escape every look.
     fn make_sure(&mut self) -> Option<Vec<Uid>> {
         if self.made_sure || !self.may_kill_all {
             return None;
         }
-        (self.made_sure, self.empty_looks) = (true, 0);
+        self.empty_looks = 0;
         Some(vec![self.termination.owner.uid])
     }
 
     /// Kills what is there. Returns the uids of which everything is to be killed at once, the user's own first.
     fn kill(&mut self, owned: &mut Owned<'_>, whole: bool, tell: &mut impl FnMut(Progress<'_>)) -> Vec<Uid> {
-        let owner = &self.termination.owner;
-        if self.found.is_empty() && self.unread == 0 {
+        if self.found.is_empty() {
             return Vec::new();
         }
-        if !std::mem::replace(&mut self.told_of_killing, true) {
-            tell(Progress::Killed(self.termination, self.list(owned)));
-        }
+        self.tell_of_killing(tell);
+        let owner = &self.termination.owner;
         let mut uids = Vec::new();
         if self.may_kill_all {
             uids.push(owner.uid);
             let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
-            let seen: BTreeSet<Uid> = tasks
+            let uids_seen: BTreeSet<Uid> = tasks
                 .flat_map(|task| task.uids.iter().flat_map(|uids| [uids.real, uids.saved]))
                 .filter(|uid| *uid != owner.uid)
                 .collect();
             // A number may be another's too, as in a container.
-            let is_only_here = |uid: &Uid| {
-                let mut all =
-                    owned.table().0.values().filter(|task| task.all_uids().any(|other| other == *uid));
-                all.all(|task| self.found.contains(&task.process))
-            };
-            let seen: Vec<Uid> = seen.into_iter().filter(is_only_here).collect();
-            uids.extend(seen.into_iter().filter(|uid| owned.is_owners(*uid, owner)));
+            let others = owned.table().0.values().filter(|task| !self.found.contains(&task.process));
+            let of_others: BTreeSet<Uid> = others.flat_map(Task::all_uids).collect();
+            let seen = uids_seen.difference(&of_others);
+            uids.extend(seen.filter(|uid| owned.is_owners(**uid, owner)).take(UIDS_MAX).copied());
         }
         if whole {
             let groups: BTreeSet<String> = self
@@ -352,7 +366,7 @@ impl<'a> Course<'a> {
                 cgroup::kill(group);
             }
         }
-        for process in &self.found {
+        for process in self.found.iter().filter(|process| is_known(owned.table(), **process)) {
             signal(*process, &[Signal::KILL]);
         }
         uids.truncate(UIDS_MAX);
@@ -362,7 +376,7 @@ impl<'a> Course<'a> {
     /// What was found, for the log.
     fn list(&self, owned: &Owned<'_>) -> String {
         let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
-        listed(tasks.map(ToString::to_string).collect())
+        listed(tasks.map(ToString::to_string), self.found.len())
     }
 
     fn outcome(self) -> Outcome {
@@ -371,23 +385,28 @@ impl<'a> Course<'a> {
         let remaining = match (self.is_done(), running.is_empty()) {
             (true, _) => String::new(),
             (false, true) if self.unread > 0 => {
-                format!("{} processes that are too slow to read, and may be the user's", self.unread)
+                format!("{} processes that are too slow to read", self.unread)
             }
             (false, true) => "processes that begin faster than they are found".to_owned(),
-            (false, false) => listed(running.iter().map(|process| process.pid.to_string()).collect()),
+            (false, false) => listed(running.iter().map(|process| process.pid.to_string()), running.len()),
         };
         Outcome { remaining, ended }
     }
 }
 
 /// The first of many, and how many more there are.
-fn listed(mut words: Vec<String>) -> String {
-    let more = words.len().saturating_sub(LISTED_MAX);
-    words.truncate(LISTED_MAX);
+fn listed(words: impl Iterator<Item = String>, count: usize) -> String {
+    let mut words: Vec<String> = words.take(LISTED_MAX).collect();
+    let more = count.saturating_sub(LISTED_MAX);
     if more > 0 {
         words.push(format!("and {more} more"));
     }
     words.join(", ")
+}
+
+/// Whether more is known of a process than its effective uid, which root may have lent it.
+fn is_known(table: &Table, process: Process) -> bool {
+    table.task(process).is_some_and(|task| !task.is_guessed)
 }
 
 /// Whether all processes of a user's uid may be killed at once: not where the host runs something as this user.

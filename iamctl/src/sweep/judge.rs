@@ -69,6 +69,8 @@ pub struct Judge<'a> {
     pub last_asked: Option<Uid>,
     /// How many questions there was no time for.
     without_answer: Cell<usize>,
+    /// How many processes there was no time to read the groups of.
+    unread: Cell<usize>,
     /// Uids of our range of which nothing tells whether they ever were ours.
     pub unknown: Vec<Uid>,
 }
@@ -85,6 +87,7 @@ impl<'a> Judge<'a> {
             asked_until: Instant::now() + ASKING_MAX,
             last_asked,
             without_answer: Cell::new(0),
+            unread: Cell::new(0),
             unknown: Vec::new(),
         }
     }
@@ -105,6 +108,11 @@ impl<'a> Judge<'a> {
     /// How many questions there was no time for.
     pub fn without_answer(&self) -> usize {
         self.without_answer.get()
+    }
+
+    /// How many processes there was no time to read the groups of.
+    pub fn unread(&self) -> usize {
+        self.unread.get()
     }
 
     /// Says what of the open sessions, each with the time since it was confirmed, and of what runs without one is to end.
@@ -171,20 +179,18 @@ impl<'a> Judge<'a> {
             // While another session of the user goes on, what was left behind may be that one's.
             withdrawal.whole_user &= !staying.contains(&withdrawal.uid);
         }
-        self.asked_until = Instant::now() + ASKING_SESSIONLESS_MAX;
         let running = managed::users(&table, &self.served);
+        self.asked_until = Instant::now() + ASKING_SESSIONLESS_MAX;
         // There may not be time for all: the last sweep's last comes last.
         let (before, after): (Vec<_>, Vec<_>) =
             running.into_iter().partition(|(uid, _)| self.last_asked.is_some_and(|last| *uid <= last));
         let mut owned = Owned::new(&table);
-        for (uid, processes) in after.into_iter().chain(before) {
+        for (at, (uid, processes)) in after.into_iter().chain(before).enumerate() {
             let mut known = withdrawals.iter_mut().filter(|withdrawal| withdrawal.uid == uid);
             if known.any(|withdrawal| withdrawal.whole_user) {
                 continue;
             }
-            if Instant::now() < self.asked_until {
-                self.last_asked = Some(uid);
-            }
+            let without_answer = self.without_answer.get();
             let withdrawal = match self.name_of(uid) {
                 Owning::User(name) if seen.contains(&uid) => confirmed
                     .contains(&uid)
@@ -201,6 +207,10 @@ impl<'a> Judge<'a> {
                 }
                 Owning::Unanswered => None,
             };
+            // One who alone takes all the time is not to be the first again.
+            if self.without_answer.get() == without_answer || at == 0 {
+                self.last_asked = Some(uid);
+            }
             let Some(withdrawal) = withdrawal else { continue };
             let is_same = |known: &&mut Withdrawal| known.uid == uid && known.reason == withdrawal.reason;
             match withdrawals.iter_mut().find(is_same) {
@@ -243,6 +253,7 @@ impl<'a> Judge<'a> {
     ) -> Option<Withdrawal> {
         let table = owned.table();
         let running = processes.iter().filter_map(|process| table.task(*process));
+        self.unread.set(self.unread.get() + running.clone().filter(|task| task.unread.is_some()).count());
         if !running.flat_map(|task| task.groups.union(&task.set_groups)).any(|gid| self.is_privileged(*gid)) {
             return None;
         }
