@@ -31,7 +31,7 @@ impl Served {
     /// # Errors
     /// Returns an error if the list cannot be written.
     pub fn add(&self, uid: Uid, name: &str) -> io::Result<()> {
-        if self.has(uid) && self.name_of(uid).is_some_and(|known| known.as_str() == name) {
+        if self.name_of(uid).is_some_and(|known| known.as_str() == name) {
             return Ok(());
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
@@ -44,36 +44,47 @@ impl Served {
 
     /// The last Linux name of a uid's user. None if the uid is not in the list, or no name was kept.
     pub fn name_of(&self, uid: Uid) -> Option<LinuxName> {
-        if !self.has(uid) {
-            return None;
-        }
-        LinuxName::new(&std::fs::read_to_string(self.file_of(uid)).ok()?).ok()
+        if self.is_own() { self.kept_name(uid) } else { None }
     }
 
     /// The uids whose users last had the Linux name `name`: a recreated user has another uid than the one before.
     pub fn uids_of(&self, name: &str) -> Vec<Uid> {
-        let is_called = |uid: &Uid| self.name_of(*uid).is_some_and(|known| known.as_str() == name);
+        let is_called = |uid: &Uid| self.kept_name(*uid).is_some_and(|known| known.as_str() == name);
         self.uids().filter(is_called).collect()
     }
 
     /// All uids of the list.
     pub fn uids(&self) -> impl Iterator<Item = Uid> {
-        let entries = std::fs::read_dir(&self.0).into_iter().flatten().take(LISTED_MAX);
-        entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Uid))
-            .filter(|uid| self.has(*uid))
+        let entries = if self.is_own() { std::fs::read_dir(&self.0).ok() } else { None };
+        let names = entries.into_iter().flatten().take(LISTED_MAX);
+        let uids = names.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Uid));
+        uids.filter(|uid| self.is_listed(*uid))
+    }
+
+    /// Whether a uid is in the list. False if the list could have been written by others than whoever runs this.
+    pub fn has(&self, uid: Uid) -> bool {
+        self.is_own() && self.is_listed(uid)
     }
 
     fn file_of(&self, uid: Uid) -> PathBuf {
         self.0.join(uid.to_string())
     }
 
-    /// Whether a uid is in the list. False if the list could have been written by others than whoever runs this.
-    pub fn has(&self, uid: Uid) -> bool {
-        let is_own = std::fs::symlink_metadata(&self.0).is_ok_and(|found| {
+    fn is_own(&self) -> bool {
+        std::fs::symlink_metadata(&self.0).is_ok_and(|found| {
             found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0
-        });
-        is_own && std::fs::symlink_metadata(self.file_of(uid)).is_ok_and(|found| found.is_file())
+        })
+    }
+
+    fn is_listed(&self, uid: Uid) -> bool {
+        std::fs::symlink_metadata(self.file_of(uid)).is_ok_and(|found| found.is_file())
+    }
+
+    fn kept_name(&self, uid: Uid) -> Option<LinuxName> {
+        if !self.is_listed(uid) {
+            return None;
+        }
+        LinuxName::new(&std::fs::read_to_string(self.file_of(uid)).ok()?).ok()
     }
 }
 
