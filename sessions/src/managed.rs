@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pam_iam_core::id::Uid;
+use pam_iam_core::local::Subordinate;
 use pam_iam_core::process::Process;
 use pam_iam_core::served::Served;
 use pam_iam_core::{local, paths};
 
 use crate::cgroup;
-use crate::owner::{Owned, is_killer};
-use crate::table::{Table, loginuid};
+use crate::owner::{Owned, Owner, is_killer};
+use crate::table::{Table, Task};
 
-/// Finds the managed users that have processes, by every mark but descent.
+/// Finds the managed users that have processes, by every mark but descent: who may own one is found here, whether he does is
+/// said by [`Owned::mark`].
 ///
 /// A subordinate uid leads to the owner of its range: by number, by the account of that name, or, for a user who is gone, by
 /// the last name that `served` knows.
@@ -30,38 +32,29 @@ struct Finder<'a> {
     table: &'a Table,
     owned: Owned<'a>,
     served: &'a Served,
-    subordinate: &'a [local::Subordinate],
-    /// Whose the ranges of a name are.
+    ranges: &'a [Subordinate],
+    /// The uids of those who are named as owners of ranges.
     named: BTreeMap<&'a str, Vec<Uid>>,
 }
 
+/// A user who may own a process: the uid, and the name by which a range was found.
+type Candidate<'a> = (Uid, &'a str);
+
 impl<'a> Finder<'a> {
-    fn new(table: &'a Table, served: &'a Served, subordinate: &'a [local::Subordinate]) -> Self {
-        Self { table, owned: Owned::new(table), served, subordinate, named: BTreeMap::new() }
+    fn new(table: &'a Table, served: &'a Served, ranges: &'a [Subordinate]) -> Self {
+        Self { table, owned: Owned::new(table), served, ranges, named: BTreeMap::new() }
     }
 
     fn find(mut self) -> BTreeMap<Uid, BTreeSet<Process>> {
         let mut users: BTreeMap<Uid, BTreeSet<Process>> = BTreeMap::new();
+        let mut owners: BTreeMap<Candidate<'_>, Option<Owner>> = BTreeMap::new();
         for task in self.table.0.values().filter(|task| !is_killer(task)) {
-            let pid = task.process.pid;
-            let namespaces = self.owned.namespaces.owners(pid);
-            // A subordinate number in a user namespace of root's, as of a container, is nobody's who did not log in.
-            let may_be_subordinate = namespaces.is_empty() || loginuid(pid).is_some_and(Uid::is_ours);
-            let mut uids: BTreeSet<Uid> =
-                task.own_uids().filter(|uid| uid.is_ours() || may_be_subordinate).collect();
-            uids.extend(namespaces);
-            let mut owners: BTreeSet<Uid> = BTreeSet::new();
-            for uid in &uids {
-                match uid.is_ours() {
-                    true => drop(owners.insert(*uid)),
-                    false => owners.extend(self.owners_of_subordinate(*uid)),
+            for (uid, name) in self.candidates(task) {
+                let owner =
+                    owners.entry((uid, name)).or_insert_with(|| Owner::with_ranges(uid, name, self.ranges));
+                if owner.as_ref().is_some_and(|owner| self.owned.mark(task, owner).is_some()) {
+                    users.entry(uid).or_default().insert(task.process);
                 }
-            }
-            if owners.is_empty() && uids.iter().all(|uid| !self.owned.is_account(*uid)) {
-                owners.extend(self.owned.path_of(pid).and_then(cgroup::user_of_slice));
-            }
-            for uid in owners.into_iter().filter(|uid| uid.is_ours() && *uid != Uid::RESERVED) {
-                users.entry(uid).or_default().insert(task.process);
             }
         }
         // The kernel misses none that is just being forked.
@@ -71,59 +64,46 @@ impl<'a> Finder<'a> {
         users
     }
 
-    /// The users who own a range with `uid` in it, if it is no account's.
-    fn owners_of_subordinate(&mut self, uid: Uid) -> Vec<Uid> {
-        let ranges = self.subordinate;
-        let with_uid: Vec<&str> = ranges
-            .iter()
-            .filter(|range| range.uids.contains(&uid.0))
-            .map(|range| range.owner.as_str())
-            .collect();
-        if with_uid.is_empty() || self.owned.is_account(uid) {
-            return Vec::new();
+    /// The managed users whose process it may be: by a uid, by a user namespace, by a range, by the slice.
+    fn candidates(&mut self, task: &Task) -> BTreeSet<Candidate<'a>> {
+        let pid = task.process.pid;
+        let mut uids: BTreeSet<Uid> = task.own_uids().collect();
+        uids.extend(self.owned.namespaces.owners(pid));
+        let mut candidates: BTreeSet<Candidate<'a>> = BTreeSet::new();
+        for uid in &uids {
+            candidates.insert((*uid, ""));
+            let ranges = self.ranges;
+            for range in ranges.iter().filter(|range| range.uids.contains(&uid.0)) {
+                let name = range.owner.as_str();
+                candidates.extend(self.uids_of_owner(name).iter().map(|uid| (*uid, name)));
+            }
         }
-        let owners: BTreeSet<Vec<Uid>> =
-            with_uid.into_iter().map(|owner| self.uids_of_owner(owner)).collect();
-        // Where two owners have the same, the uid says nothing.
-        if owners.len() == 1 { owners.into_iter().flatten().collect() } else { Vec::new() }
+        let is_managed = |(uid, _): &Candidate<'_>| uid.is_ours();
+        candidates.retain(is_managed);
+        if candidates.is_empty() && uids.iter().all(|uid| !self.owned.is_account(*uid)) {
+            let of_slice = self.owned.path_of(pid).and_then(cgroup::user_of_slice);
+            candidates.extend(of_slice.map(|uid| (uid, "")).filter(is_managed));
+        }
+        candidates
     }
 
     /// Who the owner of a range is, by number or by name.
-    fn uids_of_owner(&mut self, owner: &'a str) -> Vec<Uid> {
+    fn uids_of_owner(&mut self, owner: &'a str) -> &[Uid] {
         let served = self.served;
         let find = || match (owner.parse(), users::get_user_by_name(owner)) {
             (Ok(uid), _) => vec![Uid(uid)],
             (_, Some(account)) => vec![Uid(account.uid())],
             (_, None) => served.uids_of(owner),
         };
-        self.named.entry(owner).or_insert_with(find).clone()
+        self.named.entry(owner).or_insert_with(find)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{Task, Uids};
+    use crate::table::fixture::{P, table, task};
     use pam_iam_core::id::FIRST;
-    use pam_iam_core::process::Stat;
-
-    /// Numbers that no process has, so that nothing is read of a real one.
-    const P: i32 = 0x4000_0000;
-
-    fn task(pid: i32, uid: u32) -> (i32, Task) {
-        let uid = Uid(uid);
-        let task = Task {
-            process: Process { pid, start: 1 },
-            stat: Stat { zombie: false, parent: 1, session: pid, terminal: 0, threads: 1, start: 1 },
-            uids: vec![Uids { real: uid, effective: uid, saved: uid, fs: uid }],
-            groups: BTreeSet::new(),
-            set_groups: BTreeSet::new(),
-            unread: None,
-            is_guessed: false,
-            command: String::new(),
-        };
-        (pid, task)
-    }
 
     #[test]
     fn a_managed_user_is_found_by_a_subordinate_uid_whether_the_range_has_a_number_a_name_or_the_name_of_one_who_is_gone()
@@ -132,8 +112,7 @@ mod tests {
         let served = Served::new(dir.path());
         let (gone, listed) = (Uid(FIRST + 1), Uid(FIRST + 2));
         served.add(gone, "nobody-has-this-name").unwrap();
-        let range =
-            |owner: &str, start: u32| local::Subordinate { owner: owner.into(), uids: start..start + 10 };
+        let range = |owner: &str, start: u32| Subordinate { owner: owner.into(), uids: start..start + 10 };
         let (by_name, by_number, of_local) = (3_900_000_000, 3_900_000_100, 3_900_000_200);
         let ranges = [
             range("nobody-has-this-name", by_name),
@@ -141,8 +120,8 @@ mod tests {
             range("daemon", of_local),
         ];
         let tasks = [(P, by_name), (P + 1, by_number), (P + 2, of_local), (P + 3, 1)]
-            .map(|(pid, uid)| task(pid, uid));
-        let table = Table(tasks.into_iter().collect());
+            .map(|(pid, uid)| task(pid, 1, pid, [uid; 3]));
+        let table = table(&tasks);
         let users = Finder::new(&table, &served, &ranges).find();
         let found: Vec<(Uid, Vec<i32>)> = users
             .into_iter()

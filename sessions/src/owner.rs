@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::local::Subordinate;
 use pam_iam_core::process::Process;
 use pam_iam_core::{local, paths};
 
@@ -46,18 +47,18 @@ pub enum Mark {
 impl Owner {
     /// The user with `uid`; nobody for root, whose processes are never ended.
     pub fn new(uid: Uid, name: &str) -> Option<Self> {
-        Self::with_subuid(uid, name, Path::new(paths::SUBUID))
+        Self::with_ranges(uid, name, &local::subordinate(Path::new(paths::SUBUID)))
     }
 
-    fn with_subuid(uid: Uid, name: &str, subuid: &Path) -> Option<Self> {
+    /// The user with `uid`, where `ranges` are the subordinate uids of this host.
+    pub(crate) fn with_ranges(uid: Uid, name: &str, ranges: &[Subordinate]) -> Option<Self> {
         if uid == Uid::ROOT || uid == Uid::RESERVED {
             return None;
         }
         let number = uid.to_string();
-        let (own, others): (Vec<_>, Vec<_>) = local::subordinate(subuid)
-            .into_iter()
-            .partition(|range| range.owner == name || range.owner == number);
-        let uids = |ranges: Vec<local::Subordinate>| ranges.into_iter().map(|range| range.uids).collect();
+        let (own, others): (Vec<_>, Vec<_>) =
+            ranges.iter().partition(|range| range.owner == name || range.owner == number);
+        let uids = |ranges: Vec<&Subordinate>| ranges.into_iter().map(|range| range.uids.clone()).collect();
         Some(Self { uid, name: name.to_owned(), subordinate: uids(own), of_others: uids(others) })
     }
 
@@ -322,34 +323,16 @@ impl SessionMarks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Uids;
-    use pam_iam_core::process::Stat;
+    use crate::table::fixture::{P, table, task};
 
-    fn task(pid: i32, parent: i32, session: i32, uids: [u32; 3]) -> Task {
-        let [real, effective, saved] = uids.map(Uid);
-        Task {
-            process: Process { pid, start: 1 },
-            stat: Stat { zombie: false, parent, session, terminal: 0, threads: 1, start: 1 },
-            uids: vec![Uids { real, effective, saved, fs: effective }],
-            groups: BTreeSet::new(),
-            set_groups: BTreeSet::new(),
-            unread: None,
-            is_guessed: false,
-            command: String::new(),
-        }
-    }
-
-    /// Numbers that no process has, so that nothing is read of a real one.
-    const P: i32 = 0x4000_0000;
-
-    fn table(tasks: &[Task]) -> Table {
-        Table(tasks.iter().map(|task| (task.process.pid, task.clone())).collect())
+    fn range(owner: &str, uids: Range<u32>) -> Subordinate {
+        Subordinate { owner: owner.into(), uids }
     }
 
     fn alice() -> Owner {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "alice:100000:10\n1002:0:1000\nother:200000:10\n").unwrap();
-        Owner::with_subuid(Uid(1002), "alice", file.path()).unwrap()
+        let ranges =
+            [range("alice", 100_000..100_010), range("1002", 0..1000), range("other", 200_000..200_010)];
+        Owner::with_ranges(Uid(1002), "alice", &ranges).unwrap()
     }
 
     #[test]
@@ -393,9 +376,8 @@ mod tests {
 
     #[test]
     fn a_uid_that_two_owners_may_use_is_told_by_the_user_namespace_alone() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "alice:0:110000\nbob:100000:10\n").unwrap();
-        let alice = Owner::with_subuid(Uid(1002), "alice", file.path()).unwrap();
+        let ranges = [range("alice", 0..110_000), range("bob", 100_000..100_010)];
+        let alice = Owner::with_ranges(Uid(1002), "alice", &ranges).unwrap();
         let has = |uid| alice.is_subordinate(Uid(uid));
         assert!(has(99_999) && has(100_010) && !has(100_000) && !has(0));
     }

@@ -336,6 +336,34 @@ pub fn signal(process: Process, signals: &[Signal]) {
     }
 }
 
+/// Processes for tests.
+#[cfg(test)]
+pub(crate) mod fixture {
+    use super::*;
+
+    /// A number that no process has, so that nothing is read of a real one.
+    pub(crate) const P: i32 = 0x4000_0000;
+
+    /// A process with these real, effective and saved uids.
+    pub(crate) fn task(pid: i32, parent: i32, session: i32, uids: [u32; 3]) -> Task {
+        let [real, effective, saved] = uids.map(Uid);
+        Task {
+            process: Process { pid, start: 1 },
+            stat: Stat { zombie: false, parent, session, terminal: 0, threads: 1, start: 1 },
+            uids: vec![Uids { real, effective, saved, fs: effective }],
+            groups: BTreeSet::new(),
+            set_groups: BTreeSet::new(),
+            unread: None,
+            is_guessed: false,
+            command: String::new(),
+        }
+    }
+
+    pub(crate) fn table(tasks: &[Task]) -> Table {
+        Table(tasks.iter().map(|task| (task.process.pid, task.clone())).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
