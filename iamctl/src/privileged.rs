@@ -50,11 +50,6 @@ impl Privileged {
         (Self(gids), kept)
     }
 
-    /// Whether it is one of them.
-    pub fn has(&self, gid: Gid) -> bool {
-        self.0.contains(&gid)
-    }
-
     /// The groups among `held` that the managed user `user` no longer has: neither by IAM nor by the host's own files. None
     /// where that cannot be told.
     pub fn lost(

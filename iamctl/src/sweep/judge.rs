@@ -254,22 +254,15 @@ impl<'a> Judge<'a> {
         let table = owned.table();
         let running = processes.iter().filter_map(|process| table.task(*process));
         self.unread.set(self.unread.get() + running.clone().filter(|task| task.unread.is_some()).count());
-        if !running.flat_map(|task| task.groups.union(&task.set_groups)).any(|gid| self.is_privileged(*gid)) {
+        let held = running.flat_map(|task| task.groups.union(&task.set_groups)).copied().collect();
+        let groups = self.lost(name, &held);
+        let owner = Owner::new(uid, name.as_str())?;
+        // A setgid program of the host's lends its group to anybody.
+        if owned.holders(&owner, &groups).is_empty() {
             return None;
         }
-        let owner = Owner::new(uid, name.as_str())?;
-        let found = owned.of(&owner);
-        let tasks = found.iter().filter_map(|process| table.task(*process));
-        let held = tasks.flat_map(|task| task.groups.union(&task.set_groups)).copied().collect();
-        let groups = self.lost(name, &held);
         let (user, reason) = (name.to_string(), GROUP_WITHDRAWN.to_owned());
-        let withdrawal = Withdrawal { user, uid, reason, sessions: Vec::new(), groups, whole_user: false };
-        // A setgid program of the host's lends its group to anybody.
-        (!owned.holders(&owner, &withdrawal.groups).is_empty()).then_some(withdrawal)
-    }
-
-    fn is_privileged(&self, gid: Gid) -> bool {
-        self.privileged.as_ref().is_some_and(|privileged| privileged.has(gid))
+        Some(Withdrawal { user, uid, reason, sessions: Vec::new(), groups, whole_user: false })
     }
 
     /// The privileged groups among `held` that the user no longer has.
