@@ -53,6 +53,13 @@ struct Withdrawal {
     whole_user: bool,
 }
 
+impl Withdrawal {
+    /// Whether there was anything to end: what the kernel counts may have ended already, and nobody has waited for it.
+    fn had_something_to_end(&self, outcome: &Outcome) -> bool {
+        !self.sessions.is_empty() || !outcome.is_complete() || outcome.ended > 0
+    }
+}
+
 /// True if all that was to end did.
 pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     let config = context.config()?;
@@ -73,8 +80,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         record.begin();
     }
     let mut log = Log::to_syslog("iamctl");
-    // A user who keeps the processors busy must not keep a sweep from them.
-    let _ = rustix::process::setpriority_process(None, -20);
+    termination::raise_priority();
     let mut judge = Judge::new(context, &config, record.last_asked);
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
@@ -123,7 +129,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         withdrawals
             .iter()
             .zip(&outcomes)
-            .filter(|(withdrawal, outcome)| !withdrawal.sessions.is_empty() || !is_empty(outcome))
+            .filter(|(withdrawal, outcome)| withdrawal.had_something_to_end(outcome))
             .count(),
         outcomes.iter().filter(|outcome| !outcome.is_complete()).count(),
         unknown,
@@ -191,7 +197,8 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
 /// Shows what was ended, or would be; `nothing` if that is nothing.
 fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outcome]>, nothing: &str) {
     let (mut text, mut json) = (String::new(), Vec::new());
-    for (at, Withdrawal { user, reason, sessions, .. }) in withdrawals.iter().enumerate() {
+    for (at, withdrawal) in withdrawals.iter().enumerate() {
+        let Withdrawal { user, reason, sessions, .. } = withdrawal;
         let outcome = outcomes.and_then(|outcomes| outcomes.get(at));
         let is_complete = outcome.is_none_or(Outcome::is_complete);
         let word = match outcome {
@@ -203,7 +210,7 @@ fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outc
             text.push_str(&format!("{word} the session of {user} (pid {pid}): {reason}\n"));
             json.push(json!({ "user": user, "pid": pid, "reason": reason, "ended": is_complete }));
         }
-        if sessions.is_empty() && outcome.is_none_or(|outcome| !is_empty(outcome)) {
+        if sessions.is_empty() && outcome.is_none_or(|outcome| withdrawal.had_something_to_end(outcome)) {
             let count = outcome.map(|outcome| format!(" ({} processes)", outcome.ended)).unwrap_or_default();
             text.push_str(&format!("{word} what {user} runs without a session{count}: {reason}\n"));
             json.push(json!({ "user": user, "pid": 0, "reason": reason, "ended": is_complete }));
@@ -213,11 +220,6 @@ fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outc
         nothing.clone_into(&mut text);
     }
     context.output.show(&json!({ "ended": json, "dry_run": outcomes.is_none() }), &text);
-}
-
-/// Whether there was nothing to end: what the kernel counted has ended already, and nobody has waited for it.
-fn is_empty(outcome: &Outcome) -> bool {
-    outcome.is_complete() && outcome.ended == 0
 }
 
 /// Ends what is withdrawn, each user by itself and all side by side, and logs it before and after.
@@ -277,13 +279,15 @@ fn end(
             write(Level::Warning, event.with("processes", processes));
         }
     });
-    for (withdrawal, outcome) in withdrawals.iter().zip(&outcomes) {
+    let ended = withdrawals.iter().zip(&outcomes);
+    for (withdrawal, outcome) in
+        ended.filter(|(withdrawal, outcome)| withdrawal.had_something_to_end(outcome))
+    {
         let (level, result) = match outcome.is_complete() {
             true => (Level::Warning, "ended"),
             false => (Level::Error, "fail"),
         };
         let sessions: Vec<Option<&Session>> = match withdrawal.sessions.is_empty() {
-            true if is_empty(outcome) => Vec::new(),
             true => vec![None],
             false => withdrawal.sessions.iter().map(Some).collect(),
         };

@@ -32,7 +32,7 @@ const KILLING_PAUSE: Duration = Duration::from_millis(5);
 /// How long sshd may take to carry to its client what a terminal was told.
 const RELAY_MAX: Duration = Duration::from_secs(5);
 
-/// How many uids of one user are killed as a whole in one round: the user's own and subordinate ones.
+/// How many subordinate uids of one user are killed as a whole in one round.
 const UIDS_MAX: usize = 64;
 
 /// How many processes a log line lists.
@@ -114,8 +114,7 @@ pub fn end(
     mut is_whole: impl FnMut(&Termination) -> bool,
     mut tell: impl FnMut(Progress<'_>),
 ) -> Vec<Outcome> {
-    // A user who keeps the processors busy must not keep root from them.
-    let _ = rustix::process::setpriority_process(None, -20);
+    raise_priority();
     let mut killing_since: Option<Instant> = None;
     let mut to_kill: Vec<Uid> = Vec::new();
     let mut round = 0;
@@ -190,6 +189,11 @@ pub fn end(
         let _ = helper.try_wait();
     }
     courses.into_iter().map(Course::outcome).collect()
+}
+
+/// Gives this process the highest priority: a user who keeps the processors busy must not keep root from them.
+pub fn raise_priority() {
+    let _ = rustix::process::setpriority_process(None, -20);
 }
 
 fn failed(error: &io::Error) -> Outcome {
@@ -369,7 +373,6 @@ impl<'a> Course<'a> {
         for process in self.found.iter().filter(|process| is_known(owned.table(), **process)) {
             signal(*process, &[Signal::KILL]);
         }
-        uids.truncate(UIDS_MAX);
         uids
     }
 
