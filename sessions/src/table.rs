@@ -396,4 +396,22 @@ mod tests {
         assert!(!uids(7, 0, 0).are_lent_by_root() && !uids(0, 0, 7).are_lent_by_root());
         assert!(!uids(8, 7, 8).are_lent_by_root());
     }
+
+    #[test]
+    fn whoever_is_slow_to_read_uses_up_his_own_time_and_a_share_of_all_others_and_none_of_roots() {
+        let subordinate = vec![local::Subordinate { owner: "alice".into(), uids: 100_000..165_536 }];
+        let mut reader = Reader { subordinate, ..Reader::default() };
+        let (some, other) = (Uid(100_001), Uid(100_002));
+        reader.spend(some, USER_MAX);
+        assert!(reader.left(some).is_zero() && reader.left(other).is_zero(), "one user has all of these");
+        assert_eq!(reader.left(Uid(1000)), USER_MAX);
+        for uid in (1000..).take(5) {
+            assert!(reader.left(Uid(uid)) > Duration::ZERO, "{uid}");
+            reader.spend(Uid(uid), USER_MAX);
+        }
+        assert!(reader.left(Uid(5000)).is_zero(), "many who are slow together");
+        assert_eq!(reader.left(Uid::ROOT), ROOT_MAX);
+        reader.spend(Uid::ROOT, ROOT_MAX);
+        assert!(reader.left(Uid::ROOT).is_zero());
+    }
 }

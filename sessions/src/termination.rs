@@ -171,14 +171,7 @@ pub fn end(
             }
         }
         accounts = owned.into_accounts();
-        // Everybody's own uid before anybody's subordinate ones.
-        to_kill.extend(uids.iter().filter_map(|uids| uids.first()));
-        // Whoever holds up his killer is not to hold up the same others each time.
-        if !to_kill.is_empty() {
-            let first = round % to_kill.len();
-            to_kill.rotate_left(first);
-        }
-        to_kill.extend(uids.iter().flat_map(|uids| uids.iter().skip(1)));
+        to_kill = in_turn(&uids, round);
         if is_over || courses.iter().all(|course| course.is_done()) {
             break;
         }
@@ -189,6 +182,19 @@ pub fn end(
         let _ = helper.try_wait();
     }
     courses.into_iter().map(Course::outcome).collect()
+}
+
+/// The order in which uids are killed in a round, from those of each user, the user's own first: everybody's own uid before
+/// anybody's subordinate ones. Another user comes first in each round: whoever holds up his killer is not to hold up the same
+/// others each time.
+fn in_turn(users: &[Vec<Uid>], round: usize) -> Vec<Uid> {
+    let mut order: Vec<Uid> = users.iter().filter_map(|uids| uids.first().copied()).collect();
+    if !order.is_empty() {
+        let first = round % order.len();
+        order.rotate_left(first);
+    }
+    order.extend(users.iter().flat_map(|uids| uids.iter().skip(1)));
+    order
 }
 
 /// Gives this process the highest priority: a user who keeps the processors busy must not keep root from them.
@@ -292,9 +298,7 @@ impl<'a> Course<'a> {
         if !relays_wait && !std::mem::replace(&mut self.asked_logind, true) {
             helpers.extend(self.ask_logind(owned));
         }
-        for process in new.iter().filter(|process| is_known(owned.table(), **process)) {
-            signal(*process, &[Signal::HUP, Signal::TERM]);
-        }
+        signal_known(owned.table(), &new, &[Signal::HUP, Signal::TERM]);
         self.asked.extend(new);
     }
 
@@ -370,9 +374,7 @@ impl<'a> Course<'a> {
                 cgroup::kill(group);
             }
         }
-        for process in self.found.iter().filter(|process| is_known(owned.table(), **process)) {
-            signal(*process, &[Signal::KILL]);
-        }
+        signal_known(owned.table(), &self.found, &[Signal::KILL]);
         uids
     }
 
@@ -407,9 +409,12 @@ fn listed(words: impl Iterator<Item = String>, count: usize) -> String {
     words.join(", ")
 }
 
-/// Whether more is known of a process than its effective uid, which root may have lent it.
-fn is_known(table: &Table, process: Process) -> bool {
-    table.task(process).is_some_and(|task| !task.is_guessed)
+/// Sends signals to those of which more is known than an effective uid, which root may have lent them.
+fn signal_known(table: &Table, processes: &BTreeSet<Process>, signals: &[Signal]) {
+    let tasks = processes.iter().filter_map(|process| table.task(*process));
+    for task in tasks.filter(|task| !task.is_guessed) {
+        signal(task.process, signals);
+    }
 }
 
 /// Whether all processes of a user's uid may be killed at once: not where the host runs something as this user.
@@ -519,6 +524,30 @@ mod tests {
         assert!(outcomes[0].ended >= 4, "{outcomes:?}");
         assert_eq!(told.len(), 1, "asked once, and nobody was killed: {told:?}");
         assert!(told[0].starts_with("asked ") && told[0].contains("sleep"), "{told:?}");
+    }
+
+    #[test]
+    fn nothing_is_sent_to_a_process_of_which_only_the_effective_uid_is_known() {
+        let (_first, one) = start("echo; exec sleep 1000");
+        let (_second, other) = start("echo; exec sleep 1000");
+        let mut table = Table::read().unwrap();
+        table.0.get_mut(&one.pid).unwrap().is_guessed = true;
+        signal_known(&table, &BTreeSet::from([one, other]), &[Signal::KILL]);
+        while other.is_running() {
+            std::thread::yield_now();
+        }
+        // Signals that one process sends take effect in their order.
+        assert!(one.is_running());
+    }
+
+    #[test]
+    fn everybodys_own_uid_is_killed_before_subordinate_ones_and_another_comes_first_in_each_round() {
+        let users = [vec![Uid(1), Uid(11), Uid(12)], vec![], vec![Uid(2)], vec![Uid(3), Uid(31)]];
+        let order = |round| in_turn(&users, round).iter().map(|uid| uid.0).collect::<Vec<u32>>();
+        assert_eq!(order(0), [1, 2, 3, 11, 12, 31]);
+        assert_eq!(order(1), [2, 3, 1, 11, 12, 31]);
+        assert_eq!(order(5), [3, 1, 2, 11, 12, 31]);
+        assert_eq!(in_turn(&[vec![]], 1), []);
     }
 
     #[test]

@@ -181,11 +181,8 @@ impl<'a> Judge<'a> {
         }
         let running = managed::users(&table, &self.served);
         self.asked_until = Instant::now() + ASKING_SESSIONLESS_MAX;
-        // There may not be time for all: the last sweep's last comes last.
-        let (before, after): (Vec<_>, Vec<_>) =
-            running.into_iter().partition(|(uid, _)| self.last_asked.is_some_and(|last| *uid <= last));
         let mut owned = Owned::new(&table);
-        for (at, (uid, processes)) in after.into_iter().chain(before).enumerate() {
+        for (at, (uid, processes)) in in_turn(running, self.last_asked).into_iter().enumerate() {
             let mut known = withdrawals.iter_mut().filter(|withdrawal| withdrawal.uid == uid);
             if known.any(|withdrawal| withdrawal.whole_user) {
                 continue;
@@ -342,6 +339,15 @@ impl<'a> Judge<'a> {
     }
 }
 
+/// Users in the order in which they are asked about: the one after the last sweep's last comes first, as there may not be time
+/// for all.
+fn in_turn<T>(users: BTreeMap<Uid, T>, last: Option<Uid>) -> Vec<(Uid, T)> {
+    let (before, mut after): (Vec<_>, Vec<_>) =
+        users.into_iter().partition(|(uid, _)| last.is_some_and(|last| *uid <= last));
+    after.extend(before);
+    after
+}
+
 /// All processes of a managed user who has no session and may not log in.
 fn without_session(name: &LinuxName, uid: Uid, reason: String) -> Withdrawal {
     let (sessions, groups) = (Vec::new(), BTreeSet::new());
@@ -355,4 +361,21 @@ fn without_session(name: &LinuxName, uid: Uid, reason: String) -> Withdrawal {
 fn has_marks(session: &Session, table: &Table) -> bool {
     let scope = logind::session_of(session.pid).map(|(_, scope)| scope);
     !SessionMarks::of(session.process(), table, scope).is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_goes_on_with_the_user_after_the_last_whom_the_one_before_asked_about() {
+        let order = |last: Option<u32>| -> Vec<u32> {
+            let users = [1, 2, 3].map(|uid| (Uid(uid), ()));
+            in_turn(users.into(), last.map(Uid)).into_iter().map(|(uid, ())| uid.0).collect()
+        };
+        assert_eq!(order(None), [1, 2, 3]);
+        assert_eq!(order(Some(1)), [2, 3, 1]);
+        assert_eq!(order(Some(2)), [3, 1, 2]);
+        assert_eq!(order(Some(9)), [1, 2, 3]);
+    }
 }
