@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ PAIRS, WARM_UP = 60, 5
 LOOKUPS = 5000
 LOADS = 40
 RUNS = 100
+BUSY = 60
 IMPORTS = 9
 KEY_COMMAND = "/usr/libexec/pam_iam/iam-authorized-keys"
 RESOLVER = "/usr/libexec/pam_iam/iam-resolver"
@@ -28,7 +30,8 @@ def seconds(command, **kwargs):
     return time.perf_counter() - start
 
 
-def login():
+def logins():
+    """The commands of a login of a local account and of alice, by the same key."""
     key = f"{os.environ['BOX_KEYS']}/alice"
     subprocess.run(["useradd", "-m", "-s", "/bin/bash", "local"], check=True)
     os.makedirs("/home/local/.ssh", mode=0o700)
@@ -38,10 +41,53 @@ def login():
     local, iam = ["box-ssh", "-i", key, "local", "true"], ["box-ssh", "-i", key, "alice", "true"]
     for _ in range(WARM_UP):
         seconds(local), seconds(iam)
+    return local, iam
+
+
+def login():
+    local, iam = logins()
     pairs = [(seconds(local), seconds(iam)) for _ in range(PAIRS)]
     print(f"{PAIRS} pairs of logins, in turn, the same key for both")
     print(f"local account, authorized_keys   {median(a for a, _ in pairs) * 1000:7.1f} ms")
     print(f"IAM user, resolver warm          {median(b for _, b in pairs) * 1000:7.1f} ms")
+    print(f"ratio                            {median(b / a for a, b in pairs):7.3f}")
+
+
+# What two local users and a remote one do all the time, by names that IAM knows and does not: the attempts of one turn, and how.
+LOOPS = {
+    "su": (5, ["su", "mallory", "-c"], "for name in alice carol bob root ghost$n; do su $name -c true </dev/null; done"),
+    "sudo -u": (4, ["su", "oscar", "-c"],
+                "for name in alice carol bob ghost$n; do sudo -n -u $name true </dev/null; done"),
+    "ssh without a key that is theirs": (
+        4, ["bash", "-c"], "for name in alice carol bob ghost$n; do box-ssh -i /root/stranger $name true; done"),
+}
+
+
+def busy():
+    local, iam = logins()
+    for user in ("mallory", "oscar"):
+        subprocess.run(["useradd", "-m", "-s", "/bin/bash", user], check=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/stranger"], check=True)
+    control("clear")
+    began = time.perf_counter()
+    files = [Path(f"/tmp/turns.{at}") for at in range(len(LOOPS))]
+    loops = [
+        subprocess.Popen([*who, f"for n in $(seq 100000); do {what}; echo $n >{file}; done"], stdin=subprocess.DEVNULL,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        for file, (_, who, what) in zip(files, LOOPS.values())
+    ]
+    pairs = []
+    while time.perf_counter() - began < BUSY:
+        pairs.append((seconds(local), seconds(iam)))
+    for loop in loops:
+        os.killpg(loop.pid, signal.SIGKILL)
+    subprocess.run(["pkill", "-KILL", "-u", "mallory,oscar"], check=False)
+    for file, (what, (attempts, _, _)) in zip(files, LOOPS.items()):
+        print(f"{int(file.read_text()) * attempts:5} attempts: {what}")
+    calls = sum(call["action"] != "IMDS" for call in control("log")["calls"])
+    print(f"{calls} calls to IAM in {time.perf_counter() - began:.0f} s; {len(pairs)} pairs of logins meanwhile")
+    print(f"local account, authorized_keys   {median(a for a, _ in pairs) * 1000:7.1f} ms")
+    print(f"IAM user                         {median(b for _, b in pairs) * 1000:7.1f} ms")
     print(f"ratio                            {median(b / a for a, b in pairs):7.3f}")
 
 
@@ -174,4 +220,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "load":
         print(load(sys.argv[2]))
     else:
-        {"login": login, "nss": nss, "size": size, "once": once, "import": imports, "sdk": sdk}[sys.argv[1]]()
+        {"login": login, "busy": busy, "nss": nss, "size": size, "once": once, "import": imports, "sdk": sdk}[sys.argv[1]]()

@@ -108,6 +108,19 @@ fn a_process_that_becomes_another_program_again_and_again_is_ended() {
 }
 
 #[test]
+fn a_user_who_moves_between_control_groups_is_ended() {
+    let machine =
+        Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").booted().start();
+    let bystanders = Bystanders::start(&machine);
+    let uid = machine.ssh("alice", "id -u").succeeds();
+    attack(&machine, "alice", "cgroup_move", "", "moves");
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    assert_eq!(left_of(&machine, &uid), "");
+    bystanders.live(&machine);
+}
+
+#[test]
 fn a_subreaper_that_hops_to_siblings_is_ended() {
     ends("adopt", "hops");
 }
@@ -323,14 +336,15 @@ const DEFENCES: [(&str, &str); 10] = [
     // Slower than alone: the machine's first process has to wait for each.
     ("fork_loop 20000", "forks"),
     ("stop_loop", "stops"),
-    ("kill_loop", "looks"),
     ("trace_loop", "traces"),
     ("deaf_daemon", "beats"),
     ("leaderless", "beats"),
     ("user_namespace", "beats"),
     ("kernel_name", "beats"),
     ("renice_pin", "looks"),
-    ("exec_loop", "execs"),
+    ("subordinate 300000", "hops"),
+    // The last to come: while it is at work, whatever forks waits for the kernel's lock of control groups.
+    ("cgroup_move", "moves"),
 ];
 
 #[test]
@@ -343,7 +357,9 @@ fn ten_who_defend_themselves_are_gone_a_minute_a_grace_and_five_seconds_after_th
         .booted()
         .start();
     let bystanders = Bystanders::start(&machine);
-    machine.sh("systemctl start iam-sweep.timer").succeeds();
+    machine
+        .sh("systemctl start iam-sweep.timer; echo user8:300000:65536 | tee /etc/subuid >/etc/subgid")
+        .succeeds();
     // Before anybody keeps the machine busy.
     let names = DEFENCES.map(|(attack, _)| attack.split(' ').next().unwrap_or(attack));
     names.iter().for_each(|name| drop(compile(&machine, name)));
@@ -353,10 +369,10 @@ fn ten_who_defend_themselves_are_gone_a_minute_a_grace_and_five_seconds_after_th
         let program = format!("{FOLDER}/{attack}");
         let uid = machine.ssh(user, "id -u").succeeds();
         log_in_beside(&machine, user, &format!("{program} {argument}"));
-        let proofs = if attack == "user_namespace" {
-            "/tmp/proof.namespace.*".to_owned()
-        } else {
-            format!("/tmp/proof.{uid}.*")
+        let proofs = match attack {
+            "user_namespace" => "/tmp/proof.namespace.*".to_owned(),
+            "subordinate" => "/tmp/proof.hop".to_owned(),
+            _ => format!("/tmp/proof.{uid}.*"),
         };
         machine.wait_until(&format!("grep -qs '{proof} *[1-9]' {proofs}"));
         uids.push(uid);
@@ -373,7 +389,7 @@ fn ten_who_defend_themselves_are_gone_a_minute_a_grace_and_five_seconds_after_th
     let began = std::time::Instant::now();
     machine.sh(&format!("until {gone}; do [ $SECONDS -lt 75 ] || exit 1; sleep 0.2; done")).succeeds();
     eprintln!("ten who defend themselves were gone after {:.1} s", began.elapsed().as_secs_f64());
-    for uid in &uids {
+    for uid in uids.iter().map(String::as_str).chain(["300004", "300006"]) {
         assert_eq!(left_of(&machine, uid), "");
     }
     bystanders.live(&machine);
