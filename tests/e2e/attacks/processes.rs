@@ -509,7 +509,22 @@ fn a_session_ends_with_a_privileged_group_that_iam_no_longer_gives() {
             work(&machine, user, "id -Gn >groups");
             machine.wait_until(&format!("grep -qw docker /home/{user}/groups"));
         }
+        // Nobody loses a group because IAM says nothing, or half of it.
+        for fault in
+            ["fail=reset", "fail=throttle&only=ListGroupsForUser", "fail=denied&only=ListGroupsForUser"]
+        {
+            for flush in ["true", "iamctl flush"] {
+                machine.fault(fault);
+                machine.sh(&format!("{flush}; iamctl sweep")).succeeds();
+                machine.sh("! test -e /tmp/alice.over && ! test -e /tmp/carol.over").succeeds();
+                machine.fault("fail=");
+            }
+        }
         machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')");
+        // A failure is remembered for a moment.
+        machine
+            .sh("until iamctl flush && box-ssh carol true; do [ $SECONDS -lt 20 ] || exit 1; done")
+            .succeeds();
         let said = machine.sh("iamctl sweep").succeeds();
         assert!(said.contains("ended the session of alice") && said.contains("group-withdrawn"), "{said}");
         machine.wait_until("test -e /tmp/alice.over");
