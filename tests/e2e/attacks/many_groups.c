@@ -18,13 +18,14 @@ int main(int argc, char **argv) {
         for (int at = 0; at < 65536; at++) groups[at] = 1 + at % 65535;
         if (setgroups(65536, groups) != 0) _exit(6);
         daemonize();
+        pid_t last = 0;
         for (int at = 0; at < atoi(argv[1]); at++)
-            if (fork() == 0) {
+            if ((last = fork()) == 0) {
                 if (setresuid(at + 1, at + 1, at + 1) != 0) _exit(10);
                 for (;;) pause();
             }
         int fd = open("/tmp/proof.groups", O_WRONLY | O_CREAT | O_TRUNC, 0644);
-        if (fd < 0 || dprintf(fd, "processes %s\n", argv[1]) < 0) _exit(7);
+        if (fd < 0 || dprintf(fd, "processes %s, the last %d\n", argv[1], last) < 0) _exit(7);
         for (;;) pause();
     }
     close(ready[1]);
