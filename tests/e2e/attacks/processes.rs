@@ -321,17 +321,35 @@ fn a_forged_loginuid_makes_nobody_else_the_withdrawn_user() {
 }
 
 #[test]
-fn a_user_who_defends_himself_delays_the_end_of_nobody_else() {
+fn a_user_who_cannot_be_ended_delays_the_end_of_nobody_else() {
     let machine = machine();
-    attack(&machine, "alice", "fork_loop", "", "forks");
+    let uid = machine.ssh("alice", "id -u").succeeds();
+    attack(&machine, "alice", "deaf_daemon", "", "beats");
     open_session(&machine, "carol");
     for user in ["alice", "carol"] {
         withdraw(&machine, user);
     }
-    // As if nothing could end alice: what is killed comes back at once.
-    machine.sh("mkdir /tmp/ends; (iamctl sweep >/tmp/ends/said 2>&1 </dev/null; touch /tmp/ends/over) >/dev/null 2>&1 &").succeeds();
-    machine.wait_until("test -e /tmp/carol.over");
-    machine.wait_until("test -e /tmp/ends/over && grep -q carol /tmp/ends/said");
+    // What is frozen by the first version of control groups cannot be killed. It is thawed in any case, or the box could not end.
+    let said = machine
+        .sh(&format!(
+            "mkdir /tmp/freezer && mount -t cgroup -o freezer none /tmp/freezer && mkdir /tmp/freezer/box.$$ && cd /tmp/freezer/box.$$ || exit
+             trap 'echo THAWED >freezer.state; until echo $$ >../cgroup.procs && rmdir $PWD 2>/dev/null; do sleep 0.1; done' EXIT
+             pgrep -u alice deaf_daemon | while read -r pid; do echo $pid >cgroup.procs; done
+             echo FROZEN >freezer.state; until grep -q FROZEN freezer.state; do sleep 0.02; done
+             iamctl sweep >/tmp/said 2>&1; echo status $?
+             cat /tmp/said; pgrep -u alice deaf_daemon >/dev/null && echo there
+             test -e /tmp/carol.over && echo over
+             echo THAWED >freezer.state; while pgrep -u alice deaf_daemon; do sleep 0.02; done"
+        ))
+        .succeeds();
+    for text in
+        ["status 1", "could not end all of what alice runs", "ended the session of carol", "there", "over"]
+    {
+        assert!(said.contains(text), "{text:?} is not in\n{said}");
+    }
+    assert_eq!(left_of(&machine, &uid), "");
+    machine.logs("authpriv", "event=sweep user=alice");
+    machine.logs("authpriv", "result=fail");
 }
 
 /// Who does what, of ten who are withdrawn together.
