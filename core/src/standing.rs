@@ -1,9 +1,9 @@
 //! Whose an account is: ours, adopted, or somebody else's. Answered without asking anybody but /etc/group.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::id::Uid;
 use crate::local;
 use crate::paths;
@@ -63,6 +63,30 @@ pub fn standing(name: &str, uid: Uid, config: &Config, files: &Files) -> io::Res
     let group = || local::group_by_name(&files.group, &accounts.adopt_group);
     let adopted = listed || group()?.is_some_and(|group| group.has(&account));
     Ok(if adopted { Standing::Adopted } else { Standing::Local })
+}
+
+/// Whose the account `name` with `uid` is, where `config` is what loading `config_path` gave. Where nobody can tell, it is taken
+/// for adopted: the resolver is asked, and refuses.
+pub fn standing_or_meant(
+    name: &str,
+    uid: Uid,
+    config: &Result<Config, ConfigError>,
+    config_path: &Path,
+    files: &Files,
+) -> Standing {
+    match config {
+        // uid 0 is the host's, whatever the configuration says.
+        _ if uid == Uid::ROOT => Standing::Local,
+        Ok(config) => standing(name, uid, config, files).unwrap_or(Standing::Adopted),
+        Err(_) if uid.is_ours() => Standing::Ours,
+        Err(_) => {
+            let text = std::fs::read(config_path).unwrap_or_default();
+            match could_be_adopted(name, uid, &String::from_utf8_lossy(&text), files) {
+                true => Standing::Adopted,
+                false => Standing::Local,
+            }
+        }
+    }
 }
 
 /// Whether an account might be adopted by a configuration that cannot be used. Then it is treated as adopted, which

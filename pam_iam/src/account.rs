@@ -7,7 +7,7 @@ use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::standing::{Files, Standing, could_be_adopted, standing};
+use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
 use users::os::unix::UserExt;
 
@@ -42,22 +42,7 @@ impl Subject {
         let user = users::get_user_by_name(&name)?;
         let uid = Uid(user.uid());
         let loaded = Config::load(config);
-        let files = Files::default();
-        let standing = match &loaded {
-            // uid 0 is the host's, whatever the configuration says.
-            _ if uid == Uid::ROOT => Standing::Local,
-            // Where nobody can tell, the resolver is asked, and refuses.
-            Ok(config) => standing(&name, uid, config, &files).unwrap_or(Standing::Adopted),
-            Err(_) if uid.is_ours() => Standing::Ours,
-            Err(_) => {
-                let text = std::fs::read(config).unwrap_or_default();
-                if could_be_adopted(&name, uid, &String::from_utf8_lossy(&text), &files) {
-                    Standing::Adopted
-                } else {
-                    Standing::Local
-                }
-            }
-        };
+        let standing = standing_or_meant(&name, uid, &loaded, config, &Files::default());
         let (gid, home) = (user.primary_group_id(), user.home_dir().to_owned());
         Some(Self { name, uid, gid, home, standing, config: loaded, config_path: config.to_owned() })
     }
