@@ -65,7 +65,10 @@ pub fn run(context: &Context) -> Result<bool, String> {
         Err(why) => findings.push(Finding::wrong(
             "configuration",
             why,
-            "mend the file; iam-resolver check-config FILE checks it; until then IAM users are kept out",
+            format!(
+                "mend the file; {} check-config FILE checks it; until then IAM users are kept out, and who is in stays in",
+                paths::RESOLVER
+            ),
         )),
         Ok(config) => {
             findings.push(Finding::ok("configuration", context.config_path.display().to_string()));

@@ -26,15 +26,25 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
         Service::Login => &explanation.login,
         Service::Sudo => &explanation.sudo,
     };
-    let allow = decision.allow && opens != Some(false);
+    // PAM and the key command read the configuration themselves, and refuse.
+    let mistake = context.config().err().filter(|_| explanation.standing != "local");
+    let allow = decision.allow && opens != Some(false) && mistake.is_none();
     let mut json = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
     if let Some(object) = json.as_object_mut() {
         object.insert("allow".to_owned(), json!(allow));
         if let Some(opens) = opens {
             object.insert("key_opens".to_owned(), json!(opens));
         }
+        if let Some(mistake) = &mistake {
+            object.insert("configuration".to_owned(), json!(mistake));
+        }
     }
-    context.output.show(&json, &text(&explanation, key.as_deref().zip(opens), &context.output));
+    let mut text = text(&explanation, key.as_deref().zip(opens), &context.output);
+    if let Some(mistake) = mistake {
+        let refused = context.output.paint(Tone::Bad, "refused all the same");
+        let _ = writeln!(text, "{:<11}{refused}: {mistake}", "but");
+    }
+    context.output.show(&json, &text);
     Ok(allow)
 }
 

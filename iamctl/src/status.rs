@@ -22,7 +22,14 @@ pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<bool, String>
     if let Some(json) = json.as_object_mut() {
         json.insert("sweep".to_owned(), sweep_json(&swept));
     }
-    context.output.show(&json, &text(&status, &swept));
+    let mut text = text(&status, &swept);
+    if let Err(mistake) = context.config() {
+        if let Some(json) = json.as_object_mut() {
+            json.insert("configuration".to_owned(), serde_json::json!(mistake));
+        }
+        let _ = writeln!(text, "{:<14}{mistake}; IAM users are kept out until it is mended", "configuration");
+    }
+    context.output.show(&json, &text);
     Ok(true)
 }
 

@@ -38,7 +38,11 @@ pub fn main(config: &Path) -> ExitCode {
         (Err(message), _) => Answer::Error { kind: Failure::BadRequest, message },
         (_, None) => Answer::Error {
             kind: Failure::Configuration,
-            message: format!("{} has an error; run: iam-resolver check-config", config.display()),
+            message: format!(
+                "{0} has an error; run: {1} check-config {0}",
+                config.display(),
+                paths::RESOLVER
+            ),
         },
         (Ok(envelope), Some(config)) => {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::log::{Level, Log};
+use pam_iam_core::paths;
 use pam_iam_core::wire::{Answer, Failure};
 use sd_notify::NotifyState;
 use tokio::io::Interest;
@@ -149,7 +150,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 /// While the configuration has an error, says so to whoever asks, so that nobody waits at the socket. Ends when it has none
 /// any more: the next resolver serves.
 async fn refuse_all(listener: AsyncFd<OwnedFd>, config: &Path) -> io::Result<()> {
-    let message = format!("{} has an error; run: iam-resolver check-config", config.display());
+    let message = format!("{0} has an error; run: {1} check-config {0}", config.display(), paths::RESOLVER);
     let frame = server::encode(&Answer::Error { kind: Failure::Configuration, message })?;
     let door = Door::new(&listener);
     loop {

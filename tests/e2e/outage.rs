@@ -145,8 +145,13 @@ fn a_configuration_with_an_error_is_told_at_once_and_a_mended_one_is_taken_up_by
     let machine = Machine::new().settings(FRESH).start();
     machine.ssh("alice", "true").succeeds();
     machine.sh("sed -i s/allow/alow/ /etc/pam_iam/config.toml").succeeds();
+    // The resolver goes on by what it has read; PAM and the key command do not.
+    machine.ssh("alice", "true").fails();
+    let said = machine.sh("iamctl explain alice").fails();
+    assert!(said.contains("but        refused all the same: /etc/pam_iam/config.toml:"), "{said}");
+    assert!(machine.sh("iamctl status").succeeds().contains("IAM users are kept out until it is mended"));
     machine.sh("pkill -x iam-resolver").succeeds();
-    machine.wait_until("iamctl status 2>&1 | grep -q '/etc/pam_iam/config.toml has an error; run: iam-resolver check-config'");
+    machine.wait_until("iamctl status 2>&1 | grep -q '/etc/pam_iam/config.toml has an error; run: /usr/libexec/pam_iam/iam-resolver check-config /etc/pam_iam/config.toml'");
     machine.run(&["getent", "passwd", "alice"]).fails();
     machine.sh("sed -i s/alow/allow/ /etc/pam_iam/config.toml").succeeds();
     machine.wait_until("iamctl status >/dev/null 2>&1");
