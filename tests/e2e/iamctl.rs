@@ -290,6 +290,16 @@ fn the_doctor_finds_what_is_wrong_with_pam_nss_sudo_and_owners() {
     ] {
         finds(&machine, &format!("{}; {change} {file}", copy(file)), what, &back(file));
     }
+    for service in ["cron", "atd", "systemd-user"] {
+        finds(
+            &machine,
+            &format!(
+                "cd /etc/pam.d; rm -f /tmp/saved; cp -p {service} /tmp/saved; echo @include common-account >{service}"
+            ),
+            &format!("{service}: pam_iam.so is not in the account phase"),
+            &format!("cd /etc/pam.d; rm {service}; [ ! -e /tmp/saved ] || mv /tmp/saved {service}"),
+        );
+    }
     finds(
         &machine,
         "chown nobody /usr/libexec/pam_iam/iam-resolver",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use pam_iam_core::config::{Config, Who};
 
-use super::Finding;
+use super::{Finding, State};
 
 const PAM_D: &str = "/etc/pam.d";
 
@@ -19,14 +19,37 @@ struct Line {
     rest: String,
 }
 
-/// Looks at the stacks of sshd and sudo.
+/// Stacks that start what belongs to a user again and again, each minute or at boot.
+const OF_JOBS: [&str; 4] = ["cron", "crond", "atd", "systemd-user"];
+
+/// Where a distribution has stacks that /etc/pam.d goes before.
+const PAM_D_OF_VENDOR: &str = "/usr/lib/pam.d";
+
+/// Looks at the stacks of sshd, sudo and what starts jobs.
 pub fn stacks(config: &Config) -> Vec<Finding> {
     let mut findings = vec![account("sshd", None), session()];
     if config.access.sudo != Who::None {
         let sudo = ["sudo", "sudo-i"].into_iter().filter(|service| Path::new(PAM_D).join(service).exists());
         findings.extend(sudo.map(|service| account(service, Some("policy=sudo"))));
     }
+    findings.extend(OF_JOBS.into_iter().filter_map(jobs));
     findings
+}
+
+/// The stack of a service that starts jobs, where there is one.
+fn jobs(service: &'static str) -> Option<Finding> {
+    let text = [PAM_D, PAM_D_OF_VENDOR]
+        .into_iter()
+        .find_map(|folder| std::fs::read_to_string(Path::new(folder).join(service)).ok())?;
+    let found = judge_account(service, &text, None, &|name| read(name).unwrap_or_default());
+    Some(match found.state {
+        State::Ok => found,
+        _ => Finding::warning(
+            "PAM",
+            format!("{}; what a withdrawn user has there starts again and again", found.what),
+            "iamctl enable, which may be run again, puts the line there",
+        ),
+    })
 }
 
 fn account(service: &'static str, argument: Option<&str>) -> Finding {
@@ -183,7 +206,6 @@ fn lines(text: &str, wanted: &str, include: &dyn Fn(&str) -> String, depth: usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::State;
 
     const OURS: &str = "account [success=ok new_authtok_reqd=ok ignore=ignore default=die] pam_iam.so\n";
 
