@@ -60,7 +60,8 @@ fn sessionless(context: &Context, sessions: &[Session]) -> std::io::Result<Vec<S
         .collect())
 }
 
-fn counted(processes: usize) -> String {
+/// A number of processes, in words.
+pub fn counted(processes: usize) -> String {
     if processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") }
 }
 

@@ -9,21 +9,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::Sweep;
+use pam_iam_core::config::{self, Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::log::{Level, Log};
-use pam_iam_core::name::LinuxName;
+use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::paths;
 use pam_iam_core::process::Process;
 use pam_iam_core::register::{Register, Session};
 use pam_iam_core::served::Served;
-use pam_iam_core::standing::{Files, Standing, standing};
+use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
 use pam_iam_sessions::owner::Owner;
 use pam_iam_sessions::termination::{self, Outcome, Progress, Termination};
 use serde_json::json;
 
 use crate::Context;
+use crate::sessions::counted as processes;
 use crate::swept::{self, Swept};
 
 mod judge;
@@ -43,14 +44,59 @@ struct Withdrawal {
     user: String,
     /// The uid.
     uid: Uid,
-    /// As the log has it.
-    reason: String,
+    /// Why.
+    cause: Cause,
     /// The sessions that end; none for what runs without one.
     sessions: Vec<Session>,
     /// What else of the user's holds one of these groups ends too.
     groups: BTreeSet<Gid>,
     /// Whether all that the user runs ends, or these sessions alone.
     whole_user: bool,
+}
+
+/// Why something ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The user may not log in.
+    Refused(Reason),
+    /// The key that opened a session no longer opens the account.
+    KeyWithdrawn,
+    /// The key that opened a session is not in IAM.
+    ForeignKey,
+    /// A session, or what runs without one, holds a privileged group which IAM no longer gives.
+    GroupWithdrawn,
+    /// IAM could not be asked for as long as `freshness.offline`.
+    Offline,
+    /// An operator said so.
+    Operator,
+}
+
+impl Cause {
+    /// As the log has it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused(reason) => reason.as_str(),
+            Self::KeyWithdrawn => "key-withdrawn",
+            Self::ForeignKey => "foreign-key",
+            Self::GroupWithdrawn => "group-withdrawn",
+            Self::Offline => "offline",
+            Self::Operator => "operator",
+        }
+    }
+
+    /// As the user is told it on the terminal.
+    fn for_user(self) -> &'static str {
+        match self {
+            Self::Refused(reason) => reason.for_user(Policy::Login),
+            Self::KeyWithdrawn => "the key of this session no longer opens this account",
+            Self::ForeignKey => "the key of this session is none that IAM has of you",
+            Self::GroupWithdrawn => {
+                "this session has a Linux group that was taken from you; log in again to work without it"
+            }
+            Self::Offline => "IAM could not be asked for too long whether you may still log in",
+            Self::Operator => "an administrator has ended all that you run on this host",
+        }
+    }
 }
 
 impl Withdrawal {
@@ -62,7 +108,9 @@ impl Withdrawal {
 
 /// True if all that was to end did.
 pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
-    let config = context.config()?;
+    let config = context.config().map_err(|why| {
+        format!("{why}; nobody is ended until that is mended, but by: iamctl sessions end USER")
+    })?;
     if let Err(why) = crate::mapped::write(context) {
         Log::to_syslog("iamctl").write(Level::Error, why);
     }
@@ -117,13 +165,18 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
             ),
         );
     }
+    let nobody = match judge.unanswered.len() {
+        0 => NOBODY.to_owned(),
+        1 => format!("{NOBODY}; IAM gave no answer about 1 user, who goes on"),
+        count => format!("{NOBODY}; IAM gave no answer about {count} users, who go on"),
+    };
     if dry_run {
-        report(context, &withdrawals, None, NOBODY);
+        report(context, &withdrawals, None, &nobody);
         return Ok(true);
     }
     let grace = config.sessions.grace.0.min(GRACE_MAX);
     let outcomes = end(context, &withdrawals, &register, grace, &mut log);
-    report(context, &withdrawals, Some(&outcomes), NOBODY);
+    report(context, &withdrawals, Some(&outcomes), &nobody);
     let complete = outcomes.iter().all(Outcome::is_complete);
     let took = record.finish(
         withdrawals
@@ -159,9 +212,14 @@ fn already_running(context: &Context) -> Result<bool, String> {
     Ok(true)
 }
 
-/// Ends all processes of a user at once. True if nothing is left.
+/// Ends all processes of a user at once, and the sessions that the user has in shared accounts. True if nothing is left.
 pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
-    let config = context.config()?;
+    let loaded = Config::load(&context.config_path);
+    // A mistake in the configuration keeps nobody in.
+    let (suffixes, grace) = match &loaded {
+        Ok(config) => (config.accounts.drop_suffix.clone(), config.sessions.grace.0),
+        Err(_) => (Vec::new(), config::Sessions::default().grace.0),
+    };
     let found = users::get_user_by_name(user).map(|found| Uid(found.uid()));
     let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
     let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
@@ -170,35 +228,57 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
     // A user whom NSS no longer shows may still have a session.
     let registered = open.iter().find(|session| session.user == user).map(|session| session.uid);
     let served = || Served::new(Path::new(paths::SERVED)).uids_of(user).into_iter().next();
-    let uid =
-        found.or(registered).or_else(served).ok_or_else(|| format!("there is no user {user:?} here"))?;
-    match standing(user, uid, &config, &Files::default()).map_err(|error| error.to_string())? {
-        Standing::Ours | Standing::Adopted => {}
-        Standing::Shared | Standing::Local => {
+    let uid = found.or(registered).or_else(served);
+    let standing =
+        uid.map(|uid| standing_or_meant(user, uid, &loaded, &context.config_path, &Files::default()));
+    let managed = uid.filter(|_| matches!(standing, Some(Standing::Ours | Standing::Adopted)));
+    let (own, other): (Vec<Session>, Vec<Session>) =
+        open.into_iter().partition(|session| Some(session.uid) == managed);
+    let (groups, cause) = (BTreeSet::new(), Cause::Operator);
+    let mut withdrawals: Vec<Withdrawal> = other
+        .into_iter()
+        .filter(|session| is_of(session, user, &suffixes))
+        .map(|session| {
+            let (user, uid, groups) = (session.user.clone(), session.uid, groups.clone());
+            Withdrawal { user, uid, cause, sessions: vec![session], groups, whole_user: false }
+        })
+        .collect();
+    match (managed, standing) {
+        (Some(uid), _) => {
+            let user = user.to_owned();
+            withdrawals.push(Withdrawal { user, uid, cause, sessions: own, groups, whole_user: true });
+        }
+        _ if !withdrawals.is_empty() => {}
+        (None, Some(Standing::Shared)) => {
+            return Err(format!(
+                "{user} is a shared account: its sessions end with those of the IAM users who opened them; iamctl sessions names them"
+            ));
+        }
+        (None, Some(_)) => {
             return Err(format!("{user} is a local account: only the processes of IAM users are ended"));
         }
+        (None, None) => return Err(format!("there is no user {user:?} here")),
     }
-    let withdrawals = [Withdrawal {
-        user: user.to_owned(),
-        uid,
-        reason: "operator".to_owned(),
-        sessions: open.into_iter().filter(|session| session.uid == uid).collect(),
-        groups: BTreeSet::new(),
-        whole_user: true,
-    }];
     let mut log = Log::to_syslog("iamctl");
-    let grace = config.sessions.grace.0.min(GRACE_MAX);
-    let outcomes = end(context, &withdrawals, &register, grace, &mut log);
+    let outcomes = end(context, &withdrawals, &register, grace.min(GRACE_MAX), &mut log);
     let nothing = format!("{user} runs nothing here");
     report(context, &withdrawals, Some(&outcomes), &nothing);
     Ok(outcomes.iter().all(Outcome::is_complete))
+}
+
+/// Whether the IAM user whose Linux name is `user` opened a session.
+fn is_of(session: &Session, user: &str, suffixes: &[String]) -> bool {
+    IamName::user(&session.iam_name)
+        .and_then(|name| name.to_linux(suffixes))
+        .is_ok_and(|linux| linux.as_str() == user)
 }
 
 /// Shows what was ended, or would be; `nothing` if that is nothing.
 fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outcome]>, nothing: &str) {
     let (mut text, mut json) = (String::new(), Vec::new());
     for (at, withdrawal) in withdrawals.iter().enumerate() {
-        let Withdrawal { user, reason, sessions, .. } = withdrawal;
+        let Withdrawal { user, cause, sessions, .. } = withdrawal;
+        let reason = cause.as_str();
         let outcome = outcomes.and_then(|outcomes| outcomes.get(at));
         let is_complete = outcome.is_none_or(Outcome::is_complete);
         let word = match outcome {
@@ -206,12 +286,17 @@ fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outc
             Some(_) if is_complete => "ended",
             Some(_) => "could not end all of",
         };
-        for pid in sessions.iter().map(|session| session.pid) {
-            text.push_str(&format!("{word} the session of {user} (pid {pid}): {reason}\n"));
-            json.push(json!({ "user": user, "pid": pid, "reason": reason, "ended": is_complete }));
+        for Session { pid, iam_name, .. } in sessions {
+            // The account may be shared, or called otherwise than the IAM user.
+            let whose =
+                if iam_name == user || iam_name.is_empty() { String::new() } else { format!("{iam_name}, ") };
+            text.push_str(&format!("{word} the session of {user} ({whose}pid {pid}): {reason}\n"));
+            json.push(
+                json!({ "user": user, "iam_name": iam_name, "pid": pid, "reason": reason, "ended": is_complete }),
+            );
         }
         if sessions.is_empty() && outcome.is_none_or(|outcome| withdrawal.had_something_to_end(outcome)) {
-            let count = outcome.map(|outcome| format!(" ({} processes)", outcome.ended)).unwrap_or_default();
+            let count = outcome.map(|outcome| format!(" ({})", processes(outcome.ended))).unwrap_or_default();
             text.push_str(&format!("{word} what {user} runs without a session{count}: {reason}\n"));
             json.push(json!({ "user": user, "pid": 0, "reason": reason, "ended": is_complete }));
         }
@@ -240,7 +325,7 @@ fn end(
             openers: withdrawal.sessions.iter().map(Session::process).collect(),
             groups: withdrawal.groups.clone(),
             whole_user: withdrawal.whole_user,
-            notice: format!("your access to this host was withdrawn ({})", withdrawal.reason),
+            notice: withdrawal.cause.for_user().to_owned(),
         })
     };
     // root has no owner, and is never withdrawn.
@@ -266,7 +351,7 @@ fn end(
             .with("service", of(|session| session.service.clone()))
             .with("rhost", of(|session| session.rhost.clone()))
             .with("result", result)
-            .with("reason", &withdrawal.reason)
+            .with("reason", withdrawal.cause.as_str())
     };
     let outcomes = termination::end(&terminations, grace, is_whole, |progress| {
         let (termination, result, processes) = match progress {

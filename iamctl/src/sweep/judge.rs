@@ -19,7 +19,7 @@ use pam_iam_sessions::owner::{Owned, Owner, SessionMarks};
 use pam_iam_sessions::table::Table;
 use pam_iam_sessions::{logind, managed};
 
-use super::Withdrawal;
+use super::{Cause, Withdrawal};
 use crate::Context;
 use crate::privileged::Privileged;
 
@@ -29,9 +29,6 @@ const ASKING_MAX: Duration = Duration::from_secs(20);
 
 /// How long it is asked about users who run processes without a session.
 const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
-
-/// The reason of a session, or of processes without one, that hold a privileged group which IAM no longer gives.
-const GROUP_WITHDRAWN: &str = "group-withdrawn";
 
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
@@ -51,9 +48,9 @@ enum Verdict {
     /// It may go on, said IAM so long ago.
     GoesOn(Duration),
     /// The user may no longer log in.
-    UserWithdrawn(String),
+    UserWithdrawn(Reason),
     /// What it was opened with, or given, is withdrawn: its key, or a privileged group.
-    SessionWithdrawn(&'static str),
+    SessionWithdrawn(Cause),
     /// Nobody can tell.
     Unknown,
 }
@@ -67,6 +64,8 @@ pub struct Judge<'a> {
     asked_until: Instant,
     /// The last user without a session whom this sweep or the one before asked about.
     pub last_asked: Option<Uid>,
+    /// The users of whom nobody could tell whether they may go on.
+    pub unanswered: BTreeSet<Uid>,
     /// How many questions there was no time for.
     without_answer: Cell<usize>,
     /// How many processes there was no time to read the groups of.
@@ -86,6 +85,7 @@ impl<'a> Judge<'a> {
             privileged: None,
             asked_until: Instant::now() + ASKING_MAX,
             last_asked,
+            unanswered: BTreeSet::new(),
             without_answer: Cell::new(0),
             unread: Cell::new(0),
             unknown: Vec::new(),
@@ -141,18 +141,20 @@ impl<'a> Judge<'a> {
                 Err(_) => Verdict::Unknown,
             };
             let managed = matches!(standing, Ok(Standing::Ours));
-            let (reason, whole_user) = match verdict {
+            let (cause, whole_user) = match verdict {
                 // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
                 Verdict::UserWithdrawn(reason) => {
-                    (reason, managed || matches!(standing, Ok(Standing::Adopted)))
+                    (Cause::Refused(reason), managed || matches!(standing, Ok(Standing::Adopted)))
                 }
                 // Its jobs are told from the user's others by the kernel's marks of the login; without such marks nobody
                 // could tell, and they all end.
-                Verdict::SessionWithdrawn(reason) => {
-                    (reason.to_owned(), managed && !has_marks(&session, &table))
+                Verdict::SessionWithdrawn(cause) => {
+                    // The user may log in, and is asked about what runs beside the session.
+                    confirmed.insert(session.uid);
+                    (cause, managed && !has_marks(&session, &table))
                 }
                 Verdict::Unknown if unconfirmed >= self.config.freshness.offline.0.max(OFFLINE_MIN) => {
-                    ("offline".to_owned(), managed)
+                    (Cause::Offline, managed)
                 }
                 Verdict::GoesOn(age) => {
                     let _ = register.confirm(&session, age);
@@ -161,13 +163,14 @@ impl<'a> Judge<'a> {
                     continue;
                 }
                 Verdict::Unknown => {
+                    self.unanswered.insert(session.uid);
                     staying.insert(session.uid);
                     continue;
                 }
             };
             let (user, uid) = (session.user.clone(), session.uid);
             let (sessions, groups) = (vec![session], BTreeSet::new());
-            let withdrawal = Withdrawal { user, uid, reason, sessions, groups, whole_user };
+            let withdrawal = Withdrawal { user, uid, cause, sessions, groups, whole_user };
             match users.get_mut(&uid).filter(|_| whole_user) {
                 Some(known) => known.sessions.extend(withdrawal.sessions),
                 None if whole_user => drop(users.insert(uid, withdrawal)),
@@ -194,22 +197,31 @@ impl<'a> Judge<'a> {
                     .then(|| self.with_a_lost_group(&name, uid, &processes, &mut owned))
                     .flatten(),
                 Owning::User(name) => match self.login(&name, uid) {
-                    Verdict::UserWithdrawn(reason) => Some(without_session(&name, uid, reason)),
+                    Verdict::UserWithdrawn(reason) => {
+                        Some(without_session(&name, uid, Cause::Refused(reason)))
+                    }
                     Verdict::GoesOn(_) => self.with_a_lost_group(&name, uid, &processes, &mut owned),
-                    _ => None,
+                    Verdict::Unknown => {
+                        self.unanswered.insert(uid);
+                        None
+                    }
+                    Verdict::SessionWithdrawn(_) => None,
                 },
                 Owning::Unknown => {
                     self.unknown.push(uid);
                     None
                 }
-                Owning::Unanswered => None,
+                Owning::Unanswered => {
+                    self.unanswered.insert(uid);
+                    None
+                }
             };
             // One who alone takes all the time is not to be the first again.
             if self.without_answer.get() == without_answer || at == 0 {
                 self.last_asked = Some(uid);
             }
             let Some(withdrawal) = withdrawal else { continue };
-            let is_same = |known: &&mut Withdrawal| known.uid == uid && known.reason == withdrawal.reason;
+            let is_same = |known: &&mut Withdrawal| known.uid == uid && known.cause == withdrawal.cause;
             match withdrawals.iter_mut().find(is_same) {
                 Some(known) => known.groups.extend(withdrawal.groups),
                 None => withdrawals.push(withdrawal),
@@ -258,8 +270,8 @@ impl<'a> Judge<'a> {
         if owned.holders(&owner, &groups).is_empty() {
             return None;
         }
-        let (user, reason) = (name.to_string(), GROUP_WITHDRAWN.to_owned());
-        Some(Withdrawal { user, uid, reason, sessions: Vec::new(), groups, whole_user: false })
+        let (user, cause) = (name.to_string(), Cause::GroupWithdrawn);
+        Some(Withdrawal { user, uid, cause, sessions: Vec::new(), groups, whole_user: false })
     }
 
     /// The privileged groups among `held` that the user no longer has.
@@ -292,7 +304,7 @@ impl<'a> Judge<'a> {
         // What a shared account or a local one has is the host's.
         let held = session.groups.iter().copied().collect();
         if standing == Standing::Ours && !self.lost(&name, &held).is_empty() {
-            return Verdict::SessionWithdrawn(GROUP_WITHDRAWN);
+            return Verdict::SessionWithdrawn(Cause::GroupWithdrawn);
         }
         // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
         let elsewhere = session.origin != Origin::Iam
@@ -308,7 +320,11 @@ impl<'a> Judge<'a> {
             match self.ask(&request) {
                 Some(Answer::Keys { keys }) if keys.is_empty() => {
                     let foreign = session.origin == Origin::Foreign;
-                    return Verdict::SessionWithdrawn(if foreign { "foreign-key" } else { "key-withdrawn" });
+                    return Verdict::SessionWithdrawn(if foreign {
+                        Cause::ForeignKey
+                    } else {
+                        Cause::KeyWithdrawn
+                    });
                 }
                 Some(Answer::Keys { .. }) => {}
                 _ => return Verdict::Unknown,
@@ -325,7 +341,7 @@ impl<'a> Judge<'a> {
             }
             // Whoever takes a permission from this host's role is not to end every session with it.
             Some(Answer::Decision(decision)) if decision.reason == Reason::Denied => Verdict::Unknown,
-            Some(Answer::Decision(decision)) => Verdict::UserWithdrawn(decision.reason.as_str().to_owned()),
+            Some(Answer::Decision(decision)) => Verdict::UserWithdrawn(decision.reason),
             _ => Verdict::Unknown,
         }
     }
@@ -349,12 +365,12 @@ fn in_turn<T>(users: BTreeMap<Uid, T>, last: Option<Uid>) -> Vec<(Uid, T)> {
 }
 
 /// All processes of a managed user who has no session and may not log in.
-fn without_session(name: &LinuxName, uid: Uid, reason: String) -> Withdrawal {
+fn without_session(name: &LinuxName, uid: Uid, cause: Cause) -> Withdrawal {
     let (sessions, groups) = (Vec::new(), BTreeSet::new());
     // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
     let other = users::get_user_by_name(name.as_str()).filter(|account| account.uid() != uid.0);
     let user = other.map_or_else(|| name.to_string(), |_| uid.to_string());
-    Withdrawal { user, uid, reason, sessions, groups, whole_user: true }
+    Withdrawal { user, uid, cause, sessions, groups, whole_user: true }
 }
 
 /// Whether the kernel marks what was started in a session, also what has left it.

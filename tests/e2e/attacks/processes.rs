@@ -333,7 +333,7 @@ fn a_user_who_cannot_be_ended_delays_the_end_of_nobody_else() {
     }
     // What is frozen by the first version of control groups cannot be killed. It is thawed in any case, or the box could not end.
     let said = machine
-        .sh(&format!(
+        .sh(
             "mkdir /tmp/freezer && mount -t cgroup -o freezer none /tmp/freezer && mkdir /tmp/freezer/box.$$ && cd /tmp/freezer/box.$$ || exit
              trap 'echo THAWED >freezer.state; until echo $$ >../cgroup.procs && rmdir $PWD 2>/dev/null; do sleep 0.1; done' EXIT
              pgrep -u alice deaf_daemon | while read -r pid; do echo $pid >cgroup.procs; done
@@ -342,7 +342,7 @@ fn a_user_who_cannot_be_ended_delays_the_end_of_nobody_else() {
              cat /tmp/said; pgrep -u alice deaf_daemon >/dev/null && echo there
              pgrep -u carol >/dev/null || echo over
              echo THAWED >freezer.state; while pgrep -u alice deaf_daemon; do sleep 0.02; done"
-        ))
+        )
         .succeeds();
     for text in
         ["status 1", "could not end all of the session of alice", "\nended what carol runs", "there", "over"]
@@ -506,12 +506,46 @@ fn an_operator_ends_everything_of_a_user_at_once_and_of_no_local_account() {
     open_session(&machine, "alice");
     machine.sh("useradd local; setpriv --reuid local --clear-groups setsid -f sleep 4901 </dev/null >/dev/null 2>&1").succeeds();
     let said = machine.sh("iamctl sessions end carol").succeeds();
-    assert!(said.contains("\nended what carol runs"), "{said}");
+    assert!(said.contains("ended the session of carol"), "{said}");
     assert_eq!(left_of(&machine, &uid), "");
     machine.logs("authpriv", "result=ended reason=operator");
     assert!(machine.sh("iamctl sessions end local").fails().contains("local is a local account"));
     assert!(machine.sh("iamctl sessions end root").fails().contains("root is a local account"));
     machine.sh("pgrep -f '^sleep 4901' && ! test -e /tmp/alice.over").succeeds();
+    // Whatever is wrong with the configuration.
+    machine.sh("sed -i s/allow/alow/ /etc/pam_iam/config.toml").succeeds();
+    let said = machine.sh("iamctl sweep").fails();
+    assert!(
+        said.contains("nobody is ended until that is mended, but by: iamctl sessions end USER"),
+        "{said}"
+    );
+    assert!(machine.sh("iamctl sessions end local").fails().contains("local is a local account"));
+    machine.sh("iamctl sessions end alice").succeeds();
+    machine.wait_until("test -e /tmp/alice.over");
+}
+
+#[test]
+fn an_operator_ends_the_sessions_that_a_user_has_in_shared_accounts() {
+    let machine = Machine::new()
+        .settings(
+            "[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[shared.deploy]\ngroups = ['ssh-users']",
+        )
+        .start();
+    machine
+        .sh("useradd -m -s /bin/bash deploy
+             for user in alice carol; do box-ssh -i $BOX_KEYS/$user deploy \"sleep 490\" </dev/null >/tmp/$user.out 2>&1 & done
+             until [ $(pgrep -c -f '^sleep 490$') = 2 ]; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.05; done")
+        .succeeds();
+    let said = machine.sh("iamctl sessions end deploy").fails();
+    assert!(
+        said.contains("deploy is a shared account") && said.contains("iamctl sessions names them"),
+        "{said}"
+    );
+    let said = machine.sh("iamctl sessions end alice").succeeds();
+    assert!(said.contains("ended the session of deploy (alice, pid "), "{said}");
+    machine.wait_until("[ $(pgrep -c -f '^sleep 490$') = 1 ]");
+    let left = machine.sh("iamctl --json sessions").succeeds();
+    assert!(left.contains("\"carol\"") && !left.contains("\"alice\""), "{left}");
 }
 
 #[test]
@@ -529,7 +563,7 @@ fn a_session_ends_with_a_privileged_group_that_iam_no_longer_gives() {
         machine.sh(&format!("{local}; iamctl write-mapped-gids")).succeeds();
         for user in ["alice", "carol"] {
             open_session(&machine, user);
-            work(&machine, user, "id -Gn >groups");
+            work(&machine, user, "setsid -f sleep 4960 </dev/null >/dev/null 2>&1; id -Gn >groups");
             machine.wait_until(&format!("grep -qw docker /home/{user}/groups"));
         }
         // Nobody loses a group because IAM says nothing, or half of it.
@@ -538,7 +572,11 @@ fn a_session_ends_with_a_privileged_group_that_iam_no_longer_gives() {
         {
             for flush in ["true", "iamctl flush"] {
                 machine.fault(fault);
-                machine.sh(&format!("{flush}; iamctl sweep")).succeeds();
+                let said = machine.sh(&format!("{flush}; iamctl sweep")).succeeds();
+                assert!(
+                    flush == "true" || said.contains("IAM gave no answer about 2 users, who go on"),
+                    "{fault}: {said}"
+                );
                 machine.sh("! test -e /tmp/alice.over && ! test -e /tmp/carol.over").succeeds();
                 machine.fault("fail=");
             }
@@ -551,7 +589,8 @@ fn a_session_ends_with_a_privileged_group_that_iam_no_longer_gives() {
         let said = machine.sh("iamctl sweep").succeeds();
         assert!(said.contains("ended the session of alice") && said.contains("group-withdrawn"), "{said}");
         machine.wait_until("test -e /tmp/alice.over");
-        machine.sh("! test -e /tmp/carol.over").succeeds();
+        // What has left the session ends with it.
+        machine.sh("! test -e /tmp/carol.over && pgrep -u carol -f '^sleep 4960' && ! pgrep -u alice -f '^sleep 4960'").succeeds();
         assert!(
             !machine.ssh("alice", "id -Gn").succeeds().contains("docker"),
             "and she may come back without it"
