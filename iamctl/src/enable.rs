@@ -3,6 +3,7 @@
 //! What is to be changed is worked out first, checked, and written down; then each file is replaced by a rename. If anything
 //! fails, what was done is taken back. sshd is reloaded, never restarted: no open session notices.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use pam_iam_core::id::Uid;
@@ -120,6 +121,14 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
              them: {}",
             left.len(),
             left.join(" ")
+        ));
+    }
+    let open = crate::sessions::open().unwrap_or_default();
+    let users: BTreeSet<&str> = open.iter().map(|session| session.user.as_str()).collect();
+    if !users.is_empty() {
+        context.output.remark(&format!(
+            "these are still logged in, and no sweep ends them any more: {}; iamctl sessions end USER does",
+            users.into_iter().collect::<Vec<_>>().join(" ")
         ));
     }
     Ok(true)

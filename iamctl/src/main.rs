@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use pam_iam_core::ask::{Mode, Resolver};
 use pam_iam_core::audit::Event;
+use pam_iam_core::client::AskError;
 use pam_iam_core::config::Config;
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::name::LinuxName;
@@ -157,6 +158,13 @@ impl Context {
         }
     }
 
+    /// Whether no daemon listens, so that nothing is remembered from one question to the next.
+    fn has_no_daemon(&self) -> bool {
+        let patience = Request::Status.patience();
+        let answer = client::ask(&self.resolver.socket, &Request::Status, Deadline::after(patience));
+        matches!(answer, Err(AskError::NoListener(_)))
+    }
+
     /// Has the daemon, where one listens, write an event into its own journal as well.
     fn record(&self, event: &Event) {
         let request = Request::Record { line: event.to_string() };
@@ -215,6 +223,11 @@ fn completions(shell: clap_complete::Shell) -> Result<bool, String> {
 
 fn flush(context: &Context, user: Option<&str>) -> Result<bool, String> {
     let name = user.map(linux_name).transpose()?;
+    if context.has_no_daemon() {
+        let json = serde_json::json!({ "forgotten": 0, "daemon": false });
+        context.output.show(&json, "no resolver runs, so nothing is remembered");
+        return Ok(true);
+    }
     let Flushed { forgotten } = context.report(&Request::Flush { name })?;
     let json = serde_json::json!({ "forgotten": forgotten });
     context.output.show(&json, &format!("{forgotten} forgotten; IAM is asked again"));

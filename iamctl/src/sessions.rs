@@ -38,7 +38,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
 }
 
 /// The open sessions. None where nobody ever logged in.
-fn open() -> std::io::Result<Vec<Session>> {
+pub fn open() -> std::io::Result<Vec<Session>> {
     let register = Register::open_if_made(Path::new(paths::SESSIONS))?;
     let sessions = register.map_or(Ok(Vec::new()), |register| register.sessions())?;
     Ok(sessions.into_iter().map(|(session, _)| session).collect())

@@ -23,6 +23,13 @@ pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<bool, String>
         json.insert("sweep".to_owned(), sweep_json(&swept));
     }
     let mut text = text(&status, &swept);
+    if context.has_no_daemon() {
+        if let Some(json) = json.as_object_mut() {
+            json.insert("daemon".to_owned(), serde_json::json!(false));
+        }
+        let _ =
+            writeln!(text, "{:<14}none runs: a process for each question, which remembers nothing", "daemon");
+    }
     if let Err(mistake) = context.config() {
         if let Some(json) = json.as_object_mut() {
             json.insert("configuration".to_owned(), serde_json::json!(mistake));

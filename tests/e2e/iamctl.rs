@@ -158,6 +158,13 @@ fn status_counts_and_flush_forgets() {
 }
 
 #[test]
+fn without_a_daemon_status_and_flush_say_that_none_runs() {
+    let machine = Machine::new().without_daemon().start();
+    assert!(machine.sh("iamctl status").succeeds().contains("daemon        none runs"));
+    assert_eq!(machine.sh("iamctl flush").succeeds(), "no resolver runs, so nothing is remembered");
+}
+
+#[test]
 fn lint_finds_everybody_who_will_have_trouble() {
     let machine = cast().start();
     let done = machine.run(&["iamctl", "lint"]);

@@ -2,7 +2,7 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
-use pam_iam_tests::{Builder, Machine, package, repository};
+use pam_iam_tests::{Builder, Machine, open_session, package, repository};
 use serde_json::{Value, json};
 
 /// Lists the files of the machine that are not in /etc, but for what comes and goes by itself.
@@ -319,7 +319,9 @@ fn what_was_switched_on_by_hand_is_taken_back_too_and_imported_accounts_are_name
     let machine = Machine::new().importer().start();
     machine.sh("iamctl enable").succeeds();
     machine.sh("ls /etc/systemd/system/*.wants | grep -q iam-resolver.socket").succeeds();
+    open_session(&machine, "alice");
     let said = machine.sh("iamctl disable 2>&1").succeeds();
+    assert!(said.contains("still logged in, and no sweep ends them any more: alice"), "{said}");
     assert!(said.contains("2 accounts of IAM users stay in /etc/passwd") && said.contains("alice"), "{said}");
     machine.sh("! grep -r pam_iam.so /etc/pam.d && ! grep -w iam /etc/nsswitch.conf && ! ls /etc/systemd/system/*.wants | grep iam-").succeeds();
     machine
