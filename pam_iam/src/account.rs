@@ -66,6 +66,9 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         host.audit(Severity::Warning, &event);
         return Outcome::UnknownUser;
     };
+    if arguments.policy == Policy::Sudo && is_of_another(host.process_uid(), &subject) {
+        return refuse_another(begun, host, &subject.name);
+    }
     // To a shared account IAM only adds keys; what else it may do, its cron jobs too, is the host's business.
     if let Standing::Local | Standing::Shared = subject.standing {
         if arguments.policy == Policy::Sudo
@@ -96,6 +99,26 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
             Outcome::Unavailable
         }
     }
+}
+
+/// Whether sudo is invoked by a uid that is not the account's: another directory has an account of that name, or the name has
+/// changed hands. Of accounts that IAM has no part in that is the host's business.
+fn is_of_another(invoker: Uid, subject: &Subject) -> bool {
+    let is_local = matches!(subject.standing, Standing::Local | Standing::Shared);
+    invoker != Uid::ROOT && invoker != subject.uid && (!is_local || invoker.is_ours())
+}
+
+fn refuse_another(begun: Event, host: &mut impl Host, user: &str) -> Outcome {
+    let invoker = host.process_uid();
+    let event = refused(begun, host, "uid-mismatch");
+    host.audit(Severity::Warning, &event);
+    let why = format!(
+        "{user}: sudo was invoked by uid {invoker}, which is not the uid of that account; an administrator can look for two \
+         accounts of that name: getent passwd {user}; getent passwd {invoker}"
+    );
+    host.log(Severity::Warning, &why);
+    host.tell(&format!("{why}."));
+    Outcome::Denied
 }
 
 /// The group that grants sudo by what IAM says and that `subject`, about whom IAM is not asked, holds all the same.
@@ -189,6 +212,7 @@ pub mod tests {
     pub struct FakeHost {
         pub user: Option<String>,
         pub requesting: String,
+        pub uid: u32,
         pub gids: Vec<Gid>,
         pub told: Vec<String>,
         pub logged: Vec<String>,
@@ -209,6 +233,9 @@ pub mod tests {
         }
         fn environment(&mut self, _: &CStr) -> Option<String> {
             None
+        }
+        fn process_uid(&self) -> Uid {
+            Uid(self.uid)
         }
         fn process_gids(&self) -> Vec<Gid> {
             self.gids.clone()
@@ -281,6 +308,22 @@ pub mod tests {
         assert!(daemon.told[0].contains("gpasswd -d daemon iam-sudo"), "{:?}", daemon.told);
         assert_eq!(check(&mut with_the_group("root"), &arguments(Policy::Sudo)), Outcome::Ignore);
         assert_eq!(check(&mut with_the_group("daemon"), &arguments(Policy::Login)), Outcome::Ignore);
+    }
+
+    #[test]
+    fn a_managed_uid_uses_no_sudo_by_the_name_of_a_local_account() {
+        let invoked_by = |uid: u32| FakeHost {
+            user: Some("root".into()),
+            requesting: "daemon".into(),
+            uid,
+            ..FakeHost::default()
+        };
+        let mut managed = invoked_by(pam_iam_core::id::FIRST);
+        assert_eq!(check(&mut managed, &arguments(Policy::Sudo)), Outcome::Denied);
+        assert!(managed.logged[0].contains("reason=uid-mismatch"), "{:?}", managed.logged);
+        assert!(managed.told[0].contains("getent passwd daemon"), "{:?}", managed.told);
+        assert_eq!(check(&mut invoked_by(5000), &arguments(Policy::Sudo)), Outcome::Ignore, "the host's own");
+        assert_eq!(check(&mut managed, &arguments(Policy::Login)), Outcome::Ignore);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use pam_iam_core::audit::Event;
-use pam_iam_core::id::Gid;
+use pam_iam_core::id::{Gid, Uid};
 
 /// The application that called.
 pub trait Host {
@@ -17,6 +17,8 @@ pub trait Host {
     fn remote_host(&self) -> String;
     /// A variable of PAM's environment.
     fn environment(&mut self, name: &CStr) -> Option<String>;
+    /// The real uid of the calling process: with sudo, that of who invoked it.
+    fn process_uid(&self) -> Uid;
     /// The gids of the calling process.
     fn process_gids(&self) -> Vec<Gid>;
     /// The gids that initgroups(3) would give `user` with the primary group `gid`.

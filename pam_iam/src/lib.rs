@@ -27,7 +27,7 @@ use pam::module::{PamHandle, PamHooks};
 use pam_iam_core::audit::Event;
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::escape::Value;
-use pam_iam_core::id::Gid;
+use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::wire::Request;
 use pam_iam_core::{client, paths};
 
@@ -165,6 +165,10 @@ impl Host for PamHost<'_> {
         }
         // SAFETY: pam_getenv(3) returns a C string, which we copy before anything else is asked of PAM.
         Some(unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
+    }
+
+    fn process_uid(&self) -> Uid {
+        Uid(rustix::process::getuid().as_raw())
     }
 
     fn process_gids(&self) -> Vec<Gid> {

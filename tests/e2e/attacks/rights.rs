@@ -132,6 +132,29 @@ fn the_group_of_sudo_lets_nobody_in_who_only_has_the_name_of_an_admin() {
 }
 
 #[test]
+fn an_account_of_another_directory_with_the_name_of_an_admin_of_iam_is_not_that_admin() {
+    const OTHER: &str = "mkdir -p /var/lib/extrausers; echo 'carol:x:5000:5000::/:/bin/bash' >/var/lib/extrausers/passwd; echo 'carol:x:5000:' >/var/lib/extrausers/group; touch /var/lib/extrausers/shadow";
+    for builder in [Machine::new(), Machine::new().importer()] {
+        let machine = builder.start();
+        // Ours is found first, as a file or as the service before the other.
+        machine
+            .sh(&format!(
+                "{OTHER}; sed -i 's/^passwd:.*/passwd: files iam extrausers/; s/^group:.*/group: files iam extrausers/' /etc/nsswitch.conf
+                 grep -q ^carol: /etc/passwd && sed -i 's/ iam / /' /etc/nsswitch.conf; true"
+            ))
+            .succeeds();
+        assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
+        let gid = machine.sh("getent group iam-sudo | cut -d: -f3").succeeds();
+        for groups in ["--clear-groups", &format!("--groups {gid}")] {
+            let said = machine.sh(&format!("setpriv --reuid 5000 --regid 5000 {groups} sudo -n id -u 2>&1"));
+            assert!(said.status != 0 && !said.stdout.starts_with('0'), "{said:?}");
+        }
+        machine.logs("authpriv", "reason=uid-mismatch");
+        machine.logs("authpriv", "carol: sudo was invoked by uid 5000, which is not the uid of that account");
+    }
+}
+
+#[test]
 fn an_account_that_glibc_has_and_that_is_not_utf_8_uses_no_sudo_by_iam_sudo() {
     let machine = Machine::new().start();
     machine.sh(r"printf 'latin:x:5001:5001:M\374ller:/tmp:/bin/bash\n' >>/etc/passwd").succeeds();
@@ -199,9 +222,9 @@ while True:
     c, _ = s.accept()
     data = c.recv(65536)[4:]
     ask = json.loads(data)
-    user = {"name": ask.get("name", "alice"), "uid": 1944996577, "gid": 1944996577, "gecos": "", "home": "/", "shell": "/bin/sh"}
+    user = {"name": ask.get("name", "alice"), "uid": 2044996577, "gid": 2044996577, "gecos": "", "home": "/", "shell": "/bin/sh"}
     answer = {
-        "groups-of": {"answer": "groups", "gids": [0, 27, 4, 2014797489, 1944996577]},
+        "groups-of": {"answer": "groups", "gids": [0, 27, 4, 2121148082, 2044996577]},
         "user-by-name": {"answer": "user", **user, "uid": 0, "gid": 0} if ask.get("name") == "zoe" else {"answer": "user", **user, "home": "/root:x", "name": "alice"},
         "user-by-uid": {"answer": "user", **user, "name": "root", "uid": 0},
         "group-by-name": {"answer": "group", "name": "iam-sudo", "gid": 27, "members": ["nobody"]},
@@ -216,12 +239,12 @@ until test -S /run/liar/sock; do sleep 0.02; done; ln -s /run/liar/sock /run/pam
         .succeeds();
     // The groups of an account of ours, asked as initgroups does: with a base gid of our range.
     let groups = machine
-        .sh("python3 -c 'import os; print(sorted(os.getgrouplist(\"alice\", 1944996577)))'")
+        .sh("python3 -c 'import os; print(sorted(os.getgrouplist(\"alice\", 2044996577)))'")
         .succeeds();
-    assert_eq!(groups, "[1944996577, 2014797489]");
+    assert_eq!(groups, "[2044996577, 2121148082]");
     machine.run(&["getent", "passwd", "zoe"]).fails();
     machine.run(&["getent", "passwd", "alice"]).fails();
-    machine.run(&["getent", "passwd", "1944996577"]).fails();
+    machine.run(&["getent", "passwd", "2044996577"]).fails();
     machine.run(&["getent", "group", "iam-sudo"]).fails();
     machine.sh("id root && getent passwd root").succeeds();
 }
