@@ -8,16 +8,18 @@ use serde::{Deserialize, Serialize};
 
 /// The first id of the range that ids of IAM users and groups are hashed into.
 ///
-/// The range 1879048192..=2147483646 is what systemd's table of uids leaves unused:
-/// <https://systemd.io/UIDS-GIDS/> ("HIC SVNT LEONES" begins at 2147483648; 1879048191 is the last id of the
-/// container range).
-pub const FIRST: u32 = 1_879_048_192;
+/// The range is above what sssd (`ldap_idmap_range_max`) and FreeIPA map by default, up to 2000200000, and below the foreign
+/// uids of systemd's table, from 2147352576: <https://systemd.io/UIDS-GIDS/>.
+pub const FIRST: u32 = 0x7800_0000;
 
-/// The last id of the range.
-pub const LAST: u32 = 2_147_483_646;
+/// The last id of the range that ids are hashed into.
+pub const LAST_HASHED: u32 = 0x7FFC_FFFF;
+
+/// The last id that may be a user's of ours: those above [`LAST_HASHED`] are assigned by operators.
+pub const LAST: u32 = 0x7FFD_FFFE;
 
 /// [`Gid::IAM_SUDO`] as a number. A test of the resolver holds it to the hash.
-const IAM_SUDO_GID: u32 = 2_014_797_489;
+const IAM_SUDO_GID: u32 = 2_121_148_082;
 
 /// A user id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,7 +32,7 @@ pub struct Uid(pub u32);
 pub struct Gid(pub u32);
 
 impl Uid {
-    /// The uid that is assigned to no user: the process that ends a user's processes runs under it.
+    /// The uid after the last of ours, which is no user's: the process that ends a user's processes runs under it.
     pub const RESERVED: Self = Self(0x7FFD_FFFF);
 
     /// The superuser, who is never ours, whatever a configuration says.
@@ -77,7 +79,7 @@ mod tests {
     #[test]
     fn the_range_is_closed_at_both_ends() {
         assert!(Uid(FIRST).is_ours() && Uid(LAST).is_ours());
-        assert!(!Uid(FIRST - 1).is_ours() && !Uid(LAST + 1).is_ours());
+        assert!(!Uid(FIRST - 1).is_ours() && !Uid(LAST + 1).is_ours() && !Uid::RESERVED.is_ours());
         assert!(!Uid::ROOT.is_ours() && !Uid(65_534).is_ours() && !Gid(1000).is_ours());
     }
 }

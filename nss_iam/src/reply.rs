@@ -186,8 +186,8 @@ mod tests {
     fn alice() -> User {
         User {
             name: name("alice"),
-            uid: Uid(1_900_000_000),
-            gid: Gid(1_900_000_000),
+            uid: Uid(2_100_000_000),
+            gid: Gid(2_100_000_000),
             gecos: "alice".into(),
             home: "/home/alice".into(),
             shell: "/bin/bash".into(),
@@ -220,7 +220,7 @@ mod tests {
                 unsafe { passwd(&alice(), &raw mut entry, area) }?;
                 // SAFETY: the entry was filled, and its buffer is alive.
                 assert_eq!(unsafe { CStr::from_ptr(entry.pw_dir) }, c"/home/alice");
-                assert_eq!(entry.pw_uid, 1_900_000_000);
+                assert_eq!(entry.pw_uid, 2_100_000_000);
                 Ok(())
             };
             assert_eq!(smallest(fill, shift), needed);
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_groups_members_are_aligned_and_null_terminated() {
         let found =
-            Group { name: name("dev"), gid: Gid(1_900_000_001), members: vec![name("a"), name("bb")] };
+            Group { name: name("dev"), gid: Gid(2_100_000_001), members: vec![name("a"), name("bb")] };
         for shift in 0..8 {
             let fill = |area: Area| {
                 // SAFETY: all zeros is a `struct group`.

@@ -434,10 +434,9 @@ fn verdict_by(access: &Access, policy: Policy, person: &Person) -> Verdict {
     policy::decide(access, policy, &groups)
 }
 
-/// Whether `uid` is no user's, whatever an id hashes to: its private group would be one of our own two groups, or it is the
-/// one that a user's processes are killed under.
+/// Whether `uid` is no user's, whatever an id hashes to: its private group would be one of our own two groups.
 fn is_never_a_users(uid: Uid) -> bool {
-    uid == Uid::RESERVED || [IAM_USERS, IAM_SUDO].map(ids::gid_of).contains(&uid.private_group())
+    [IAM_USERS, IAM_SUDO].map(ids::gid_of).contains(&uid.private_group())
 }
 
 fn refusal(reason: Reason, person: Option<&Person>, source: Source, age: u64) -> Answer {

@@ -9,8 +9,8 @@ fn users(names: &[&str]) -> Value {
     json!({"groups": ["ssh-users", "ssh-admins"], "users": names.iter().map(user).collect::<Vec<_>>()})
 }
 
-/// Two UserIds with one uid, 1945008065 (docs/uids.md has the function).
-const IDS_THAT_MEET: [&str; 2] = ["AIDAEXAMPLE0000006712", "AIDAEXAMPLE0000020186"];
+/// Two UserIds with one uid, 2019794717 (docs/uids.md has the function).
+const IDS_THAT_MEET: [&str; 2] = ["AIDAEXAMPLE0000006202", "AIDAEXAMPLE0000012239"];
 
 const EVIL: [&str; 11] = [
     "root",
@@ -68,7 +68,7 @@ fn names_are_refused(machine: &Machine) {
             .split(':')
             .nth(2)
             .and_then(|uid| uid.parse::<u32>().ok())
-            .is_some_and(|uid| uid >= 1_879_048_192);
+            .is_some_and(|uid| uid >= 2_013_265_920);
         assert!(!ours, "{name:?}: {entry}");
     }
     machine.ssh("Bob", "true").succeeds();
@@ -167,13 +167,13 @@ fn of_two_users_with_one_uid_the_later_gets_nothing() {
                 {"name": "early", "id": IDS_THAT_MEET[0], "groups": ["ssh-users"], "keys": [{}]},
                 {"name": "late", "id": IDS_THAT_MEET[1], "groups": ["ssh-users"], "keys": [{}]}]}))
             .start();
-        assert_eq!(machine.ssh("early", "id -u").succeeds(), "1945008065");
+        assert_eq!(machine.ssh("early", "id -u").succeeds(), "2019794717");
         machine.ssh("late", "true").fails();
         machine.run(&["getent", "passwd", "late"]).fails();
         assert_eq!(machine.sh("/usr/libexec/pam_iam/iam-authorized-keys late").stdout, "");
-        assert_eq!(machine.sh("/usr/libexec/pam_iam/iam-authorized-keys --uid 1945008065 late").stdout, "");
-        assert_eq!(machine.sh("getent passwd 1945008065 | cut -d: -f1").succeeds(), "early");
-        machine.logs("resolver", "refused IAM user late: it has the uid 1945008065 of early, who came first");
+        assert_eq!(machine.sh("/usr/libexec/pam_iam/iam-authorized-keys --uid 2019794717 late").stdout, "");
+        assert_eq!(machine.sh("getent passwd 2019794717 | cut -d: -f1").succeeds(), "early");
+        machine.logs("resolver", "refused IAM user late: it has the uid 2019794717 of early, who came first");
     }
 }
 

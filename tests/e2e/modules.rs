@@ -109,10 +109,10 @@ fn a_panic_in_nss_reads_as_unavailable_and_the_host_lives() {
     let machine = panicking();
     for (entry, command) in [
         ("getpwnam_r", "getent passwd alice"),
-        ("getpwuid_r", "getent passwd 2000000000"),
+        ("getpwuid_r", "getent passwd 2100000000"),
         ("getgrnam_r", "getent group iam-users"),
-        ("getgrgid_r", "getent group 2039175081"),
-        ("initgroups_dyn", "id -G alice | grep 2039175081"),
+        ("getgrgid_r", "getent group 2018472259"),
+        ("initgroups_dyn", "id -G alice | grep 2018472259"),
     ] {
         let done = machine.sh(&format!("NSS_IAM_TEST_PANIC={entry} {command}"));
         assert!(done.status == 1 || done.status == 2, "{entry}: {done:?}");

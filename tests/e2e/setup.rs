@@ -228,3 +228,18 @@ printf '#!/bin/sh\nexit 0\n' >/opt/apt/sleep; chmod 755 /opt/apt/*")
     let never = machine.run(&["sh", "-c", &apt]);
     assert!(never.status == 1 && never.stderr.contains("still holds its lock after 600 s"), "{never:?}");
 }
+
+#[test]
+fn the_published_numbers_of_users_are_those_of_the_published_command() {
+    let text = std::fs::read_to_string(repository().join("docs/uids.md")).expect("docs/uids.md");
+    let command = text.lines().find(|line| line.starts_with("    python3 -c ")).expect("a command").trim();
+    let command = command.rsplit_once(' ').expect("an id at its end").0;
+    let mut count = 0;
+    for row in text.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let (id, number) = row.split_once("` | ").expect("two columns");
+        let said = Command::new("sh").args(["-c", &format!("{command} {id}")]).output().expect("python3");
+        assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), number.trim_end_matches(" |"), "{id}");
+        count += 1;
+    }
+    assert!(count >= 20, "{count}");
+}

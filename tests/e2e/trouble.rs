@@ -181,7 +181,7 @@ listener.bind('/run/pam_iam/mine')
 os.chmod('/run/pam_iam/mine', 0o666)
 listener.listen(100)
 os.rename('/run/pam_iam/mine', '/run/pam_iam/resolver.sock')
-user = dict(answer='user', name='eve', uid=1900000000, gid=1900000000, gecos='', home='/', shell='/bin/sh')
+user = dict(answer='user', name='eve', uid=2100000000, gid=2100000000, gecos='', home='/', shell='/bin/sh')
 decision = dict(answer='decision', allow=True, reason='all', source='iam', age=0)
 while True:
     client = listener.accept()[0]
@@ -198,7 +198,7 @@ while True:
         .succeeds();
     machine.wait_until("test -S /run/pam_iam/resolver.sock");
     machine.run(&["getent", "passwd", "eve"]).fails();
-    let uid = 1_900_000_000;
+    let uid = 2_100_000_000;
     machine.sh(&format!("echo 'alice:x:{uid}:{uid}::/home/alice:/bin/bash' >>/etc/passwd")).succeeds();
     machine.sh("pamtester sshd alice acct_mgmt").fails();
     machine.logs("authpriv", "belongs to uid 65534");

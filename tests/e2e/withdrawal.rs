@@ -74,11 +74,11 @@ fn who_takes_the_name_of_a_deleted_user_does_not_get_the_home() {
 fn the_home_of_an_account_that_lives_is_nobodys_to_move_aside() {
     let machine = Machine::new().settings("[home]\non_mismatch = 'aside'").start();
     // As the importer leaves an account whose IAM user was renamed.
-    machine.sh("echo 'robert:*:1900000001:1900000001::/home/alice:/bin/bash' >>/etc/passwd; install -d -m 700 -o 1900000001 /home/alice").succeeds();
+    machine.sh("echo 'robert:*:2100000001:2100000001::/home/alice:/bin/bash' >>/etc/passwd; install -d -m 700 -o 2100000001 /home/alice").succeeds();
     machine.ssh("alice", "true").fails();
     assert_eq!(
         machine.sh("stat -c %u /home/alice; ls -d /home/alice*").succeeds(),
-        "1900000001\n/home/alice"
+        "2100000001\n/home/alice"
     );
 }
 

@@ -465,19 +465,19 @@ fn a_uid_of_which_nobody_knows_whose_it_is_is_left_alone_and_named() {
     let machine = machine();
     // Another directory's account, and a user of ours whom nobody remembers but the host's own list.
     machine
-        .sh("setpriv --reuid 1900000123 --clear-groups setsid -f sleep 4700 </dev/null >/dev/null 2>&1")
+        .sh("setpriv --reuid 2100000123 --clear-groups setsid -f sleep 4700 </dev/null >/dev/null 2>&1")
         .succeeds();
-    machine.sh("setpriv --reuid 1900000124 --clear-groups setsid -f sleep 4701 </dev/null >/dev/null 2>&1; mkdir -p -m 700 /var/lib/pam_iam/served; printf dave >/var/lib/pam_iam/served/1900000124").succeeds();
+    machine.sh("setpriv --reuid 2100000124 --clear-groups setsid -f sleep 4701 </dev/null >/dev/null 2>&1; mkdir -p -m 700 /var/lib/pam_iam/served; printf dave >/var/lib/pam_iam/served/2100000124").succeeds();
     machine.sh("iamctl sweep").succeeds();
     machine.sh("pgrep -f '^sleep 4700' && ! pgrep -f '^sleep 4701'").succeeds();
     assert!(
         machine
             .sh("iamctl status")
             .succeeds()
-            .contains("left alone, since nobody knows whose they are: uid 1900000123")
+            .contains("left alone, since nobody knows whose they are: uid 2100000123")
     );
-    machine.logs("authpriv", "uid 1900000123 is in the range of IAM users");
-    assert!(machine.sh("iamctl doctor").stdout.contains("uid 1900000123 runs processes"));
+    machine.logs("authpriv", "uid 2100000123 is in the range of IAM users");
+    assert!(machine.sh("iamctl doctor").stdout.contains("uid 2100000123 runs processes"));
 }
 
 #[test]
