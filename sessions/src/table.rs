@@ -11,6 +11,7 @@ use std::time::Duration;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::{Process, Stat, has_ended, stat};
 use pam_iam_core::{local, paths};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -154,10 +155,36 @@ impl Table {
 }
 
 /// Whether the program that a process runs is the host's, and its file gives the process `gid`.
+///
+/// A user may have the program on a file system that he serves himself, which lies or never answers: so it is first asked, of
+/// the kernel alone, which mount the file is on.
 fn is_lent(pid: i32, gid: Gid) -> bool {
     const SET_GID: u32 = 0o2000;
-    std::fs::metadata(format!("{PROC}/{pid}/exe"))
-        .is_ok_and(|program| program.uid() == 0 && program.gid() == gid.0 && program.mode() & SET_GID != 0)
+    let program = format!("{PROC}/{pid}/exe");
+    let mount = statx(CWD, &program, AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID);
+    let mount = mount.ok().filter(|found| found.stx_mask & StatxFlags::MNT_ID.bits() != 0);
+    mount.is_some_and(|found| is_of_the_host(found.stx_mnt_id))
+        && std::fs::metadata(program).is_ok_and(|program| {
+            program.uid() == 0 && program.gid() == gid.0 && program.mode() & SET_GID != 0
+        })
+}
+
+/// Whether a mount is one of the host's where a set-group-id file counts. A user's own are `nosuid`, and his namespace's have
+/// other numbers.
+fn is_of_the_host(mount: u64) -> bool {
+    let mounts = std::fs::read(format!("{PROC}/1/mountinfo")).unwrap_or_default();
+    gives_groups(&String::from_utf8_lossy(&mounts), mount)
+}
+
+/// Looks a mount up in `mountinfo`, the text of that file (proc_pid_mountinfo(5)).
+fn gives_groups(mountinfo: &str, mount: u64) -> bool {
+    mountinfo.lines().any(|line| {
+        let (before, after) = line.split_once(" - ").unwrap_or_default();
+        let fields: Vec<&str> = before.split(' ').collect();
+        let [id, _, _, _, _, options, ..] = fields.as_slice() else { return false };
+        let is_fuse = after.split(' ').next().is_some_and(|kind| kind.starts_with("fuse"));
+        id.parse() == Ok(mount) && !is_fuse && !options.split(',').any(|option| option == "nosuid")
+    })
 }
 
 /// Reads processes, none of a user's whose others have taken too long.
@@ -395,6 +422,15 @@ mod tests {
         assert!(uids(0, 7, 0).are_lent_by_root());
         assert!(!uids(7, 0, 0).are_lent_by_root() && !uids(0, 0, 7).are_lent_by_root());
         assert!(!uids(8, 7, 8).are_lent_by_root());
+    }
+
+    #[test]
+    fn a_group_is_lent_by_a_file_of_the_hosts_and_not_by_a_users_own_file_system() {
+        let mounts = "30 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+            31 30 0:44 / /home/alice/mnt rw,nosuid,nodev - fuse.liar liar rw,user_id=1001\n\
+            32 30 0:45 / /mnt/sshfs rw - fuse.sshfs host rw\n33 30 8:2 / /srv rw,nosuid - ext4 /dev/sda2 rw\n";
+        let gives = |mount| gives_groups(mounts, mount);
+        assert!(gives(30) && !gives(31) && !gives(32) && !gives(33) && !gives(34));
     }
 
     #[test]

@@ -8,7 +8,12 @@ use std::path::{Path, PathBuf};
 use pam_iam_core::id::Uid;
 
 /// Where units lie that an administrator or a package wrote. Not /run: what is transient is there.
-const FOLDERS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+const FOLDERS: [&str; 4] = [
+    "/etc/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
 
 /// The service of the host in whose control group `path` is, if its unit names the user in `User=`.
 pub fn that_names(path: &str, name: &str, uid: Uid) -> Option<String> {
