@@ -35,6 +35,10 @@ const RELAY_MAX: Duration = Duration::from_secs(5);
 /// How many subordinate uids of one user are killed as a whole in one round.
 const UIDS_MAX: usize = 64;
 
+/// How often it is tried to make sure that nothing is left: on some hosts nothing can stand still, and a user may hold up the
+/// process that kills.
+const TRIES_MAX: u32 = 3;
+
 /// How many processes a log line lists.
 const LISTED_MAX: usize = 20;
 
@@ -102,8 +106,16 @@ struct Course<'a> {
     unread: usize,
     /// Whether all processes of the user's uid may be killed at once.
     may_kill_all: bool,
-    /// Whether all that the user runs was killed once without being seen: what forks faster than anybody looks may be there.
+    /// Whether nothing can have escaped the looks by forking faster than anybody looks: all that the user runs was killed once
+    /// without being seen, or nothing was found while all of it stood still.
     made_sure: bool,
+    /// How often that was tried.
+    tries: u32,
+    /// What the last look has found of the user's uid, and whether some of it was not there in the look before.
+    running: BTreeSet<Process>,
+    begins_anew: bool,
+    /// The control groups in which what is to end was found, and the user's slice: if not all of the user's may be killed.
+    groups: BTreeSet<String>,
 }
 
 /// Ends `terminations`, all together. `is_whole` says before each killing whether all that a user runs still ends: somebody
@@ -117,6 +129,7 @@ pub fn end(
     raise_priority();
     let mut killing_since: Option<Instant> = None;
     let mut to_kill: Vec<Uid> = Vec::new();
+    let mut to_freeze: BTreeSet<String> = BTreeSet::new();
     let mut round = 0;
     let mut courses: Vec<Course<'_>> = match Table::read() {
         Ok(table) => {
@@ -147,6 +160,8 @@ pub fn end(
             course.made_sure |= killed.contains(&course.termination.owner.uid);
         }
         round += 1;
+        // What of a user's stands still can be looked at, and killed, before it forks.
+        let (frozen, still) = cgroup::freeze(std::mem::take(&mut to_freeze));
         let table = match Table::read() {
             Ok(table) => table,
             Err(_) if !is_over => {
@@ -160,17 +175,32 @@ pub fn end(
         for course in courses.iter_mut().filter(|course| !course.is_done()) {
             let whole = course.termination.whole_user && is_whole(course.termination);
             course.look(&mut owned, whole);
+            let stood_still = !course.groups.is_empty() && course.groups.is_subset(&still);
+            if stood_still {
+                // What is found so is there, however often other looks find nothing.
+                course.made_sure = course.found.is_empty();
+                course.tries = 0;
+            }
             if course.is_done() {
-                uids.extend(course.make_sure());
+                if course.make_sure() {
+                    uids.extend(course.may_kill_all.then(|| vec![course.termination.owner.uid]));
+                    if !course.may_kill_all {
+                        to_freeze.extend(course.groups.iter().cloned());
+                    }
+                }
                 continue;
             }
             if is_asking {
                 course.ask(&mut owned, began.elapsed(), grace, &mut helpers, &mut tell);
             } else {
                 uids.push(course.kill(&mut owned, whole, &mut tell));
+                if !course.may_kill_all {
+                    to_freeze.extend(course.groups.iter().cloned());
+                }
             }
         }
         accounts = owned.into_accounts();
+        drop(frozen);
         to_kill = in_turn(&uids, round);
         if is_over || courses.iter().all(|course| course.is_done()) {
             break;
@@ -224,6 +254,10 @@ impl<'a> Course<'a> {
             unread: 0,
             may_kill_all: false,
             made_sure: false,
+            tries: 0,
+            running: BTreeSet::new(),
+            begins_anew: false,
+            groups: BTreeSet::new(),
         };
         let mut owned = Owned::new(table);
         for opener in &termination.openers {
@@ -269,6 +303,20 @@ impl<'a> Course<'a> {
             self.found.extend(owned.holders(owner, &self.termination.groups));
         }
         self.may_kill_all = whole && may_kill_all_of(owned, owner);
+        if !self.may_kill_all {
+            let uid = owner.uid;
+            // One that is gone before it could be asked where it was may go on as another.
+            self.groups.extend(cgroup::slice_that_is_there(uid));
+            for process in &self.found {
+                let path = owned.path_of(process.pid);
+                self.groups.extend(path.map(|path| cgroup::slice_of(path, uid).unwrap_or(path.to_owned())));
+            }
+            let runs = |task: &&Task| task.all_uids().any(|of| of == uid);
+            let running: BTreeSet<Process> =
+                owned.table().0.values().filter(runs).map(|task| task.process).collect();
+            self.begins_anew = running.iter().any(|process| !self.running.contains(process));
+            self.running = running;
+        }
         let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
         self.unread = tasks.filter(|task| task.unread.is_some()).count();
         if !self.found.is_empty() {
@@ -333,14 +381,16 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Before it is over: the uid of which everything is to be killed once more, unseen. No process that is just being forked
-    /// escapes that, as it may escape every look.
-    fn make_sure(&mut self) -> Option<Vec<Uid>> {
-        if self.made_sure || !self.may_kill_all {
-            return None;
+    /// Whether, before it is over, everything of the user's is to be killed once more unseen, or looked at while it stands still:
+    /// no process that is just being forked escapes that, as it may escape every look.
+    fn make_sure(&mut self) -> bool {
+        let is_sure = self.made_sure || !self.may_kill_all && self.groups.is_empty();
+        if is_sure || self.tries >= TRIES_MAX {
+            return false;
         }
+        self.tries += 1;
         self.empty_looks = 0;
-        Some(vec![self.termination.owner.uid])
+        true
     }
 
     /// Kills what is there. Returns the uids of which everything is to be killed at once, the user's own first.
@@ -387,7 +437,9 @@ impl<'a> Course<'a> {
     fn outcome(self) -> Outcome {
         let running: Vec<&Process> = self.seen.iter().filter(|process| process.is_running()).collect();
         let ended = self.seen.len() - running.len();
-        let remaining = match (self.is_done(), running.is_empty()) {
+        // Nothing was found, and nothing could be held still to look at it.
+        let may_have_missed = !self.made_sure && !self.may_kill_all && self.begins_anew;
+        let remaining = match (self.is_done() && !may_have_missed, running.is_empty()) {
             (true, _) => String::new(),
             (false, true) if self.unread > 0 => {
                 format!("{} processes that are too slow to read", self.unread)

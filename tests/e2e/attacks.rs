@@ -4,6 +4,8 @@
 
 #[path = "attacks/budget.rs"]
 mod budget;
+#[path = "attacks/hopping.rs"]
+mod hopping;
 #[path = "attacks/processes.rs"]
 mod processes;
 #[path = "attacks/rights.rs"]

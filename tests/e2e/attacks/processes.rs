@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Bystanders, FOLDER, compile, left_of};
 
-fn machine() -> Machine {
+pub fn machine() -> Machine {
     Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start()
 }
 
@@ -21,11 +21,16 @@ fn adopting_alice() -> Machine {
     let machine = Machine::new()
         .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[accounts]\nadopt = ['alice']")
         .start();
-    machine.sh("echo 'alice:*:1500:1500::/home/alice:/bin/bash' >>/etc/passwd; echo alice:x:1500: >>/etc/group; install -d -o alice /home/alice").succeeds();
+    adopt_alice(&machine);
     machine
 }
 
-fn withdraw(machine: &Machine, user: &str) {
+/// Makes a local account `alice` with the uid 1500.
+pub fn adopt_alice(machine: &Machine) {
+    machine.sh("echo 'alice:*:1500:1500::/home/alice:/bin/bash' >>/etc/passwd; echo alice:x:1500: >>/etc/group; install -d -o alice /home/alice").succeeds();
+}
+
+pub fn withdraw(machine: &Machine, user: &str) {
     machine.iam(&format!("iam.remove_user_from_group(UserName='{user}', GroupName='ssh-users')"));
 }
 

@@ -1,0 +1,55 @@
+/* Chains of processes that are each another one after a moment, and look after each other: a chain that was killed is begun anew by
+   another. At most 60 processes at once. Argument: how long each lives, in microseconds. */
+#include "attack.h"
+#include <time.h>
+
+enum { CHAINS = 40 };
+
+static struct {
+    volatile unsigned long beat[CHAINS];
+    volatile unsigned long total;
+} *shared;
+
+static unsigned life;
+
+static unsigned long now_us(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000UL + now.tv_nsec / 1000;
+}
+
+static void chain(int me) {
+    for (;;) {
+        unsigned long hops = __atomic_add_fetch(&shared->total, 1, __ATOMIC_RELAXED), now = now_us();
+        shared->beat[me] = now;
+        if (hops % 500 == 1) prove("hops", hops);
+        int other = (me + 1 + hops % (CHAINS - 1)) % CHAINS;
+        unsigned long seen = shared->beat[other];
+        if (now > seen + 100000 && __sync_bool_compare_and_swap(&shared->beat[other], seen, now) && fork() == 0) {
+            me = other;
+            setsid();
+            continue;
+        }
+        usleep(life);
+        pid_t child = fork();
+        if (child > 0) _exit(0);
+        if (child == 0) setsid();
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc != 2) return 2;
+    life = strtoul(argv[1], NULL, 10);
+    be_deaf();
+    daemonize();
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) return 1;
+    unsigned long now = now_us();
+    for (int at = 0; at < CHAINS; at++) shared->beat[at] = now;
+    for (int at = 1; at < CHAINS; at++)
+        if (fork() == 0) {
+            setsid();
+            chain(at);
+        }
+    chain(0);
+}

@@ -1,0 +1,113 @@
+//! A user of whom not everything may be killed at once: some of it goes on, and what is to end hops away from every look.
+
+use pam_iam_tests::{Machine, log_in_beside};
+use serde_json::json;
+
+use super::processes::{adopt_alice, withdraw};
+use super::{Bystanders, compile};
+
+/// A machine with many processes, so that a look takes its time, and a user who has two keys and docker.
+fn machine(settings: &str) -> Machine {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "ssh-docker"], "users": [
+            {"name": "alice", "groups": ["ssh-users", "ssh-docker"], "keys": [{}, {}]}]}))
+        .settings(&format!("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n{settings}"))
+        .booted()
+        .start();
+    machine
+        .sh("sed -i /^docker:/d /etc/group; echo docker:x:4998: >>/etc/group; iamctl write-mapped-gids; iamctl sweep
+             for n in $(seq 400); do setsid -f sleep 3000 </dev/null >/dev/null 2>&1; done")
+        .succeeds();
+    machine
+}
+
+/// Succeeds if anything of the attack is at work, in one of thirty looks: what has ended may not have been waited for yet.
+const LEFT: &str = "{ for n in $(seq 30); do ps -C hop_many -o stat= | grep -v '^[ZX]' && break; sleep 0.05; [ $n = 30 ] && false; done; }";
+
+/// Nothing of the attack is left, however often one looks.
+fn is_over(machine: &Machine) {
+    machine.sh(&format!("! {LEFT}")).succeeds();
+}
+
+/// Has alice hop in a session that stays open; each process lives for `life` microseconds.
+fn hop(machine: &Machine, life: &str) {
+    let program = compile(machine, "hop_many");
+    log_in_beside(machine, "alice", &format!("{program} {life}; exec sleep 4970"));
+    machine.wait_until("grep -qs 'hops [1-9]' /tmp/proof.* && pgrep -f '^sleep 4970'");
+}
+
+#[test]
+fn a_withdrawn_group_leaves_with_whoever_hops_and_the_rest_of_the_user_goes_on() {
+    for life in ["1000", "3000"] {
+        let machine = machine("[groups]\n'ssh-docker' = { group = 'docker', allow_privileged = true }");
+        let bystanders = Bystanders::start(&machine);
+        machine.ssh("alice", "id -Gn | grep -qw docker").succeeds();
+        machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')");
+        log_in_beside(&machine, "alice", "exec sleep 4971");
+        machine.wait_until("pgrep -u alice -f '^sleep 4971'");
+        machine.iam("iam.add_user_to_group(UserName='alice', GroupName='ssh-docker')");
+        hop(&machine, life);
+        machine.sh("grep -ls '^Groups:.*4998' /proc/[0-9]*/status | grep -q .").succeeds();
+        machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')");
+        let said = machine.sh("timeout 60 iamctl sweep").succeeds();
+        assert!(said.contains("group-withdrawn"), "{said}");
+        is_over(&machine);
+        machine.sh("ps -o stat= -p $(pgrep -u alice -f '^sleep 4971') | grep ^S").succeeds();
+        bystanders.live(&machine);
+    }
+}
+
+#[test]
+fn a_withdrawn_key_ends_what_hops_and_nothing_of_another_key() {
+    for life in ["500", "2000"] {
+        let machine = machine("");
+        machine
+            .sh("(box-ssh -i $BOX_KEYS/alice.2 alice 'exec sleep 4972' </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1")
+            .succeeds();
+        machine.wait_until("pgrep -u alice -f '^sleep 4972'");
+        hop(&machine, life);
+        machine.iam(&set_first_key("Inactive"));
+        machine.sh("timeout 60 iamctl sweep").succeeds();
+        is_over(&machine);
+        machine
+            .sh("! pgrep -f '^sleep 4970'; ps -o stat= -p $(pgrep -u alice -f '^sleep 4972') | grep ^S")
+            .succeeds();
+    }
+}
+
+fn set_first_key(state: &str) -> String {
+    format!(
+        "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
+iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='{state}')"
+    )
+}
+
+#[test]
+fn an_adopted_user_who_hops_beside_a_container_with_the_same_number_is_ended_and_the_container_is_not() {
+    let machine = machine("[accounts]\nadopt = ['alice']");
+    adopt_alice(&machine);
+    machine
+        .sh("(unshare --pid --fork --mount-proc setpriv --reuid 1500 --clear-groups sleep 4974 </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1")
+        .succeeds();
+    machine.wait_until("pgrep -f '^sleep 4974'");
+    hop(&machine, "3000");
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    is_over(&machine);
+    machine.sh("pgrep -f '^sleep 4974' && ! pgrep -f '^sleep 4970'").succeeds();
+}
+
+#[test]
+fn where_nothing_can_be_held_still_a_sweep_does_not_say_that_it_has_ended_what_may_hop_on() {
+    let machine = super::processes::machine();
+    machine.sh("for n in $(seq 400); do setsid -f sleep 3000 </dev/null >/dev/null 2>&1; done").succeeds();
+    hop(&machine, "1000");
+    machine.iam(&set_first_key("Inactive"));
+    let swept = machine.sh("timeout 60 iamctl sweep");
+    // It may have ended all of it, and not be sure.
+    if machine.sh(LEFT).status == 0 {
+        assert_ne!(swept.status, 0, "{}", swept.stdout);
+        assert!(swept.stdout.contains("could not end all of the session of alice"), "{}", swept.stdout);
+        machine.logs("authpriv", "processes that begin faster than they are found");
+    }
+}
