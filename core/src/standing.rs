@@ -162,8 +162,9 @@ impl Meant {
                     continue;
                 }
             }
-            // A remark or another key, where the value has ended.
-            if is_closed && line.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            // A remark, another key or a broken header, where the value has ended. A list may go on with a further word.
+            let goes_on = matches!(key, Key::Adopt) && line.starts_with(['"', '\'']);
+            if is_closed && !line.is_empty() && !goes_on {
                 key = Key::Other;
             }
             // An inline table has several keys in one line.
@@ -325,6 +326,9 @@ mod tests {
             "[accounts]\nadopt = [\n  'eve'\n]\nkeep bob local\n",
             "[accounts]\nadopt = 'eve'\nshell '/bin/bob'\nbob and ann = local",
             "[accounts]\nadpot = ['bob']\nadoptgroup = 'synced'",
+            "[accounts]\nadopt_group = 'none'\n[[synced]\n",
+            "[accounts]\nadopt_group = 'none'\n\"[synced]\n",
+            "[accounts]\nadopt = ['eve']\n[[bob]\n",
             "",
         ] {
             for (name, uid) in [("bob", 1001), ("ann", 1002), ("dave", 1003)] {

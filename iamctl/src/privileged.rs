@@ -20,7 +20,7 @@ impl Privileged {
     /// Finds out the gids; `ask` asks the resolver. Kept for later sweeps if `remember` says so.
     ///
     /// # Errors
-    /// Returns the gids all the same, with what to log, if they cannot be kept.
+    /// Returns the gids all the same, with what to log, if they cannot be kept, or one of them cannot be told.
     pub fn load(
         config: &Config,
         ask: impl Fn(&Request) -> Option<Answer>,
@@ -41,11 +41,20 @@ impl Privileged {
         let path = Path::new(paths::PRIVILEGED_GIDS);
         let known = std::fs::read_to_string(path).unwrap_or_default();
         let known: BTreeSet<Gid> = known.lines().filter_map(|line| line.parse().ok()).map(Gid).collect();
-        // Where a gid cannot be told, what groups a user has cannot be told either.
-        let Ok(now) = names.into_iter().map(gid_of).collect::<Result<Vec<Option<Gid>>, ()>>() else {
-            return (Self(BTreeSet::new()), Ok(()));
-        };
-        let gids: BTreeSet<Gid> = now.into_iter().flatten().chain(known.iter().copied()).collect();
+        let (mut gids, mut untold) = (BTreeSet::new(), Vec::new());
+        for name in names {
+            match gid_of(name) {
+                Ok(gid) => gids.extend(gid),
+                Err(()) => untold.push(name),
+            }
+        }
+        // Whether a user has such a group cannot be told either: those that were known by it are not looked for.
+        if !untold.is_empty() {
+            let why =
+                format!("the gid of {} cannot be told now: nobody is asked about it", untold.join(", "));
+            return (Self(gids), Err(why));
+        }
+        gids.extend(known);
         let kept = if remember { write_gids(path, &gids) } else { Ok(()) };
         (Self(gids), kept)
     }

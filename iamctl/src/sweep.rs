@@ -143,7 +143,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     let (without_answer, unread, unknown) = (judge.without_answer(), judge.unread(), judge.unknown);
     if unread > 0 {
         let why = format!(
-            "the groups of {unread} processes of IAM users could not be read in time: one that holds a withdrawn group may go on"
+            "{unread} processes could not be read in time: one of a withdrawn user, or that holds a withdrawn group, may go on"
         );
         log.write(Level::Error, why);
     }

@@ -1,6 +1,6 @@
 //! What a sweep ends, and why: asks the resolver about open sessions, and about users who run processes without one.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -62,13 +62,15 @@ pub struct Judge<'a> {
     served: Served,
     privileged: Option<Privileged>,
     asked_until: Instant,
+    /// What was answered in this sweep, by the question as it is on the wire.
+    answers: RefCell<BTreeMap<String, Answer>>,
     /// The last user without a session whom this sweep or the one before asked about.
     pub last_asked: Option<Uid>,
     /// The users of whom nobody could tell whether they may go on.
     pub unanswered: BTreeSet<Uid>,
     /// How many questions there was no time for.
     without_answer: Cell<usize>,
-    /// How many processes there was no time to read the groups of.
+    /// How many processes there was no time to read: of IAM users, and while a user is withdrawn of everybody.
     unread: Cell<usize>,
     /// Uids of our range of which nothing tells whether they ever were ours.
     pub unknown: Vec<Uid>,
@@ -84,6 +86,7 @@ impl<'a> Judge<'a> {
             served,
             privileged: None,
             asked_until: Instant::now() + ASKING_MAX,
+            answers: RefCell::default(),
             last_asked,
             unanswered: BTreeSet::new(),
             without_answer: Cell::new(0),
@@ -110,7 +113,7 @@ impl<'a> Judge<'a> {
         self.without_answer.get()
     }
 
-    /// How many processes there was no time to read the groups of.
+    /// How many processes there was no time to read: of IAM users, and while a user is withdrawn of everybody.
     pub fn unread(&self) -> usize {
         self.unread.get()
     }
@@ -226,6 +229,11 @@ impl<'a> Judge<'a> {
                 Some(known) => known.groups.extend(withdrawal.groups),
                 None => withdrawals.push(withdrawal),
             }
+        }
+        // Whoever is withdrawn may be in a process of another's: what could not be read of anybody's counts then.
+        if withdrawals.iter().any(|withdrawal| withdrawal.whole_user) {
+            let unread = table.0.values().filter(|task| task.unread.is_some()).count();
+            self.unread.set(self.unread.get().max(unread));
         }
         Ok(withdrawals)
     }
@@ -351,7 +359,14 @@ impl<'a> Judge<'a> {
             self.without_answer.set(self.without_answer.get() + 1);
             return None;
         }
-        self.context.ask(request).ok()
+        // Newer than the beginning of this sweep: a user with many sessions is asked about once.
+        let question = serde_json::to_string(request).ok()?;
+        if let Some(answer) = self.answers.borrow().get(&question) {
+            return Some(answer.clone());
+        }
+        let answer = self.context.ask(request).ok()?;
+        self.answers.borrow_mut().insert(question, answer.clone());
+        Some(answer)
     }
 }
 
