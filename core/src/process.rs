@@ -9,6 +9,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 /// The process list.
 const PROC: &str = "/proc";
 
+/// What `/proc/PID/sessionid` says of a process that belongs to no audit session.
+const NO_SESSION: &str = "4294967295";
+
 /// A process, for ever: its number, and its start in clock ticks since the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
@@ -63,6 +66,18 @@ pub fn has_ended(pid: i32) -> bool {
         }
         Err(errno) => errno == rustix::io::Errno::SRCH,
     }
+}
+
+/// The audit session of a process, which its descendants have too and cannot change (credentials(7)).
+pub fn audit_session(pid: i32) -> Option<String> {
+    let id = std::fs::read_to_string(format!("{PROC}/{pid}/sessionid")).ok()?;
+    Some(id.trim().to_owned()).filter(|id| id != NO_SESSION && !id.is_empty())
+}
+
+/// The audit session of a process, if it has begun one of its own: in a container everybody may have the same.
+pub fn own_audit_session(pid: i32) -> Option<String> {
+    let parent = stat(pid).and_then(|stat| audit_session(stat.parent));
+    audit_session(pid).filter(|own| parent.as_ref() != Some(own))
 }
 
 impl Process {

@@ -47,7 +47,16 @@ pub struct Session {
     pub groups: Vec<Gid>,
     /// Since when, in seconds since 1970.
     pub since: u64,
+    /// The audit session that the login began (pam_loginuid(8)), if it did: what it leaves behind has it too.
+    #[serde(default)]
+    pub audit: Option<String>,
+    /// Whether it is over, and the entry stays for what it may have left behind.
+    #[serde(default)]
+    pub closed: bool,
 }
+
+/// How many entries there may be for one of a session that is over to stay: a sweep removes it when nothing of it is left.
+const KEPT_MAX: usize = 2000;
 
 /// Whose the keys of a session are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +131,11 @@ impl Register {
     /// # Errors
     /// Those of writing the entry.
     pub fn enter(&self, session: &Session) -> io::Result<()> {
+        self.write(session)?;
+        self.confirm(session, Duration::ZERO)
+    }
+
+    fn write(&self, session: &Session) -> io::Result<()> {
         let name = name_of(session.process());
         let unfinished = format!(".{name}");
         match rustix::fs::unlinkat(&self.dir, &*unfinished, AtFlags::empty()) {
@@ -131,8 +145,22 @@ impl Register {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.dir, &*unfinished, flags, Mode::RUSR | Mode::WUSR)?;
         File::from(file).write_all(&serde_json::to_vec(session)?)?;
-        rustix::fs::renameat(&self.dir, &*unfinished, &self.dir, name)?;
-        self.confirm(session, Duration::ZERO)
+        Ok(rustix::fs::renameat(&self.dir, &*unfinished, &self.dir, name)?)
+    }
+
+    /// Notes that the session of a process is over. The entry stays while the kernel marks what the session may have left
+    /// behind.
+    ///
+    /// # Errors
+    /// Those of reading, writing or removing the entry.
+    pub fn close(&self, process: Process) -> io::Result<()> {
+        let entry = self.read(&name_of(process))?.map(|(session, _)| session);
+        match entry.filter(|session| session.audit.is_some()) {
+            Some(session) if Dir::read_from(&self.dir)?.count() < KEPT_MAX => {
+                self.write(&Session { closed: true, ..session })
+            }
+            _ => self.leave(process),
+        }
     }
 
     /// Takes the session of a process out.
@@ -159,11 +187,26 @@ impl Register {
     }
 
     /// All sessions whose processes live, each with how long ago IAM said that it may go on. Entries of processes that are
-    /// gone are removed, and so are those that make no sense.
+    /// gone are removed, unless they may have left something behind, and so are those that make no sense.
     ///
     /// # Errors
     /// Those of reading the directory and the entries.
     pub fn sessions(&self) -> io::Result<Vec<(Session, Duration)>> {
+        let mut sessions = self.entries()?;
+        sessions.retain(|(session, _)| session.is_open());
+        Ok(sessions)
+    }
+
+    /// The sessions that are over and may have left something behind.
+    ///
+    /// # Errors
+    /// Those of reading the directory and the entries.
+    pub fn left(&self) -> io::Result<Vec<Session>> {
+        let entries = self.entries()?.into_iter().map(|(session, _)| session);
+        Ok(entries.filter(|session| !session.is_open()).collect())
+    }
+
+    fn entries(&self) -> io::Result<Vec<(Session, Duration)>> {
         let mut sessions = Vec::new();
         for entry in Dir::read_from(&self.dir)? {
             let entry = entry?;
@@ -173,7 +216,9 @@ impl Register {
                 continue;
             }
             match self.read(&name)? {
-                Some((session, age)) if session.process().is_running() => sessions.push((session, age)),
+                Some((session, age)) if session.audit.is_some() || session.is_open() => {
+                    sessions.push((session, age));
+                }
                 _ => {
                     let _ = rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty());
                 }
@@ -216,6 +261,11 @@ impl Register {
 }
 
 impl Session {
+    /// Whether it is not over, and its process lives.
+    pub fn is_open(&self) -> bool {
+        !self.closed && self.process().is_running()
+    }
+
     /// The process that opened it.
     pub fn process(&self) -> Process {
         Process { pid: self.pid, start: self.start }
@@ -267,6 +317,8 @@ mod tests {
             origin: Origin::Iam,
             groups: vec![Gid(5)],
             since: 1,
+            audit: None,
+            closed: false,
         }
     }
 
@@ -291,6 +343,28 @@ mod tests {
         register.leave(mine.process()).unwrap();
         assert!(register.sessions().unwrap().is_empty());
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_session_that_is_over_stays_in_the_register_for_what_it_may_have_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::open(&dir.path().join("sessions")).unwrap();
+        let mine = Session { audit: Some("7".into()), ..session() };
+        register.enter(&mine).unwrap();
+        assert!(register.left().unwrap().is_empty());
+        register.close(mine.process()).unwrap();
+        assert!(register.sessions().unwrap().is_empty());
+        assert_eq!(register.left().unwrap(), [Session { closed: true, ..mine.clone() }]);
+        // One that was killed could not say so.
+        let killed = Session { start: mine.start + 1, ..mine.clone() };
+        register.enter(&killed).unwrap();
+        assert_eq!(register.left().unwrap().len(), 2);
+        register.leave(killed.process()).unwrap();
+        register.leave(mine.process()).unwrap();
+        register.enter(&session()).unwrap();
+        register.close(mine.process()).unwrap();
+        assert!(register.left().unwrap().is_empty(), "nothing could tell what it has left");
+        register.close(mine.process()).unwrap();
     }
 
     #[test]

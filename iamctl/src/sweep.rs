@@ -19,7 +19,7 @@ use pam_iam_core::register::{Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
-use pam_iam_sessions::owner::Owner;
+use pam_iam_sessions::owner::{Owner, SessionMarks};
 use pam_iam_sessions::termination::{self, Outcome, Progress, Termination};
 use serde_json::json;
 
@@ -48,6 +48,8 @@ struct Withdrawal {
     cause: Cause,
     /// The sessions that end; none for what runs without one.
     sessions: Vec<Session>,
+    /// The marks of logins that are over, of which what was left ends too.
+    left: Vec<SessionMarks>,
     /// What else of the user's holds one of these groups ends too.
     groups: BTreeSet<Gid>,
     /// Whether all that the user runs ends, or these sessions alone.
@@ -240,13 +242,29 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         .filter(|session| is_of(session, user, &suffixes))
         .map(|session| {
             let (user, uid, groups) = (session.user.clone(), session.uid, groups.clone());
-            Withdrawal { user, uid, cause, sessions: vec![session], groups, whole_user: false }
+            Withdrawal {
+                user,
+                uid,
+                cause,
+                sessions: vec![session],
+                left: Vec::new(),
+                groups,
+                whole_user: false,
+            }
         })
         .collect();
     match (managed, standing) {
         (Some(uid), _) => {
             let user = user.to_owned();
-            withdrawals.push(Withdrawal { user, uid, cause, sessions: own, groups, whole_user: true });
+            withdrawals.push(Withdrawal {
+                user,
+                uid,
+                cause,
+                sessions: own,
+                left: Vec::new(),
+                groups,
+                whole_user: true,
+            });
         }
         _ if !withdrawals.is_empty() => {}
         (None, Some(Standing::Shared)) => {
@@ -323,6 +341,7 @@ fn end(
         Some(Termination {
             owner: Owner::new(withdrawal.uid, &withdrawal.user)?,
             openers: withdrawal.sessions.iter().map(Session::process).collect(),
+            left: withdrawal.left.clone(),
             groups: withdrawal.groups.clone(),
             whole_user: withdrawal.whole_user,
             notice: withdrawal.cause.for_user().to_owned(),

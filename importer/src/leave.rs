@@ -78,7 +78,8 @@ pub fn end_sessions(name: &str, uid: Uid, grace: Duration) -> Result<(), LeaveEr
     let openers =
         sessions.iter().filter(|(open, _)| open.uid == uid).map(|(open, _)| open.process()).collect();
     let notice = "your access to this host was withdrawn".to_owned();
-    let ends = [Termination { owner, openers, groups: BTreeSet::new(), whole_user: true, notice }];
+    let ends =
+        [Termination { owner, openers, left: Vec::new(), groups: BTreeSet::new(), whole_user: true, notice }];
     let outcomes = termination::end(&ends, grace, |_| true, |_| {});
     if outcomes.iter().all(Outcome::is_complete) { Ok(()) } else { Err(LeaveError::StillRunning(uid)) }
 }

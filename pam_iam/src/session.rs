@@ -9,7 +9,7 @@ use pam_iam_core::config::{Config, OnMismatch, Unregistered};
 use pam_iam_core::escape::Value;
 use pam_iam_core::key::authenticated_with;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::process::Process;
+use pam_iam_core::process::{Process, own_audit_session};
 use pam_iam_core::register::{self, Origin, Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::Standing;
@@ -73,7 +73,7 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
 pub fn close() -> Outcome {
     let left =
         register::mine().and_then(|process| match Register::open_if_made(Path::new(paths::SESSIONS))? {
-            Some(register) => register.leave(process),
+            Some(register) => register.close(process),
             None => Ok(()),
         });
     // An entry that stays is removed by the sweep, when the process is gone.
@@ -170,6 +170,8 @@ fn register(host: &mut impl Host, subject: &Subject, opened: Opened) -> io::Resu
         origin: opened.origin,
         groups,
         since: register::now(),
+        audit: own_audit_session(pid),
+        closed: false,
     })
 }
 

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local::Subordinate;
-use pam_iam_core::process::Process;
+use pam_iam_core::process::{Process, audit_session, own_audit_session};
 use pam_iam_core::{local, paths};
 
 use crate::cgroup;
 use crate::namespace::Namespaces;
-use crate::table::{Table, Task, audit_session, loginuid};
+use crate::table::{Table, Task, loginuid};
 use crate::unit;
 
 /// A user, by all that the kernel marks processes with.
@@ -229,6 +229,16 @@ impl<'a> Owned<'a> {
             .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.is_the_hosts(task, owner))
     }
 
+    /// The audit sessions that have processes.
+    pub fn audit_sessions(&mut self) -> BTreeSet<String> {
+        let table = self.table;
+        table.0.keys().filter_map(|pid| self.audit_session_of(*pid).cloned()).collect()
+    }
+
+    fn audit_session_of(&mut self, pid: i32) -> Option<&String> {
+        self.audit_sessions.entry(pid).or_insert_with(|| audit_session(pid)).as_ref()
+    }
+
     /// Whether a process has one of the marks of a login.
     fn is_marked(&mut self, pid: i32, marks: &SessionMarks) -> bool {
         if let Some(scope) = &marks.scope {
@@ -237,8 +247,7 @@ impl<'a> Owned<'a> {
                 return true;
             }
         }
-        marks.audit.is_some()
-            && *self.audit_sessions.entry(pid).or_insert_with(|| audit_session(pid)) == marks.audit
+        marks.audit.is_some() && self.audit_session_of(pid) == marks.audit.as_ref()
     }
 
     /// Those of `roots` that are there, with all that descends from them, shares a session (setsid(2)) with one of these, or
@@ -306,10 +315,13 @@ pub struct SessionMarks {
 impl SessionMarks {
     /// The marks of the login that `opener` opened, whose logind session has the control group `scope`.
     pub fn of(opener: Process, table: &Table, scope: Option<String>) -> Self {
-        let parent = table.task(opener).and_then(|task| audit_session(task.stat.parent));
-        // One that was there before is not the login's: in a container everybody may have the same.
-        let audit = audit_session(opener.pid).filter(|own| parent.as_ref() != Some(own));
+        let audit = table.task(opener).and_then(|_| own_audit_session(opener.pid));
         Self { audit, scope }
+    }
+
+    /// The marks of a login that is over, which had this audit session.
+    pub fn of_audit_session(audit: String) -> Self {
+        Self { audit: Some(audit), scope: None }
     }
 
     /// Whether nothing but descent tells what belongs to the login.

@@ -38,9 +38,6 @@ const ROOT_MAX: Duration = Duration::from_secs(1);
 /// How long those of all others' are read, together.
 const ALL_MAX: Duration = Duration::from_secs(3);
 
-/// What `/proc/PID/sessionid` says of a process that belongs to no audit session.
-const NO_SESSION: &str = "4294967295";
-
 /// The uids of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Uids {
@@ -336,12 +333,6 @@ fn status_at(path: &str) -> io::Result<Option<Status>> {
     let command = field("Name:").escape_default().to_string();
     let group = field("Tgid:").parse().unwrap_or_default();
     Ok(Some(Status { is_read: true, group, uids, groups, set_groups, command }))
-}
-
-/// The audit session of a process, which its descendants have too and cannot change (credentials(7)).
-pub fn audit_session(pid: i32) -> Option<String> {
-    let id = std::fs::read_to_string(format!("{PROC}/{pid}/sessionid")).ok()?;
-    Some(id.trim().to_owned()).filter(|id| id != NO_SESSION && !id.is_empty())
 }
 
 /// The uid that a login gave a process and its descendants (pam_loginuid(8)); that of nobody if none did. It cannot be taken

@@ -49,6 +49,8 @@ pub struct Termination {
     pub owner: Owner,
     /// The processes that opened the sessions that end.
     pub openers: Vec<Process>,
+    /// The marks of logins that are over, of which what was left ends too.
+    pub left: Vec<SessionMarks>,
     /// What else of the user's holds one of these groups ends too.
     pub groups: BTreeSet<Gid>,
     /// Whether all that the user runs ends, or these sessions alone.
@@ -279,6 +281,7 @@ impl<'a> Course<'a> {
             course.family.extend(family);
             course.logins.push(marks);
         }
+        course.logins.extend(termination.left.iter().cloned());
         if termination.whole_user {
             course.found = owned.of(&termination.owner);
             course.last_list = course.list(&owned);
@@ -545,6 +548,7 @@ mod tests {
         Termination {
             owner,
             openers: vec![opener],
+            left: Vec::new(),
             groups: BTreeSet::new(),
             whole_user: false,
             notice: String::new(),

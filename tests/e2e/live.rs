@@ -76,6 +76,31 @@ iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive
 }
 
 #[test]
+fn what_a_session_has_left_behind_ends_with_the_key_that_opened_it_and_nothing_of_another_key() {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users"], "users": [{"name": "alice", "groups": ["ssh-users"], "keys": [{}, {}]}]}))
+        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'")
+        .booted()
+        .start();
+    for (key, sleep) in [("alice", 4020), ("alice.2", 4021)] {
+        machine
+            .sh(&format!(
+                "box-ssh -i $BOX_KEYS/{key} alice 'setsid -f sleep {sleep} </dev/null >/dev/null 2>&1'"
+            ))
+            .succeeds();
+    }
+    machine.wait_until("pgrep -f '^sleep 4020' && pgrep -f '^sleep 4021' && ! pgrep -x sshd -u alice");
+    machine.sh("iamctl sweep; pgrep -f '^sleep 4020' && pgrep -f '^sleep 4021'").succeeds();
+    withdraw_first_key(&machine);
+    let dry = machine.sh("iamctl sweep --dry-run").succeeds();
+    assert!(dry.contains("would end what alice runs without a session: key-withdrawn"), "{dry}");
+    machine.sh("iamctl sweep").succeeds();
+    machine.sh("! pgrep -f '^sleep 4020' && pgrep -f '^sleep 4021'").succeeds();
+    // When nothing of them is left, nothing is remembered of them.
+    machine.sh("pkill -f '^sleep 4021'; iamctl sweep; ! ls /run/pam_iam/sessions | grep .").succeeds();
+}
+
+#[test]
 fn a_session_ends_with_its_key_and_tells_why_on_its_terminal() {
     let machine = with_two_keys("20s");
     // One session by each key, the first on a terminal.

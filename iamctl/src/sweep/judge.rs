@@ -173,7 +173,7 @@ impl<'a> Judge<'a> {
             };
             let (user, uid) = (session.user.clone(), session.uid);
             let (sessions, groups) = (vec![session], BTreeSet::new());
-            let withdrawal = Withdrawal { user, uid, cause, sessions, groups, whole_user };
+            let withdrawal = Withdrawal { user, uid, cause, sessions, left: Vec::new(), groups, whole_user };
             match users.get_mut(&uid).filter(|_| whole_user) {
                 Some(known) => known.sessions.extend(withdrawal.sessions),
                 None if whole_user => drop(users.insert(uid, withdrawal)),
@@ -230,10 +230,47 @@ impl<'a> Judge<'a> {
                 None => withdrawals.push(withdrawal),
             }
         }
+        let whole: BTreeSet<Uid> =
+            withdrawals.iter().filter(|known| known.whole_user).map(|known| known.uid).collect();
+        let left = self
+            .left_behind(register, &mut owned)
+            .map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
+        withdrawals.extend(left.into_iter().filter(|left| !whole.contains(&left.uid)));
         // Whoever is withdrawn may be in a process of another's: what could not be read of anybody's counts then.
         if withdrawals.iter().any(|withdrawal| withdrawal.whole_user) {
             let unread = table.0.values().filter(|task| task.unread.is_some()).count();
             self.unread.set(self.unread.get().max(unread));
+        }
+        Ok(withdrawals)
+    }
+
+    /// What sessions that are over left behind and were opened with what is withdrawn now. Those that have left nothing are taken
+    /// out of the register.
+    fn left_behind(&self, register: &Register, owned: &mut Owned<'_>) -> std::io::Result<Vec<Withdrawal>> {
+        let (there, mut withdrawals) = (owned.audit_sessions(), Vec::new());
+        for session in register.left()? {
+            let audit = session.audit.clone().filter(|audit| there.contains(audit));
+            let owner = Owner::new(session.uid, &session.user);
+            let Some((owner, marks)) = owner.zip(audit.map(SessionMarks::of_audit_session)) else {
+                let _ = register.leave(session.process());
+                continue;
+            };
+            let Ok(standing) = standing(&session.user, session.uid, self.config, &Files::default()) else {
+                continue;
+            };
+            let runs = !owned.family(&BTreeSet::new(), &owner, std::slice::from_ref(&marks)).is_empty();
+            if runs && let Verdict::SessionWithdrawn(cause) = self.verdict(&session, standing, register) {
+                let (user, uid, sessions, groups) = (session.user, session.uid, Vec::new(), BTreeSet::new());
+                withdrawals.push(Withdrawal {
+                    user,
+                    uid,
+                    cause,
+                    sessions,
+                    left: vec![marks],
+                    groups,
+                    whole_user: false,
+                });
+            }
         }
         Ok(withdrawals)
     }
@@ -279,7 +316,15 @@ impl<'a> Judge<'a> {
             return None;
         }
         let (user, cause) = (name.to_string(), Cause::GroupWithdrawn);
-        Some(Withdrawal { user, uid, cause, sessions: Vec::new(), groups, whole_user: false })
+        Some(Withdrawal {
+            user,
+            uid,
+            cause,
+            sessions: Vec::new(),
+            left: Vec::new(),
+            groups,
+            whole_user: false,
+        })
     }
 
     /// The privileged groups among `held` that the user no longer has.
@@ -385,7 +430,7 @@ fn without_session(name: &LinuxName, uid: Uid, cause: Cause) -> Withdrawal {
     // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
     let other = users::get_user_by_name(name.as_str()).filter(|account| account.uid() != uid.0);
     let user = other.map_or_else(|| name.to_string(), |_| uid.to_string());
-    Withdrawal { user, uid, cause, sessions, groups, whole_user: true }
+    Withdrawal { user, uid, cause, sessions, left: Vec::new(), groups, whole_user: true }
 }
 
 /// Whether the kernel marks what was started in a session, also what has left it.
