@@ -260,7 +260,11 @@ impl<I: Iam> Directory<I> {
             let record = Rc::new(Record::new(Known::Absent, Instant::now()));
             return Ok(Seen { record, source: Source::Cache });
         }
-        if somebody && !is_free && !self.state.borrow_mut().limits.take_revalidation(age.origin) {
+        let calls = match self.record(name).as_deref().map(|record| &record.known) {
+            Some(Known::Team(members)) => members.len(),
+            _ => 0,
+        };
+        if somebody && !is_free && !self.state.borrow_mut().limits.take_calls(age.origin, calls) {
             // With a `max_age` of 0, whoever uses sudo often is not to be refused for that.
             let recent = self.record(name).filter(|record| record.at.elapsed() < LIMITED_MAX_AGE);
             return recent.map(|record| Seen { record, source: Source::Cache }).ok_or(IamError::Limited);

@@ -8,6 +8,9 @@ use pam_iam_core::id::Uid;
 
 use crate::bucket::Bucket;
 
+/// Calls that the revalidation of one user costs.
+const CALLS_OF_ONE: usize = 3;
+
 /// Revalidations a minute that users of this host and clients of sshd can cause together. Each costs three calls, so that
 /// this is 15 calls a second at most. What sshd, cron and the sweep ask by themselves is not limited by it.
 pub const REVALIDATIONS_PER_MINUTE: u32 = 300;
@@ -95,7 +98,12 @@ impl Limits {
 
     /// Whether `origin` may have a user revalidated.
     pub fn take_revalidation(&mut self, origin: Origin) -> bool {
-        origin == Origin::Host || self.revalidations.take(origin, 1)
+        self.take_calls(origin, CALLS_OF_ONE)
+    }
+
+    /// Whether `origin` may cause a revalidation of so many calls: that of a shared account costs one for each member.
+    pub fn take_calls(&mut self, origin: Origin, calls: usize) -> bool {
+        origin == Origin::Host || self.revalidations.take(origin, calls.div_ceil(CALLS_OF_ONE).max(1))
     }
 
     /// How many look-ups of unknown names may be made now.
@@ -153,6 +161,16 @@ mod tests {
         let mut limits = Limits::new(30);
         assert_eq!((0..10_000).filter(|_| limits.take_revalidation(Origin::User(Uid(1001)))).count(), 60);
         assert!((0..1000).all(|_| limits.take_revalidation(Origin::Host)));
+    }
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn what_costs_many_calls_takes_as_much_of_the_limit() {
+        let mut limits = Limits::new(30);
+        let shared = (0..1000).filter(|_| limits.take_calls(Origin::KeyCommand, 60)).count();
+        assert_eq!(u32::try_from(shared * 20).unwrap(), REVALIDATIONS_OF_STRANGERS);
+        let (mut limits, mallory) = (Limits::new(30), Origin::User(Uid(1001)));
+        assert!(limits.take_calls(mallory, 500), "one that is more than an origin may cause is made alone");
+        assert!(!limits.take_calls(mallory, 1));
     }
 
     #[tokio::test(flavor = "local", start_paused = true)]

@@ -67,7 +67,7 @@ pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<
         ("sshd", "sshd", [Phase::Account, Phase::Session].as_slice()),
         ("sudo", "sudo", &[Phase::Account]),
         ("sudo-i", "sudo", &[Phase::Account]),
-        // What would start processes of a withdrawn user again and again.
+        // What would start processes of a withdrawn user again and again. All have atd's line, which is there for both families.
         ("cron", "atd", &[Phase::Account]),
         ("crond", "atd", &[Phase::Account]),
         ("atd", "atd", &[Phase::Account]),
