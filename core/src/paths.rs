@@ -26,6 +26,9 @@ pub const SWEPT: &str = "/run/pam_iam/sweep.json";
 /// believes no other gid outside our range.
 pub const MAPPED_GIDS: &str = "/run/pam_iam/mapped-gids";
 
+/// Which control groups a process has standing still now, one a line: in it a file for each process, called by its number.
+pub const FROZEN: &str = "/run/pam_iam/frozen";
+
 /// The gids of groups as good as root that IAM groups map to, or did since the boot, one a line, written by root for later
 /// sweeps.
 pub const PRIVILEGED_GIDS: &str = "/run/pam_iam/privileged-gids";

@@ -131,6 +131,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     }
     let mut log = Log::to_syslog("iamctl");
     termination::raise_priority();
+    pam_iam_sessions::cgroup::let_go_on();
     let mut judge = Judge::new(context, &config, record.last_asked);
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);

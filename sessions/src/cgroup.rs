@@ -2,13 +2,16 @@
 //!
 //! Hosts have the unified hierarchy, the old ones, or both: systemd's own tree is then in the hierarchy called `systemd`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pam_iam_core::id::Uid;
+use pam_iam_core::paths::FROZEN;
+use pam_iam_core::process::has_ended;
 
 /// The path of a process in systemd's tree, like `/user.slice/user-1000.slice/session-3.scope`.
 pub fn of_process(pid: i32) -> Option<String> {
@@ -79,7 +82,11 @@ fn unified() -> Option<PathBuf> {
 
 /// Control groups that stand still for a moment; they go on when this is dropped.
 #[derive(Debug, Default)]
-pub struct Frozen(Vec<File>);
+pub struct Frozen {
+    groups: Vec<File>,
+    /// Where they are written down, so that they go on too if this process is killed before it lets them.
+    record: Option<PathBuf>,
+}
 
 /// How long it is waited for until a control group stands still.
 const FREEZING_MAX: Duration = Duration::from_millis(200);
@@ -87,46 +94,90 @@ const FREEZING_MAX: Duration = Duration::from_millis(200);
 /// Has control groups of the unified hierarchy stand still, with all that is below them and all that is just being forked. No
 /// process notices more than a pause, and its parent nothing. Returns which of them stand still or are gone, too: not the root, one
 /// that this process is in, or one of the old hierarchies.
-pub fn freeze(mut paths: BTreeSet<String>) -> (Frozen, BTreeSet<String>) {
+pub fn freeze(paths: BTreeSet<String>) -> (Frozen, BTreeSet<String>) {
+    match unified() {
+        Some(root) if !paths.is_empty() => freeze_in(&root, Path::new(FROZEN), paths),
+        _ => (Frozen::default(), BTreeSet::new()),
+    }
+}
+
+fn freeze_in(root: &Path, records: &Path, mut paths: BTreeSet<String>) -> (Frozen, BTreeSet<String>) {
     let own = i32::try_from(std::process::id()).ok().and_then(of_process).unwrap_or_default();
-    let (mut frozen, root) = (Frozen::default(), unified());
+    let mut frozen = Frozen::default();
+    let mut groups = BTreeMap::new();
     paths.retain(|path| {
         let is_own = own == *path || own.starts_with(&format!("{path}/"));
-        let group = root.as_ref().and_then(|root| directory(root, path)).filter(|_| !is_own);
-        group.is_some_and(|group| !group.exists() || stop(&group, &mut frozen))
+        let group = directory(root, path).filter(|_| !is_own);
+        group.is_some_and(|group| groups.insert(path.clone(), group).is_none())
+    });
+    // What somebody else has stopped is not ours to let go on.
+    let ours: Vec<&PathBuf> =
+        groups.values().filter(|group| group.exists() && !stands_still(group)).collect();
+    if !ours.is_empty() && write_down(records, &ours).map(|record| frozen.record = Some(record)).is_err() {
+        return (frozen, BTreeSet::new());
+    }
+    for group in ours {
+        let opened = OpenOptions::new().write(true).open(group.join("cgroup.freeze"));
+        if let Ok(mut file) = opened
+            && file.write_all(b"1").is_ok()
+        {
+            frozen.groups.push(file);
+        }
+    }
+    let until = Instant::now() + FREEZING_MAX;
+    paths.retain(|path| {
+        groups.get(path).is_some_and(|group| {
+            while group.exists() && !stands_still(group) {
+                if Instant::now() >= until {
+                    return false;
+                }
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            true
+        })
     });
     (frozen, paths)
 }
 
-/// Has one control group stand still. False if it does not within [`FREEZING_MAX`].
-fn stop(group: &Path, frozen: &mut Frozen) -> bool {
-    let stands_still = || {
-        std::fs::read_to_string(group.join("cgroup.events")).is_ok_and(|events| events.contains("frozen 1"))
-    };
-    // What somebody else has stopped is not ours to let go on.
-    if stands_still() {
-        return true;
-    }
-    let Ok(mut file) = OpenOptions::new().write(true).open(group.join("cgroup.freeze")) else { return false };
-    if file.write_all(b"1").is_err() {
-        return false;
-    }
-    frozen.0.push(file);
-    let until = Instant::now() + FREEZING_MAX;
-    while !stands_still() {
-        if Instant::now() >= until {
-            return false;
-        }
-        std::thread::sleep(Duration::from_micros(500));
-    }
-    true
+fn stands_still(group: &Path) -> bool {
+    std::fs::read_to_string(group.join("cgroup.events")).is_ok_and(|events| events.contains("frozen 1"))
+}
+
+fn write_down(records: &Path, groups: &[&PathBuf]) -> std::io::Result<PathBuf> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(records)?;
+    let record = records.join(std::process::id().to_string());
+    let lines: Vec<String> = groups.iter().map(|group| group.display().to_string()).collect();
+    std::fs::write(&record, lines.join("\n"))?;
+    Ok(record)
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        for file in &mut self.0 {
+        for file in &mut self.groups {
             let _ = file.write_all(b"0");
         }
+        if let Some(record) = &self.record {
+            let _ = std::fs::remove_file(record);
+        }
+    }
+}
+
+/// Lets go on what processes that were killed have left standing still.
+pub fn let_go_on() {
+    let_go_on_in(Path::new(FROZEN));
+}
+
+fn let_go_on_in(records: &Path) {
+    for record in std::fs::read_dir(records).into_iter().flatten().filter_map(Result::ok) {
+        let pid = record.file_name().to_str().and_then(|pid| pid.parse().ok());
+        if pid.is_some_and(|pid| !has_ended(pid)) {
+            continue;
+        }
+        for group in std::fs::read_to_string(record.path()).unwrap_or_default().lines() {
+            let opened = OpenOptions::new().write(true).open(Path::new(group).join("cgroup.freeze"));
+            let _ = opened.and_then(|mut file| file.write_all(b"0"));
+        }
+        let _ = std::fs::remove_file(record.path());
     }
 }
 
@@ -178,6 +229,42 @@ mod tests {
         assert_eq!((user_of_slice(&inside), unit(&inside)), (None, None));
         assert_eq!(unit(&format!("{slice}/x.slice/session-2.scope")), None);
         assert_eq!(slice_of(&format!("{slice}/session-2.scope"), Uid(7)).unwrap(), slice);
+    }
+
+    /// A control group, as far as files can be one: it stands still if they say so.
+    fn group(root: &Path, name: &str, frozen: u8) -> PathBuf {
+        let group = root.join(name);
+        std::fs::create_dir_all(&group).unwrap();
+        std::fs::write(group.join("cgroup.events"), format!("populated 1\nfrozen {frozen}\n")).unwrap();
+        std::fs::write(group.join("cgroup.freeze"), "x").unwrap();
+        group
+    }
+
+    #[test]
+    fn what_stood_still_goes_on_and_what_a_killed_process_left_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, records) = (dir.path().join("cgroup"), dir.path().join("frozen"));
+        let (ours, theirs) = (group(&root, "user-7.slice", 0), group(&root, "user-8.slice", 1));
+        let state = |group: &Path| std::fs::read_to_string(group.join("cgroup.freeze")).unwrap();
+        let paths = ["/user-7.slice", "/user-8.slice", "/gone.slice", "/"].map(str::to_owned).into();
+        let (frozen, still) = freeze_in(&root, &records, paths);
+        assert_eq!(state(&ours), "1");
+        assert_eq!(
+            still,
+            ["/gone.slice", "/user-8.slice"].map(str::to_owned).into(),
+            "these files never say so"
+        );
+        let record = records.join(std::process::id().to_string());
+        assert_eq!(std::fs::read_to_string(&record).unwrap(), ours.display().to_string());
+        // While its process lives, nobody else lets it go on.
+        let_go_on_in(&records);
+        assert_eq!(state(&ours), "1");
+        std::fs::rename(&record, records.join((i32::MAX - 1).to_string())).unwrap();
+        let_go_on_in(&records);
+        assert_eq!((state(&ours).as_str(), state(&theirs).as_str()), ("0", "x"));
+        std::fs::write(&record, "").unwrap();
+        drop(frozen);
+        assert!(std::fs::read_dir(&records).unwrap().next().is_none());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! being ended may defend himself by every means that an unprivileged user has, so: no program is started under his
 //! uid, nothing here waits for one user longer than a named limit, and who has ended is told by the kernel.
 
-mod cgroup;
+pub mod cgroup;
 pub mod killer;
 pub mod logind;
 pub mod managed;

@@ -129,6 +129,7 @@ pub fn end(
     mut tell: impl FnMut(Progress<'_>),
 ) -> Vec<Outcome> {
     raise_priority();
+    cgroup::let_go_on();
     let mut killing_since: Option<Instant> = None;
     let mut to_kill: Vec<Uid> = Vec::new();
     let mut to_freeze: BTreeSet<String> = BTreeSet::new();
