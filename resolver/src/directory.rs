@@ -260,11 +260,7 @@ impl<I: Iam> Directory<I> {
             let record = Rc::new(Record::new(Known::Absent, Instant::now()));
             return Ok(Seen { record, source: Source::Cache });
         }
-        let calls = match self.record(name).as_deref().map(|record| &record.known) {
-            Some(Known::Team(members)) => members.len(),
-            _ => 0,
-        };
-        if somebody && !is_free && !self.state.borrow_mut().limits.take_calls(age.origin, calls) {
+        if somebody && !is_free && !self.may_revalidate(name, age.origin) {
             // With a `max_age` of 0, whoever uses sudo often is not to be refused for that.
             let recent = self.record(name).filter(|record| record.at.elapsed() < LIMITED_MAX_AGE);
             return recent.map(|record| Seen { record, source: Source::Cache }).ok_or(IamError::Limited);
@@ -277,6 +273,16 @@ impl<I: Iam> Directory<I> {
                 let usable = self.record(name).filter(|record| record.at.elapsed() < age.offline);
                 usable.map(|record| Seen { record, source: Source::Offline }).ok_or(error)
             }
+        }
+    }
+
+    /// Whether `origin` may have calls made about a name that is known.
+    fn may_revalidate(&self, name: &LinuxName, origin: Origin) -> bool {
+        let record = self.record(name);
+        let mut state = self.state.borrow_mut();
+        match record.as_deref().map(|record| &record.known) {
+            Some(Known::Team(members)) => state.limits.take_shared_account(origin, members.len()),
+            _ => state.limits.take_revalidation(origin),
         }
     }
 

@@ -11,6 +11,9 @@ use crate::bucket::Bucket;
 /// Calls that the revalidation of one user costs.
 const CALLS_OF_ONE: usize = 3;
 
+/// What the revalidation of a shared account takes at most: less than any of the limits holds.
+const SHARED_ACCOUNT_MAX: usize = 34;
+
 /// Revalidations a minute that users of this host and clients of sshd can cause together. Each costs three calls, so that
 /// this is 15 calls a second at most. What sshd, cron and the sweep ask by themselves is not limited by it.
 pub const REVALIDATIONS_PER_MINUTE: u32 = 300;
@@ -66,6 +69,7 @@ impl Origin {
 pub struct Limits {
     unknown: Limit,
     revalidations: Limit,
+    shared_accounts: Limit,
 }
 
 #[derive(Debug)]
@@ -81,13 +85,12 @@ impl Limits {
     /// Returns full limits, with `unknown_per_minute` look-ups of unknown names.
     pub fn new(unknown_per_minute: u32) -> Self {
         let per_origin = unknown_per_minute.div_ceil(UNKNOWN_SHARE);
+        let revalidations =
+            || Limit::new(REVALIDATIONS_PER_MINUTE, REVALIDATIONS_OF_STRANGERS, REVALIDATIONS_PER_ORIGIN);
         Self {
             unknown: Limit::new(unknown_per_minute, unknown_per_minute, per_origin),
-            revalidations: Limit::new(
-                REVALIDATIONS_PER_MINUTE,
-                REVALIDATIONS_OF_STRANGERS,
-                REVALIDATIONS_PER_ORIGIN,
-            ),
+            revalidations: revalidations(),
+            shared_accounts: revalidations(),
         }
     }
 
@@ -98,12 +101,14 @@ impl Limits {
 
     /// Whether `origin` may have a user revalidated.
     pub fn take_revalidation(&mut self, origin: Origin) -> bool {
-        self.take_calls(origin, CALLS_OF_ONE)
+        origin == Origin::Host || self.revalidations.take(origin, 1)
     }
 
-    /// Whether `origin` may cause a revalidation of so many calls: that of a shared account costs one for each member.
-    pub fn take_calls(&mut self, origin: Origin, calls: usize) -> bool {
-        origin == Origin::Host || self.revalidations.take(origin, calls.div_ceil(CALLS_OF_ONE).max(1))
+    /// Whether `origin` may have a shared account revalidated, which costs a call for each of its members. Whoever uses that up
+    /// takes nothing from other accounts.
+    pub fn take_shared_account(&mut self, origin: Origin, members: usize) -> bool {
+        let tokens = members.div_ceil(CALLS_OF_ONE).clamp(1, SHARED_ACCOUNT_MAX);
+        origin == Origin::Host || self.shared_accounts.take(origin, tokens)
     }
 
     /// How many look-ups of unknown names may be made now.
@@ -166,11 +171,12 @@ mod tests {
     #[tokio::test(flavor = "local", start_paused = true)]
     async fn what_costs_many_calls_takes_as_much_of_the_limit() {
         let mut limits = Limits::new(30);
-        let shared = (0..1000).filter(|_| limits.take_calls(Origin::KeyCommand, 60)).count();
+        let shared = (0..1000).filter(|_| limits.take_shared_account(Origin::KeyCommand, 60)).count();
         assert_eq!(u32::try_from(shared * 20).unwrap(), REVALIDATIONS_OF_STRANGERS);
+        assert!(limits.take_revalidation(Origin::KeyCommand), "which takes nothing from others");
         let (mut limits, mallory) = (Limits::new(30), Origin::User(Uid(1001)));
-        assert!(limits.take_calls(mallory, 500), "one that is more than an origin may cause is made alone");
-        assert!(!limits.take_calls(mallory, 1));
+        assert!(limits.take_shared_account(mallory, 5000), "however many they are");
+        assert!(!limits.take_shared_account(mallory, 5000));
     }
 
     #[tokio::test(flavor = "local", start_paused = true)]
