@@ -139,6 +139,12 @@ fn freeze_in(root: &Path, records: &Path, mut paths: BTreeSet<String>) -> (Froze
     (frozen, paths)
 }
 
+/// Whether a control group stands still or is gone.
+pub fn is_still(path: &str) -> bool {
+    let group = unified().and_then(|root| directory(&root, path));
+    group.is_some_and(|group| !group.exists() || stands_still(&group))
+}
+
 fn stands_still(group: &Path) -> bool {
     std::fs::read_to_string(group.join("cgroup.events")).is_ok_and(|events| events.contains("frozen 1"))
 }

@@ -229,25 +229,26 @@ impl<'a> Owned<'a> {
             .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.is_the_hosts(task, owner))
     }
 
-    /// The audit sessions that have processes.
-    pub fn audit_sessions(&mut self) -> BTreeSet<String> {
+    /// The processes of each audit session.
+    pub fn audit_sessions(&mut self) -> BTreeMap<String, Vec<i32>> {
         let table = self.table;
-        table.0.keys().filter_map(|pid| self.audit_session_of(*pid).cloned()).collect()
+        let mut sessions: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+        for pid in table.0.keys() {
+            if let Some(session) = self.audit_session_of(*pid).cloned() {
+                sessions.entry(session).or_default().push(*pid);
+            }
+        }
+        sessions
     }
 
     fn audit_session_of(&mut self, pid: i32) -> Option<&String> {
         self.audit_sessions.entry(pid).or_insert_with(|| audit_session(pid)).as_ref()
     }
 
-    /// Whether a process has one of the marks of a login.
-    fn is_marked(&mut self, pid: i32, marks: &SessionMarks) -> bool {
-        if let Some(scope) = &marks.scope {
-            let rest = self.path_of(pid).and_then(|path| path.strip_prefix(scope.as_str()));
-            if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-                return true;
-            }
-        }
-        marks.audit.is_some() && self.audit_session_of(pid) == marks.audit.as_ref()
+    /// Whether a process is in the control group of a logind session.
+    fn is_in_scope(&mut self, pid: i32, scope: &str) -> bool {
+        let rest = self.path_of(pid).and_then(|path| path.strip_prefix(scope));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// Those of `roots` that are there, with all that descends from them, shares a session (setsid(2)) with one of these, or
@@ -262,12 +263,14 @@ impl<'a> Owned<'a> {
         let all = &table.0;
         let mut family: BTreeSet<i32> =
             roots.iter().filter(|root| table.task(**root).is_some()).map(|root| root.pid).collect();
-        for marks in logins.iter().filter(|marks| !marks.is_empty()) {
-            for task in all.values() {
-                let pid = task.process.pid;
-                if self.is_marked(pid, marks) && self.mark(task, owner).is_some() {
-                    family.insert(pid);
-                }
+        let audits: BTreeSet<&String> = logins.iter().filter_map(|marks| marks.audit.as_ref()).collect();
+        let scopes: Vec<&String> = logins.iter().filter_map(|marks| marks.scope.as_ref()).collect();
+        for task in all.values().filter(|_| !audits.is_empty() || !scopes.is_empty()) {
+            let pid = task.process.pid;
+            let is_marked = self.audit_session_of(pid).is_some_and(|audit| audits.contains(audit))
+                || scopes.iter().any(|scope| self.is_in_scope(pid, scope));
+            if is_marked && self.mark(task, owner).is_some() {
+                family.insert(pid);
             }
         }
         let (mut children, mut members): (BTreeMap<i32, Vec<i32>>, BTreeMap<i32, Vec<i32>>) =
@@ -450,16 +453,15 @@ mod tests {
     #[test]
     fn a_scope_marks_what_is_in_it_and_not_its_neighbour() {
         let scope = "/user.slice/user-7.slice/session-1.scope";
-        let marks = SessionMarks { audit: None, scope: Some(scope.into()) };
         let table = Table::default();
         for (path, is_in) in
             [(scope.to_owned(), true), (format!("{scope}/x"), true), (format!("{scope}s"), false)]
         {
             let mut owned = Owned::new(&table);
             owned.paths.insert(P, Some(path.clone()));
-            assert_eq!(owned.is_marked(P, &marks), is_in, "{path}");
+            assert_eq!(owned.is_in_scope(P, scope), is_in, "{path}");
         }
-        assert!(!Owned::new(&table).is_marked(P, &marks));
+        assert!(!Owned::new(&table).is_in_scope(P, scope));
     }
 
     #[test]

@@ -116,8 +116,11 @@ struct Course<'a> {
     /// What the last look has found of the user's uid, and whether some of it was not there in the look before.
     running: BTreeSet<Process>,
     begins_anew: bool,
-    /// The control groups in which what is to end was found, and the user's slice: if not all of the user's may be killed.
-    groups: BTreeSet<String>,
+    /// The user's slice, if not all of the user's may be killed. No other control group stands still for a look: it may be
+    /// anybody's.
+    slice: Option<String>,
+    /// Whether any of what is to end was seen outside the slice.
+    is_elsewhere: bool,
 }
 
 /// Ends `terminations`, all together. `is_whole` says before each killing whether all that a user runs still ends: somebody
@@ -164,6 +167,10 @@ pub fn end(
         }
         round += 1;
         // What of a user's stands still can be looked at, and killed, before it forks.
+        let whole: Vec<bool> = courses
+            .iter()
+            .map(|course| !course.is_done() && course.termination.whole_user && is_whole(course.termination))
+            .collect();
         let (frozen, still) = cgroup::freeze(std::mem::take(&mut to_freeze));
         let table = match Table::read() {
             Ok(table) => table,
@@ -175,21 +182,19 @@ pub fn end(
         };
         let mut owned = Owned::knowing(&table, accounts);
         let mut uids = Vec::new();
-        for course in courses.iter_mut().filter(|course| !course.is_done()) {
-            let whole = course.termination.whole_user && is_whole(course.termination);
+        for (course, whole) in courses.iter_mut().zip(whole).filter(|(course, _)| !course.is_done()) {
             course.look(&mut owned, whole);
-            let stood_still = !course.groups.is_empty() && course.groups.is_subset(&still);
-            if stood_still {
+            let stood_still = course.slice.as_ref().is_some_and(|slice| still.contains(slice));
+            // Nobody else has let it go on meanwhile.
+            if stood_still && course.slice.as_deref().is_some_and(cgroup::is_still) {
                 // What is found so is there, however often other looks find nothing.
-                course.made_sure = course.found.is_empty();
-                course.tries = 0;
+                course.made_sure = course.found.is_empty() && !course.is_elsewhere;
+                course.tries = if course.is_elsewhere { course.tries } else { 0 };
             }
             if course.is_done() {
                 if course.make_sure() {
                     uids.extend(course.may_kill_all.then(|| vec![course.termination.owner.uid]));
-                    if !course.may_kill_all {
-                        to_freeze.extend(course.groups.iter().cloned());
-                    }
+                    to_freeze.extend(course.slice.clone());
                 }
                 continue;
             }
@@ -197,9 +202,7 @@ pub fn end(
                 course.ask(&mut owned, began.elapsed(), grace, &mut helpers, &mut tell);
             } else {
                 uids.push(course.kill(&mut owned, whole, &mut tell));
-                if !course.may_kill_all {
-                    to_freeze.extend(course.groups.iter().cloned());
-                }
+                to_freeze.extend(course.slice.clone());
             }
         }
         accounts = owned.into_accounts();
@@ -260,7 +263,8 @@ impl<'a> Course<'a> {
             tries: 0,
             running: BTreeSet::new(),
             begins_anew: false,
-            groups: BTreeSet::new(),
+            slice: None,
+            is_elsewhere: false,
         };
         let mut owned = Owned::new(table);
         for opener in &termination.openers {
@@ -307,13 +311,14 @@ impl<'a> Course<'a> {
             self.found.extend(owned.holders(owner, &self.termination.groups));
         }
         self.may_kill_all = whole && may_kill_all_of(owned, owner);
+        self.slice = None;
         if !self.may_kill_all {
             let uid = owner.uid;
             // One that is gone before it could be asked where it was may go on as another.
-            self.groups.extend(cgroup::slice_that_is_there(uid));
+            self.slice = cgroup::slice_that_is_there(uid);
             for process in &self.found {
                 let path = owned.path_of(process.pid);
-                self.groups.extend(path.map(|path| cgroup::slice_of(path, uid).unwrap_or(path.to_owned())));
+                self.is_elsewhere |= path.is_some_and(|path| !cgroup::is_in_slice(path, uid));
             }
             let runs = |task: &&Task| task.all_uids().any(|of| of == uid);
             let running: BTreeSet<Process> =
@@ -388,7 +393,7 @@ impl<'a> Course<'a> {
     /// Whether, before it is over, everything of the user's is to be killed once more unseen, or looked at while it stands still:
     /// no process that is just being forked escapes that, as it may escape every look.
     fn make_sure(&mut self) -> bool {
-        let is_sure = self.made_sure || !self.may_kill_all && self.groups.is_empty();
+        let is_sure = self.made_sure || !self.may_kill_all && self.slice.is_none();
         if is_sure || self.tries >= TRIES_MAX {
             return false;
         }
