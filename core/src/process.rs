@@ -80,6 +80,13 @@ pub fn own_audit_session(pid: i32) -> Option<String> {
     audit_session(pid).filter(|own| parent.as_ref() != Some(own))
 }
 
+/// Whether any process but `pid` is in an audit session.
+pub fn is_left_in(audit: &str, pid: i32) -> bool {
+    let processes = std::fs::read_dir(PROC).into_iter().flatten().filter_map(Result::ok);
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|other| *other != pid).any(|other| audit_session(other).is_some_and(|of| of == audit))
+}
+
 impl Process {
     /// Whether it is still there, and has not ended.
     pub fn is_running(self) -> bool {

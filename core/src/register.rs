@@ -155,7 +155,10 @@ impl Register {
     /// Those of reading, writing or removing the entry.
     pub fn close(&self, process: Process) -> io::Result<()> {
         let entry = self.read(&name_of(process))?.map(|(session, _)| session);
-        match entry.filter(|session| session.audit.is_some()) {
+        let has_left = |session: &Session| {
+            session.audit.as_ref().is_some_and(|audit| process::is_left_in(audit, session.pid))
+        };
+        match entry.filter(has_left) {
             Some(session) if Dir::read_from(&self.dir)?.count() < KEPT_MAX => {
                 self.write(&Session { closed: true, ..session })
             }
@@ -354,7 +357,10 @@ mod tests {
         assert!(register.left().unwrap().is_empty());
         register.close(mine.process()).unwrap();
         assert!(register.sessions().unwrap().is_empty());
-        assert_eq!(register.left().unwrap(), [Session { closed: true, ..mine.clone() }]);
+        assert!(register.left().unwrap().is_empty(), "no process has its audit session");
+        let over = Session { closed: true, ..mine.clone() };
+        register.enter(&over).unwrap();
+        assert_eq!(register.left().unwrap(), [over]);
         // One that was killed could not say so.
         let killed = Session { start: mine.start + 1, ..mine.clone() };
         register.enter(&killed).unwrap();

@@ -254,6 +254,23 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
             }
         })
         .collect();
+    for session in register.left().map_err(failed)?.into_iter().filter(|session| Some(session.uid) != managed)
+    {
+        if let Some(marks) = session.audit.clone().map(SessionMarks::of_audit_session)
+            && is_of(&session, user, &suffixes)
+        {
+            let (user, uid, left, groups) = (session.user, session.uid, vec![marks], groups.clone());
+            withdrawals.push(Withdrawal {
+                user,
+                uid,
+                cause,
+                sessions: Vec::new(),
+                left,
+                groups,
+                whole_user: false,
+            });
+        }
+    }
     match (managed, standing) {
         (Some(uid), _) => {
             let user = user.to_owned();
@@ -286,10 +303,13 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
 }
 
 /// Whether the IAM user whose Linux name is `user` opened a session.
+///
+/// A key that several users have makes it several names.
 fn is_of(session: &Session, user: &str, suffixes: &[String]) -> bool {
-    IamName::user(&session.iam_name)
-        .and_then(|name| name.to_linux(suffixes))
-        .is_ok_and(|linux| linux.as_str() == user)
+    std::iter::once(session.iam_name.as_str()).chain(session.iam_name.split(',')).any(|name| {
+        let linux = IamName::user(name).and_then(|name| name.to_linux(suffixes));
+        linux.is_ok_and(|linux| linux.as_str() == user)
+    })
 }
 
 /// Shows what was ended, or would be; `nothing` if that is nothing.

@@ -30,6 +30,9 @@ const ASKING_MAX: Duration = Duration::from_secs(20);
 /// How long it is asked about users who run processes without a session.
 const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
 
+/// How long it is asked about what sessions that are over have left behind.
+const ASKING_LEFT_MAX: Duration = Duration::from_secs(5);
+
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
 
@@ -246,30 +249,45 @@ impl<'a> Judge<'a> {
 
     /// What sessions that are over left behind and were opened with what is withdrawn now. Those that have left nothing are taken
     /// out of the register.
-    fn left_behind(&self, register: &Register, owned: &mut Owned<'_>) -> std::io::Result<Vec<Withdrawal>> {
-        let (there, mut withdrawals) = (owned.audit_sessions(), Vec::new());
+    fn left_behind(
+        &mut self,
+        register: &Register,
+        owned: &mut Owned<'_>,
+    ) -> std::io::Result<Vec<Withdrawal>> {
+        self.asked_until = Instant::now() + ASKING_LEFT_MAX;
+        let there = owned.audit_sessions();
+        let mut withdrawals: Vec<Withdrawal> = Vec::new();
         for session in register.left()? {
-            let audit = session.audit.clone().filter(|audit| there.contains(audit));
-            let owner = Owner::new(session.uid, &session.user);
-            let Some((owner, marks)) = owner.zip(audit.map(SessionMarks::of_audit_session)) else {
+            let audit = session.audit.clone().filter(|audit| there.contains_key(audit));
+            let Some((audit, owner)) = audit.zip(Owner::new(session.uid, &session.user)) else {
                 let _ = register.leave(session.process());
                 continue;
             };
+            let tasks = there.get(&audit).into_iter().flatten().filter_map(|pid| owned.table().0.get(pid));
+            let runs = tasks.collect::<Vec<_>>().into_iter().any(|task| owned.mark(task, &owner).is_some());
             let Ok(standing) = standing(&session.user, session.uid, self.config, &Files::default()) else {
                 continue;
             };
-            let runs = !owned.family(&BTreeSet::new(), &owner, std::slice::from_ref(&marks)).is_empty();
-            if runs && let Verdict::SessionWithdrawn(cause) = self.verdict(&session, standing, register) {
-                let (user, uid, sessions, groups) = (session.user, session.uid, Vec::new(), BTreeSet::new());
-                withdrawals.push(Withdrawal {
+            let cause = match runs.then(|| self.verdict(&session, standing, register)) {
+                Some(Verdict::SessionWithdrawn(cause)) => cause,
+                // What the marks of a login are on is no service of the host's.
+                Some(Verdict::UserWithdrawn(reason)) if standing == Standing::Adopted => {
+                    Cause::Refused(reason)
+                }
+                _ => continue,
+            };
+            let (user, uid, marks) = (session.user, session.uid, SessionMarks::of_audit_session(audit));
+            match withdrawals.iter_mut().find(|known| known.uid == uid && known.cause == cause) {
+                Some(known) => known.left.push(marks),
+                None => withdrawals.push(Withdrawal {
                     user,
                     uid,
                     cause,
-                    sessions,
+                    sessions: Vec::new(),
                     left: vec![marks],
-                    groups,
+                    groups: BTreeSet::new(),
                     whole_user: false,
-                });
+                }),
             }
         }
         Ok(withdrawals)
