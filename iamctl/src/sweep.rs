@@ -102,6 +102,12 @@ impl Cause {
 }
 
 impl Withdrawal {
+    /// One of which nothing is said yet but whose it is and why.
+    fn new(user: String, uid: Uid, cause: Cause) -> Self {
+        let (sessions, left, groups) = (Vec::new(), Vec::new(), BTreeSet::new());
+        Self { user, uid, cause, sessions, left, groups, whole_user: false }
+    }
+
     /// Whether there was anything to end: what the kernel counts may have ended already, and nobody has waited for it.
     fn had_something_to_end(&self, outcome: &Outcome) -> bool {
         !self.sessions.is_empty() || !outcome.is_complete() || outcome.ended > 0
@@ -237,21 +243,13 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
     let managed = uid.filter(|_| matches!(standing, Some(Standing::Ours | Standing::Adopted)));
     let (own, other): (Vec<Session>, Vec<Session>) =
         open.into_iter().partition(|session| Some(session.uid) == managed);
-    let (groups, cause) = (BTreeSet::new(), Cause::Operator);
+    let cause = Cause::Operator;
     let mut withdrawals: Vec<Withdrawal> = other
         .into_iter()
         .filter(|session| is_of(session, user, &suffixes))
         .map(|session| {
-            let (user, uid, groups) = (session.user.clone(), session.uid, groups.clone());
-            Withdrawal {
-                user,
-                uid,
-                cause,
-                sessions: vec![session],
-                left: Vec::new(),
-                groups,
-                whole_user: false,
-            }
+            let withdrawal = Withdrawal::new(session.user.clone(), session.uid, cause);
+            Withdrawal { sessions: vec![session], ..withdrawal }
         })
         .collect();
     for session in register.left().map_err(failed)?.into_iter().filter(|session| Some(session.uid) != managed)
@@ -259,30 +257,14 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         if let Some(marks) = session.audit.clone().map(SessionMarks::of_audit_session)
             && is_of(&session, user, &suffixes)
         {
-            let (user, uid, left, groups) = (session.user, session.uid, vec![marks], groups.clone());
-            withdrawals.push(Withdrawal {
-                user,
-                uid,
-                cause,
-                sessions: Vec::new(),
-                left,
-                groups,
-                whole_user: false,
-            });
+            let withdrawal = Withdrawal::new(session.user, session.uid, cause);
+            withdrawals.push(Withdrawal { left: vec![marks], ..withdrawal });
         }
     }
     match (managed, standing) {
         (Some(uid), _) => {
-            let user = user.to_owned();
-            withdrawals.push(Withdrawal {
-                user,
-                uid,
-                cause,
-                sessions: own,
-                left: Vec::new(),
-                groups,
-                whole_user: true,
-            });
+            let withdrawal = Withdrawal::new(user.to_owned(), uid, cause);
+            withdrawals.push(Withdrawal { sessions: own, whole_user: true, ..withdrawal });
         }
         _ if !withdrawals.is_empty() => {}
         (None, Some(Standing::Shared)) => {

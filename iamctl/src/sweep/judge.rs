@@ -174,9 +174,9 @@ impl<'a> Judge<'a> {
                     continue;
                 }
             };
-            let (user, uid) = (session.user.clone(), session.uid);
-            let (sessions, groups) = (vec![session], BTreeSet::new());
-            let withdrawal = Withdrawal { user, uid, cause, sessions, left: Vec::new(), groups, whole_user };
+            let uid = session.uid;
+            let withdrawal = Withdrawal::new(session.user.clone(), uid, cause);
+            let withdrawal = Withdrawal { sessions: vec![session], whole_user, ..withdrawal };
             match users.get_mut(&uid).filter(|_| whole_user) {
                 Some(known) => known.sessions.extend(withdrawal.sessions),
                 None if whole_user => drop(users.insert(uid, withdrawal)),
@@ -276,18 +276,13 @@ impl<'a> Judge<'a> {
                 }
                 _ => continue,
             };
-            let (user, uid, marks) = (session.user, session.uid, SessionMarks::of_audit_session(audit));
+            let (uid, marks) = (session.uid, SessionMarks::of_audit_session(audit));
             match withdrawals.iter_mut().find(|known| known.uid == uid && known.cause == cause) {
                 Some(known) => known.left.push(marks),
-                None => withdrawals.push(Withdrawal {
-                    user,
-                    uid,
-                    cause,
-                    sessions: Vec::new(),
-                    left: vec![marks],
-                    groups: BTreeSet::new(),
-                    whole_user: false,
-                }),
+                None => {
+                    let withdrawal = Withdrawal::new(session.user, uid, cause);
+                    withdrawals.push(Withdrawal { left: vec![marks], ..withdrawal });
+                }
             }
         }
         Ok(withdrawals)
@@ -333,16 +328,7 @@ impl<'a> Judge<'a> {
         if owned.holders(&owner, &groups).is_empty() {
             return None;
         }
-        let (user, cause) = (name.to_string(), Cause::GroupWithdrawn);
-        Some(Withdrawal {
-            user,
-            uid,
-            cause,
-            sessions: Vec::new(),
-            left: Vec::new(),
-            groups,
-            whole_user: false,
-        })
+        Some(Withdrawal { groups, ..Withdrawal::new(name.to_string(), uid, Cause::GroupWithdrawn) })
     }
 
     /// The privileged groups among `held` that the user no longer has.
@@ -444,11 +430,10 @@ fn in_turn<T>(users: BTreeMap<Uid, T>, last: Option<Uid>) -> Vec<(Uid, T)> {
 
 /// All processes of a managed user who has no session and may not log in.
 fn without_session(name: &LinuxName, uid: Uid, cause: Cause) -> Withdrawal {
-    let (sessions, groups) = (Vec::new(), BTreeSet::new());
     // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
     let other = users::get_user_by_name(name.as_str()).filter(|account| account.uid() != uid.0);
     let user = other.map_or_else(|| name.to_string(), |_| uid.to_string());
-    Withdrawal { user, uid, cause, sessions, left: Vec::new(), groups, whole_user: true }
+    Withdrawal { whole_user: true, ..Withdrawal::new(user, uid, cause) }
 }
 
 /// Whether the kernel marks what was started in a session, also what has left it.
