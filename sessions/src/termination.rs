@@ -166,11 +166,12 @@ pub fn end(
             course.made_sure |= killed.contains(&course.termination.owner.uid);
         }
         round += 1;
-        // What of a user's stands still can be looked at, and killed, before it forks.
+        // Asked before anything stands still: the resolver may take its time.
         let whole: Vec<bool> = courses
             .iter()
             .map(|course| !course.is_done() && course.termination.whole_user && is_whole(course.termination))
             .collect();
+        // What of a user's stands still can be looked at, and killed, before it forks.
         let (frozen, still) = cgroup::freeze(std::mem::take(&mut to_freeze));
         let table = match Table::read() {
             Ok(table) => table,
