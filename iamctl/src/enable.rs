@@ -20,6 +20,7 @@ mod record;
 
 pub use host::{can_read, cannot_read, started_with};
 use host::{reload_sshd, run, sshd_asks_us, start, stop};
+pub use plan::{PAM_STACKS, PAM_STACKS_OF_VENDOR};
 use plan::{Plan, SSHD_DROP_IN, SUDOERS, made_by_hand, plan};
 use record::{Change, apply, load, merged, read, remove, save, take_back};
 

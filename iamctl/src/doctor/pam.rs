@@ -5,8 +5,7 @@ use std::path::Path;
 use pam_iam_core::config::{Config, Who};
 
 use super::{Finding, State};
-
-const PAM_D: &str = "/etc/pam.d";
+use crate::enable::{PAM_STACKS, PAM_STACKS_OF_VENDOR};
 
 const MODULE: &str = "pam_iam.so";
 
@@ -22,14 +21,12 @@ struct Line {
 /// Stacks that start what belongs to a user again and again, each minute or at boot.
 const OF_JOBS: [&str; 4] = ["cron", "crond", "atd", "systemd-user"];
 
-/// Where a distribution has stacks that /etc/pam.d goes before.
-const PAM_D_OF_VENDOR: &str = "/usr/lib/pam.d";
-
 /// Looks at the stacks of sshd, sudo and what starts jobs.
 pub fn stacks(config: &Config) -> Vec<Finding> {
     let mut findings = vec![account("sshd", None), session()];
     if config.access.sudo != Who::None {
-        let sudo = ["sudo", "sudo-i"].into_iter().filter(|service| Path::new(PAM_D).join(service).exists());
+        let sudo =
+            ["sudo", "sudo-i"].into_iter().filter(|service| Path::new(PAM_STACKS).join(service).exists());
         findings.extend(sudo.map(|service| account(service, Some("policy=sudo"))));
     }
     findings.extend(OF_JOBS.into_iter().filter_map(jobs));
@@ -38,7 +35,7 @@ pub fn stacks(config: &Config) -> Vec<Finding> {
 
 /// The stack of a service that starts jobs, where there is one.
 fn jobs(service: &'static str) -> Option<Finding> {
-    let text = [PAM_D, PAM_D_OF_VENDOR]
+    let text = [PAM_STACKS, PAM_STACKS_OF_VENDOR]
         .into_iter()
         .find_map(|folder| std::fs::read_to_string(Path::new(folder).join(service)).ok())?;
     let found = judge_account(service, &text, None, &|name| read(name).unwrap_or_default());
@@ -60,7 +57,7 @@ fn account(service: &'static str, argument: Option<&str>) -> Finding {
 }
 
 fn read(service: &str) -> Result<String, Finding> {
-    let path = Path::new(PAM_D).join(service);
+    let path = Path::new(PAM_STACKS).join(service);
     std::fs::read_to_string(&path)
         .map_err(|error| Finding::wrong("PAM", format!("{}: {error}", path.display()), "mend the file"))
 }
@@ -74,7 +71,7 @@ fn judge_account(
     const CHECK: &str = "PAM";
     let family = if text.contains("@include") { "debian" } else { "redhat" };
     let copy = format!(
-        "put the account line of /usr/share/pam_iam/pam.d/{family}/{} before the first account line of {PAM_D}/{service}",
+        "put the account line of /usr/share/pam_iam/pam.d/{family}/{} before the first account line of {PAM_STACKS}/{service}",
         if service.starts_with("sudo") { "sudo" } else { service }
     );
     let accounts = lines(text, "account", include, 0);
@@ -165,7 +162,7 @@ fn session() -> Finding {
             format!(
                 "sshd: {MODULE} is not in the session phase: no home directory is made, and no session is swept"
             ),
-            format!("put the session line of /usr/share/pam_iam/pam.d into {PAM_D}/sshd"),
+            format!("put the session line of /usr/share/pam_iam/pam.d into {PAM_STACKS}/sshd"),
         ),
     }
 }

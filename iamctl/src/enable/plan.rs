@@ -23,7 +23,7 @@ pub const NSSWITCH: &str = "/etc/nsswitch.conf";
 pub const PAM_STACKS: &str = "/etc/pam.d";
 
 /// Where distributions put stacks that nobody has edited.
-const PAM_STACKS_OF_VENDOR: &str = "/usr/lib/pam.d";
+pub const PAM_STACKS_OF_VENDOR: &str = "/usr/lib/pam.d";
 
 /// What enabling is to do.
 #[derive(Debug)]
