@@ -10,7 +10,7 @@ use pam_iam_core::register::{self, Origin, Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::wire::{Answer, Request};
 use pam_iam_sessions::managed;
-use pam_iam_sessions::table::Table;
+use pam_iam_sessions::table::{Effort, Table};
 use serde_json::json;
 
 use crate::Context;
@@ -46,7 +46,7 @@ pub fn open() -> std::io::Result<Vec<Session>> {
 
 fn sessionless(context: &Context, sessions: &[Session]) -> std::io::Result<Vec<Sessionless>> {
     let registered: BTreeSet<Uid> = sessions.iter().map(|session| session.uid).collect();
-    let running = managed::users(&Table::read()?, &Served::new(Path::new(paths::SERVED)))
+    let running = managed::users(&Table::read(Effort::Thorough)?, &Served::new(Path::new(paths::SERVED)))
         .into_iter()
         .filter(|(uid, processes)| !registered.contains(uid) && !processes.is_empty());
     Ok(running

@@ -20,6 +20,7 @@ use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
 use pam_iam_sessions::owner::{Owner, SessionMarks};
+use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Progress, Termination};
 use serde_json::json;
 
@@ -142,14 +143,28 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
     }
-    let judged = register.sessions().map_err(failed).and_then(|open| judge.judge(&register, open));
-    let withdrawals = judged.inspect_err(|_| {
+    let efforts: &[Effort] = if dry_run { &[Effort::Thorough] } else { &[Effort::Quick, Effort::Thorough] };
+    let grace = config.sessions.grace.0.min(GRACE_MAX);
+    let (mut withdrawals, mut outcomes) = (Vec::new(), Vec::new());
+    for effort in efforts {
+        let judged =
+            register.sessions().map_err(failed).and_then(|open| judge.judge(&register, open, *effort));
+        let found = judged.inspect_err(|_| {
+            if !dry_run {
+                record.fail();
+            }
+        })?;
         if !dry_run {
-            record.fail();
+            outcomes.extend(end(context, &found, &register, *effort, grace, &mut log));
         }
-    })?;
+        withdrawals.extend(found);
+        // Nobody else waits any more for those who make reading slow.
+        if judge.unread == 0 {
+            break;
+        }
+    }
     record.last_asked = judge.last_asked;
-    let (without_answer, unread, unknown) = (judge.without_answer(), judge.unread(), judge.unknown);
+    let (without_answer, unread, unknown) = (judge.without_answer(), judge.unread, judge.unknown);
     if unread > 0 {
         let why = format!(
             "{unread} processes could not be read in time: one of a withdrawn user, or that holds a withdrawn group, may go on"
@@ -183,8 +198,6 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         report(context, &withdrawals, None, &nobody);
         return Ok(true);
     }
-    let grace = config.sessions.grace.0.min(GRACE_MAX);
-    let outcomes = end(context, &withdrawals, &register, grace, &mut log);
     report(context, &withdrawals, Some(&outcomes), &nobody);
     let complete = outcomes.iter().all(Outcome::is_complete);
     let took = record.finish(
@@ -194,7 +207,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
             .filter(|(withdrawal, outcome)| withdrawal.had_something_to_end(outcome))
             .count(),
         outcomes.iter().filter(|outcome| !outcome.is_complete()).count(),
-        unknown,
+        unknown.into_iter().collect(),
     );
     if took > swept::INTERVAL {
         let took = took.as_secs();
@@ -278,7 +291,8 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         (None, None) => return Err(format!("there is no user {user:?} here")),
     }
     let mut log = Log::to_syslog("iamctl");
-    let outcomes = end(context, &withdrawals, &register, grace.min(GRACE_MAX), &mut log);
+    let grace = grace.min(GRACE_MAX);
+    let outcomes = end(context, &withdrawals, &register, Effort::Thorough, grace, &mut log);
     let nothing = format!("{user} runs nothing here");
     report(context, &withdrawals, Some(&outcomes), &nothing);
     Ok(outcomes.iter().all(Outcome::is_complete))
@@ -333,6 +347,7 @@ fn end(
     context: &Context,
     withdrawals: &[Withdrawal],
     register: &Register,
+    effort: Effort,
     grace: Duration,
     log: &mut Log,
 ) -> Vec<Outcome> {
@@ -375,7 +390,7 @@ fn end(
             .with("result", result)
             .with("reason", withdrawal.cause.as_str())
     };
-    let outcomes = termination::end(&terminations, grace, is_whole, |progress| {
+    let outcomes = termination::end(&terminations, effort, grace, is_whole, |progress| {
         let (termination, result, processes) = match progress {
             Progress::Asked(termination, list) => (termination, "asked", list),
             Progress::Killed(termination, list) => (termination, "killed", list),

@@ -12,6 +12,7 @@ use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
 use pam_iam_core::register::Register;
 use pam_iam_sessions::owner::Owner;
+use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Termination};
 
 /// How long one home directory may take to pack, so that one does not keep the others waiting for ever.
@@ -80,7 +81,7 @@ pub fn end_sessions(name: &str, uid: Uid, grace: Duration) -> Result<(), LeaveEr
     let notice = "your access to this host was withdrawn".to_owned();
     let ends =
         [Termination { owner, openers, left: Vec::new(), groups: BTreeSet::new(), whole_user: true, notice }];
-    let outcomes = termination::end(&ends, grace, |_| true, |_| {});
+    let outcomes = termination::end(&ends, Effort::Thorough, grace, |_| true, |_| {});
     if outcomes.iter().all(Outcome::is_complete) { Ok(()) } else { Err(LeaveError::StillRunning(uid)) }
 }
 

@@ -28,15 +28,38 @@ const CHASED: usize = 3;
 /// user can add so are behind those of the host.
 const STATUS_MAX: u64 = 32 * 1024;
 
-/// How long the ids of one user's processes are read, or those under all subordinate uids: whoever makes that slow must not
-/// hold up the end of others.
-const USER_MAX: Duration = Duration::from_millis(500);
+/// How thoroughly processes are read: a user can make reading his own slow, by many threads with many groups each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// What is slow to read is left unread, so that it does not delay the end of other users.
+    Quick,
+    /// Takes many times as long if it has to.
+    Thorough,
+}
 
-/// How long those of root's processes are read.
-const ROOT_MAX: Duration = Duration::from_secs(1);
+impl Effort {
+    fn limits(self) -> Limits {
+        let limits = |user, root, all| {
+            let [user, root, all] = [user, root, all].map(Duration::from_millis);
+            Limits { user, root, all }
+        };
+        match self {
+            Self::Quick => limits(500, 1000, 3000),
+            Self::Thorough => limits(8000, 4000, 10_000),
+        }
+    }
+}
 
-/// How long those of all others' are read, together.
-const ALL_MAX: Duration = Duration::from_secs(3);
+/// How much processor time reading may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// For the processes of one user, or for those under all subordinate uids.
+    user: Duration,
+    /// For those of root.
+    root: Duration,
+    /// For those of all users but root.
+    all: Duration,
+}
 
 /// The uids of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,9 +144,8 @@ impl Table {
     ///
     /// # Errors
     /// Returns an error if the list of processes cannot be read. A process that ends meanwhile is left out.
-    pub fn read() -> io::Result<Self> {
-        let mut reader =
-            Reader { subordinate: local::subordinate(Path::new(paths::SUBUID)), ..Reader::default() };
+    pub fn read(effort: Effort) -> io::Result<Self> {
+        let mut reader = Reader::new(effort, local::subordinate(Path::new(paths::SUBUID)));
         let mut pids = Vec::new();
         for entry in std::fs::read_dir(PROC)? {
             pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
@@ -145,6 +167,11 @@ impl Table {
         Ok(reader.table)
     }
 
+    /// How many processes there was no time to read.
+    pub fn unread(&self) -> usize {
+        self.0.values().filter(|task| task.unread.is_some()).count()
+    }
+
     /// The task of a process, if it is still the same.
     pub fn task(&self, process: Process) -> Option<&Task> {
         self.0.get(&process.pid).filter(|task| task.process == process)
@@ -158,36 +185,47 @@ impl Table {
 fn is_lent(pid: i32, gid: Gid) -> bool {
     const SET_GID: u32 = 0o2000;
     let program = format!("{PROC}/{pid}/exe");
-    let mount = statx(CWD, &program, AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID);
-    let mount = mount.ok().filter(|found| found.stx_mask & StatxFlags::MNT_ID.bits() != 0);
-    mount.is_some_and(|found| is_of_the_host(found.stx_mnt_id))
+    let Ok(found) = statx(CWD, &program, AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID) else { return false };
+    // A kernel before 5.8 does not tell the mount.
+    let mount = (found.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(found.stx_mnt_id);
+    is_of_the_host(mount, (found.stx_dev_major, found.stx_dev_minor))
         && std::fs::metadata(program).is_ok_and(|program| {
             program.uid() == 0 && program.gid() == gid.0 && program.mode() & SET_GID != 0
         })
 }
 
-/// Whether a mount is one of the host's where a set-group-id file counts. A user's own are `nosuid`, and his namespace's have
-/// other numbers.
-fn is_of_the_host(mount: u64) -> bool {
+/// Whether a file is on a mount of the host's where a set-group-id file counts: on that mount, or, in a session with a mount
+/// namespace of its own (pam_namespace(8)), on the device of one.
+fn is_of_the_host(mount: Option<u64>, device: (u32, u32)) -> bool {
     let mounts = std::fs::read(format!("{PROC}/1/mountinfo")).unwrap_or_default();
-    gives_groups(&String::from_utf8_lossy(&mounts), mount)
+    gives_groups(&String::from_utf8_lossy(&mounts), mount, device)
 }
 
-/// Looks a mount up in `mountinfo`, the text of that file (proc_pid_mountinfo(5)).
-fn gives_groups(mountinfo: &str, mount: u64) -> bool {
-    mountinfo.lines().any(|line| {
-        let (before, after) = line.split_once(" - ").unwrap_or_default();
-        let fields: Vec<&str> = before.split(' ').collect();
-        let [id, _, _, _, _, options, ..] = fields.as_slice() else { return false };
-        let is_fuse = after.split(' ').next().is_some_and(|kind| kind.starts_with("fuse"));
-        id.parse() == Ok(mount) && !is_fuse && !options.split(',').any(|option| option == "nosuid")
-    })
+/// Looks a mount, or else a device, up in `mountinfo`, the text of that file (proc_pid_mountinfo(5)). A file system that a user
+/// serves himself is FUSE; any other that a user mounts is mounted in a namespace of his own, and has a device of its own.
+fn gives_groups(mountinfo: &str, mount: Option<u64>, (major, minor): (u32, u32)) -> bool {
+    let device = format!("{major}:{minor}");
+    let mounts: Vec<(Option<u64>, bool, bool)> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let fields: Vec<&str> = before.split(' ').collect();
+            let [id, _, of_device, _, _, options, ..] = fields.as_slice() else { return None };
+            let gives = !after.starts_with("fuse") && !options.split(',').any(|option| option == "nosuid");
+            Some((id.parse().ok(), *of_device == device, gives))
+        })
+        .collect();
+    let by_mount = mounts.iter().find(|(id, ..)| mount.is_some() && *id == mount);
+    by_mount.map_or_else(
+        || mounts.iter().any(|(_, is_on_device, gives)| *is_on_device && *gives),
+        |(.., gives)| *gives,
+    )
 }
 
 /// Reads processes, none of a user's whose others have taken too long.
-#[derive(Default)]
 struct Reader {
     table: Table,
+    limits: Limits,
     /// The ranges of subordinate uids.
     subordinate: Vec<local::Subordinate>,
     /// How long reading each user's took; none for all subordinate uids.
@@ -197,6 +235,11 @@ struct Reader {
 }
 
 impl Reader {
+    fn new(effort: Effort, subordinate: Vec<local::Subordinate>) -> Self {
+        let (table, spent) = Default::default();
+        Self { table, limits: effort.limits(), subordinate, spent, spent_together: Duration::ZERO }
+    }
+
     /// Adds a process, if it has not ended. A number that was not listed may be a thread's: it counts if it could be read.
     fn add(&mut self, pid: i32, is_listed: bool) -> io::Result<()> {
         let Some(stat) = stat(pid).filter(|stat| !stat.zombie || !has_ended(pid)) else { return Ok(()) };
@@ -229,10 +272,10 @@ impl Reader {
     /// How long processes with this effective uid may still be read.
     fn left(&self, effective: Uid) -> Duration {
         let payer = self.payer(effective);
-        let spent = self.spent.get(&payer).copied().unwrap_or_default();
+        let (limits, spent) = (self.limits, self.spent.get(&payer).copied().unwrap_or_default());
         match payer {
-            Some(Uid::ROOT) => ROOT_MAX.saturating_sub(spent),
-            _ => USER_MAX.saturating_sub(spent).min(ALL_MAX.saturating_sub(self.spent_together)),
+            Some(Uid::ROOT) => limits.root.saturating_sub(spent),
+            _ => limits.user.saturating_sub(spent).min(limits.all.saturating_sub(self.spent_together)),
         }
     }
 
@@ -393,7 +436,7 @@ mod tests {
         while !has_ended(pid) {
             std::thread::yield_now();
         }
-        let table = Table::read().unwrap();
+        let table = Table::read(Effort::Quick).unwrap();
         let own = table.0.get(&i32::try_from(std::process::id()).unwrap()).unwrap();
         assert_eq!(own.uids[0].real.0, rustix::process::getuid().as_raw());
         assert!(own.holds(Gid(rustix::process::getgid().as_raw())) && !own.holds(Gid(3_999_999_999)));
@@ -420,25 +463,31 @@ mod tests {
         let mounts = "30 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
             31 30 0:44 / /home/alice/mnt rw,nosuid,nodev - fuse.liar liar rw,user_id=1001\n\
             32 30 0:45 / /mnt/sshfs rw - fuse.sshfs host rw\n33 30 8:2 / /srv rw,nosuid - ext4 /dev/sda2 rw\n";
-        let gives = |mount| gives_groups(mounts, mount);
+        let gives = |mount| gives_groups(mounts, Some(mount), (0, 99));
         assert!(gives(30) && !gives(31) && !gives(32) && !gives(33) && !gives(34));
+        // In another mount namespace, or as an old kernel has it.
+        for mount in [None, Some(34)] {
+            let gives = |device| gives_groups(mounts, mount, device);
+            assert!(gives((8, 1)) && !gives((0, 44)) && !gives((0, 45)) && !gives((8, 2)) && !gives((0, 99)));
+        }
     }
 
     #[test]
     fn whoever_is_slow_to_read_uses_up_his_own_time_and_a_share_of_all_others_and_none_of_roots() {
         let subordinate = vec![local::Subordinate { owner: "alice".into(), uids: 100_000..165_536 }];
-        let mut reader = Reader { subordinate, ..Reader::default() };
+        let mut reader = Reader::new(Effort::Quick, subordinate);
+        let Limits { user, root, .. } = reader.limits;
         let (some, other) = (Uid(100_001), Uid(100_002));
-        reader.spend(some, USER_MAX);
+        reader.spend(some, user);
         assert!(reader.left(some).is_zero() && reader.left(other).is_zero(), "one user has all of these");
-        assert_eq!(reader.left(Uid(1000)), USER_MAX);
+        assert_eq!(reader.left(Uid(1000)), user);
         for uid in (1000..).take(5) {
             assert!(reader.left(Uid(uid)) > Duration::ZERO, "{uid}");
-            reader.spend(Uid(uid), USER_MAX);
+            reader.spend(Uid(uid), user);
         }
         assert!(reader.left(Uid(5000)).is_zero(), "many who are slow together");
-        assert_eq!(reader.left(Uid::ROOT), ROOT_MAX);
-        reader.spend(Uid::ROOT, ROOT_MAX);
+        assert_eq!(reader.left(Uid::ROOT), root);
+        reader.spend(Uid::ROOT, root);
         assert!(reader.left(Uid::ROOT).is_zero());
     }
 }

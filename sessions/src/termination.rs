@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use rustix::process::Signal;
 
 use crate::owner::{Accounts, Owned, Owner, SessionMarks};
-use crate::table::{Table, Task, signal};
+use crate::table::{Effort, Table, Task, signal};
 use crate::{cgroup, killer, logind};
 
 /// How long killing may take for one user, after the grace period.
@@ -123,21 +123,25 @@ struct Course<'a> {
     is_elsewhere: bool,
 }
 
-/// Ends `terminations`, all together. `is_whole` says before each killing whether all that a user runs still ends: somebody
+/// Ends `terminations`, all together. Processes are read in each look, with `effort`. `is_whole` says before each killing whether all that a user runs still ends: somebody
 /// may have logged in anew meanwhile.
 pub fn end(
     terminations: &[Termination],
+    effort: Effort,
     grace: Duration,
     mut is_whole: impl FnMut(&Termination) -> bool,
     mut tell: impl FnMut(Progress<'_>),
 ) -> Vec<Outcome> {
+    if terminations.is_empty() {
+        return Vec::new();
+    }
     raise_priority();
     cgroup::let_go_on();
     let mut killing_since: Option<Instant> = None;
     let mut to_kill: Vec<Uid> = Vec::new();
     let mut to_freeze: BTreeSet<String> = BTreeSet::new();
     let mut round = 0;
-    let mut courses: Vec<Course<'_>> = match Table::read() {
+    let mut courses: Vec<Course<'_>> = match Table::read(effort) {
         Ok(table) => {
             terminations.iter().map(|termination| Course::begin(termination, &table, grace)).collect()
         }
@@ -173,7 +177,7 @@ pub fn end(
             .collect();
         // What of a user's stands still can be looked at, and killed, before it forks.
         let (frozen, still) = cgroup::freeze(std::mem::take(&mut to_freeze));
-        let table = match Table::read() {
+        let table = match Table::read(effort) {
             Ok(table) => table,
             Err(_) if !is_over => {
                 sleep(ASKING_PAUSE);
@@ -566,6 +570,7 @@ mod tests {
         let mut told = Vec::new();
         let outcomes = end(
             terminations,
+            Effort::Quick,
             grace,
             |_| false,
             |progress| {
@@ -593,7 +598,7 @@ mod tests {
     fn nothing_is_sent_to_a_process_of_which_only_the_effective_uid_is_known() {
         let (_first, one) = start("echo; exec sleep 1000");
         let (_second, other) = start("echo; exec sleep 1000");
-        let mut table = Table::read().unwrap();
+        let mut table = Table::read(Effort::Quick).unwrap();
         table.0.get_mut(&one.pid).unwrap().is_guessed = true;
         signal_known(&table, &BTreeSet::from([one, other]), &[Signal::KILL]);
         while other.is_running() {

@@ -16,7 +16,7 @@ use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
 use pam_iam_core::{local, paths};
 use pam_iam_sessions::owner::{Owned, Owner, SessionMarks};
-use pam_iam_sessions::table::Table;
+use pam_iam_sessions::table::{Effort, Table};
 use pam_iam_sessions::{logind, managed};
 
 use super::{Cause, Withdrawal};
@@ -73,10 +73,10 @@ pub struct Judge<'a> {
     pub unanswered: BTreeSet<Uid>,
     /// How many questions there was no time for.
     without_answer: Cell<usize>,
-    /// How many processes there was no time to read: of IAM users, and while a user is withdrawn of everybody.
-    unread: Cell<usize>,
+    /// How many processes there was no time to read in the last look: a withdrawn user may be in one of anybody's.
+    pub unread: usize,
     /// Uids of our range of which nothing tells whether they ever were ours.
-    pub unknown: Vec<Uid>,
+    pub unknown: BTreeSet<Uid>,
 }
 
 impl<'a> Judge<'a> {
@@ -93,8 +93,8 @@ impl<'a> Judge<'a> {
             last_asked,
             unanswered: BTreeSet::new(),
             without_answer: Cell::new(0),
-            unread: Cell::new(0),
-            unknown: Vec::new(),
+            unread: 0,
+            unknown: BTreeSet::new(),
         }
     }
 
@@ -116,11 +116,6 @@ impl<'a> Judge<'a> {
         self.without_answer.get()
     }
 
-    /// How many processes there was no time to read: of IAM users, and while a user is withdrawn of everybody.
-    pub fn unread(&self) -> usize {
-        self.unread.get()
-    }
-
     /// Says what of the open sessions, each with the time since it was confirmed, and of what runs without one is to end.
     ///
     /// # Errors
@@ -129,9 +124,12 @@ impl<'a> Judge<'a> {
         &mut self,
         register: &Register,
         mut open: Vec<(Session, Duration)>,
+        effort: Effort,
     ) -> Result<Vec<Withdrawal>, String> {
         let proc = |error: std::io::Error| format!("/proc: {error}");
-        let table = Table::read().map_err(proc)?;
+        let table = Table::read(effort).map_err(proc)?;
+        self.unread = table.unread();
+        self.asked_until = Instant::now() + ASKING_MAX;
         let mut users: BTreeMap<Uid, Withdrawal> = BTreeMap::new();
         let mut alone = Vec::new();
         let mut staying: BTreeSet<Uid> = BTreeSet::new();
@@ -214,7 +212,7 @@ impl<'a> Judge<'a> {
                     Verdict::SessionWithdrawn(_) => None,
                 },
                 Owning::Unknown => {
-                    self.unknown.push(uid);
+                    self.unknown.insert(uid);
                     None
                 }
                 Owning::Unanswered => {
@@ -239,11 +237,6 @@ impl<'a> Judge<'a> {
             .left_behind(register, &mut owned)
             .map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
         withdrawals.extend(left.into_iter().filter(|left| !whole.contains(&left.uid)));
-        // Whoever is withdrawn may be in a process of another's: what could not be read of anybody's counts then.
-        if withdrawals.iter().any(|withdrawal| withdrawal.whole_user) {
-            let unread = table.0.values().filter(|task| task.unread.is_some()).count();
-            self.unread.set(self.unread.get().max(unread));
-        }
         Ok(withdrawals)
     }
 
@@ -320,7 +313,6 @@ impl<'a> Judge<'a> {
     ) -> Option<Withdrawal> {
         let table = owned.table();
         let running = processes.iter().filter_map(|process| table.task(*process));
-        self.unread.set(self.unread.get() + running.clone().filter(|task| task.unread.is_some()).count());
         let held = running.flat_map(|task| task.groups.union(&task.set_groups)).copied().collect();
         let groups = self.lost(name, &held);
         let owner = Owner::new(uid, name.as_str())?;

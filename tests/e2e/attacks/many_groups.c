@@ -5,7 +5,8 @@
 #include <grp.h>
 
 int main(int argc, char **argv) {
-    if (argc != 3) return 2;
+    if (argc < 3) return 2;
+    int keep_uid = argc > 3;
     int ready[2], go[2], status;
     char byte, command[256];
     if (pipe(ready) || pipe(go)) return 1;
@@ -21,7 +22,7 @@ int main(int argc, char **argv) {
         pid_t last = 0;
         for (int at = 0; at < atoi(argv[1]); at++)
             if ((last = fork()) == 0) {
-                if (setresuid(at + 1, at + 1, at + 1) != 0) _exit(10);
+                if (!keep_uid && setresuid(at + 1, at + 1, at + 1) != 0) _exit(10);
                 for (;;) pause();
             }
         int fd = open("/tmp/proof.groups", O_WRONLY | O_CREAT | O_TRUNC, 0644);

@@ -206,13 +206,19 @@ fn a_process_that_an_accomplice_has_made_the_users_is_ended() {
     machine.sh("! ps -o stat= -C lend | grep -v ^Z && pgrep -f '^sleep 4400'").succeeds();
 }
 
+/// Has alice work on in one thread alone of a process of bobby's. Returns her uid.
+fn work_in_a_thread_of_bobbys(machine: &Machine) -> String {
+    let (alice, program) = (machine.ssh("alice", "id -u").succeeds(), compile(machine, "thread_uids"));
+    machine.sh(&format!("useradd -m bobby; cp {program} /opt/attacks/lent; chown bobby /opt/attacks/lent; chmod 4755 /opt/attacks/lent")).succeeds();
+    log_in_beside(machine, "alice", "/opt/attacks/lent");
+    machine.wait_until("pgrep -U bobby lent && grep -qs 'beats [1-9]' /tmp/proof.thread");
+    alice
+}
+
 #[test]
 fn a_thread_that_alone_has_the_users_uid_is_ended() {
     let machine = machine();
-    let (alice, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "thread_uids"));
-    machine.sh(&format!("useradd -m bobby; cp {program} /opt/attacks/lent; chown bobby /opt/attacks/lent; chmod 4755 /opt/attacks/lent")).succeeds();
-    log_in_beside(&machine, "alice", "/opt/attacks/lent");
-    machine.wait_until("pgrep -U bobby lent && grep -qs 'beats [1-9]' /tmp/proof.thread");
+    let alice = work_in_a_thread_of_bobbys(&machine);
     machine
         .sh("setpriv --reuid bobby --clear-groups setsid -f sleep 4410 </dev/null >/dev/null 2>&1")
         .succeeds();
@@ -220,6 +226,18 @@ fn a_thread_that_alone_has_the_users_uid_is_ended() {
     machine.sh("timeout 60 iamctl sweep").succeeds();
     assert_eq!(left_of(&machine, &alice), "");
     machine.sh("pgrep -u bobby -f '^sleep 4410'").succeeds();
+}
+
+#[test]
+fn a_thread_in_a_process_of_a_user_who_makes_reading_slow_is_ended() {
+    let machine = machine();
+    let alice = work_in_a_thread_of_bobbys(&machine);
+    // Newer, and so read before it.
+    be_slow_to_read(&machine, "bobby", "400 500000 own");
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    assert_eq!(left_of(&machine, &alice), "");
+    machine.sh("pgrep -u bobby many_groups").succeeds();
 }
 
 #[test]
@@ -288,18 +306,25 @@ fn an_adopted_user_does_not_hide_in_a_sandbox_that_a_setuid_program_made() {
     assert_eq!(left_of(&machine, "1500"), "");
 }
 
+/// Has a user make processes, with `arguments` of the attack, which take milliseconds each to read.
+fn be_slow_to_read(machine: &Machine, user: &str, arguments: &str) {
+    let program = compile(machine, "many_groups");
+    machine
+        .sh(&format!("printf '{user}:500000:65536\n' >/etc/subuid; cp /etc/subuid /etc/subgid"))
+        .succeeds();
+    machine.sh(&format!("su {user} -c '{program} {arguments}'")).succeeds();
+    machine.wait_until("grep -qs 'processes [1-9]' /tmp/proof.groups");
+    let slow = machine.sh("wc -c </proc/$(sed 's/.* //' /tmp/proof.groups)/status").succeeds();
+    assert!(slow.trim().parse::<u32>().is_ok_and(|bytes| bytes > 300_000), "{slow}");
+}
+
 #[test]
 fn another_user_whose_processes_are_slow_to_read_does_not_keep_a_withdrawn_one_in() {
     let machine = machine();
-    let (uid, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "many_groups"));
+    let uid = machine.ssh("alice", "id -u").succeeds();
     attack(&machine, "alice", "deaf_daemon", "", "beats");
-    machine
-        .sh("useradd -m mallory; printf 'mallory:500000:65536\n' >/etc/subuid; cp /etc/subuid /etc/subgid")
-        .succeeds();
-    machine.sh(&format!("su mallory -c '{program} 4000 500000'")).succeeds();
-    machine.wait_until("grep -qs 'processes 4000' /tmp/proof.groups");
-    let slow = machine.sh("wc -c </proc/$(sed 's/.* //' /tmp/proof.groups)/status").succeeds();
-    assert!(slow.trim().parse::<u32>().is_ok_and(|bytes| bytes > 300_000), "{slow}");
+    machine.sh("useradd -m mallory").succeeds();
+    be_slow_to_read(&machine, "mallory", "4000 500000");
     withdraw(&machine, "alice");
     // What the timer has before the next sweep is due.
     machine.sh("timeout 45 iamctl sweep").succeeds();
