@@ -55,9 +55,6 @@ pub struct Session {
     pub closed: bool,
 }
 
-/// How many entries there may be for one of a session that is over to stay: a sweep removes it when nothing of it is left.
-const KEPT_MAX: usize = 2000;
-
 /// Whose the keys of a session are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -149,7 +146,7 @@ impl Register {
     }
 
     /// Notes that the session of a process is over. The entry stays while the kernel marks what the session may have left
-    /// behind.
+    /// behind: there are at most as many such entries as processes.
     ///
     /// # Errors
     /// Those of reading, writing or removing the entry.
@@ -159,10 +156,8 @@ impl Register {
             session.audit.as_ref().is_some_and(|audit| process::is_left_in(audit, session.pid))
         };
         match entry.filter(has_left) {
-            Some(session) if Dir::read_from(&self.dir)?.count() < KEPT_MAX => {
-                self.write(&Session { closed: true, ..session })
-            }
-            _ => self.leave(process),
+            Some(session) => self.write(&Session { closed: true, ..session }),
+            None => self.leave(process),
         }
     }
 
