@@ -8,7 +8,6 @@ use std::time::Duration;
 use pam_iam_core::config::{Access, Config, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
-use pam_iam_core::paths::NOLOGIN;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{
     Answer, Decision, Failure, Flushed, Key, LINT_LIMIT, Policy, ROSTER_LIMIT, Reason, Request, Source,
@@ -206,7 +205,10 @@ impl<I: Iam> Answerer<I> {
             seen => seen?,
         };
         let people = match &seen.record.known {
-            Known::One(person) if self.obstacle(name, uid, standing, person)?.is_none() => {
+            Known::One(person)
+                if self.obstacle(name, uid, standing, person)?.is_none()
+                    && self.may_log_in(person).await? =>
+            {
                 std::slice::from_ref(person)
             }
             Known::Team(team) if standing == Standing::Shared => team,
@@ -297,27 +299,42 @@ impl<I: Iam> Answerer<I> {
         })
     }
 
-    /// The account that NSS shows under `name`: every IAM user who may have the name has one, so that who may not
-    /// log in is told why, by PAM.
+    /// The account that NSS shows under `name`: only a user who may log in has one.
     async fn account(&self, name: &LinuxName, origin: Origin) -> Result<Option<User>, Trouble> {
-        let taken = self.is_shared(name) || self.locals.uid_of(name.as_str())?.is_some();
-        if taken || self.name_of_a_group(name, None)? {
+        if self.is_the_hosts(name)? || self.name_of_a_group(name, None)? {
             return Ok(None);
         }
         let named = self.directory.find_name(name, origin).await?;
         self.entry_named(name, &named).await
     }
 
-    /// The account of the user who is behind a name, if the user may have it.
+    /// The account of the user who has a uid, if NSS shows it under the user's name.
+    async fn account_by_uid(&self, uid: Uid, origin: Origin) -> Result<Option<User>, Trouble> {
+        let Some((name, named)) = self.directory.find_uid(uid, origin).await? else { return Ok(None) };
+        Ok(self.entry_named(&name, &named).await?.filter(|user| user.uid == uid))
+    }
+
+    /// Whether `name` is that of a local account, shared or not: then NSS shows no other.
+    fn is_the_hosts(&self, name: &LinuxName) -> Result<bool, Trouble> {
+        Ok(self.is_shared(name) || self.locals.uid_of(name.as_str())?.is_some())
+    }
+
+    /// The account of the user who is behind a name, if the user may have it and may log in.
     async fn entry_named(&self, name: &LinuxName, named: &Named) -> Result<Option<User>, Trouble> {
+        if self.is_the_hosts(name)? {
+            return Ok(None);
+        }
         match named {
-            Named::Seen(seen) => Ok(match self.rightful(name, seen)? {
-                Some(person) => Some(self.entry_of(name, person).await),
-                None => None,
-            }),
+            Named::Seen(seen) => match self.rightful(name, seen)? {
+                Some(person) if self.may_log_in(person).await? => {
+                    Ok(Some(self.entry(name, person.uid, &person.user.name)))
+                }
+                _ => Ok(None),
+            },
+            // The roster lists those who may log in.
             Named::Listed(roster) => {
                 let listed = self.listed_uid(name, roster)?;
-                Ok(listed.map(|(uid, iam_name)| self.entry(name, uid, &iam_name, true)))
+                Ok(listed.map(|(uid, iam_name)| self.entry(name, uid, &iam_name)))
             }
         }
     }
@@ -326,7 +343,9 @@ impl<I: Iam> Answerer<I> {
     fn listed_uid(&self, name: &LinuxName, roster: &Roster) -> Result<Option<(Uid, IamName)>, Trouble> {
         let Some(user) = roster.user(name) else { return Ok(None) };
         let uid = ids::uid_of(user.id.as_str());
-        let refused = self.name_of_a_group(name, Some(uid))? || is_never_a_users(uid);
+        let refused = self.name_of_a_group(name, Some(uid))?
+            || is_never_a_users(uid)
+            || self.locals.is_uid_of_another(uid, name.as_str())?;
         Ok((!refused).then(|| (uid, user.name.clone())))
     }
 
@@ -335,37 +354,22 @@ impl<I: Iam> Answerer<I> {
         self.config().shared.contains_key(name)
     }
 
-    async fn account_by_uid(&self, uid: Uid, origin: Origin) -> Result<Option<User>, Trouble> {
-        let Some((name, named)) = self.directory.find_uid(uid, origin).await? else { return Ok(None) };
-        if self.locals.uid_of(name.as_str())?.is_some() {
-            return Ok(None);
-        }
-        Ok(self.entry_named(&name, &named).await?.filter(|user| user.uid == uid))
-    }
-
-    async fn entry_of(&self, name: &LinuxName, person: &Person) -> User {
-        // Where nobody can tell who may, nobody may, and PAM says why.
-        let login = self.verdict(Policy::Login, person).await.is_ok_and(|verdict| verdict.allow);
-        self.entry(name, person.uid, &person.user.name, login)
-    }
-
-    fn entry(&self, name: &LinuxName, uid: Uid, iam_name: &IamName, login: bool) -> User {
+    fn entry(&self, name: &LinuxName, uid: Uid, iam_name: &IamName) -> User {
         let accounts = &self.config().accounts;
-        let shell = if login { accounts.shell.0.to_string_lossy().into_owned() } else { NOLOGIN.to_owned() };
         User {
             name: name.clone(),
             uid,
             gid: uid.private_group(),
             gecos: iam_name.to_string(),
             home: accounts.home.of(name),
-            shell,
+            shell: accounts.shell.0.to_string_lossy().into_owned(),
         }
     }
 
     /// The one IAM user who has a right to `name`.
     fn rightful<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Result<Option<&'a Person>, Trouble> {
         let Known::One(person) = &seen.record.known else { return Ok(None) };
-        let refused = self.name_of_a_group(name, Some(person.uid))? || self.uid_is_taken(person);
+        let refused = self.name_of_a_group(name, Some(person.uid))? || self.uid_is_taken(name, person)?;
         Ok((!refused).then_some(person))
     }
 
@@ -383,15 +387,17 @@ impl<I: Iam> Answerer<I> {
             Standing::Local | Standing::Shared => Some(Reason::Local),
             Standing::Ours if person.uid != uid => Some(Reason::UidMismatch),
             Standing::Ours if self.name_of_a_group(name, Some(uid))? => Some(Reason::NameOfGroup),
-            Standing::Ours if self.uid_is_taken(person) => Some(Reason::UidTaken),
+            Standing::Ours if self.uid_is_taken(name, person)? => Some(Reason::UidTaken),
             Standing::Ours => None,
         })
     }
 
-    /// Whether the uid of `person` is an older user's, or the gid of a group of ours, which would then be the user's
-    /// primary group.
-    fn uid_is_taken(&self, person: &Person) -> bool {
-        is_never_a_users(person.uid) || self.directory.has_elder(person)
+    /// Whether the uid of `person` is an older user's, that of a local account of another name than `name`, or the gid of a
+    /// group of ours, which would then be the user's primary group.
+    fn uid_is_taken(&self, name: &LinuxName, person: &Person) -> Result<bool, Trouble> {
+        Ok(is_never_a_users(person.uid)
+            || self.directory.has_elder(person)
+            || self.locals.is_uid_of_another(person.uid, name.as_str())?)
     }
 
     /// Whether an account called `name` would have a private group that is called like one that means something.
@@ -411,6 +417,19 @@ impl<I: Iam> Answerer<I> {
             None => gid.is_ours(),
         };
         Ok(self.locals.uid_of(word)?.is_none() && !own)
+    }
+
+    /// Whether `access` lets a person log in. A tag that names nobody lets nobody.
+    ///
+    /// # Errors
+    /// Returns an error if nobody can tell, since the instance's tags could not be read.
+    async fn may_log_in(&self, person: &Person) -> Result<bool, Trouble> {
+        match self.verdict(Policy::Login, person).await {
+            Ok(verdict) => Ok(verdict.allow),
+            Err(Trouble::Iam(error @ (IamError::Unreachable(_) | IamError::Limited))) => Err(error.into()),
+            Err(Trouble::Iam(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn verdict(&self, policy: Policy, person: &Person) -> Result<Verdict, Trouble> {

@@ -286,8 +286,10 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// What is known of `name`, for showing it: names are not decisions. A user who is known or on the roster costs no call,
-    /// however old that is; any other costs one from the limit of unknown names.
+    /// What is known of `name`, for showing it: names are not decisions. A user who may log in costs no call, however old that
+    /// is. A user of whom the last answer was that he may not costs one for each `max_age`, from the limit of unknown names
+    /// and on behalf of the host or of a client of sshd alone: so one who is added to a group gets in at the first attempt.
+    /// Any other name costs one from that limit.
     ///
     /// # Errors
     /// [`IamError`] when nothing is known and IAM does not say.
@@ -300,30 +302,27 @@ impl<I: Iam> Directory<I> {
         let record = self.record(name).filter(|record| record.at.elapsed() < offline);
         // What was learned since the roster was read is newer.
         let newer = record.filter(|record| listed.as_ref().is_none_or(|roster| record.at >= roster.ended));
+        let ask = |origin| self.find(name, Age { fresh: max_age, offline, origin });
         match (newer, listed) {
-            (None, Some(roster)) => return Ok(Named::Listed(roster)),
+            (None, Some(roster)) => Ok(Named::Listed(roster)),
+            (None, None) => ask(origin).await.map(Named::Seen),
             (Some(record), listed) => {
                 let age = record.at.elapsed();
                 let is_recent = listed.is_some() || age < freshness.roster.0.max(max_age);
                 if age < max_age || is_recent && self.is_allowed(&record.known).await {
                     return Ok(seen(record));
                 }
-                if matches!(record.known, Known::One(_) | Known::Ambiguous(_))
-                    && !self.state.borrow_mut().limits.take_unknown(origin, 1)
-                {
+                if !matches!(record.known, Known::One(_) | Known::Ambiguous(_)) {
+                    return ask(origin).await.map(Named::Seen);
+                }
+                let may_ask = !matches!(origin, Origin::User(_));
+                if !may_ask || !self.state.borrow_mut().limits.take_unknown(origin, 1) {
                     return Ok(seen(record));
                 }
                 // Its token is taken.
-                let origin = if matches!(record.known, Known::One(_) | Known::Ambiguous(_)) {
-                    Origin::Host
-                } else {
-                    origin
-                };
-                return self.find(name, Age { fresh: max_age, offline, origin }).await.map(Named::Seen);
+                ask(Origin::Host).await.map(Named::Seen)
             }
-            (None, None) => {}
         }
-        self.find(name, Age { fresh: max_age, offline, origin }).await.map(Named::Seen)
     }
 
     /// Whether what is known is a user who may log in.

@@ -54,6 +54,17 @@ impl Locals {
         look_up(&self.users, &self.files.passwd, name)
     }
 
+    /// Whether a local account of another name than `name` has `uid`.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn is_uid_of_another(&self, uid: Uid, name: &str) -> io::Result<bool> {
+        match &*self.users.borrow() {
+            Some((_, users)) => Ok(users.iter().any(|(local, held)| *held == uid && local != name)),
+            None => Err(unreadable(&self.files.passwd)),
+        }
+    }
+
     /// The gid of the local group `name`.
     ///
     /// # Errors
@@ -75,8 +86,12 @@ fn first<T>(entries: impl Iterator<Item = (String, T)>) -> HashMap<String, T> {
 fn look_up<T: Copy>(cached: &RefCell<Cached<T>>, path: &Path, name: &str) -> io::Result<Option<T>> {
     match &*cached.borrow() {
         Some((_, names)) => Ok(names.get(name).copied()),
-        None => Err(io::Error::other(format!("{} cannot be read", path.display()))),
+        None => Err(unreadable(path)),
     }
+}
+
+fn unreadable(path: &Path) -> io::Error {
+    io::Error::other(format!("{} cannot be read", path.display()))
 }
 
 fn refresh<T>(
@@ -117,6 +132,8 @@ mod tests {
         std::fs::write(&passwd, "ann:x:1000:1000::/:/bin/sh\nann:x:7:7::/:/bin/sh\n").unwrap();
         locals.refresh();
         assert_eq!(locals.uid_of("ann").unwrap(), Some(Uid(1000)), "of two lines the first");
+        let is_of_another = |uid, name| locals.is_uid_of_another(Uid(uid), name).unwrap();
+        assert!(is_of_another(1000, "bob") && !is_of_another(1000, "ann") && !is_of_another(1001, "bob"));
         std::fs::remove_file(&passwd).unwrap();
         locals.refresh();
         assert!(locals.uid_of("ann").is_err());

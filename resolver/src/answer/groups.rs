@@ -75,17 +75,22 @@ impl<I: Iam> Answerer<I> {
             return Ok(Answer::NotFound);
         }
         let named = self.directory.find_name(name, asker.origin).await?;
-        let (uid, groups) = match &named {
+        let (uid, groups, may_log_in) = match &named {
             Named::Seen(seen) => {
                 let Some(person) = self.rightful(name, seen)? else { return Ok(Answer::NotFound) };
-                (person.uid, self.linux_groups(person).await?)
+                (person.uid, self.linux_groups(person).await?, self.may_log_in(person).await?)
             }
             Named::Listed(roster) => {
                 let Some((uid, _)) = self.listed_uid(name, roster)? else { return Ok(Answer::NotFound) };
-                (uid, self.listed_groups(name, roster)?)
+                (uid, self.listed_groups(name, roster)?, true)
             }
         };
-        if self.locals.uid_of(name.as_str())?.is_some_and(|local| local != uid) {
+        // Where the importer has made the account it is there, whatever the policy says.
+        let is_there = match self.locals.uid_of(name.as_str())? {
+            Some(local) => local == uid,
+            None => may_log_in,
+        };
+        if !is_there {
             return Ok(Answer::NotFound);
         }
         if asker.is_root {
@@ -219,7 +224,7 @@ impl<I: Iam> Answerer<I> {
         for (name, record) in self.directory.learned_since(roster.at) {
             match &record.known {
                 // Learned while the list was being read, it may be the older of the two.
-                Known::One(person) if self.holds(access, ticket, person) => {
+                Known::One(person) if self.holds(access, ticket, &name, person) => {
                     record.at >= roster.ended && members.insert(name)
                 }
                 _ => members.remove(&name),
@@ -229,12 +234,13 @@ impl<I: Iam> Answerer<I> {
         members.into_iter().collect()
     }
 
-    fn holds(&self, access: &Access, ticket: Ticket<'_>, person: &Person) -> bool {
+    fn holds(&self, access: &Access, ticket: Ticket<'_>, name: &LinuxName, person: &Person) -> bool {
         let maps_to = |group: &LinuxName| {
             let mut groups = person.groups.iter().filter_map(|known| self.config().groups.get(&known.name));
             groups.any(|target| target.group == *group)
         };
-        if self.uid_is_taken(person) {
+        // What cannot be told gives nothing.
+        if self.uid_is_taken(name, person).unwrap_or(true) {
             return false;
         }
         match ticket {

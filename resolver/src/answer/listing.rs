@@ -39,7 +39,7 @@ impl<I: Iam> Answerer<I> {
         for (name, user) in roster.users() {
             let uid = ids::uid_of(user.id.as_str());
             match self.place(name, uid)? {
-                Place::Ours => users.push(self.entry(name, uid, &user.name, true)),
+                Place::Ours => users.push(self.entry(name, uid, &user.name)),
                 Place::Adopted => adopted.push(name.clone()),
                 Place::None(why) => {
                     let (iam_name, name) = (user.name.to_string(), Some(name.clone()));
@@ -100,6 +100,8 @@ impl<I: Iam> Answerer<I> {
             Place::None("its name is that of a group on this host")
         } else if is_never_a_users(uid) {
             Place::None("its uid is the gid of a group of ours")
+        } else if self.locals.is_uid_of_another(uid, name.as_str())? {
+            Place::None("its uid is that of a local account of another name")
         } else {
             Place::Ours
         })

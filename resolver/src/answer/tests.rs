@@ -101,14 +101,93 @@ fn uid(number: u32) -> Uid {
 const LOGIN: Policy = Policy::Login;
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn iam_users_have_accounts_and_who_may_not_log_in_has_no_shell() {
+async fn users_who_may_log_in_have_accounts_and_no_others() {
     let host = Host::new();
     let alice = host.user("alice").await.unwrap();
     assert_eq!((alice.uid, alice.gid), (uid(1), Gid(uid(1).0)));
     assert_eq!((alice.home.as_str(), alice.shell.as_str()), ("/home/alice", "/bin/bash"));
-    assert_eq!(host.user("bob").await.unwrap().shell, NOLOGIN);
     assert_eq!(host.user("nobody-there").await, None);
     assert_eq!(host.ask(Request::UserByUid { uid: uid(1) }).await, Answer::User(alice));
+    // IAM has him, and he is in none of the groups.
+    assert_eq!(host.decide("bob", uid(2), LOGIN).await, (false, Reason::NotInGroup));
+    assert_eq!((host.user("bob").await, host.keys("bob", uid(2), None).await), (None, 0));
+    let gid = Gid(uid(2).0);
+    for request in [
+        Request::UserByUid { uid: uid(2) },
+        Request::GroupByName { name: linux("bob") },
+        Request::GroupByGid { gid },
+        Request::GroupsOf { name: linux("bob") },
+    ] {
+        assert_eq!(host.ask(request.clone()).await, Answer::NotFound, "{request:?}");
+    }
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn an_adopted_account_gets_no_keys_while_its_user_may_not_log_in() {
+    let host = Host::new();
+    assert_eq!(host.keys("ann", Uid(1001), None).await, 1);
+    host.iam().change("ann", |ann| ann.groups.clear());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(host.keys("ann", Uid(1001), None).await, 0);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn an_account_that_the_importer_made_keeps_the_group_that_restricts_and_no_other() {
+    let host = Host::new();
+    let mut passwd = std::fs::read_to_string(&host.files.passwd).unwrap();
+    for (name, uid) in [("bob", uid(2)), ("carol", uid(3))] {
+        passwd.push_str(&format!("{name}:x:{uid}:{uid}::/home/{name}:/bin/sh\n"));
+    }
+    std::fs::write(&host.files.passwd, passwd).unwrap();
+    assert_eq!(host.gids("bob").await, [ids::gid_of(IAM_USERS)]);
+    assert!(host.gids("carol").await.len() > 2);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn one_who_is_added_to_a_group_has_an_account_at_the_first_attempt_of_the_host() {
+    let host = Host::new();
+    assert_eq!(host.user("bob").await, None);
+    host.iam().change("bob", |bob| bob.groups = vec!["users".into()]);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let before = host.iam().calls.borrow().len();
+    let request = Request::UserByName { name: linux("bob") };
+    for _ in 0..100 {
+        let answer = host.answerer.answer(&request, Uid(1001)).await;
+        assert_eq!(answer, Answer::NotFound, "another user's look-up");
+    }
+    assert_eq!(host.iam().calls.borrow().len(), before, "which costs no call");
+    assert_eq!(host.user("bob").await.unwrap().uid, uid(2));
+    assert_eq!(host.keys("bob", uid(2), None).await, 1);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn names_of_those_who_may_not_log_in_cost_what_unknown_names_do() {
+    let host = Host::new();
+    for number in 0..100 {
+        host.iam().add(&format!("app{number}"), &[]);
+    }
+    let began = tokio::time::Instant::now();
+    for _ in 0..3 {
+        for at in 0..1000 {
+            assert_eq!(host.user(&format!("app{}", at % 100)).await, None);
+        }
+        tokio::time::advance(Duration::from_secs(60)).await;
+    }
+    let users = host.iam().take_calls().into_iter().filter(|call| call.starts_with("GetUser ")).count();
+    let tokens = 30 + usize::try_from(began.elapsed().as_secs()).unwrap() / 2;
+    assert!((30..=tokens).contains(&users), "{users} of {tokens}");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_uid_that_a_local_account_of_another_name_has_is_nobodys_else() {
+    let host = Host::new();
+    let line = format!("svc:x:{0}:{0}::/:/bin/sh\n", uid(1));
+    let passwd = std::fs::read_to_string(&host.files.passwd).unwrap();
+    std::fs::write(&host.files.passwd, passwd + &line).unwrap();
+    assert_eq!(host.user("alice").await, None);
+    assert_eq!(host.keys("alice", uid(1), None).await, 0);
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::UidTaken));
+    assert_eq!(host.ask(Request::UserByUid { uid: uid(1) }).await, Answer::NotFound);
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -205,13 +284,14 @@ async fn groups_follow_iam_and_the_table() {
     all.sort();
     assert_eq!(host.gids("carol").await, all);
     assert_eq!(host.gids("alice").await, [users]);
-    assert_eq!(host.gids("bob").await, [users], "who may not log in is still under the rule for keys");
+    assert_eq!(host.ask(Request::GroupsOf { name: linux("bob") }).await, Answer::NotFound);
     host.iam().change("carol", |carol| carol.groups.retain(|group| group != "users"));
     tokio::time::advance(Duration::from_secs(10)).await;
     // Root's question begins a revalidation and does not wait for it.
     assert_eq!(host.gids("carol").await, all);
     host.settle().await;
-    assert_eq!(host.gids("carol").await, [users], "who may no longer log in has no group of use to cron");
+    let groups = host.ask(Request::GroupsOf { name: linux("carol") }).await;
+    assert_eq!(groups, Answer::NotFound, "one who may no longer log in");
     host.iam().change("carol", |carol| carol.groups.push("users".into()));
     tokio::time::advance(Duration::from_secs(10)).await;
     // newgrp(1) lets in whoever has the name of a listed member, from whichever service the account is.
@@ -530,7 +610,9 @@ async fn a_tag_that_is_missing_or_empty_lets_nobody_in() {
             "{value:?}: {answer:?}"
         );
         assert!(matches!(host.ask(Request::Roster).await, Answer::Error { .. }), "{value:?}");
-        assert_eq!(host.user("alice").await.unwrap().shell, NOLOGIN, "{value:?}");
+        let name = linux("alice");
+        let account = host.ask(Request::UserByName { name }).await;
+        assert!(!matches!(account, Answer::User(_)), "{value:?}: {account:?}");
     }
     host.iam().tags.borrow_mut().insert("ssh-groups".into(), "users".into());
     tokio::time::advance(Duration::from_secs(20)).await;
@@ -576,7 +658,7 @@ async fn a_missing_tag_is_not_asked_for_again_and_again() {
     let host = Host::with(TAGGED);
     for _ in 0..50 {
         host.user("alice").await;
-        host.gids("alice").await;
+        host.ask(Request::GroupsOf { name: linux("alice") }).await;
     }
     let asked = host.iam().take_calls().into_iter().filter(|call| call.starts_with("IMDS")).count();
     assert_eq!(asked, 2, "once for each of the two");
