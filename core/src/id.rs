@@ -21,6 +21,9 @@ pub const LAST: u32 = 0x7FFD_FFFE;
 /// [`Gid::IAM_SUDO`] as a number. A test of the resolver holds it to the hash.
 const IAM_SUDO_GID: u32 = 2_121_148_082;
 
+/// [`Gid::IAM_USERS`] as a number. A test of the resolver holds it to the hash.
+const IAM_USERS_GID: u32 = 2_018_472_259;
+
 /// A user id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -53,6 +56,9 @@ impl Gid {
     /// The gid of the group `iam-sudo` where group(5) has none of that name: the hash of the name, as `iam-resolver uid
     /// iam-sudo` prints it.
     pub const IAM_SUDO: Self = Self(IAM_SUDO_GID);
+
+    /// The gid of the group `iam-users`, likewise.
+    pub const IAM_USERS: Self = Self(IAM_USERS_GID);
 
     /// Whether a group with this gid was made from IAM.
     pub fn is_ours(self) -> bool {

@@ -91,6 +91,9 @@ pub enum Request {
     GroupsOf {
         /// The Linux name.
         name: LinuxName,
+        /// Whether IAM is not to be asked, so that a service which starts at boot does not wait for the network.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        known: bool,
     },
     /// The active public keys of a user.
     Keys {
@@ -456,7 +459,7 @@ mod tests {
             Request::UserByUid { uid: Uid(1) },
             Request::GroupByName { name: name.clone() },
             Request::GroupByGid { gid: Gid(1) },
-            Request::GroupsOf { name: name.clone() },
+            Request::GroupsOf { name: name.clone(), known: false },
             Request::Keys { name: name.clone(), uid: Uid(1), fingerprint: None },
             Request::Decide { name: name.clone(), uid: Uid(1), policy: Policy::Login },
             Request::Roster,

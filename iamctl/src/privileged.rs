@@ -79,7 +79,7 @@ impl Privileged {
             };
             !local.iter().any(is_listed) && account.as_ref().is_none_or(|account| account.gid != *gid)
         });
-        match ask(&Request::GroupsOf { name: user.clone() }) {
+        match ask(&Request::GroupsOf { name: user.clone(), known: false }) {
             Some(Answer::Groups { gids }) => held.retain(|gid| !gids.contains(gid)),
             _ => held.clear(),
         }

@@ -9,8 +9,8 @@ use pam_iam_core::client;
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::paths;
 use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Group, Request, User};
+use pam_iam_core::{local, paths};
 
 /// The longest list of mapped gids that is read, in bytes.
 const MAPPED_MAX: u64 = 64 * 1024;
@@ -50,18 +50,39 @@ pub fn group_by_gid(gid: Gid) -> Found<Group> {
     if gid.is_ours() { group(&Request::GroupByGid { gid }) } else { Found::No }
 }
 
-/// The supplementary groups of `user`. A user whose primary group is outside our range is none of ours, and nobody
-/// is asked: services start at boot before the resolver does.
+/// The supplementary groups of `user`. They go by the name: a service may run as the user with another primary group.
+///
+/// An account with a primary group of our range is always in iam-users, whatever is answered: sshd's rule about
+/// authorized_keys goes by that group. For any other primary group, a local name is none of ours, and nobody is asked about it;
+/// for other names IAM is not: services start at boot before the network does.
 pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
-    let (true, Ok(name)) = (primary.is_ours(), LinuxName::new(user)) else { return Found::No };
-    match ask(&Request::GroupsOf { name }) {
-        Some(Answer::Groups { gids }) => {
-            let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
-            Found::Yes(gids.into_iter().filter(|gid| is_believed(*gid, &mapped)).collect())
-        }
-        Some(Answer::NotFound) => Found::No,
-        _ => Found::Unknown,
+    let Ok(name) = LinuxName::new(user) else { return Found::No };
+    let is_managed = primary.is_ours();
+    if !is_managed && is_local(Path::new(paths::PASSWD), user) {
+        return Found::No;
     }
+    let answer = ask(&Request::GroupsOf { name, known: !is_managed });
+    let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
+    groups_in(answer, is_managed, &mapped)
+}
+
+fn groups_in(answer: Option<Answer>, is_managed: bool, mapped: &[Gid]) -> Found<Vec<Gid>> {
+    let mut gids = match answer {
+        Some(Answer::Groups { gids }) => gids,
+        _ if is_managed => Vec::new(),
+        Some(Answer::NotFound) => return Found::No,
+        _ => return Found::Unknown,
+    };
+    gids.retain(|gid| is_believed(*gid, mapped));
+    if is_managed && !gids.contains(&Gid::IAM_USERS) {
+        gids.push(Gid::IAM_USERS);
+    }
+    Found::Yes(gids)
+}
+
+/// Whether `name` is that of a local account. A file that cannot be read has every name.
+fn is_local(passwd: &Path, name: &str) -> bool {
+    local::account_by_name(passwd, name).map_or(true, |account| account.is_some())
 }
 
 fn user(request: &Request) -> Found<User> {
@@ -172,6 +193,23 @@ mod tests {
     }
 
     #[test]
+    fn a_primary_group_of_our_range_comes_with_the_group_that_restricts_whatever_is_answered() {
+        let (dev, sudo) = (Gid(pam_iam_core::id::FIRST), Gid(27));
+        let groups = |gids: &[Gid]| Some(Answer::Groups { gids: gids.to_vec() });
+        for (answer, is_managed, found) in [
+            (None, true, Found::Yes(vec![Gid::IAM_USERS])),
+            (Some(Answer::NotFound), true, Found::Yes(vec![Gid::IAM_USERS])),
+            (groups(&[dev, sudo]), true, Found::Yes(vec![dev, Gid::IAM_USERS])),
+            (groups(&[Gid::IAM_USERS, dev]), true, Found::Yes(vec![Gid::IAM_USERS, dev])),
+            (groups(&[dev]), false, Found::Yes(vec![dev])),
+            (Some(Answer::NotFound), false, Found::No),
+            (None, false, Found::Unknown),
+        ] {
+            assert_eq!(groups_in(answer, is_managed, &[]), found);
+        }
+    }
+
+    #[test]
     fn an_account_that_means_something_else_to_its_readers_is_not_passed_on() {
         let uid = Uid(pam_iam_core::id::FIRST);
         let user = |home: &str, shell: &str, gecos: &str| User {
@@ -205,7 +243,7 @@ mod tests {
         assert_eq!(user_by_uid(Uid(0)), Found::No);
         assert_eq!(user_by_uid(Uid(1000)), Found::No);
         assert_eq!(group_by_gid(Gid(27)), Found::No);
-        assert_eq!(groups_of("postgres", Gid(112)), Found::No);
+        assert_eq!(groups_of("daemon", Gid(112)), Found::No, "a local account");
         assert_eq!(user_by_name("a:b"), Found::No);
         assert_eq!(user_by_name(""), Found::No);
         assert_eq!(user_by_name("0"), Found::No);

@@ -125,7 +125,7 @@ impl<I: Iam> Answerer<I> {
             Request::UserByUid { uid } => self.user_by_uid(*uid, asker.origin).await,
             Request::GroupByName { name } => self.group_by_name(name, asker.origin).await,
             Request::GroupByGid { gid } => self.group_by_gid(*gid, asker.origin).await,
-            Request::GroupsOf { name } => self.groups_of(name, asker).await,
+            Request::GroupsOf { name, known } => self.groups_of(name, *known, asker).await,
             Request::Keys { name, uid, fingerprint } => {
                 self.keys(name, *uid, fingerprint.as_deref(), asker.origin).await
             }

@@ -296,32 +296,41 @@ impl<I: Iam> Directory<I> {
     pub async fn find_name(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<Named, IamError> {
         let freshness = &self.config.freshness;
         let (max_age, offline) = (freshness.max_age.0, freshness.offline.0);
-        let seen = |record: Rc<Record>| Named::Seen(Seen { record, source: Source::Cache });
-        let roster = self.last_roster().filter(|roster| roster.at.elapsed() < offline);
-        let listed = roster.filter(|roster| roster.has(name));
+        let ask = |origin| self.find(name, Age { fresh: max_age, offline, origin });
+        let seen = match self.known_name(name) {
+            None => return ask(origin).await.map(Named::Seen),
+            Some(Named::Listed(roster)) => return Ok(Named::Listed(roster)),
+            Some(Named::Seen(seen)) => seen,
+        };
+        let known = &seen.record.known;
+        let age = seen.record.at.elapsed();
+        let is_listed =
+            self.last_roster().is_some_and(|roster| roster.at.elapsed() < offline && roster.has(name));
+        let is_recent = is_listed || age < freshness.roster.0.max(max_age);
+        if age < max_age || is_recent && self.is_allowed(known).await {
+            return Ok(Named::Seen(seen));
+        }
+        if !matches!(known, Known::One(_) | Known::Ambiguous(_)) {
+            return ask(origin).await.map(Named::Seen);
+        }
+        let may_ask = !matches!(origin, Origin::User(_));
+        if !may_ask || !self.state.borrow_mut().limits.take_unknown(origin, 1) {
+            return Ok(Named::Seen(seen));
+        }
+        // Its token is taken.
+        ask(Origin::Host).await.map(Named::Seen)
+    }
+
+    /// What is known of `name` now, as long as an answer may serve while IAM cannot be asked.
+    pub fn known_name(&self, name: &LinuxName) -> Option<Named> {
+        let offline = self.config.freshness.offline.0;
+        let roster = self.last_roster().filter(|roster| roster.at.elapsed() < offline && roster.has(name));
         let record = self.record(name).filter(|record| record.at.elapsed() < offline);
         // What was learned since the roster was read is newer.
-        let newer = record.filter(|record| listed.as_ref().is_none_or(|roster| record.at >= roster.ended));
-        let ask = |origin| self.find(name, Age { fresh: max_age, offline, origin });
-        match (newer, listed) {
-            (None, Some(roster)) => Ok(Named::Listed(roster)),
-            (None, None) => ask(origin).await.map(Named::Seen),
-            (Some(record), listed) => {
-                let age = record.at.elapsed();
-                let is_recent = listed.is_some() || age < freshness.roster.0.max(max_age);
-                if age < max_age || is_recent && self.is_allowed(&record.known).await {
-                    return Ok(seen(record));
-                }
-                if !matches!(record.known, Known::One(_) | Known::Ambiguous(_)) {
-                    return ask(origin).await.map(Named::Seen);
-                }
-                let may_ask = !matches!(origin, Origin::User(_));
-                if !may_ask || !self.state.borrow_mut().limits.take_unknown(origin, 1) {
-                    return Ok(seen(record));
-                }
-                // Its token is taken.
-                ask(Origin::Host).await.map(Named::Seen)
-            }
+        let newer = record.filter(|record| roster.as_ref().is_none_or(|roster| record.at >= roster.ended));
+        match newer {
+            Some(record) => Some(Named::Seen(Seen { record, source: Source::Cache })),
+            None => roster.map(Named::Listed),
         }
     }
 

@@ -45,8 +45,9 @@ mod tests {
     }
 
     #[test]
-    fn the_gid_of_iam_sudo_is_the_one_that_the_pam_module_knows() {
+    fn the_gids_of_our_own_groups_are_those_that_the_modules_know() {
         assert_eq!(gid_of(pam_iam_core::name::IAM_SUDO), Gid::IAM_SUDO);
+        assert_eq!(gid_of(pam_iam_core::name::IAM_USERS), Gid::IAM_USERS);
     }
 
     #[test]

@@ -70,11 +70,21 @@ impl<I: Iam> Answerer<I> {
 
     /// The supplementary groups of a user. Root's question starts a revalidation of what is stale, and does not wait for it:
     /// sshd asks this first, and the key command later waits for the same.
-    pub(super) async fn groups_of(&self, name: &LinuxName, asker: Asker) -> Result<Answer, Trouble> {
+    /// Where only what is `known` is wanted, nothing is asked.
+    pub(super) async fn groups_of(
+        &self,
+        name: &LinuxName,
+        known: bool,
+        asker: Asker,
+    ) -> Result<Answer, Trouble> {
         if self.is_shared(name) {
             return Ok(Answer::NotFound);
         }
-        let named = self.directory.find_name(name, asker.origin).await?;
+        let named = match self.directory.known_name(name) {
+            Some(named) if known => named,
+            None if known => return Ok(Answer::NotFound),
+            _ => self.directory.find_name(name, asker.origin).await?,
+        };
         let (uid, groups, may_log_in) = match &named {
             Named::Seen(seen) => {
                 let Some(person) = self.rightful(name, seen)? else { return Ok(Answer::NotFound) };
@@ -93,7 +103,7 @@ impl<I: Iam> Answerer<I> {
         if !is_there {
             return Ok(Answer::NotFound);
         }
-        if asker.is_root {
+        if asker.is_root && !known {
             self.directory.revalidate_soon(name, asker.origin);
         }
         let mut gids: Vec<Gid> = groups.into_iter().map(|(_, gid)| gid).collect();

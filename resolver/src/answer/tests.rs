@@ -79,7 +79,7 @@ impl Host {
     }
 
     async fn gids(&self, name: &str) -> Vec<Gid> {
-        match self.ask(Request::GroupsOf { name: linux(name) }).await {
+        match self.ask(Request::GroupsOf { name: linux(name), known: false }).await {
             Answer::Groups { gids } => gids,
             other => panic!("{other:?}"),
         }
@@ -116,7 +116,7 @@ async fn users_who_may_log_in_have_accounts_and_no_others() {
         Request::UserByUid { uid: uid(2) },
         Request::GroupByName { name: linux("bob") },
         Request::GroupByGid { gid },
-        Request::GroupsOf { name: linux("bob") },
+        Request::GroupsOf { name: linux("bob"), known: false },
     ] {
         assert_eq!(host.ask(request.clone()).await, Answer::NotFound, "{request:?}");
     }
@@ -216,7 +216,11 @@ async fn an_iam_user_named_like_a_group_gets_nothing() {
         assert_eq!(host.user(name).await, None, "{name}");
         assert_eq!(host.keys(name, uid, None).await, 0, "{name}");
         assert_eq!(host.decide(name, uid, LOGIN).await, (false, Reason::NameOfGroup), "{name}");
-        assert_eq!(host.ask(Request::GroupsOf { name: linux(name) }).await, Answer::NotFound, "{name}");
+        assert_eq!(
+            host.ask(Request::GroupsOf { name: linux(name), known: false }).await,
+            Answer::NotFound,
+            "{name}"
+        );
         assert!(!matches!(host.ask(Request::UserByUid { uid }).await, Answer::User(_)), "{name}");
         let group = host.ask(Request::GroupByGid { gid: Gid(uid.0) }).await;
         assert_eq!(group, Answer::NotFound, "{name}");
@@ -284,13 +288,13 @@ async fn groups_follow_iam_and_the_table() {
     all.sort();
     assert_eq!(host.gids("carol").await, all);
     assert_eq!(host.gids("alice").await, [users]);
-    assert_eq!(host.ask(Request::GroupsOf { name: linux("bob") }).await, Answer::NotFound);
+    assert_eq!(host.ask(Request::GroupsOf { name: linux("bob"), known: false }).await, Answer::NotFound);
     host.iam().change("carol", |carol| carol.groups.retain(|group| group != "users"));
     tokio::time::advance(Duration::from_secs(10)).await;
     // Root's question begins a revalidation and does not wait for it.
     assert_eq!(host.gids("carol").await, all);
     host.settle().await;
-    let groups = host.ask(Request::GroupsOf { name: linux("carol") }).await;
+    let groups = host.ask(Request::GroupsOf { name: linux("carol"), known: false }).await;
     assert_eq!(groups, Answer::NotFound, "one who may no longer log in");
     host.iam().change("carol", |carol| carol.groups.push("users".into()));
     tokio::time::advance(Duration::from_secs(10)).await;
@@ -300,6 +304,19 @@ async fn groups_follow_iam_and_the_table() {
     assert_eq!(host.ask(Request::GroupByGid { gid: dev }).await, group("dev", dev));
     assert_eq!(host.ask(Request::GroupByName { name: linux("docker") }).await, Answer::NotFound, "local");
     assert_eq!(host.ask(Request::GroupByName { name: linux("alice") }).await, group("alice", Gid(uid(1).0)));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn groups_that_are_asked_for_at_boot_cost_no_call() {
+    let host = Host::new();
+    let known = |name: &str| host.ask(Request::GroupsOf { name: linux(name), known: true });
+    assert_eq!(known("carol").await, Answer::NotFound);
+    assert_eq!(host.iam().take_calls().len(), 0);
+    let gids = host.gids("carol").await;
+    host.iam().take_calls();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(known("carol").await, Answer::Groups { gids });
+    assert_eq!(host.iam().take_calls().len(), 0);
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -348,7 +365,8 @@ async fn roots_initgroups_begins_one_revalidation_for_each_max_age_and_nobody_el
     host.ask(Request::Roster).await;
     host.iam().take_calls();
     let groups = async |asker: Asker| {
-        let answer = host.answerer.answer(&Request::GroupsOf { name: linux("carol") }, asker).await;
+        let answer =
+            host.answerer.answer(&Request::GroupsOf { name: linux("carol"), known: false }, asker).await;
         assert!(matches!(answer, Answer::Groups { ref gids } if gids.len() == 4), "{answer:?}");
         host.settle().await;
         host.iam().take_calls().len()
@@ -658,7 +676,7 @@ async fn a_missing_tag_is_not_asked_for_again_and_again() {
     let host = Host::with(TAGGED);
     for _ in 0..50 {
         host.user("alice").await;
-        host.ask(Request::GroupsOf { name: linux("alice") }).await;
+        host.ask(Request::GroupsOf { name: linux("alice"), known: false }).await;
     }
     let asked = host.iam().take_calls().into_iter().filter(|call| call.starts_with("IMDS")).count();
     assert_eq!(asked, 2, "once for each of the two");
@@ -705,7 +723,7 @@ async fn an_account_that_too_many_share_opens_for_none() {
 async fn the_name_of_a_shared_account_is_no_iam_users_and_costs_nothing() {
     let host = Host::with("[access]\nallow = ['users']\n[shared.alice]\ngroups = ['admins']");
     assert_eq!(host.user("alice").await, None);
-    assert_eq!(host.ask(Request::GroupsOf { name: linux("alice") }).await, Answer::NotFound);
+    assert_eq!(host.ask(Request::GroupsOf { name: linux("alice"), known: false }).await, Answer::NotFound);
     assert_eq!(host.iam().take_calls(), [""; 0]);
     // An account of ours from before: neither keys nor a yes.
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::Local));
