@@ -16,7 +16,7 @@ use crate::name::LinuxName;
 mod report;
 
 pub use report::{
-    Explanation, Finding, Flushed, IamEntry, KeyState, Linted, Probed, Refused, Roster, Status, Try,
+    Explanation, Finding, Flushed, Holder, IamEntry, KeyState, Linted, Probed, Refused, Roster, Status, Try,
 };
 
 /// The version of the protocol.
@@ -124,6 +124,11 @@ pub enum Request {
         /// The Linux name.
         name: LinuxName,
     },
+    /// Whose a uid is, though NSS may not show the user.
+    WhoIs {
+        /// The uid.
+        uid: Uid,
+    },
     /// To forget what is remembered of one name, or of all.
     Flush {
         /// The Linux name.
@@ -154,6 +159,7 @@ impl Request {
             Self::Roster => "roster",
             Self::Status => "status",
             Self::Explain { .. } => "explain",
+            Self::WhoIs { .. } => "who-is",
             Self::Flush { .. } => "flush",
             Self::Probe => "probe",
             Self::Lint => "lint",
@@ -465,6 +471,7 @@ mod tests {
             Request::Roster,
             Request::Status,
             Request::Explain { name: name.clone() },
+            Request::WhoIs { uid: Uid(1) },
             Request::Flush { name: Some(name) },
             Request::Probe,
             Request::Lint,

@@ -65,7 +65,8 @@ fn opens(explanation: &Explanation, fingerprint: &str) -> bool {
     keys.any(|key| key.active && key.fingerprint.as_deref() == Some(fingerprint))
 }
 
-fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Output) -> String {
+/// An explanation for people, with whether `key` opens the account.
+pub fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Output) -> String {
     let mut text = String::new();
     let Explanation { name, standing, uid, candidates, claimants, users, groups, login, sudo } = explanation;
     let mut line = |what: &str, value: &str| {

@@ -14,6 +14,7 @@ mod sessions;
 mod status;
 mod sweep;
 mod swept;
+mod whois;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use pam_iam_core::audit::Event;
 use pam_iam_core::client::AskError;
 use pam_iam_core::config::Config;
 use pam_iam_core::deadline::Deadline;
+use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::wire::{Answer, Flushed, Request};
 use pam_iam_core::{client, paths};
@@ -61,6 +63,11 @@ enum Command {
         /// A public key, by its file or fingerprint: would it open the door?
         #[arg(long, value_name = "FILE|FINGERPRINT")]
         key: Option<String>,
+    },
+    /// Whose a uid is, also of a user who may not log in and so has no name here. Exit status 1 if nothing tells
+    Whois {
+        /// The uid
+        uid: u32,
     },
     /// Look for what makes such a set-up fail, and say how to mend it. Exit status 1 if something is wrong
     Doctor,
@@ -190,6 +197,7 @@ fn main() -> ExitCode {
         (true, Command::Explain { user, service, key }) => {
             explain::run(&context, &user, service, key.as_deref())
         }
+        (true, Command::Whois { uid }) => whois::run(&context, Uid(uid)),
         (true, Command::Doctor) => doctor::run(&context),
         (true, Command::Status { prometheus }) => status::run(&context, prometheus.as_deref()),
         (true, Command::Sessions { action: None }) => sessions::run(&context),

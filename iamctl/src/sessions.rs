@@ -8,12 +8,11 @@ use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
 use pam_iam_core::register::{self, Origin, Register, Session};
 use pam_iam_core::served::Served;
-use pam_iam_core::wire::{Answer, Request};
 use pam_iam_sessions::managed;
 use pam_iam_sessions::table::{Effort, Table};
 use serde_json::json;
 
-use crate::Context;
+use crate::{Context, whois};
 
 /// A managed user who runs processes and has no session: one who logged out, or came by a program that never asks PAM.
 struct Sessionless {
@@ -51,10 +50,8 @@ fn sessionless(context: &Context, sessions: &[Session]) -> std::io::Result<Vec<S
         .filter(|(uid, processes)| !registered.contains(uid) && !processes.is_empty());
     Ok(running
         .map(|(uid, processes)| {
-            let name = match context.ask(&Request::UserByUid { uid }) {
-                Ok(Answer::User(user)) => user.name.to_string(),
-                _ => uid.to_string(),
-            };
+            let known = whois::name_of(context, uid).ok().flatten();
+            let name = known.map_or_else(|| uid.to_string(), |name| name.to_string());
             Sessionless { user: name, uid, processes: processes.iter().map(|process| process.pid).collect() }
         })
         .collect())

@@ -133,6 +133,7 @@ impl<I: Iam> Answerer<I> {
             Request::Roster => self.roster().await,
             Request::Status => Ok(self.status()),
             Request::Explain { name } => self.explain(name).await,
+            Request::WhoIs { uid } => self.who_is(*uid).await,
             Request::Flush { name } => {
                 let forgotten = self.directory.flush(name.as_ref());
                 self.directory.settle().await;

@@ -240,6 +240,7 @@ fn may_ask(peer: Uid, trusted: bool, request: &Request) -> bool {
         | Request::Roster
         | Request::Status
         | Request::Explain { .. }
+        | Request::WhoIs { .. }
         | Request::Flush { .. }
         | Request::Probe
         | Request::Lint

@@ -130,6 +130,13 @@ pub struct KeyState {
     pub fingerprint: Option<String>,
 }
 
+/// Whose a uid is by what the resolver knows, whether the user may log in or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The Linux name of the IAM user who has it; none if no user is known to have it.
+    pub name: Option<LinuxName>,
+}
+
 /// So many names were forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flushed {

@@ -13,7 +13,7 @@ use pam_iam_core::process::Process;
 use pam_iam_core::register::{Origin, Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing};
-use pam_iam_core::wire::{Answer, Policy, Reason, Request};
+use pam_iam_core::wire::{Answer, Holder, Policy, Reason, Request};
 use pam_iam_core::{local, paths};
 use pam_iam_sessions::owner::{Owned, Owner, SessionMarks};
 use pam_iam_sessions::table::{Effort, Table};
@@ -290,15 +290,15 @@ impl<'a> Judge<'a> {
             let _ = self.served.add(uid, &account.name);
             return LinuxName::new(&account.name).map_or(Owning::Unanswered, Owning::User);
         }
-        match self.ask(&Request::UserByUid { uid }) {
-            Some(Answer::User(user)) => {
-                let _ = self.served.add(uid, user.name.as_str());
-                Owning::User(user.name)
+        match self.ask(&Request::WhoIs { uid }).and_then(Answer::into_report) {
+            Some(Holder { name: Some(name) }) => {
+                let _ = self.served.add(uid, name.as_str());
+                Owning::User(name)
             }
             // The user is gone, or may not be looked at, or never was: what is asked next tells which. Another directory may
             // have accounts with such uids, so nothing is asked about one that this host never served.
-            Some(Answer::NotFound) => self.served.name_of(uid).map_or(Owning::Unknown, Owning::User),
-            _ => Owning::Unanswered,
+            Some(Holder { name: None }) => self.served.name_of(uid).map_or(Owning::Unknown, Owning::User),
+            None => Owning::Unanswered,
         }
     }
 

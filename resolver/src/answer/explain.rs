@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, stream};
 use pam_iam_core::config::Who;
+use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{
-    Answer, Decision, Explanation, Finding, IamEntry, KeyState, Linted, Policy, Probed, Reason, Source, Try,
+    Answer, Decision, Explanation, Finding, Holder, IamEntry, KeyState, Linted, Policy, Probed, Reason,
+    Source, Try,
 };
 
 use super::{Answerer, Trouble};
@@ -76,6 +78,12 @@ impl<I: Iam> Answerer<I> {
         }
         explanation.groups = self.groups_by_name(name).await?;
         Ok(Answer::report(&explanation))
+    }
+
+    /// Whose a uid is.
+    pub(super) async fn who_is(&self, uid: Uid) -> Result<Answer, Trouble> {
+        let found = self.directory.find_uid(uid, Origin::Host).await?;
+        Ok(Answer::report(&Holder { name: found.map(|(name, _)| name) }))
     }
 
     /// Tries each API action that the configuration needs, on the first user who may log in.
