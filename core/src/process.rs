@@ -3,8 +3,12 @@
 //! A process is named by its number and its start, so that none is taken for another that got its number. Finding and
 //! ending the processes of a user is the business of the crate `sessions`.
 
+use std::io;
+
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::id::Uid;
 
 /// The process list.
 const PROC: &str = "/proc";
@@ -80,14 +84,24 @@ pub fn own_audit_session(pid: i32) -> Option<String> {
     audit_session(pid).filter(|own| parent.as_ref() != Some(own))
 }
 
-/// Whether any process but `pid` is in an audit session.
-pub fn is_left_in(audit: &str, pid: i32) -> bool {
-    let processes = std::fs::read_dir(PROC).into_iter().flatten().filter_map(Result::ok);
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|other| *other != pid).any(|other| audit_session(other).is_some_and(|of| of == audit))
+/// Whether any thread has the uid as its real one, as the kernel counts them: none is missed that is just being forked. Processes
+/// that have ended and were not waited for count.
+pub fn is_at_work(uid: Uid) -> bool {
+    rustix::process::getpriority_user(rustix::process::Uid::from_raw(uid.0)).is_ok()
 }
 
 impl Process {
+    /// This process.
+    ///
+    /// # Errors
+    /// Returns an error if proc(5) is not there.
+    pub fn this() -> io::Result<Self> {
+        let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "/proc is not there");
+        let stat = stat(pid).ok_or_else(missing)?;
+        Ok(Self { pid, start: stat.start })
+    }
+
     /// Whether it is still there, and has not ended.
     pub fn is_running(self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.start == self.start && !(stat.zombie && has_ended(self.pid)))

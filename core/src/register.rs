@@ -16,7 +16,7 @@ use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Gid, Uid};
-use crate::process::{self, Process};
+use crate::process::Process;
 
 /// The longest entry that is read, in bytes.
 const ENTRY_MAX: u64 = 64 * 1024;
@@ -53,6 +53,9 @@ pub struct Session {
     /// Whether it is over, and the entry stays for what it may have left behind.
     #[serde(default)]
     pub closed: bool,
+    /// In how many sweeps in a row nothing was seen of what it may have left behind.
+    #[serde(default)]
+    pub unseen: u32,
 }
 
 /// Whose the keys of a session are.
@@ -145,20 +148,27 @@ impl Register {
         Ok(rustix::fs::renameat(&self.dir, &*unfinished, &self.dir, name)?)
     }
 
-    /// Notes that the session of a process is over. The entry stays while the kernel marks what the session may have left
-    /// behind: there are at most as many such entries as processes.
+    /// Notes that the session of a process is over. If the kernel marks what it may have left behind, the entry stays until
+    /// the sweep removes it: what forks and ends all the time may not be seen now.
     ///
     /// # Errors
     /// Those of reading, writing or removing the entry.
     pub fn close(&self, process: Process) -> io::Result<()> {
-        let entry = self.read(&name_of(process))?.map(|(session, _)| session);
-        let has_left = |session: &Session| {
-            session.audit.as_ref().is_some_and(|audit| process::is_left_in(audit, session.pid))
-        };
-        match entry.filter(has_left) {
-            Some(session) => self.write(&Session { closed: true, ..session }),
-            None => self.leave(process),
+        match self.read(&name_of(process))? {
+            Some((session, _)) if session.audit.is_some() => self.write(&Session { closed: true, ..session }),
+            _ => self.leave(process),
         }
+    }
+
+    /// Notes in how many sweeps in a row nothing was seen of what a session that is over may have left behind.
+    ///
+    /// # Errors
+    /// Those of writing the entry.
+    pub fn note_unseen(&self, session: &Session, unseen: u32) -> io::Result<()> {
+        if session.unseen == unseen {
+            return Ok(());
+        }
+        self.write(&Session { unseen, ..session.clone() })
     }
 
     /// Takes the session of a process out.
@@ -241,7 +251,7 @@ impl Register {
         let mut text = Vec::new();
         file.take(ENTRY_MAX).read_to_end(&mut text)?;
         let Ok(session) = serde_json::from_slice::<Session>(&text) else { return Ok(None) };
-        let age = u64::try_from(since_boot().saturating_sub(found.mtime())).unwrap_or_default();
+        let age = since_boot().saturating_sub(u64::try_from(found.mtime()).unwrap_or_default());
         Ok((name_of(session.process()) == name).then_some((session, Duration::from_secs(age))))
     }
 
@@ -251,7 +261,7 @@ impl Register {
     /// # Errors
     /// Those of changing the entry.
     pub fn confirm(&self, session: &Session, age: Duration) -> io::Result<()> {
-        let at = since_boot().saturating_sub(i64::try_from(age.as_secs()).unwrap_or_default());
+        let at = i64::try_from(since_boot().saturating_sub(age.as_secs())).unwrap_or_default();
         let at = Timespec { tv_sec: at, tv_nsec: 0 };
         let times = Timestamps { last_access: at, last_modification: at };
         Ok(rustix::fs::utimensat(&self.dir, name_of(session.process()), &times, AtFlags::SYMLINK_NOFOLLOW)?)
@@ -271,19 +281,8 @@ impl Session {
 }
 
 /// Seconds since the boot, suspended ones too.
-fn since_boot() -> i64 {
-    rustix::time::clock_gettime(ClockId::Boottime).tv_sec
-}
-
-/// This process, which has just opened a session.
-///
-/// # Errors
-/// Returns an error if proc(5) is not there.
-pub fn mine() -> io::Result<Process> {
-    let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-    let stat =
-        process::stat(pid).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc is not there"))?;
-    Ok(Process { pid, start: stat.start })
+pub fn since_boot() -> u64 {
+    u64::try_from(rustix::time::clock_gettime(ClockId::Boottime).tv_sec).unwrap_or_default()
 }
 
 /// Seconds since 1970.
@@ -302,7 +301,7 @@ mod tests {
     use super::*;
 
     fn session() -> Session {
-        let Process { pid, start } = mine().unwrap();
+        let Process { pid, start } = Process::this().unwrap();
         Session {
             pid,
             start,
@@ -317,6 +316,7 @@ mod tests {
             since: 1,
             audit: None,
             closed: false,
+            unseen: 0,
         }
     }
 
@@ -352,10 +352,10 @@ mod tests {
         assert!(register.left().unwrap().is_empty());
         register.close(mine.process()).unwrap();
         assert!(register.sessions().unwrap().is_empty());
-        assert!(register.left().unwrap().is_empty(), "no process has its audit session");
         let over = Session { closed: true, ..mine.clone() };
-        register.enter(&over).unwrap();
-        assert_eq!(register.left().unwrap(), [over]);
+        assert_eq!(register.left().unwrap(), std::slice::from_ref(&over));
+        register.note_unseen(&over, 2).unwrap();
+        assert_eq!(register.left().unwrap(), [Session { unseen: 2, ..over }]);
         // One that was killed could not say so.
         let killed = Session { start: mine.start + 1, ..mine.clone() };
         register.enter(&killed).unwrap();

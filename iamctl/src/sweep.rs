@@ -49,8 +49,8 @@ struct Withdrawal {
     cause: Cause,
     /// The sessions that end; none for what runs without one.
     sessions: Vec<Session>,
-    /// The marks of logins that are over, of which what was left ends too.
-    left: Vec<SessionMarks>,
+    /// Logins that are over, of which what was left ends too.
+    left: Vec<Session>,
     /// What else of the user's holds one of these groups ends too.
     groups: BTreeSet<Gid>,
     /// Whether all that the user runs ends, or these sessions alone.
@@ -75,6 +75,11 @@ enum Cause {
 }
 
 impl Cause {
+    /// Whether a key is withdrawn, and not the user.
+    fn is_of_a_key(self) -> bool {
+        matches!(self, Self::KeyWithdrawn | Self::ForeignKey)
+    }
+
     /// As the log has it.
     fn as_str(self) -> &'static str {
         match self {
@@ -123,12 +128,17 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     if let Err(why) = crate::mapped::write(context) {
         Log::to_syslog("iamctl").write(Level::Error, why);
     }
+    let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
+    let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
     if config.sessions.sweep == Sweep::Off {
+        if !dry_run {
+            for session in register.left().map_err(failed)? {
+                let _ = register.leave(session.process());
+            }
+        }
         context.output.show(&json!({ "ended": [] }), "sessions.sweep is \"off\"");
         return Ok(true);
     }
-    let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
-    let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
     if !dry_run && !register.lock().map_err(failed)? {
         return already_running(context);
     }
@@ -162,6 +172,17 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         if judge.unread == 0 {
             break;
         }
+    }
+    let by_key = |withdrawal: &&Withdrawal| withdrawal.cause.is_of_a_key() && !withdrawal.whole_user;
+    let users: BTreeSet<&str> = withdrawals.iter().filter(by_key).map(|known| known.user.as_str()).collect();
+    for user in users.into_iter().filter(|_| !dry_run) {
+        log.write(
+            Level::Warning,
+            format!(
+                "a key of {user} was withdrawn: what it put into crontab(1), at(1) or systemd --user is not told from {user}'s \
+                 other jobs, and goes on; to end that too: iamctl sessions end {user}"
+            ),
+        );
     }
     record.last_asked = judge.last_asked;
     let (without_answer, unread, unknown) = (judge.without_answer(), judge.unread, judge.unknown);
@@ -267,11 +288,9 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         .collect();
     for session in register.left().map_err(failed)?.into_iter().filter(|session| Some(session.uid) != managed)
     {
-        if let Some(marks) = session.audit.clone().map(SessionMarks::of_audit_session)
-            && is_of(&session, user, &suffixes)
-        {
-            let withdrawal = Withdrawal::new(session.user, session.uid, cause);
-            withdrawals.push(Withdrawal { left: vec![marks], ..withdrawal });
+        if session.audit.is_some() && is_of(&session, user, &suffixes) {
+            let withdrawal = Withdrawal::new(session.user.clone(), session.uid, cause);
+            withdrawals.push(Withdrawal { left: vec![session], ..withdrawal });
         }
     }
     match (managed, standing) {
@@ -296,6 +315,11 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
     let nothing = format!("{user} runs nothing here");
     report(context, &withdrawals, Some(&outcomes), &nothing);
     Ok(outcomes.iter().all(Outcome::is_complete))
+}
+
+/// The mark of what a login that is over left behind.
+fn marks_of(session: &Session) -> Option<SessionMarks> {
+    session.audit.clone().map(SessionMarks::of_audit_session)
 }
 
 /// Whether the IAM user whose Linux name is `user` opened a session.
@@ -359,7 +383,7 @@ fn end(
         Some(Termination {
             owner: Owner::new(withdrawal.uid, &withdrawal.user)?,
             openers: withdrawal.sessions.iter().map(Session::process).collect(),
-            left: withdrawal.left.clone(),
+            left: withdrawal.left.iter().filter_map(marks_of).collect(),
             groups: withdrawal.groups.clone(),
             whole_user: withdrawal.whole_user,
             notice: withdrawal.cause.for_user().to_owned(),
@@ -402,6 +426,12 @@ fn end(
         }
     });
     let ended = withdrawals.iter().zip(&outcomes);
+    // Nothing is left of them now.
+    for (withdrawal, _) in ended.clone().filter(|(_, outcome)| outcome.is_complete()) {
+        for session in &withdrawal.left {
+            let _ = register.leave(session.process());
+        }
+    }
     for (withdrawal, outcome) in
         ended.filter(|(withdrawal, outcome)| withdrawal.had_something_to_end(outcome))
     {

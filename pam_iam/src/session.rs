@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, OnMismatch, Unregistered};
@@ -72,12 +73,24 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
 /// The body of `pam_sm_close_session`.
 pub fn close() -> Outcome {
     let left =
-        register::mine().and_then(|process| match Register::open_if_made(Path::new(paths::SESSIONS))? {
-            Some(register) => register.close(process),
+        Process::this().and_then(|process| match Register::open_if_made(Path::new(paths::SESSIONS))? {
+            Some(register) if a_sweep_will_come() => register.close(process),
+            Some(register) => register.leave(process),
             None => Ok(()),
         });
     // An entry that stays is removed by the sweep, when the process is gone.
     if left.is_ok() { Outcome::Success } else { Outcome::Ignore }
+}
+
+/// Whether sweeps run on this host: the entry of a session that is over is for them, and they remove it.
+fn a_sweep_will_come() -> bool {
+    const RECENT: Duration = Duration::from_secs(3600);
+    let last = std::fs::metadata(paths::SWEPT).and_then(|record| record.modified());
+    match last {
+        // A clock that was set back tells nothing.
+        Ok(last) => last.elapsed().map_or(true, |age| age < RECENT),
+        Err(_) => register::since_boot() < RECENT.as_secs(),
+    }
 }
 
 /// What opened a session.
@@ -154,7 +167,7 @@ fn register(host: &mut impl Host, subject: &Subject, opened: Opened) -> io::Resu
         // The registered session says it too.
         host.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));
     }
-    let Process { pid, start } = register::mine()?;
+    let Process { pid, start } = Process::this()?;
     let mut groups = host.gids_of(&subject.name, subject.gid);
     groups.sort();
     groups.dedup();
@@ -172,6 +185,7 @@ fn register(host: &mut impl Host, subject: &Subject, opened: Opened) -> io::Resu
         since: register::now(),
         audit: own_audit_session(pid),
         closed: false,
+        unseen: 0,
     })
 }
 

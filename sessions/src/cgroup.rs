@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths::FROZEN;
-use pam_iam_core::process::has_ended;
+use pam_iam_core::process::Process;
 
 /// The path of a process in systemd's tree, like `/user.slice/user-1000.slice/session-3.scope`.
 pub fn of_process(pid: i32) -> Option<String> {
@@ -88,6 +88,13 @@ pub struct Frozen {
     record: Option<PathBuf>,
 }
 
+impl Frozen {
+    /// Whether nothing stands still.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+}
+
 /// How long it is waited for until a control group stands still.
 const FREEZING_MAX: Duration = Duration::from_millis(200);
 
@@ -151,7 +158,8 @@ fn stands_still(group: &Path) -> bool {
 
 fn write_down(records: &Path, groups: &[&PathBuf]) -> std::io::Result<PathBuf> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(records)?;
-    let record = records.join(std::process::id().to_string());
+    let own = Process::this()?;
+    let record = records.join(format!("{}-{}", own.pid, own.start));
     let lines: Vec<String> = groups.iter().map(|group| group.display().to_string()).collect();
     std::fs::write(&record, lines.join("\n"))?;
     Ok(record)
@@ -175,8 +183,12 @@ pub fn let_go_on() {
 
 fn let_go_on_in(records: &Path) {
     for record in std::fs::read_dir(records).into_iter().flatten().filter_map(Result::ok) {
-        let pid = record.file_name().to_str().and_then(|pid| pid.parse().ok());
-        if pid.is_some_and(|pid| !has_ended(pid)) {
+        // A number is given again.
+        let process = record.file_name().to_str().and_then(|name| {
+            let (pid, start) = name.split_once('-')?;
+            Some(Process { pid: pid.parse().ok()?, start: start.parse().ok()? })
+        });
+        if process.is_some_and(Process::is_running) {
             continue;
         }
         for group in std::fs::read_to_string(record.path()).unwrap_or_default().lines() {
@@ -260,12 +272,14 @@ mod tests {
             ["/gone.slice", "/user-8.slice"].map(str::to_owned).into(),
             "these files never say so"
         );
-        let record = records.join(std::process::id().to_string());
+        let own = Process::this().unwrap();
+        let record = records.join(format!("{}-{}", own.pid, own.start));
         assert_eq!(std::fs::read_to_string(&record).unwrap(), ours.display().to_string());
         // While its process lives, nobody else lets it go on.
         let_go_on_in(&records);
         assert_eq!(state(&ours), "1");
-        std::fs::rename(&record, records.join((i32::MAX - 1).to_string())).unwrap();
+        // Its number is somebody else's by then.
+        std::fs::rename(&record, records.join(format!("{}-{}", own.pid, own.start + 1))).unwrap();
         let_go_on_in(&records);
         assert_eq!((state(&ours).as_str(), state(&theirs).as_str()), ("0", "x"));
         std::fs::write(&record, "").unwrap();

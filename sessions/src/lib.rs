@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod killer;
 pub mod logind;
+pub mod lookup;
 pub mod managed;
 mod namespace;
 pub mod owner;

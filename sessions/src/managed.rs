@@ -5,13 +5,13 @@ use std::path::Path;
 
 use pam_iam_core::id::Uid;
 use pam_iam_core::local::Subordinate;
-use pam_iam_core::process::Process;
+use pam_iam_core::process::{Process, is_at_work};
 use pam_iam_core::served::Served;
 use pam_iam_core::{local, paths};
 
-use crate::cgroup;
 use crate::owner::{Owned, Owner, is_killer};
 use crate::table::{Table, Task};
+use crate::{cgroup, lookup};
 
 /// Finds the managed users that have processes, by every mark but descent: who may own one is found here, whether he does is
 /// said by [`Owned::mark`].
@@ -20,11 +20,6 @@ use crate::table::{Table, Task};
 /// the last name that `served` knows.
 pub fn users(table: &Table, served: &Served) -> BTreeMap<Uid, BTreeSet<Process>> {
     Finder::new(table, served, &local::subordinate(Path::new(paths::SUBUID))).find()
-}
-
-/// Whether any process has the uid as its real one, one that has ended and was not waited for among them.
-fn is_at_work(uid: Uid) -> bool {
-    rustix::process::getpriority_user(rustix::process::Uid::from_raw(uid.0)).is_ok()
 }
 
 /// Finds the users behind processes.
@@ -90,9 +85,9 @@ impl<'a> Finder<'a> {
     /// Who the owner of a range is, by number or by name.
     fn uids_of_owner(&mut self, owner: &'a str) -> &[Uid] {
         let served = self.served;
-        let find = || match (owner.parse(), users::get_user_by_name(owner)) {
+        let find = || match (owner.parse(), lookup::uid_of(owner)) {
             (Ok(uid), _) => vec![Uid(uid)],
-            (_, Some(account)) => vec![Uid(account.uid())],
+            (_, Some(uid)) => vec![uid],
             (_, None) => served.uids_of(owner),
         };
         self.named.entry(owner).or_insert_with(find)

@@ -6,17 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local::Subordinate;
-use pam_iam_core::process::{Process, audit_session, own_audit_session};
+use pam_iam_core::process::{Process, own_audit_session};
 use pam_iam_core::{local, paths};
 
-use crate::cgroup;
 use crate::namespace::Namespaces;
 use crate::table::{Table, Task, loginuid};
 use crate::unit;
+use crate::{cgroup, lookup};
 
 /// A user, by all that the kernel marks processes with.
 #[derive(Clone, Debug)]
@@ -69,40 +68,33 @@ impl Owner {
     }
 }
 
-/// Which uids are accounts', by any service of nsswitch.conf, as far as it was asked for.
+/// Which uids are accounts', by any service of nsswitch.conf, as far as it was asked for. By /etc/passwd alone where no
+/// service answers in time.
 #[derive(Debug, Default)]
 pub struct Accounts {
     known: BTreeMap<Uid, bool>,
-    spent: Duration,
 }
-
-/// How long all services of nsswitch.conf are asked about uids; after that /etc/passwd alone.
-const LOOKUPS_MAX: Duration = Duration::from_secs(1);
 
 /// The processes of one moment, with what it costs to ask about more of each remembered.
 pub struct Owned<'a> {
     table: &'a Table,
     pub(crate) namespaces: Namespaces,
     paths: BTreeMap<i32, Option<String>>,
-    audit_sessions: BTreeMap<i32, Option<String>>,
     accounts: Accounts,
+    /// Whether the services of nsswitch.conf may be asked.
+    may_look_up: bool,
 }
 
 impl<'a> Owned<'a> {
     /// Looks at the processes of `table`.
     pub fn new(table: &'a Table) -> Self {
-        Self::knowing(table, Accounts::default())
+        Self::knowing(table, Accounts::default(), true)
     }
 
-    /// Looks at the processes of `table`, and asks for no account that is known from an earlier look.
-    pub fn knowing(table: &'a Table, accounts: Accounts) -> Self {
-        Self {
-            table,
-            namespaces: Namespaces::default(),
-            paths: BTreeMap::new(),
-            audit_sessions: BTreeMap::new(),
-            accounts,
-        }
+    /// Looks at the processes of `table`, and asks for no account that is known from an earlier look: for none at all while a
+    /// user's processes stand still, who could make a service wait for them.
+    pub fn knowing(table: &'a Table, accounts: Accounts, may_look_up: bool) -> Self {
+        Self { table, namespaces: Namespaces::default(), paths: BTreeMap::new(), accounts, may_look_up }
     }
 
     /// What it knows of accounts, for the next look.
@@ -158,14 +150,12 @@ impl<'a> Owned<'a> {
         if let Some(is_account) = self.accounts.known.get(&uid) {
             return *is_account;
         }
-        let began = Instant::now();
-        let is_account = uid == Uid::ROOT
-            || uid.is_ours()
-            || match self.accounts.spent < LOOKUPS_MAX {
-                true => users::get_user_by_uid(uid.0).is_some(),
-                false => matches!(local::account_by_uid(Path::new(paths::PASSWD), uid), Ok(Some(_))),
-            };
-        self.accounts.spent += began.elapsed();
+        if uid == Uid::ROOT || uid.is_ours() {
+            return true;
+        }
+        let told = self.may_look_up.then(|| lookup::is_account(uid)).flatten();
+        let is_account = told
+            .unwrap_or_else(|| matches!(local::account_by_uid(Path::new(paths::PASSWD), uid), Ok(Some(_))));
         self.accounts.known.insert(uid, is_account);
         is_account
     }
@@ -229,20 +219,14 @@ impl<'a> Owned<'a> {
             .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.is_the_hosts(task, owner))
     }
 
-    /// The processes of each audit session.
-    pub fn audit_sessions(&mut self) -> BTreeMap<String, Vec<i32>> {
+    /// Whether a process of `owner` is in an audit session.
+    pub fn is_in_audit_session(&mut self, owner: &Owner, audit: &str) -> bool {
         let table = self.table;
-        let mut sessions: BTreeMap<String, Vec<i32>> = BTreeMap::new();
-        for pid in table.0.keys() {
-            if let Some(session) = self.audit_session_of(*pid).cloned() {
-                sessions.entry(session).or_default().push(*pid);
-            }
-        }
-        sessions
-    }
-
-    fn audit_session_of(&mut self, pid: i32) -> Option<&String> {
-        self.audit_sessions.entry(pid).or_insert_with(|| audit_session(pid)).as_ref()
+        table
+            .0
+            .values()
+            .filter(|task| task.audit.as_deref() == Some(audit))
+            .any(|task| self.mark(task, owner).is_some())
     }
 
     /// Whether a process is in the control group of a logind session.
@@ -267,7 +251,7 @@ impl<'a> Owned<'a> {
         let scopes: Vec<&String> = logins.iter().filter_map(|marks| marks.scope.as_ref()).collect();
         for task in all.values().filter(|_| !audits.is_empty() || !scopes.is_empty()) {
             let pid = task.process.pid;
-            let is_marked = self.audit_session_of(pid).is_some_and(|audit| audits.contains(audit))
+            let is_marked = task.audit.as_ref().is_some_and(|audit| audits.contains(audit))
                 || scopes.iter().any(|scope| self.is_in_scope(pid, scope));
             if is_marked && self.mark(task, owner).is_some() {
                 family.insert(pid);

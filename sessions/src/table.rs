@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pam_iam_core::id::{Gid, Uid};
-use pam_iam_core::process::{Process, Stat, has_ended, stat};
+use pam_iam_core::process::{Process, Stat, audit_session, has_ended, stat};
 use pam_iam_core::{local, paths};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
@@ -53,7 +53,7 @@ impl Effort {
 /// How much processor time reading may take.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// For the processes of one user, or for those under all subordinate uids.
+    /// For the processes of one user, or for those under the subordinate uids of one.
     user: Duration,
     /// For those of root.
     root: Duration,
@@ -105,6 +105,8 @@ pub struct Task {
     pub unread: Option<Uid>,
     /// Whether nothing but its effective uid is known: it may be lent by root, so that nothing is done to it by its number.
     pub is_guessed: bool,
+    /// The audit session that it is in. Read with the rest: a user's process may be gone a moment later.
+    pub audit: Option<String>,
     /// What it calls itself, at most 15 bytes, escaped.
     pub command: String,
 }
@@ -228,8 +230,8 @@ struct Reader {
     limits: Limits,
     /// The ranges of subordinate uids.
     subordinate: Vec<local::Subordinate>,
-    /// How long reading each user's took; none for all subordinate uids.
-    spent: BTreeMap<Option<Uid>, Duration>,
+    /// How long reading each user's took.
+    spent: BTreeMap<Payer, Duration>,
     /// How long reading all but root's took.
     spent_together: Duration,
 }
@@ -245,6 +247,7 @@ impl Reader {
         let Some(stat) = stat(pid).filter(|stat| !stat.zombie || !has_ended(pid)) else { return Ok(()) };
         let process = Process { pid, start: stat.start };
         let Ok(found) = std::fs::metadata(format!("{PROC}/{pid}")) else { return Ok(()) };
+        let audit = audit_session(pid);
         let effective = Uid(found.uid());
         let began = work_done();
         let left = self.left(effective);
@@ -263,9 +266,10 @@ impl Reader {
         if is_guessed {
             uids.push(Uids { real: effective, effective, saved: effective, fs: effective });
         }
-        self.table
-            .0
-            .insert(pid, Task { process, stat, uids, groups, set_groups, unread, is_guessed, command });
+        self.table.0.insert(
+            pid,
+            Task { process, stat, uids, groups, set_groups, unread, is_guessed, audit, command },
+        );
         Ok(())
     }
 
@@ -274,25 +278,30 @@ impl Reader {
         let payer = self.payer(effective);
         let (limits, spent) = (self.limits, self.spent.get(&payer).copied().unwrap_or_default());
         match payer {
-            Some(Uid::ROOT) => limits.root.saturating_sub(spent),
+            Payer::User(Uid::ROOT) => limits.root.saturating_sub(spent),
             _ => limits.user.saturating_sub(spent).min(limits.all.saturating_sub(self.spent_together)),
         }
     }
 
     fn spend(&mut self, effective: Uid, time: Duration) {
         let payer = self.payer(effective);
-        *self.spent.entry(payer).or_default() += time;
-        if payer != Some(Uid::ROOT) {
+        if payer != Payer::User(Uid::ROOT) {
             self.spent_together += time;
         }
+        *self.spent.entry(payer).or_default() += time;
     }
 
-    /// Whose time reading counts as. A user with a subordinate range has thousands of uids.
-    fn payer(&self, uid: Uid) -> Option<Uid> {
-        let is_subordinate =
-            uid != Uid::ROOT && self.subordinate.iter().any(|range| range.uids.contains(&uid.0));
-        (!is_subordinate).then_some(uid)
+    fn payer(&self, uid: Uid) -> Payer {
+        let range = self.subordinate.iter().find(|range| uid != Uid::ROOT && range.uids.contains(&uid.0));
+        range.map_or(Payer::User(uid), |range| Payer::OwnerOfRange(range.owner.clone()))
     }
+}
+
+/// Whose time reading a process counts as. A user with a subordinate range has thousands of uids, which count as one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Payer {
+    User(Uid),
+    OwnerOfRange(String),
 }
 
 /// The ids of a process, of all its threads as far as there is time, and its name; none if it is gone.
@@ -416,6 +425,7 @@ pub(crate) mod fixture {
             set_groups: BTreeSet::new(),
             unread: None,
             is_guessed: false,
+            audit: None,
             command: String::new(),
         }
     }
@@ -474,13 +484,14 @@ mod tests {
 
     #[test]
     fn whoever_is_slow_to_read_uses_up_his_own_time_and_a_share_of_all_others_and_none_of_roots() {
-        let subordinate = vec![local::Subordinate { owner: "alice".into(), uids: 100_000..165_536 }];
+        let range = |owner: &str, uids| local::Subordinate { owner: owner.into(), uids };
+        let subordinate = vec![range("alice", 100_000..165_536), range("bob", 165_536..231_072)];
         let mut reader = Reader::new(Effort::Quick, subordinate);
         let Limits { user, root, .. } = reader.limits;
         let (some, other) = (Uid(100_001), Uid(100_002));
         reader.spend(some, user);
         assert!(reader.left(some).is_zero() && reader.left(other).is_zero(), "one user has all of these");
-        assert_eq!(reader.left(Uid(1000)), user);
+        assert_eq!((reader.left(Uid(1000)), reader.left(Uid(165_536))), (user, user));
         for uid in (1000..).take(5) {
             assert!(reader.left(Uid(uid)) > Duration::ZERO, "{uid}");
             reader.spend(Uid(uid), user);

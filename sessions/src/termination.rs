@@ -185,7 +185,7 @@ pub fn end(
             }
             Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
         };
-        let mut owned = Owned::knowing(&table, accounts);
+        let mut owned = Owned::knowing(&table, accounts, frozen.is_empty());
         let mut uids = Vec::new();
         for (course, whole) in courses.iter_mut().zip(whole).filter(|(course, _)| !course.is_done()) {
             course.look(&mut owned, whole);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::process::Process;
+use pam_iam_core::process::{Process, is_at_work};
 use pam_iam_core::register::{Origin, Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing};
@@ -17,7 +17,7 @@ use pam_iam_core::wire::{Answer, Holder, Policy, Reason, Request};
 use pam_iam_core::{local, paths};
 use pam_iam_sessions::owner::{Owned, Owner, SessionMarks};
 use pam_iam_sessions::table::{Effort, Table};
-use pam_iam_sessions::{logind, managed};
+use pam_iam_sessions::{logind, lookup, managed};
 
 use super::{Cause, Withdrawal};
 use crate::Context;
@@ -32,6 +32,13 @@ const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
 
 /// How long it is asked about what sessions that are over have left behind.
 const ASKING_LEFT_MAX: Duration = Duration::from_secs(5);
+
+/// In how many sweeps in a row nothing may be seen of what a login left behind, while its user runs anything at all, before
+/// nothing is looked for any more.
+const UNSEEN_MAX: u32 = 60;
+
+/// The same while the kernel counts no process under the user's uid: there may be one under a subordinate uid.
+const UNSEEN_OF_NOBODY_MAX: u32 = 3;
 
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
@@ -248,33 +255,35 @@ impl<'a> Judge<'a> {
         owned: &mut Owned<'_>,
     ) -> std::io::Result<Vec<Withdrawal>> {
         self.asked_until = Instant::now() + ASKING_LEFT_MAX;
-        let there = owned.audit_sessions();
         let mut withdrawals: Vec<Withdrawal> = Vec::new();
         for session in register.left()? {
-            let audit = session.audit.clone().filter(|audit| there.contains_key(audit));
+            let audit = session.audit.as_deref();
             let Some((audit, owner)) = audit.zip(Owner::new(session.uid, &session.user)) else {
                 let _ = register.leave(session.process());
                 continue;
             };
-            let tasks = there.get(&audit).into_iter().flatten().filter_map(|pid| owned.table().0.get(pid));
-            let runs = tasks.collect::<Vec<_>>().into_iter().any(|task| owned.mark(task, &owner).is_some());
+            // What forks and ends all the time may be missed by any look.
+            let unseen = if owned.is_in_audit_session(&owner, audit) { 0 } else { session.unseen + 1 };
+            if unseen > if is_at_work(session.uid) { UNSEEN_MAX } else { UNSEEN_OF_NOBODY_MAX } {
+                let _ = register.leave(session.process());
+                continue;
+            }
+            let _ = register.note_unseen(&session, unseen);
             let Ok(standing) = standing(&session.user, session.uid, self.config, &Files::default()) else {
                 continue;
             };
-            let cause = match runs.then(|| self.verdict(&session, standing, register)) {
-                Some(Verdict::SessionWithdrawn(cause)) => cause,
+            let cause = match self.verdict(&session, standing, register) {
+                Verdict::SessionWithdrawn(cause) => cause,
                 // What the marks of a login are on is no service of the host's.
-                Some(Verdict::UserWithdrawn(reason)) if standing == Standing::Adopted => {
-                    Cause::Refused(reason)
-                }
+                Verdict::UserWithdrawn(reason) if standing == Standing::Adopted => Cause::Refused(reason),
                 _ => continue,
             };
-            let (uid, marks) = (session.uid, SessionMarks::of_audit_session(audit));
+            let uid = session.uid;
             match withdrawals.iter_mut().find(|known| known.uid == uid && known.cause == cause) {
-                Some(known) => known.left.push(marks),
+                Some(known) => known.left.push(session),
                 None => {
-                    let withdrawal = Withdrawal::new(session.user, uid, cause);
-                    withdrawals.push(Withdrawal { left: vec![marks], ..withdrawal });
+                    let withdrawal = Withdrawal::new(session.user.clone(), uid, cause);
+                    withdrawals.push(Withdrawal { left: vec![session], ..withdrawal });
                 }
             }
         }
@@ -423,7 +432,7 @@ fn in_turn<T>(users: BTreeMap<Uid, T>, last: Option<Uid>) -> Vec<(Uid, T)> {
 /// All processes of a managed user who has no session and may not log in.
 fn without_session(name: &LinuxName, uid: Uid, cause: Cause) -> Withdrawal {
     // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
-    let other = users::get_user_by_name(name.as_str()).filter(|account| account.uid() != uid.0);
+    let other = lookup::uid_of(name.as_str()).filter(|other| *other != uid);
     let user = other.map_or_else(|| name.to_string(), |_| uid.to_string());
     Withdrawal { whole_user: true, ..Withdrawal::new(user, uid, cause) }
 }

@@ -1,6 +1,6 @@
 //! A withdrawn user defends himself.
 
-use pam_iam_tests::{Machine, log_in_beside, open_session, work};
+use pam_iam_tests::{Machine, log_in_beside, open_session, repository, work};
 use serde_json::json;
 
 use super::{Bystanders, FOLDER, compile, left_of};
@@ -333,6 +333,26 @@ fn another_user_whose_processes_are_slow_to_read_does_not_keep_a_withdrawn_one_i
         |uid: &str| machine.sh(&format!("python3 -c 'import os; os.getpriority(os.PRIO_USER, {uid})'"));
     is_at_work(&uid).fails();
     is_at_work("500100").succeeds();
+}
+
+#[test]
+fn a_directory_that_never_answers_does_not_keep_a_withdrawn_user_in() {
+    let machine = machine();
+    let uid = machine.ssh("alice", "setsid -f sleep 4620 </dev/null >/dev/null 2>&1; id -u").succeeds();
+    let source = repository().join("tests/e2e/attacks/nss_hang.c");
+    machine
+        .sh(&format!(
+            "folder=$(dirname $(ldconfig -p | sed -n 's/.*libc.so.6.* => //p' | head -1))
+             cc -Wall -Wextra -Werror -shared -fPIC -o $folder/libnss_hang.so.2 {} && sed -i '/^passwd:/s/$/ hang/' /etc/nsswitch.conf
+             ! id 777777 && (setpriv --reuid 777777 --clear-groups setsid -f sleep 4621 </dev/null >/dev/null 2>&1)
+             ! timeout 1 bash -c 'exec -a iamctl getent passwd 777777'",
+            source.display()
+        ))
+        .succeeds();
+    withdraw(&machine, "alice");
+    machine.sh("timeout 45 iamctl sweep").succeeds();
+    assert_eq!(left_of(&machine, &uid), "");
+    machine.sh("pgrep -f '^sleep 4621'").succeeds();
 }
 
 #[test]
