@@ -32,12 +32,17 @@ mod tests;
 /// What an answer may take beyond `aws.total_timeout`, in which all its calls are over.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Of how many names it is remembered why they were not shown.
+const NOT_SHOWN_MAX: usize = 10_000;
+
 /// Answers questions.
 pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
     /// Who was last said to have no account here, and why.
     without_place: RefCell<Vec<(IamName, &'static str)>>,
+    /// Why users whom IAM has were last said not to exist here.
+    not_shown: RefCell<BTreeMap<LinuxName, Reason>>,
     /// How many there were, by their kind.
     questions: RefCell<BTreeMap<&'static str, u64>>,
     decisions: RefCell<BTreeMap<String, u64>>,
@@ -92,6 +97,7 @@ impl<I: Iam> Answerer<I> {
             directory,
             locals,
             without_place: RefCell::default(),
+            not_shown: RefCell::default(),
             questions: RefCell::default(),
             decisions: RefCell::default(),
             trail: Trail::default(),
@@ -306,7 +312,39 @@ impl<I: Iam> Answerer<I> {
             return Ok(None);
         }
         let named = self.directory.find_name(name, origin).await?;
-        self.entry_named(name, &named).await
+        let entry = self.entry_named(name, &named).await?;
+        match (&entry, &named) {
+            (None, Named::Seen(seen)) if !matches!(origin, Origin::User(_)) => {
+                self.tell_why_not_shown(name, seen).await?;
+            }
+            _ => drop(self.not_shown.borrow_mut().remove(name)),
+        }
+        Ok(entry)
+    }
+
+    /// Logs why a user whom IAM has does not exist here, when that is new: sshd's "invalid user" does not tell.
+    async fn tell_why_not_shown(&self, name: &LinuxName, seen: &Seen) -> Result<(), Trouble> {
+        let Known::One(person) = &seen.record.known else { return Ok(()) };
+        let reason = match self.obstacle(name, person.uid, Standing::Ours, person)? {
+            Some(reason) => reason,
+            // Why nobody can tell is in the log by itself.
+            None => match self.verdict(Policy::Login, person).await {
+                Ok(verdict) => verdict.reason,
+                Err(_) => return Ok(()),
+            },
+        };
+        let mut told = self.not_shown.borrow_mut();
+        if told.len() >= NOT_SHOWN_MAX {
+            told.clear();
+        }
+        if told.insert(name.clone(), reason) != Some(reason) {
+            self.directory.warn(format!(
+                "IAM user {} has no account here ({}); iamctl explain {name} says more",
+                person.user.name,
+                reason.as_str()
+            ));
+        }
+        Ok(())
     }
 
     /// The account of the user who has a uid, if NSS shows it under the user's name.

@@ -23,7 +23,7 @@ fn machine() -> Machine {
 fn users_that_are_none_are_refused_and_who_is_set_last_is_who_counts() {
     let machine = machine();
     assert_eq!(probe(&machine, &["user", "alice"]), "success");
-    assert_eq!(probe(&machine, &["user", "bob"]), "denied");
+    assert_eq!(probe(&machine, &["user", "bob"]), "unknown user");
     assert_eq!(probe(&machine, &["user", "root"]), "success", "local");
     for nobody in [
         "nosuch",
@@ -44,12 +44,12 @@ fn users_that_are_none_are_refused_and_who_is_set_last_is_who_counts() {
     }
     assert_eq!(probe(&machine, &["long_name"]), "unknown user");
     assert_ne!(probe(&machine, &["nobody"]), "success");
-    assert_eq!(probe(&machine, &["changed", "alice", "bob"]), "('success', 'denied')");
-    assert_eq!(probe(&machine, &["changed", "bob", "alice"]), "('denied', 'success')");
+    assert_eq!(probe(&machine, &["changed", "alice", "bob"]), "('success', 'unknown user')");
+    assert_eq!(probe(&machine, &["changed", "bob", "alice"]), "('unknown user', 'success')");
     // A service that nobody has a stack for gets that of `other`.
     machine.sh("cp /etc/pam.d/probe /etc/pam.d/other").succeeds();
     assert_eq!(probe(&machine, &["user", "alice", "no such service"]), "success");
-    assert_eq!(probe(&machine, &["user", "bob", "no such service"]), "denied");
+    assert_eq!(probe(&machine, &["user", "bob", "no such service"]), "unknown user");
 }
 
 #[test]

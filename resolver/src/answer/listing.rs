@@ -100,8 +100,6 @@ impl<I: Iam> Answerer<I> {
             Place::None("its name is that of a group on this host")
         } else if is_never_a_users(uid) {
             Place::None("its uid is the gid of a group of ours")
-        } else if self.locals.is_uid_of_another(uid, name.as_str())? {
-            Place::None("its uid is that of a local account of another name")
         } else {
             Place::Ours
         })
