@@ -29,4 +29,5 @@ pub mod replace;
 pub mod served;
 #[cfg(feature = "config")]
 pub mod standing;
+pub mod unit;
 pub mod wire;

@@ -373,6 +373,8 @@ pub enum Reason {
     Denied,
     /// The user's own group would be called like a group that means something on this host.
     NameOfGroup,
+    /// The name is claimed by the host: by a unit, by sysusers.d(5), or as a member of a privileged group.
+    NameClaimed,
 }
 
 impl Policy {
@@ -401,6 +403,7 @@ impl Reason {
             Self::Local => "local",
             Self::Denied => "denied",
             Self::NameOfGroup => "name-of-group",
+            Self::NameClaimed => "name-claimed",
         }
     }
 
@@ -424,6 +427,7 @@ impl Reason {
             (Self::Local, _) => "this is a local account",
             (Self::Denied, _) => "this host is not allowed to look you up in IAM",
             (Self::NameOfGroup, _) => "this is the name of a group on this host, so no IAM user gets it",
+            (Self::NameClaimed, _) => "this host needs this name for itself, so no IAM user gets it",
         }
     }
 }
@@ -501,6 +505,7 @@ mod tests {
             Reason::Local,
             Reason::Denied,
             Reason::NameOfGroup,
+            Reason::NameClaimed,
         ] {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
         }

@@ -68,7 +68,8 @@ fn opens(explanation: &Explanation, fingerprint: &str) -> bool {
 /// An explanation for people, with whether `key` opens the account.
 pub fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Output) -> String {
     let mut text = String::new();
-    let Explanation { name, standing, uid, candidates, claimants, users, groups, login, sudo } = explanation;
+    let Explanation { name, standing, uid, candidates, claimants, users, groups, claim, login, sudo } =
+        explanation;
     let mut line = |what: &str, value: &str| {
         let _ = writeln!(text, "{what:<11}{value}");
     };
@@ -91,6 +92,9 @@ pub fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Outpu
     }
     if !claimants.is_empty() {
         line("claimed by", &claimants.join(" and "));
+    }
+    if let Some(claim) = claim {
+        line("claim", claim);
     }
     for user in users {
         describe(user, &mut line);
@@ -146,6 +150,7 @@ fn because(decision: &Decision, policy: Policy) -> String {
         Reason::Local => "the account is the host's own".to_owned(),
         Reason::Denied => "IAM does not let this host look at the user".to_owned(),
         Reason::NameOfGroup => "the name is that of a group on this host".to_owned(),
+        Reason::NameClaimed => "this host needs the name for itself".to_owned(),
     }
 }
 

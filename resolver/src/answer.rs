@@ -2,18 +2,21 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use pam_iam_core::config::{Access, Config, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
+use pam_iam_core::paths;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{
     Answer, Decision, Failure, Flushed, Key, LINT_LIMIT, Policy, ROSTER_LIMIT, Reason, Request, Source,
     Status, User,
 };
 
+use crate::claims::Claims;
 use crate::directory::{Age, Directory, Known, Named, Person, Seen};
 use crate::iam::{Iam, IamError};
 use crate::ids;
@@ -39,6 +42,7 @@ const NOT_SHOWN_MAX: usize = 10_000;
 pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
+    claims: Claims,
     /// Who was last said to have no account here, and why.
     without_place: RefCell<Vec<(IamName, &'static str)>>,
     /// Why users whom IAM has were last said not to exist here.
@@ -88,14 +92,15 @@ impl From<std::io::Error> for Trouble {
 impl<I: Iam> Answerer<I> {
     /// Answers from `directory`, with the local accounts of this host.
     pub fn new(directory: Rc<Directory<I>>) -> Self {
-        Self::with_locals(directory, Locals::new(Files::default()))
+        Self::with_locals(directory, Locals::new(Files::default()), Claims::new(Path::new("/")))
     }
 
-    /// The same with other files for the local accounts.
-    pub fn with_locals(directory: Rc<Directory<I>>, locals: Locals) -> Self {
+    /// The same with other files for the local accounts, and for what the host claims.
+    pub fn with_locals(directory: Rc<Directory<I>>, locals: Locals, claims: Claims) -> Self {
         Self {
             directory,
             locals,
+            claims,
             without_place: RefCell::default(),
             not_shown: RefCell::default(),
             questions: RefCell::default(),
@@ -308,7 +313,7 @@ impl<I: Iam> Answerer<I> {
 
     /// The account that NSS shows under `name`: only a user who may log in has one.
     async fn account(&self, name: &LinuxName, origin: Origin) -> Result<Option<User>, Trouble> {
-        if self.is_the_hosts(name)? || self.name_of_a_group(name, None)? {
+        if self.is_the_hosts(name)? || self.refusal_of_name(name, None)?.is_some() {
             return Ok(None);
         }
         let named = self.directory.find_name(name, origin).await?;
@@ -382,7 +387,7 @@ impl<I: Iam> Answerer<I> {
     fn listed_uid(&self, name: &LinuxName, roster: &Roster) -> Result<Option<(Uid, IamName)>, Trouble> {
         let Some(user) = roster.user(name) else { return Ok(None) };
         let uid = ids::uid_of(user.id.as_str());
-        let refused = self.name_of_a_group(name, Some(uid))?
+        let refused = self.refusal_of_name(name, Some(uid))?.is_some()
             || is_never_a_users(uid)
             || self.locals.is_uid_of_another(uid, name.as_str())?;
         Ok((!refused).then(|| (uid, user.name.clone())))
@@ -408,7 +413,8 @@ impl<I: Iam> Answerer<I> {
     /// The one IAM user who has a right to `name`.
     fn rightful<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Result<Option<&'a Person>, Trouble> {
         let Known::One(person) = &seen.record.known else { return Ok(None) };
-        let refused = self.name_of_a_group(name, Some(person.uid))? || self.uid_is_taken(name, person)?;
+        let refused =
+            self.refusal_of_name(name, Some(person.uid))?.is_some() || self.uid_is_taken(name, person)?;
         Ok((!refused).then_some(person))
     }
 
@@ -425,9 +431,10 @@ impl<I: Iam> Answerer<I> {
             Standing::Adopted => None,
             Standing::Local | Standing::Shared => Some(Reason::Local),
             Standing::Ours if person.uid != uid => Some(Reason::UidMismatch),
-            Standing::Ours if self.name_of_a_group(name, Some(uid))? => Some(Reason::NameOfGroup),
-            Standing::Ours if self.uid_is_taken(name, person)? => Some(Reason::UidTaken),
-            Standing::Ours => None,
+            Standing::Ours => match self.refusal_of_name(name, Some(uid))? {
+                None if self.uid_is_taken(name, person)? => Some(Reason::UidTaken),
+                refusal => refusal,
+            },
         })
     }
 
@@ -437,6 +444,22 @@ impl<I: Iam> Answerer<I> {
         Ok(is_never_a_users(person.uid)
             || self.directory.has_elder(person)
             || self.locals.is_uid_of_another(person.uid, name.as_str())?)
+    }
+
+    /// Why no IAM user gets `name` on this host, if so: it is that of a group, or the host claims it.
+    fn refusal_of_name(&self, name: &LinuxName, uid: Option<Uid>) -> Result<Option<Reason>, Trouble> {
+        if self.name_of_a_group(name, uid)? {
+            return Ok(Some(Reason::NameOfGroup));
+        }
+        Ok(self.claim_of(name)?.map(|_| Reason::NameClaimed))
+    }
+
+    /// What of the host claims `name`, if anything does.
+    fn claim_of(&self, name: &LinuxName) -> Result<Option<String>, Trouble> {
+        if let Some(group) = self.locals.privileged_group_of(name.as_str())? {
+            return Ok(Some(format!("the name is a member of the group {group} in {}", paths::GROUP)));
+        }
+        Ok(self.claims.of(name.as_str()))
     }
 
     /// Whether an account called `name` would have a private group that is called like one that means something.

@@ -9,6 +9,7 @@ mod answer;
 mod aws;
 mod bucket;
 pub mod cache;
+mod claims;
 mod connection;
 mod directory;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use pam_iam_core::config::PRIVILEGED_GROUPS;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local;
 use pam_iam_core::standing::Files;
@@ -17,6 +18,8 @@ pub struct Locals {
     pub files: Files,
     users: RefCell<Cached<Uid>>,
     groups: RefCell<Cached<Gid>>,
+    /// The names in privileged groups, each with one of these.
+    members: RefCell<Cached<&'static str>>,
 }
 
 /// What tells one version of a file from another.
@@ -32,7 +35,12 @@ type Cached<T> = Option<(Version, HashMap<String, T>)>;
 impl Locals {
     /// The files at these places.
     pub fn new(files: Files) -> Self {
-        let locals = Self { files, users: RefCell::default(), groups: RefCell::default() };
+        let locals = Self {
+            files,
+            users: RefCell::default(),
+            groups: RefCell::default(),
+            members: RefCell::default(),
+        };
         locals.refresh();
         locals
     }
@@ -44,6 +52,8 @@ impl Locals {
         let groups = || Ok(first(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid))));
         refresh(&self.users, &self.files.passwd, users);
         refresh(&self.groups, &self.files.group, groups);
+        let members = || Ok(first(privileged_members(local::groups(&self.files.group)?)));
+        refresh(&self.members, &self.files.group, members);
     }
 
     /// The uid of the local account `name`.
@@ -65,6 +75,17 @@ impl Locals {
         }
     }
 
+    /// The privileged local group that lists `name`, which no local account has: whoever got the name would be in it.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn privileged_group_of(&self, name: &str) -> io::Result<Option<&'static str>> {
+        if self.uid_of(name)?.is_some() {
+            return Ok(None);
+        }
+        look_up(&self.members, &self.files.group, name)
+    }
+
     /// The gid of the local group `name`.
     ///
     /// # Errors
@@ -72,6 +93,15 @@ impl Locals {
     pub fn gid_of(&self, name: &str) -> io::Result<Option<Gid>> {
         look_up(&self.groups, &self.files.group, name)
     }
+}
+
+/// The names in privileged groups.
+fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String, &'static str)> {
+    groups.into_iter().flat_map(|group| {
+        let name = PRIVILEGED_GROUPS.iter().find(|name| **name == group.name).copied();
+        name.into_iter()
+            .flat_map(move |name| group.members.clone().into_iter().map(move |member| (member, name)))
+    })
 }
 
 /// Of several lines of one name, the C library takes the first.

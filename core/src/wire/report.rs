@@ -98,6 +98,9 @@ pub struct Explanation {
     pub users: Vec<IamEntry>,
     /// The Linux groups of the account.
     pub groups: Vec<LinuxName>,
+    /// What of the host claims the name, if anything does.
+    #[serde(default)]
+    pub claim: Option<String>,
     /// Whether the user may log in.
     pub login: Decision,
     /// Whether the user may use sudo.

@@ -42,6 +42,7 @@ impl<I: Iam> Answerer<I> {
             claimants: Vec::new(),
             users: Vec::new(),
             groups: Vec::new(),
+            claim: None,
             login: refused(Reason::Local),
             sudo: refused(Reason::Local),
         };
@@ -77,6 +78,9 @@ impl<I: Iam> Answerer<I> {
             }
         }
         explanation.groups = self.groups_by_name(name).await?;
+        if standing == Standing::Ours {
+            explanation.claim = self.claim_of(name)?;
+        }
         Ok(Answer::report(&explanation))
     }
 

@@ -98,6 +98,8 @@ impl<I: Iam> Answerer<I> {
         }
         Ok(if self.name_of_a_group(name, Some(uid))? {
             Place::None("its name is that of a group on this host")
+        } else if self.claim_of(name)?.is_some() {
+            Place::None("this host needs its name for itself; iamctl explain says for what")
         } else if is_never_a_users(uid) {
             Place::None("its uid is the gid of a group of ours")
         } else {

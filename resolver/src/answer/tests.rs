@@ -46,7 +46,8 @@ impl Host {
             .unwrap();
         let files = Files { passwd, group };
         let directory = Directory::new(iam, config(text), Log::silent());
-        let answerer = Answerer::with_locals(Rc::clone(&directory), Locals::new(files.clone()));
+        let answerer =
+            Answerer::with_locals(Rc::clone(&directory), Locals::new(files.clone()), Claims::new(dir.path()));
         Self { answerer, directory, files, _dir: dir }
     }
 
@@ -176,6 +177,28 @@ async fn names_of_those_who_may_not_log_in_cost_what_unknown_names_do() {
     let users = host.iam().take_calls().into_iter().filter(|call| call.starts_with("GetUser ")).count();
     let tokens = 30 + usize::try_from(began.elapsed().as_secs()).unwrap() / 2;
     assert!((30..=tokens).contains(&users), "{users} of {tokens}");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_name_that_the_host_claims_goes_to_no_iam_user() {
+    let host = Host::new();
+    let units = host.files.passwd.with_file_name("usr/lib/systemd/system");
+    std::fs::create_dir_all(&units).unwrap();
+    std::fs::write(units.join("app.service"), "[Service]\nUser=alice\n").unwrap();
+    let groups = std::fs::read_to_string(&host.files.group).unwrap();
+    std::fs::write(&host.files.group, groups + "adm:x:4:carol\n").unwrap();
+    for (name, number) in [("alice", 1), ("carol", 3)] {
+        assert_eq!(host.user(name).await, None, "{name}");
+        assert_eq!(host.keys(name, uid(number), None).await, 0, "{name}");
+        assert_eq!(host.decide(name, uid(number), LOGIN).await, (false, Reason::NameClaimed), "{name}");
+        assert_eq!(host.ask(Request::UserByUid { uid: uid(number) }).await, Answer::NotFound, "{name}");
+    }
+    let Answer::Report { report } = host.ask(Request::Explain { name: linux("carol") }).await else {
+        panic!()
+    };
+    assert_eq!(report["claim"], "the name is a member of the group adm in /etc/group");
+    let roster: Roster = host.ask(Request::Roster).await.into_report().unwrap();
+    assert!(roster.users.is_empty(), "{roster:?}");
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -442,7 +465,8 @@ async fn without_the_list_of_local_accounts_nobody_is_anybody() {
     let host = Host::new();
     let missing =
         Locals::new(Files { passwd: "/nonexistent/passwd".into(), group: "/nonexistent/group".into() });
-    let blind = Answerer::with_locals(Rc::clone(&host.directory), missing);
+    let blind =
+        Answerer::with_locals(Rc::clone(&host.directory), missing, Claims::new(Path::new("/nonexistent")));
     for request in [
         Request::UserByName { name: linux("alice") },
         Request::Keys { name: linux("alice"), uid: uid(1), fingerprint: None },

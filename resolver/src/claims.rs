@@ -1,0 +1,169 @@
+//! Names that the host needs for itself though it has no account of that name yet: no IAM user gets one of these. A package
+//! that finds its name taken makes no account of its own, and its daemon would run under the user's uid.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use pam_iam_core::unit::runs_as;
+use tokio::time::Instant;
+
+/// How long what was read serves while no folder changes: a file that is edited in place changes none.
+const SERVES: Duration = Duration::from_secs(60);
+
+/// Where packages have their units. What an administrator has under /etc may be meant for the IAM user of that name.
+const OF_PACKAGES: [&str; 3] =
+    ["usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+
+/// Where units may have `DynamicUser=`.
+const UNITS: [&str; 5] = [
+    "etc/systemd/system",
+    "run/systemd/system",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+];
+
+/// Where sysusers.d(5) has its files.
+const SYSUSERS: [&str; 4] =
+    ["etc/sysusers.d", "run/sysusers.d", "usr/local/lib/sysusers.d", "usr/lib/sysusers.d"];
+
+/// The names that units and sysusers.d claim, read again when their folders change.
+#[derive(Debug)]
+pub struct Claims {
+    root: PathBuf,
+    read: RefCell<Option<Read>>,
+}
+
+#[derive(Debug)]
+struct Read {
+    at: Instant,
+    versions: Vec<Option<SystemTime>>,
+    /// What claims each name.
+    names: BTreeMap<String, String>,
+}
+
+impl Claims {
+    /// The claims of the host whose files are under `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), read: RefCell::default() }
+    }
+
+    /// What claims `name`, if anything does: the unit, or the file of sysusers.d(5).
+    pub fn of(&self, name: &str) -> Option<String> {
+        let versions = self.versions();
+        let mut read = self.read.borrow_mut();
+        let serves = |read: &Read| read.versions == versions && read.at.elapsed() < SERVES;
+        if !read.as_ref().is_some_and(serves) {
+            *read = Some(Read { at: Instant::now(), versions, names: self.names() });
+        }
+        read.as_ref()?.names.get(name).cloned()
+    }
+
+    fn versions(&self) -> Vec<Option<SystemTime>> {
+        let folders = UNITS.iter().chain(&SYSUSERS);
+        folders.map(|folder| std::fs::metadata(self.root.join(folder)).ok()?.modified().ok()).collect()
+    }
+
+    fn names(&self) -> BTreeMap<String, String> {
+        let mut names = BTreeMap::new();
+        let in_root = |folders: &[&str]| -> Vec<PathBuf> {
+            folders.iter().map(|folder| self.root.join(folder)).collect()
+        };
+        let of_packages = in_root(&OF_PACKAGES);
+        for (unit, path) in files(&of_packages, "service") {
+            let user =
+                runs_as(&of_packages, &unit).and_then(|runs_as| runs_as.literal_user().map(str::to_owned));
+            names.extend(user.map(|user| (user, format!("the unit {} runs as that name", path.display()))));
+        }
+        let units = in_root(&UNITS);
+        for (unit, path) in files(&units, "service") {
+            let Some(runs_as) = runs_as(&units, &unit).filter(|runs_as| runs_as.is_dynamic) else { continue };
+            let name = match &runs_as.user {
+                Some(_) => runs_as.literal_user().map(str::to_owned),
+                // An instance is called otherwise each time.
+                None => unit.strip_suffix(".service").filter(|name| !name.contains('@')).map(str::to_owned),
+            };
+            let claim = format!("the unit {} has systemd make a user of that name", path.display());
+            names.extend(name.map(|name| (name, claim)));
+        }
+        for (_, path) in files(&in_root(&SYSUSERS), "conf") {
+            let text = std::fs::read(&path).unwrap_or_default();
+            for line in String::from_utf8_lossy(&text).lines() {
+                if let Some(name) = name_in_sysusers(line) {
+                    names.insert(
+                        name.to_owned(),
+                        format!("{} makes an account or group of that name", path.display()),
+                    );
+                }
+            }
+        }
+        names
+    }
+}
+
+/// The user or group that a line of sysusers.d(5) makes, unless it holds a specifier.
+fn name_in_sysusers(line: &str) -> Option<&str> {
+    let mut words = line.split_whitespace();
+    let makes = matches!(words.next()?, "u" | "u!" | "g");
+    words.next().filter(|name| makes && !name.contains('%')).map(|name| name.trim_matches('"'))
+}
+
+/// The files with this ending in folders, by their names: of those of one name the first.
+fn files(folders: &[PathBuf], ending: &str) -> BTreeMap<String, PathBuf> {
+    let mut files = BTreeMap::new();
+    for entry in folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == ending)
+            && let Some(name) = entry.file_name().to_str()
+        {
+            files.entry(name.to_owned()).or_insert(path);
+        }
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "local", start_paused = true)]
+    async fn what_packages_units_and_sysusers_name_is_the_hosts_and_what_an_administrator_wrote_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("usr/lib/systemd/system/ci.service", "[Service]\nUser=jenkins\n");
+        write("usr/lib/systemd/system/run@.service", "[Service]\nUser=%i\n");
+        write("usr/lib/systemd/system/cache.service", "[Service]\nDynamicUser=yes\n");
+        write("usr/lib/systemd/system/job@.service", "[Service]\nDynamicUser=yes\n");
+        write("etc/systemd/system/own.service", "[Service]\nUser=alice\n");
+        write("etc/systemd/system/dynamic.service", "[Service]\nDynamicUser=yes\nUser=worker\n");
+        write(
+            "usr/lib/sysusers.d/db.conf",
+            "# u no\nu postgres 5432 \"db\" /var/lib/pg\ng render -\nm carol render\n",
+        );
+        let claims = Claims::new(root.path());
+        for name in ["jenkins", "cache", "worker", "postgres", "render"] {
+            assert!(claims.of(name).is_some(), "{name}");
+        }
+        for name in ["alice", "carol", "no", "%i", "run@", "job@", "own", "dynamic"] {
+            assert_eq!(claims.of(name), None, "{name}");
+        }
+        assert!(claims.of("jenkins").unwrap().contains("usr/lib/systemd/system/ci.service"));
+        // A package that is installed later.
+        write("usr/lib/systemd/system/bob.service", "[Service]\nUser=bob\n");
+        tokio::time::advance(SERVES).await;
+        assert!(claims.of("bob").is_some());
+    }
+
+    #[test]
+    fn a_host_without_systemd_claims_nothing_so() {
+        let root = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async { assert_eq!(Claims::new(root.path()).of("alice"), None) });
+    }
+}
