@@ -313,11 +313,10 @@ impl<I: Iam> Directory<I> {
         if !matches!(known, Known::One(_) | Known::Ambiguous(_)) {
             return ask(origin).await.map(Named::Seen);
         }
-        let may_ask = !matches!(origin, Origin::User(_));
-        if !may_ask || !self.state.borrow_mut().limits.take_unknown(origin, 1) {
+        if matches!(origin, Origin::User(_)) || !self.worth_a_call(name, origin).await? {
             return Ok(Named::Seen(seen));
         }
-        // Its token is taken.
+        // What it costs is taken.
         ask(Origin::Host).await.map(Named::Seen)
     }
 

@@ -162,6 +162,29 @@ async fn one_who_is_added_to_a_group_has_an_account_at_the_first_attempt_of_the_
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn one_who_is_added_to_a_group_has_an_account_though_others_have_used_up_the_limit() {
+    let host = Host::new();
+    let apps: Vec<String> = (0..60).map(|number| format!("app{number}")).collect();
+    for app in &apps {
+        host.iam().add(app, &[]);
+    }
+    host.directory.read_roster().await.unwrap();
+    assert_eq!(host.user("bob").await, None);
+    for app in &apps {
+        host.decide(app, uid(1), LOGIN).await;
+        tokio::time::advance(Duration::from_secs(2)).await;
+    }
+    // Of all of them is known that they may not.
+    host.iam().change("bob", |bob| bob.groups = vec!["users".into()]);
+    tokio::time::advance(Duration::from_secs(31)).await;
+    for app in &apps[..40] {
+        assert_eq!(host.user(app).await, None);
+    }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(host.user("bob").await.unwrap().uid, uid(2));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn names_of_those_who_may_not_log_in_cost_what_unknown_names_do() {
     let host = Host::new();
     for number in 0..100 {
