@@ -22,6 +22,7 @@ fn a_withdrawn_session_is_ended_by_logind_with_all_that_it_left_and_no_other_is(
         Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '5s'").booted().start();
     open_session(&machine, "carol");
     open_session(&machine, "alice");
+    let carol = machine.sh("id -u carol").succeeds();
     let sessions = machine.sh("loginctl list-sessions --no-legend").succeeds();
     assert!(sessions.contains("carol") && sessions.contains("alice"), "{sessions}");
     work(&machine, "carol", "setsid -f sleep 4101 >/dev/null 2>&1; nohup sleep 4102 >/dev/null 2>&1 &");
@@ -33,7 +34,7 @@ fn a_withdrawn_session_is_ended_by_logind_with_all_that_it_left_and_no_other_is(
     machine.sh(SPY).succeeds();
     machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
     hurry(&machine, "iam-sweep");
-    machine.wait_until("test -e /tmp/carol.over && ! pgrep -u carol");
+    machine.wait_until(&format!("test -e /tmp/carol.over && ! pgrep -u {carol}"));
     machine.wait_until(
         "journalctl -q | grep 'event=sweep user=carol' | grep -q 'result=ended reason=not-in-group'",
     );
@@ -60,8 +61,9 @@ fn the_importers_timer_makes_accounts_and_retires_them_with_their_sessions() {
     machine.wait_until("grep -q ^alice: /etc/passwd");
     open_session(&machine, "alice");
     open_session(&machine, "carol");
+    let carol = machine.sh("id -u carol").succeeds();
     machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
-    machine.wait_until("test -e /tmp/carol.over && ! pgrep -u carol");
+    machine.wait_until(&format!("test -e /tmp/carol.over && ! pgrep -u {carol}"));
     machine.wait_until("getent shadow carol | cut -d: -f8 | grep -qx 1");
     machine.sh("grep -qE '^terminate-session [0-9]+$' /run/asked").succeeds();
     machine.sh("pgrep -u alice && test ! -e /tmp/alice.over").succeeds();

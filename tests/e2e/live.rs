@@ -40,12 +40,14 @@ fn what_iam_takes_away_is_gone_from_the_open_session_and_then_the_session_is() {
     machine.sh("iamctl sweep").succeeds();
     assert_eq!(users(&machine), ["alice", "carol"], "who may no longer sudo may stay");
 
+    // Who may not log in has no name here.
+    let carol = machine.sh("id -u carol").succeeds();
     machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
     let said = machine.sh("iamctl sweep").succeeds();
     assert!(said.contains("ended the session of carol"), "{said}");
     machine.wait_until("test -e /tmp/carol.over");
     // What has ended and nobody has waited for is still listed.
-    machine.sh("ps -o stat= -u carol | grep -qv ^Z").fails();
+    machine.sh(&format!("ps -o stat= -u {carol} | grep -qv ^Z")).fails();
     machine.sh("pgrep -f '^sleep 4002'").succeeds();
     assert_eq!(users(&machine), ["alice"]);
     machine.logs("authpriv", "event=sweep user=carol iam_name=carol key=SHA256:");
@@ -253,6 +255,7 @@ fn who_logs_out_and_leaves_something_running_is_swept_too() {
     // Loose from the session in every way, deaf to what asks, and many.
     let stubborn = "for at in $(seq 300); do setsid -f bash -c 'trap \"\" HUP TERM; sleep 4007; sleep 4008' </dev/null >/dev/null 2>&1; done";
     machine.ssh("alice", stubborn).succeeds();
+    let alice = machine.sh("id -u alice").succeeds();
     machine.ssh("carol", "setsid -f sleep 4009 </dev/null >/dev/null 2>&1").succeeds();
     machine.wait_until("iamctl sessions | grep -q '^alice .* has no session here and runs' && test $(pgrep -c -f '^sleep 4007') -ge 300");
     machine.sh("iamctl sweep").succeeds();
@@ -263,7 +266,7 @@ fn who_logs_out_and_leaves_something_running_is_swept_too() {
         said.contains("ended what alice runs without a session (") && said.contains("): not-in-group"),
         "{said}"
     );
-    machine.sh("ps -o stat= -u alice | grep -qv ^Z").fails();
+    machine.sh(&format!("ps -o stat= -u {alice} | grep -qv ^Z")).fails();
     machine.sh("pgrep -f '^sleep 4009'").succeeds();
 }
 

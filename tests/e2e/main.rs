@@ -5,6 +5,7 @@ mod accounts;
 mod aws;
 mod boot;
 mod budget;
+mod claims;
 mod home;
 mod hosts;
 mod iamctl;

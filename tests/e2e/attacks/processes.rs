@@ -377,22 +377,22 @@ fn a_user_who_cannot_be_ended_delays_the_end_of_nobody_else() {
     attack(&machine, "alice", "deaf_daemon", "", "beats");
     // Who has a session comes before who has none.
     open_session(&machine, "alice");
-    machine.ssh("carol", "setsid -f sleep 4610 </dev/null >/dev/null 2>&1").succeeds();
+    let carol = machine.ssh("carol", "setsid -f sleep 4610 </dev/null >/dev/null 2>&1; id -u").succeeds();
     for user in ["alice", "carol"] {
         withdraw(&machine, user);
     }
     // What is frozen by the first version of control groups cannot be killed. It is thawed in any case, or the box could not end.
     let said = machine
-        .sh(
+        .sh(&format!(
             "mkdir /tmp/freezer && mount -t cgroup -o freezer none /tmp/freezer && mkdir /tmp/freezer/box.$$ && cd /tmp/freezer/box.$$ || exit
              trap 'echo THAWED >freezer.state; until echo $$ >../cgroup.procs && rmdir $PWD 2>/dev/null; do sleep 0.1; done' EXIT
-             pgrep -u alice deaf_daemon | while read -r pid; do echo $pid >cgroup.procs; done
+             pgrep -u {uid} deaf_daemon | while read -r pid; do echo $pid >cgroup.procs; done
              echo FROZEN >freezer.state; until grep -q FROZEN freezer.state; do sleep 0.02; done
              iamctl sweep >/tmp/said 2>&1; echo status $?
-             cat /tmp/said; pgrep -u alice deaf_daemon >/dev/null && echo there
-             pgrep -u carol >/dev/null || echo over
-             echo THAWED >freezer.state; while pgrep -u alice deaf_daemon; do sleep 0.02; done"
-        )
+             cat /tmp/said; pgrep -u {uid} deaf_daemon >/dev/null && echo there
+             pgrep -u {carol} >/dev/null || echo over
+             echo THAWED >freezer.state; while pgrep -u {uid} deaf_daemon; do sleep 0.02; done"
+        ))
         .succeeds();
     for text in
         ["status 1", "could not end all of the session of alice", "\nended what carol runs", "there", "over"]

@@ -241,7 +241,8 @@ until test -S /run/liar/sock; do sleep 0.02; done; ln -s /run/liar/sock /run/pam
     let groups = machine
         .sh("python3 -c 'import os; print(sorted(os.getgrouplist(\"alice\", 2044996577)))'")
         .succeeds();
-    assert_eq!(groups, "[2044996577, 2121148082]");
+    // iam-users is there whatever is answered.
+    assert_eq!(groups, "[2018472259, 2044996577, 2121148082]");
     machine.run(&["getent", "passwd", "zoe"]).fails();
     machine.run(&["getent", "passwd", "alice"]).fails();
     machine.run(&["getent", "passwd", "2044996577"]).fails();

@@ -1,0 +1,144 @@
+//! A user who may not log in does not exist on this host, and neither does one whose name the host claims.
+
+use pam_iam_tests::Machine;
+use serde_json::{Value, json};
+
+/// IAM users of programs, called as packages call the accounts of their daemons.
+const DAEMONS: [&str; 30] = [
+    "jenkins",
+    "redis",
+    "mysql",
+    "mongodb",
+    "grafana",
+    "prometheus",
+    "nginx",
+    "haproxy",
+    "consul",
+    "vault",
+    "nomad",
+    "etcd",
+    "kafka",
+    "zookeeper",
+    "elastic",
+    "logstash",
+    "kibana",
+    "telegraf",
+    "influxdb",
+    "gitlab",
+    "rabbitmq",
+    "memcached",
+    "cassandra",
+    "solr",
+    "tomcat",
+    "wildfly",
+    "dnsmasq",
+    "unbound",
+    "postfix",
+    "dovecot",
+];
+
+/// An AWS account with 5,000 users, of whom 50 may log in.
+fn machine() -> Machine {
+    let mut users: Vec<Value> =
+        DAEMONS.iter().map(|name| json!({"name": name, "groups": [], "keys": [{}]})).collect();
+    users.push(json!({"name": "newbie", "groups": [], "keys": [{}]}));
+    users.extend(
+        (0..50).map(|number| json!({"name": format!("dev{number}"), "groups": ["ssh-users"], "keys": [{}]})),
+    );
+    Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": users,
+            "filler": {"count": 4919, "prefix": "user", "groups": []}}))
+        .settings("[freshness]\nmax_age = 0")
+        .booted()
+        .start()
+}
+
+#[test]
+fn of_five_thousand_users_the_fifty_who_may_log_in_exist_and_the_names_of_the_others_are_free() {
+    let machine = machine();
+    machine.clear_calls();
+    let asked = "for n in 1 2 3 4 5 6 7 8 9 10; do for name in NAMES; do getent passwd $name; getent group $name; id $name; done; done 2>/dev/null";
+    let said = machine.sh(&asked.replace("NAMES", &DAEMONS.join(" "))).stdout;
+    assert_eq!(said, "", "900 look-ups of root's");
+    let calls = machine.actions();
+    let users = calls.iter().filter(|action| *action == "GetUser").count();
+    // A minute's limit, and what has come back of it meanwhile.
+    assert!(users <= 60, "{users} calls");
+    for script in [
+        "adduser --quiet --system jenkins && test $(id -u jenkins) -lt 1000",
+        "useradd -r redis && test $(id -u redis) -lt 1000",
+        "mkdir -p /etc/sysusers.d && echo 'u mysql - db' >/etc/sysusers.d/db.conf && systemd-sysusers && test $(id -u mysql) -lt 1000",
+        "useradd -r nginx && systemd-run -q --wait --pipe -p User=nginx id -u | grep -x $(id -u nginx)",
+        "systemd-run -q --wait --pipe -p DynamicUser=yes -p User=grafana id -un | grep -x grafana",
+        "iamctl sweep",
+    ] {
+        machine.sh(script).succeeds();
+    }
+    for number in 0..50 {
+        let name = format!("dev{number}");
+        assert_eq!(
+            machine.ssh(&name, "id -un; id -Gn | grep -ow iam-users").succeeds(),
+            format!("{name}\niam-users")
+        );
+    }
+    machine.ssh("newbie", "true").fails();
+    machine.iam("iam.add_user_to_group(UserName='newbie', GroupName='ssh-users')");
+    assert_eq!(machine.ssh("newbie", "id -un").succeeds(), "newbie");
+}
+
+#[test]
+fn a_name_that_the_host_claims_goes_to_no_iam_user_and_explain_says_what_claims_it() {
+    let names = ["alice", "bob", "carol", "dave", "erin"];
+    let users: Vec<Value> =
+        names.iter().map(|name| json!({"name": name, "groups": ["ssh-users"], "keys": [{}]})).collect();
+    let machine =
+        Machine::new().fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": users})).start();
+    machine
+        .sh("printf '[Service]\nUser=alice\n' >/usr/lib/systemd/system/app.service
+             echo 'u bob - x' >/usr/lib/sysusers.d/bob.conf
+             printf '[Service]\nDynamicUser=yes\n' >/etc/systemd/system/carol.service
+             gpasswd -q -a dave adm 2>/dev/null || sed -i '/^adm:/s/$/,dave/' /etc/group
+             printf '[Service]\nUser=erin\n' >/etc/systemd/system/own.service")
+        .succeeds();
+    for (name, claim) in [
+        ("alice", "/usr/lib/systemd/system/app.service runs as that name"),
+        ("bob", "/usr/lib/sysusers.d/bob.conf makes"),
+        ("carol", "/etc/systemd/system/carol.service has systemd make a user"),
+        ("dave", "is a member of the group adm"),
+    ] {
+        machine.run(&["getent", "passwd", name]).fails();
+        machine.ssh(name, "true").fails();
+        let said = machine.run(&["iamctl", "explain", name]);
+        assert!(said.status == 1 && said.stdout.contains(claim), "{said:?}");
+    }
+    let lint = machine.run(&["iamctl", "lint"]).stdout;
+    for name in ["alice", "bob", "carol", "dave"] {
+        let line = lint.lines().find(|line| line.contains(name));
+        assert!(line.is_some_and(|line| line.contains("this host needs its name for itself")), "{lint}");
+    }
+    // An administrator's own unit may be meant for that user.
+    machine.ssh("erin", "true").succeeds();
+}
+
+#[test]
+fn a_uid_has_no_name_when_its_user_may_not_log_in_and_whois_tells_whose_it_is() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
+    let uid = machine.ssh("alice", "touch mine; id -u").succeeds();
+    assert_eq!(machine.sh("stat -c %U /home/alice/mine").succeeds(), "alice");
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.ssh("alice", "true").fails();
+    assert_eq!(machine.sh("stat -c %U /home/alice/mine").succeeds(), "UNKNOWN");
+    let whois = machine.sh(&format!("iamctl whois {uid}")).succeeds();
+    assert!(whois.starts_with(&format!("uid {uid} is that of alice\n")), "{whois}");
+    assert!(whois.contains("refused: in none of the IAM groups that access.allow names"), "{whois}");
+    machine.sh("iamctl whois 2013265999").fails();
+    let local = machine.sh("iamctl whois 0").succeeds();
+    assert_eq!(local, "uid 0 is that of the local account root");
+    // A local account of another name has the uid: files come first.
+    machine.iam("iam.add_user_to_group(UserName='alice', GroupName='ssh-users')");
+    machine.wait_until("getent passwd alice");
+    machine.sh(&format!("echo 'svc:*:{uid}:{uid}::/:/bin/sh' >>/etc/passwd")).succeeds();
+    machine.run(&["getent", "passwd", "alice"]).fails();
+    machine.ssh("alice", "true").fails();
+    assert_eq!(machine.sh("stat -c %U /home/alice/mine").succeeds(), "svc");
+}
