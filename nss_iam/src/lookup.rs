@@ -8,7 +8,7 @@ use std::path::Path;
 use pam_iam_core::client;
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::{Gid, Uid};
-use pam_iam_core::name::LinuxName;
+use pam_iam_core::name::{IAM_USERS, LinuxName};
 use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Group, Request, User};
 use pam_iam_core::{local, paths};
 
@@ -40,6 +40,7 @@ pub fn user_by_uid(uid: Uid) -> Found<User> {
 
 pub fn group_by_name(name: &str) -> Found<Group> {
     match LinuxName::new(name) {
+        Ok(name) if name.as_str() == IAM_USERS => iam_users(Path::new(paths::GROUP)),
         Ok(name) => group(&Request::GroupByName { name }),
         Err(_) => Found::No,
     }
@@ -47,7 +48,20 @@ pub fn group_by_name(name: &str) -> Found<Group> {
 
 /// A gid outside our range is no group of ours, and nobody is asked.
 pub fn group_by_gid(gid: Gid) -> Found<Group> {
+    if gid == Gid::IAM_USERS {
+        return iam_users(Path::new(paths::GROUP));
+    }
     if gid.is_ours() { group(&Request::GroupByGid { gid }) } else { Found::No }
+}
+
+/// The group `iam-users`, unless the host's own file has one of that name. Nobody is asked: sshd's rule about authorized_keys
+/// looks up the names of a user's groups.
+fn iam_users(groups: &Path) -> Found<Group> {
+    match (local::group_by_name(groups, IAM_USERS), LinuxName::new(IAM_USERS)) {
+        (Ok(None), Ok(name)) => Found::Yes(Group { name, gid: Gid::IAM_USERS, members: Vec::new() }),
+        (Err(_), _) => Found::Unknown,
+        _ => Found::No,
+    }
 }
 
 /// The supplementary groups of `user`. They go by the name: a service may run as the user with another primary group.
@@ -190,6 +204,18 @@ mod tests {
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
         assert!(mapped_gids(&file).is_empty());
         std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn the_group_that_restricts_has_a_name_without_a_resolver_unless_the_host_has_its_own() {
+        let Found::Yes(group) = group_by_gid(Gid::IAM_USERS) else { panic!("it has no name") };
+        assert_eq!((group.name.as_str(), group.gid), (IAM_USERS, Gid::IAM_USERS));
+        assert_eq!(group_by_name(IAM_USERS), Found::Yes(group));
+        let file = std::env::temp_dir().join(format!("pam_iam-group-{}", std::process::id()));
+        std::fs::write(&file, "iam-users:x:990:\n").unwrap();
+        assert_eq!(iam_users(&file), Found::No);
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(iam_users(&file), Found::Unknown);
     }
 
     #[test]

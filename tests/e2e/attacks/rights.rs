@@ -208,13 +208,11 @@ fn a_managed_session_that_cannot_be_registered_is_refused_unless_that_is_wanted(
     assert_eq!(machine.ssh("alice", "echo in").succeeds(), "in");
 }
 
-#[test]
-fn a_resolver_that_lies_gives_no_foreign_gid_no_foreign_uid_and_no_foreign_name() {
-    let machine = Machine::new().start();
-    machine.ssh("alice", "true").succeeds();
-    // In the resolver's place, as its user, somebody who answers everything with what would make root.
+/// Puts somebody in the resolver's place, as its user, who answers with what `answers` says: a dict of Python by what is asked.
+/// No answer is a connection that is cut off.
+fn lie(machine: &Machine, answers: &str) {
     machine
-        .sh(r#"mv /run/pam_iam/resolver.sock /run/pam_iam/real; install -d -o iam-resolver /run/liar
+        .sh(&r#"mv /run/pam_iam/resolver.sock /run/pam_iam/real; install -d -o iam-resolver /run/liar
 cat >/run/liar/liar.py <<'PYTHON'
 import json, os, socket
 s = socket.socket(socket.AF_UNIX); s.bind('/run/liar/sock'); os.chmod('/run/liar/sock', 0o666); s.listen(100)
@@ -222,21 +220,50 @@ while True:
     c, _ = s.accept()
     data = c.recv(65536)[4:]
     ask = json.loads(data)
-    user = {"name": ask.get("name", "alice"), "uid": 2044996577, "gid": 2044996577, "gecos": "", "home": "/", "shell": "/bin/sh"}
-    answer = {
-        "groups-of": {"answer": "groups", "gids": [0, 27, 4, 2121148082, 2044996577]},
-        "user-by-name": {"answer": "user", **user, "uid": 0, "gid": 0} if ask.get("name") == "zoe" else {"answer": "user", **user, "home": "/root:x", "name": "alice"},
-        "user-by-uid": {"answer": "user", **user, "name": "root", "uid": 0},
-        "group-by-name": {"answer": "group", "name": "iam-sudo", "gid": 27, "members": ["nobody"]},
-    }.get(ask["ask"], {"answer": "not-found"})
+    answer = ANSWERS.get(ask["ask"], {"answer": "not-found"})
     body = json.dumps(answer).encode()
-    try: c.sendall(len(body).to_bytes(4, "big") + body)
+    try: answer and c.sendall(len(body).to_bytes(4, "big") + body)
     except OSError: pass
     c.close()
 PYTHON
 (setpriv --reuid iam-resolver --regid iam-resolver --clear-groups python3 /run/liar/liar.py </dev/null >/run/liar/out 2>&1 &)
-until test -S /run/liar/sock; do sleep 0.02; done; ln -s /run/liar/sock /run/pam_iam/resolver.sock"#)
+until test -S /run/liar/sock; do sleep 0.02; done; ln -s /run/liar/sock /run/pam_iam/resolver.sock"#
+            .replace("ANSWERS", answers))
         .succeeds();
+}
+
+#[test]
+fn sshd_reads_no_authorized_keys_of_a_user_whose_groups_nobody_tells() {
+    let machine = Machine::new().start();
+    let uid = machine.ssh("alice", "mkdir -m 700 .ssh; id -u").succeeds();
+    machine
+        .sh("ssh-keygen -q -t ed25519 -N '' -f /root/planted && install -m 600 -o alice /root/planted.pub /home/alice/.ssh/authorized_keys
+             sed -i '/pam_iam/d' /etc/pam.d/sshd && ! grep -r pam_iam /etc/pam.d/sshd")
+        .succeeds();
+    let user = format!(
+        r#"{{"answer": "user", "name": "alice", "uid": {uid}, "gid": {uid}, "gecos": "", "home": "/home/alice", "shell": "/bin/sh"}}"#
+    );
+    // As if the resolver were killed between getpwnam(3) and initgroups(3).
+    lie(&machine, &format!(r#"{{"user-by-name": {user}, "user-by-uid": {user}, "groups-of": None}}"#));
+    machine.sh("id alice").succeeds();
+    machine.sh("box-ssh -i /root/planted alice true").fails();
+}
+
+#[test]
+fn a_resolver_that_lies_gives_no_foreign_gid_no_foreign_uid_and_no_foreign_name() {
+    let machine = Machine::new().start();
+    machine.ssh("alice", "true").succeeds();
+    // What would make root.
+    lie(
+        &machine,
+        r#"{
+        "groups-of": {"answer": "groups", "gids": [0, 27, 4, 2121148082, 2044996577]},
+        "user-by-name": {"answer": "user", "name": ask.get("name"), "gecos": "", "shell": "/bin/sh", **(
+            {"uid": 0, "gid": 0, "home": "/"} if ask.get("name") == "zoe" else {"uid": 2044996577, "gid": 2044996577, "home": "/root:x"})},
+        "user-by-uid": {"answer": "user", "name": "root", "uid": 0, "gid": 2044996577, "gecos": "", "home": "/", "shell": "/bin/sh"},
+        "group-by-name": {"answer": "group", "name": "iam-sudo", "gid": 27, "members": ["nobody"]},
+    }"#,
+    );
     // The groups of an account of ours, asked as initgroups does: with a base gid of our range.
     let groups = machine
         .sh("python3 -c 'import os; print(sorted(os.getgrouplist(\"alice\", 2044996577)))'")
