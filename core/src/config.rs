@@ -137,6 +137,9 @@ pub struct Access {
     /// Who may use sudo.
     #[serde(default = "parse::nobody", deserialize_with = "parse::sudo")]
     pub sudo: Who,
+    /// IAM groups whose members may do nothing, whatever else lets them.
+    #[serde(default, deserialize_with = "parse::denied")]
+    pub deny: Vec<IamName>,
 }
 
 /// Whom a policy names.
@@ -472,7 +475,7 @@ impl Config {
 impl Access {
     /// The groups that are named here, login before sudo.
     pub fn groups(&self) -> impl Iterator<Item = &IamName> {
-        [&self.allow, &self.sudo].into_iter().flat_map(Who::groups)
+        [&self.allow, &self.sudo].into_iter().flat_map(Who::groups).chain(&self.deny)
     }
 }
 

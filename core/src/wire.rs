@@ -375,6 +375,8 @@ pub enum Reason {
     NameOfGroup,
     /// The name is claimed by the host: by a unit, by sysusers.d(5), or as a member of a privileged group.
     NameClaimed,
+    /// In an IAM group whose members may do nothing (`access.deny`).
+    InDeniedGroup,
 }
 
 impl Policy {
@@ -404,6 +406,7 @@ impl Reason {
             Self::Denied => "denied",
             Self::NameOfGroup => "name-of-group",
             Self::NameClaimed => "name-claimed",
+            Self::InDeniedGroup => "in-denied-group",
         }
     }
 
@@ -428,6 +431,7 @@ impl Reason {
             (Self::Denied, _) => "this host is not allowed to look you up in IAM",
             (Self::NameOfGroup, _) => "this is the name of a group on this host, so no IAM user gets it",
             (Self::NameClaimed, _) => "this host needs this name for itself, so no IAM user gets it",
+            (Self::InDeniedGroup, _) => "you are in an IAM group that may do nothing on this host",
         }
     }
 }
@@ -506,6 +510,7 @@ mod tests {
             Reason::Denied,
             Reason::NameOfGroup,
             Reason::NameClaimed,
+            Reason::InDeniedGroup,
         ] {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
         }

@@ -151,6 +151,7 @@ fn because(decision: &Decision, policy: Policy) -> String {
         Reason::Denied => "IAM does not let this host look at the user".to_owned(),
         Reason::NameOfGroup => "the name is that of a group on this host".to_owned(),
         Reason::NameClaimed => "this host needs the name for itself".to_owned(),
+        Reason::InDeniedGroup => format!("in the IAM group {group}, which access.deny names"),
     }
 }
 

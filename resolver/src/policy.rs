@@ -15,9 +15,12 @@ pub struct Verdict {
     pub group: Option<IamName>,
 }
 
-/// What `access` says about a user who is in `groups`. Who may not log in may not use sudo either, so that taking a
+/// What `access` says about a user who is in `groups`. `deny` comes before everything. Who may not log in may not use sudo either, so that taking a
 /// user out of the login groups takes everything.
 pub fn decide(access: &Access, policy: Policy, groups: &[IamName]) -> Verdict {
+    if let Some(group) = access.deny.iter().find(|group| groups.contains(group)) {
+        return Verdict { allow: false, reason: Reason::InDeniedGroup, group: Some(group.clone()) };
+    }
     let login = judge(&access.allow, groups);
     match policy {
         Policy::Login => login,
@@ -47,7 +50,7 @@ mod tests {
     }
 
     fn verdict(allow: &Who, sudo: &Who, policy: Policy, groups: &[&str]) -> (bool, Reason) {
-        let access = Access { allow: allow.clone(), sudo: sudo.clone() };
+        let access = Access { allow: allow.clone(), sudo: sudo.clone(), deny: names(&["out"]) };
         let verdict = decide(&access, policy, &names(groups));
         (verdict.allow, verdict.reason)
     }
@@ -60,6 +63,16 @@ mod tests {
         assert_eq!(verdict(&users, &admins, Policy::Login, &["Users"]), (false, Reason::NotInGroup));
         assert_eq!(verdict(&users, &admins, Policy::Sudo, &["users", "admins"]), (true, Reason::InGroup));
         assert_eq!(verdict(&users, &admins, Policy::Sudo, &["users"]), (false, Reason::NotInGroup));
+    }
+
+    #[test]
+    fn members_of_a_denied_group_may_nothing_whatever_else_they_are_in() {
+        let users = Who::Groups(names(&["users"]));
+        for (allow, groups) in [(&users, &["users", "out"][..]), (&Who::All, &["out"])] {
+            for policy in [Policy::Login, Policy::Sudo] {
+                assert_eq!(verdict(allow, &Who::All, policy, groups), (false, Reason::InDeniedGroup));
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! It answers what no single look-up can: who has this uid, who is in this group, is this name worth a call.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::cache::milliseconds;
-use crate::iam::{Iam, IamError, IamGroup, IamUser};
+use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
 
 /// The list of users who may log in.
@@ -102,9 +102,13 @@ impl Roster {
         let missing = groups.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| (*name).clone());
         let missing = missing.collect();
         let found = || groups.iter().filter_map(|(name, found)| found.as_ref().map(|found| (*name, found)));
+        let denied = found().filter(|(name, _)| access.deny.contains(name));
+        let denied: HashSet<&IamId> =
+            denied.flat_map(|(_, (_, members))| members).map(|user| &user.id).collect();
         let allowed = found().filter(|(name, _)| access.allow.groups().contains(name));
         let allowed = allowed.flat_map(|(_, (_, members))| members.clone()).chain(everybody);
-        let (users, names, refused) = accounts(allowed.collect(), &config.accounts.drop_suffix);
+        let allowed = allowed.filter(|user| !denied.contains(&user.id)).collect();
+        let (users, names, refused) = accounts(allowed, &config.accounts.drop_suffix);
 
         let linux = |user: &IamUser| {
             let name = user.name.to_linux(&config.accounts.drop_suffix).ok()?;
@@ -237,7 +241,7 @@ mod tests {
     use crate::fake::{FakeIam, config, id, linux};
 
     fn user(name: &str, id: &str, created: i64) -> IamUser {
-        IamUser { name: IamName::user(name).unwrap(), id: crate::iam::IamId::new(id).unwrap(), created }
+        IamUser { name: IamName::user(name).unwrap(), id: IamId::new(id).unwrap(), created }
     }
 
     fn names(everybody: Vec<IamUser>) -> (Vec<String>, Vec<String>) {

@@ -55,14 +55,19 @@ fn access<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
 }
 
 pub(super) fn groups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IamName>, D::Error> {
-    let group = |name: String| {
-        IamName::group(&name).map_err(|why| de::Error::custom(format!("IAM group {name:?} {why}")))
-    };
-    let groups = Vec::<String>::deserialize(deserializer)?;
+    let groups = denied(deserializer)?;
     if groups.is_empty() {
         return Err(de::Error::custom("an empty list would allow nobody"));
     }
-    groups.into_iter().map(group).collect()
+    Ok(groups)
+}
+
+/// A list of IAM groups, which may be empty.
+pub(super) fn denied<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IamName>, D::Error> {
+    let group = |name: String| {
+        IamName::group(&name).map_err(|why| de::Error::custom(format!("IAM group {name:?} {why}")))
+    };
+    Vec::<String>::deserialize(deserializer)?.into_iter().map(group).collect()
 }
 
 pub(super) fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pattern>, D::Error> {

@@ -203,6 +203,43 @@ async fn names_of_those_who_may_not_log_in_cost_what_unknown_names_do() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn a_member_of_a_denied_group_is_nobody_and_opens_no_adopted_or_shared_account() {
+    let host = Host::with(
+        "[access]\nallow = ['users']\nsudo = ['admins']\ndeny = ['out', 'no-such-group']\n[accounts]\nadopt = ['ann']\n\
+         [shared.ec2-user]\ngroups = ['users']",
+    );
+    for name in ["alice", "ann"] {
+        host.iam().change(name, |user| user.groups.push("out".into()));
+    }
+    host.iam().add("dave", &["out"]);
+    assert_eq!(host.user("alice").await, None);
+    assert_eq!(host.keys("alice", uid(1), None).await, 0);
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::InDeniedGroup));
+    assert_eq!(host.decide("ann", Uid(1001), LOGIN).await, (false, Reason::InDeniedGroup));
+    assert_eq!(host.keys("ann", Uid(1001), None).await, 0);
+    host.directory.read_roster().await.unwrap();
+    let roster: Roster = host.ask(Request::Roster).await.into_report().unwrap();
+    let names: Vec<&str> = roster.users.iter().map(|user| user.name.as_str()).collect();
+    assert!(names.contains(&"carol") && !names.contains(&"alice"), "{names:?}");
+    let shared = match host.ask(shared_keys()).await {
+        Answer::Keys { keys } => keys.into_iter().map(|key| key.iam_name).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert!(shared.contains(&"carol".to_owned()) && !shared.contains(&"alice".to_owned()), "{shared:?}");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_group_that_denies_counts_though_the_rest_of_the_answer_does_not_come() {
+    let host = Host::with("[access]\nallow = ['users']\ndeny = ['out']");
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
+    host.iam().change("alice", |alice| alice.groups.push("out".into()));
+    host.iam().fail_only("ListSSHPublicKeys");
+    host.iam().fail(Some(IamError::Unreachable("silent".into())));
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::InDeniedGroup));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_name_that_the_host_claims_goes_to_no_iam_user() {
     let host = Host::new();
     let units = host.files.passwd.with_file_name("usr/lib/systemd/system");

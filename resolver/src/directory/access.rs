@@ -63,7 +63,7 @@ impl<I: Iam> Directory<I> {
     }
 
     fn has_tags(&self) -> bool {
-        let Access { allow, sudo } = &self.config.access;
+        let Access { allow, sudo, .. } = &self.config.access;
         [allow, sudo].into_iter().any(|who| matches!(who, Who::Tag(_)))
     }
 
@@ -79,7 +79,7 @@ impl<I: Iam> Directory<I> {
         let allow =
             serves(allow, freshness.offline.0).ok_or_else(|| refused.clone().unwrap_or_else(unread))?;
         let sudo = serves(sudo, freshness.offline_sudo.0).unwrap_or(Who::None);
-        Ok(Rc::new(Access { allow, sudo }))
+        Ok(Rc::new(Access { allow, sudo, deny: self.config.access.deny.clone() }))
     }
 
     /// Reads the tags, unless that failed a moment ago. Who comes while they are being read shares the reading.
@@ -107,7 +107,7 @@ impl<I: Iam> Directory<I> {
 
     async fn read_both_tags(&self) {
         let at = Instant::now();
-        let Access { allow, sudo } = &self.config.access;
+        let Access { allow, sudo, .. } = &self.config.access;
         let both = futures_util::future::join(
             self.awake(self.limited(self.groups_of_tag("access.allow", allow))),
             self.awake(self.limited(self.groups_of_tag("access.sudo", sudo))),

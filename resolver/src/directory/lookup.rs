@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use futures_util::StreamExt;
-use futures_util::future::{join, join_all, join3};
+use futures_util::future::{join_all, join3};
 use futures_util::stream;
 use pam_iam_core::config::Shared;
 use pam_iam_core::escape::Value;
@@ -68,7 +68,15 @@ impl<I: Iam> Directory<I> {
         };
         let groups = async {
             let groups = self.heard(name, candidate, self.iam.groups_of(candidate).await)?;
-            self.take_away(name, candidate, |known| known.groups.retain(|group| groups.contains(group)));
+            let deny = &self.config.access.deny;
+            self.take_away(name, candidate, |known| {
+                known.groups.retain(|group| groups.contains(group));
+                // To be in one of these takes away, too.
+                let denied = groups.iter().filter(|group| deny.contains(&group.name));
+                let new: Vec<IamGroup> =
+                    denied.filter(|group| !known.groups.contains(group)).cloned().collect();
+                known.groups.extend(new);
+            });
             Ok(groups)
         };
         let key_ids = async {
@@ -180,10 +188,12 @@ impl<I: Iam> Directory<I> {
             _ => Vec::new(),
         };
         let groups = join_all(shared.groups.iter().map(|group| self.team_group(name, group)));
-        let (groups, known) = join(groups, self.members(name, remembered)).await;
+        let denied = self.denied_of_team(name);
+        let (denied, groups, known) = join3(denied, groups, self.members(name, remembered)).await;
+        let denied = denied?;
         let mut team: Vec<Person> = Vec::new();
         for (group, users) in groups.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
-            for user in users {
+            for user in users.into_iter().filter(|user| !denied.contains(&user.id)) {
                 match team.iter_mut().find(|person| person.user.id == user.id) {
                     Some(person) => person.groups.push(group.clone()),
                     None => team.push(Person {
@@ -213,6 +223,22 @@ impl<I: Iam> Directory<I> {
             person.keys = found.map(|(_, keys)| std::mem::take(keys)).unwrap_or_default();
         }
         Ok(Record::new(Known::Team(team), at))
+    }
+
+    /// The members of the groups that may do nothing. They are taken out of what is remembered of a shared account at once.
+    async fn denied_of_team(&self, name: &LinuxName) -> Result<Vec<IamId>, IamError> {
+        let groups = join_all(self.config.access.deny.iter().map(|group| self.iam.group(group))).await;
+        let mut denied = Vec::new();
+        let mut failed = None;
+        for group in groups {
+            match group {
+                Ok((_, users)) => denied.extend(users.into_iter().map(|user| user.id)),
+                Err(IamError::NoSuchEntity) => {}
+                Err(error) => failed = Some(IamError::Unreachable(error.to_string())),
+            }
+        }
+        self.change_team(name, |team| team.retain(|person| !denied.contains(&person.user.id)));
+        failed.map_or(Ok(denied), Err)
     }
 
     /// A group of a shared account. Who is remembered as its member and is no longer one is so no longer, whatever
