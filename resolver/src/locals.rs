@@ -1,7 +1,7 @@
 //! The local accounts and groups as of now: read again when the files have changed.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -20,6 +20,8 @@ pub struct Locals {
     groups: RefCell<Cached<Gid>>,
     /// The names in privileged groups, each with one of these.
     members: RefCell<Cached<&'static str>>,
+    /// Every group that has the gid of a privileged one, by its own name.
+    privileged: RefCell<Cached<()>>,
 }
 
 /// What tells one version of a file from another.
@@ -40,6 +42,7 @@ impl Locals {
             users: RefCell::default(),
             groups: RefCell::default(),
             members: RefCell::default(),
+            privileged: RefCell::default(),
         };
         locals.refresh();
         locals
@@ -54,6 +57,8 @@ impl Locals {
         refresh(&self.groups, &self.files.group, groups);
         let members = || Ok(first(privileged_members(local::groups(&self.files.group)?)));
         refresh(&self.members, &self.files.group, members);
+        let privileged = || Ok(first(privileged_names(&local::groups(&self.files.group)?)));
+        refresh(&self.privileged, &self.files.group, privileged);
     }
 
     /// The uid of the local account `name`.
@@ -86,6 +91,14 @@ impl Locals {
         look_up(&self.members, &self.files.group, name)
     }
 
+    /// Whether the local group `name` means root: by its name, or since it has the gid of a group that does.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn is_privileged(&self, name: &str) -> io::Result<bool> {
+        Ok(look_up(&self.privileged, &self.files.group, name)?.is_some())
+    }
+
     /// The gid of the local group `name`.
     ///
     /// # Errors
@@ -93,6 +106,13 @@ impl Locals {
     pub fn gid_of(&self, name: &str) -> io::Result<Option<Gid>> {
         look_up(&self.groups, &self.files.group, name)
     }
+}
+
+/// The groups that have the gid of a privileged one.
+fn privileged_names(groups: &[local::Group]) -> impl Iterator<Item = (String, ())> {
+    let means_root = |group: &&local::Group| PRIVILEGED_GROUPS.contains(&group.name.as_str());
+    let gids: BTreeSet<Gid> = groups.iter().filter(means_root).map(|group| group.gid).collect();
+    groups.iter().filter(move |group| gids.contains(&group.gid)).map(|group| (group.name.clone(), ()))
 }
 
 /// The names in privileged groups.
@@ -164,6 +184,11 @@ mod tests {
         assert_eq!(locals.uid_of("ann").unwrap(), Some(Uid(1000)), "of two lines the first");
         let is_of_another = |uid, name| locals.is_uid_of_another(Uid(uid), name).unwrap();
         assert!(is_of_another(1000, "bob") && !is_of_another(1000, "ann") && !is_of_another(1001, "bob"));
+        std::fs::write(&locals.files.group, "docker:x:998:\ncontainers:x:998:\ndev:x:2000:\n").unwrap();
+        locals.refresh();
+        let privileged =
+            ["docker", "containers", "dev", "none"].map(|name| locals.is_privileged(name).unwrap());
+        assert_eq!(privileged, [true, true, false, false]);
         std::fs::remove_file(&passwd).unwrap();
         locals.refresh();
         assert!(locals.uid_of("ann").is_err());

@@ -160,7 +160,7 @@ impl<I: Iam> Answerer<I> {
     /// and without a list of groups none.
     async fn gid_of_target(&self, group: &LinuxName, iam: &IamId) -> Result<Option<Gid>, Trouble> {
         if let Some(local) = self.locals.gid_of(group.as_str())? {
-            return Ok(Some(local));
+            return Ok(self.may_be_mapped(group)?.then_some(local));
         }
         if self.config().groups.values().filter(|target| target.group == *group).count() == 1 {
             return Ok(Some(ids::gid_of(iam.as_str())));
@@ -207,8 +207,17 @@ impl<I: Iam> Answerer<I> {
         Ok(groups)
     }
 
+    /// Whether IAM may give a Linux group: one that means root by its gid alone, only if the configuration says so.
+    fn may_be_mapped(&self, group: &LinuxName) -> Result<bool, Trouble> {
+        let mut targets = self.config().groups.values().filter(|target| target.group == *group);
+        Ok(targets.any(|target| target.allow_privileged) || !self.locals.is_privileged(group.as_str())?)
+    }
+
     /// The gid of a Linux group that IAM groups map to: the local one's, or that of the first of them that IAM has.
     fn mapped_gid(&self, roster: &Roster, name: &LinuxName) -> Result<Option<Gid>, Trouble> {
+        if !self.may_be_mapped(name)? {
+            return Ok(None);
+        }
         let local = self.locals.gid_of(name.as_str())?;
         let mut iam = self.config().groups.iter().filter(|(_, target)| target.group == *name);
         Ok(local.or_else(|| iam.find_map(|(iam, _)| roster.gid_of(iam))))

@@ -390,6 +390,19 @@ async fn groups_follow_iam_and_the_table() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn a_group_with_the_gid_of_one_that_means_root_takes_the_operators_word() {
+    let host = Host::new();
+    let groups = std::fs::read_to_string(&host.files.group).unwrap();
+    std::fs::write(&host.files.group, groups + "dev:x:998:\n").unwrap();
+    // docker has the operator's word, and dev has not.
+    assert!(host.gids("carol").await.contains(&Gid(998)));
+    let without = "[access]\nallow = ['users']\n[groups]\n'devs' = 'dev'";
+    let other = Host::with(without);
+    std::fs::write(&other.files.group, "docker:x:998:\ndev:x:998:\n").unwrap();
+    assert_eq!(other.gids("carol").await, [ids::gid_of(IAM_USERS)]);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn groups_that_are_asked_for_at_boot_cost_no_call() {
     let host = Host::new();
     let known = |name: &str| host.ask(Request::GroupsOf { name: linux(name), known: true });
