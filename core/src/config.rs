@@ -272,12 +272,15 @@ impl Default for Keys {
 #[serde(deny_unknown_fields, default)]
 pub struct Aws {
     /// The region; the SDK's own chain if none.
+    #[serde(deserialize_with = "parse::region")]
     pub region: Option<String>,
     /// Where the IAM API is, instead of AWS's own address.
+    #[serde(deserialize_with = "parse::endpoint")]
     pub endpoint: Option<String>,
     /// The profile of the SDK's configuration files.
     pub profile: Option<String>,
     /// The role to take on before asking.
+    #[serde(deserialize_with = "parse::role")]
     pub assume_role: Option<String>,
     /// The external id that the role's trust policy wants.
     pub external_id: Option<String>,

@@ -124,6 +124,48 @@ impl<'de> Deserialize<'de> for GroupTarget {
     }
 }
 
+/// A region of AWS, like `eu-central-1`.
+pub(super) fn region<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let is_region = |word: &str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    word(deserializer, is_region, "a region is lower-case letters, digits and hyphens, like \"eu-central-1\"")
+}
+
+/// The address of an API, with its scheme.
+pub(super) fn endpoint<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let is_address = |word: &str| {
+        let host = word.strip_prefix("https://").or_else(|| word.strip_prefix("http://"));
+        host.is_some_and(|host| !host.is_empty() && !host.starts_with(['/', ':', '?', '#']))
+            && !word.contains(|c: char| c.is_whitespace() || c.is_control())
+    };
+    word(deserializer, is_address, "an endpoint begins with https:// or http://, and then names a host")
+}
+
+/// The ARN of a role.
+pub(super) fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let is_role = |word: &str| {
+        let parts: Vec<&str> = word.splitn(6, ':').collect();
+        matches!(parts.as_slice(), ["arn", partition, "iam", "", account, role]
+            if partition.starts_with("aws") && account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit())
+                && role.strip_prefix("role/").is_some_and(|name| !name.is_empty() && !name.contains(char::is_whitespace)))
+    };
+    word(deserializer, is_role, "a role is given by its ARN, like \"arn:aws:iam::123456789012:role/NAME\"")
+}
+
+/// A word that looks as it must, or an error that says how that is.
+fn word<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    is_right: impl Fn(&str) -> bool,
+    rule: &str,
+) -> Result<Option<String>, D::Error> {
+    let word = String::deserialize(deserializer)?;
+    match is_right(&word) {
+        true => Ok(Some(word)),
+        false => Err(de::Error::custom(format!("{word:?}: {rule}"))),
+    }
+}
+
 pub(super) fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
     let span = Span::deserialize(deserializer)?;
     if span.0 > TOTAL_TIMEOUT_MAX || span.0.is_zero() {

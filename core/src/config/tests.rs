@@ -177,3 +177,33 @@ fn a_user_whom_others_run_as_is_no_user_for_the_key_command() {
     let error = Config::parse(text, "c.toml".as_ref()).unwrap_err().to_string();
     assert!(error.starts_with("c.toml:4: other programs run as nobody"), "{error}");
 }
+
+#[test]
+fn an_address_of_aws_that_cannot_be_one_is_an_error_that_names_its_line() {
+    let aws = |key: &str, value: &str| parse(&format!("{LEAST}\n[aws]\n{key} = '{value}'"));
+    for (key, right) in [
+        ("region", "us-gov-west-1"),
+        ("endpoint", "http://127.0.0.1:5000"),
+        ("endpoint", "https://iam.example.com/path"),
+        ("assume_role", "arn:aws-cn:iam::123456789012:role/path/ssh"),
+    ] {
+        aws(key, right).unwrap();
+    }
+    for (key, wrong) in [
+        ("region", ""),
+        ("region", "eu central 1"),
+        ("region", "EU-CENTRAL-1"),
+        ("endpoint", "iam.example.com"),
+        ("endpoint", "https://"),
+        ("endpoint", "https:///path"),
+        ("endpoint", "https://a b"),
+        ("endpoint", "ftp://iam.example.com"),
+        ("assume_role", "ssh-directory"),
+        ("assume_role", "arn:aws:iam::1234:role/x"),
+        ("assume_role", "arn:aws:iam::123456789012:user/x"),
+        ("assume_role", "arn:aws:iam::123456789012:role/"),
+    ] {
+        let said = aws(key, wrong).unwrap_err().to_string();
+        assert!(said.starts_with("config.toml:5: "), "{wrong}: {said}");
+    }
+}
