@@ -39,6 +39,14 @@ struct Question {
     fingerprint: Option<String>,
 }
 
+impl Question {
+    /// The fingerprint by which keys are picked. With another `FingerprintHash` than sshd's default there is none, and sshd gets
+    /// all keys of the account.
+    fn sha256_fingerprint(&self) -> Option<&str> {
+        self.fingerprint.as_deref().filter(|fingerprint| fingerprint.starts_with("SHA256:"))
+    }
+}
+
 fn main() -> ExitCode {
     let Some(question) = question(std::env::args().skip(1)) else {
         let _ = writeln!(std::io::stderr(), "{USAGE}");
@@ -105,7 +113,8 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
 /// The lines for sshd: type, base64 and the IAM name as comment.
 fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, String> {
     let name = LinuxName::new(&question.user).map_err(|why| format!("the name {why}"))?;
-    let request = Request::Keys { name, uid, fingerprint: question.fingerprint.clone() };
+    let wanted = question.sha256_fingerprint();
+    let request = Request::Keys { name, uid, fingerprint: wanted.map(str::to_owned) };
     let answer = Resolver::new(config.resolver.mode, Path::new(&question.config))
         .ask(&request)
         .map_err(|error| error.to_string())?;
@@ -117,8 +126,8 @@ fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, String
     let line = |key: &pam_iam_core::wire::Key| {
         let parsed = PublicKey::parse(&key.line).ok()?;
         let name = pam_iam_core::name::IamName::user(&key.iam_name).ok()?;
-        let wanted = question.fingerprint.as_ref().is_none_or(|wanted| *wanted == parsed.fingerprint());
-        wanted.then(|| format!("{parsed} {name}\n"))
+        let is_wanted = wanted.is_none_or(|wanted| *wanted == parsed.fingerprint());
+        is_wanted.then(|| format!("{parsed} {name}\n"))
     };
     Ok(keys.iter().filter_map(line).collect())
 }
@@ -145,5 +154,11 @@ mod tests {
         assert_eq!(parse("--uid x alice"), None);
         assert_eq!(parse("--uid 7"), None);
         assert_eq!(parse("alice SHA256:x more"), None);
+        let picks = |line: &str| {
+            let question = question(line.split(' ').map(str::to_owned)).unwrap();
+            question.sha256_fingerprint().map(str::to_owned)
+        };
+        assert_eq!(picks("alice SHA256:x").as_deref(), Some("SHA256:x"));
+        assert_eq!((picks("alice MD5:16:27:ac"), picks("alice")), (None, None));
     }
 }

@@ -95,6 +95,15 @@ fn the_log_tells_who_came_by_which_key_and_why() {
 }
 
 #[test]
+fn a_host_with_another_fingerprint_hash_lets_its_users_in() {
+    let machine = Machine::new().start();
+    machine.sh("sed -i '1i FingerprintHash md5' /etc/ssh/sshd_config && pkill -HUP -o -x sshd").succeeds();
+    machine.logs("sshd", "Received SIGHUP; restarting.");
+    machine.wait_until("box-ssh alice true");
+    machine.ssh("bob", "true").fails();
+}
+
+#[test]
 fn a_user_made_a_second_ago_logs_in_at_the_first_attempt() {
     let machine = Machine::new().start();
     machine.iam(
