@@ -322,7 +322,8 @@ impl<I: Iam> Answerer<I> {
             (None, Named::Seen(seen)) if !matches!(origin, Origin::User(_)) => {
                 self.tell_why_not_shown(name, seen).await?;
             }
-            _ => drop(self.not_shown.borrow_mut().remove(name)),
+            (None, _) => {}
+            (Some(_), _) => drop(self.not_shown.borrow_mut().remove(name)),
         }
         Ok(entry)
     }

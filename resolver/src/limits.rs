@@ -48,6 +48,8 @@ impl Origin {
     /// The client with this address.
     pub fn of_address(address: IpAddr) -> Self {
         Self::Address(match address.to_canonical() {
+            // The host itself has as many of these as it likes.
+            address if address.is_loopback() => 1,
             IpAddr::V4(address) => u128::from(u32::from(address)),
             // Whoever has an address has the network's other 2^64.
             IpAddr::V6(address) => u128::from(address) >> 64 << 64,
@@ -196,5 +198,7 @@ mod tests {
         assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
         assert_eq!(origin("::ffff:192.0.2.1"), origin("192.0.2.1"));
         assert_ne!(origin("192.0.2.1"), origin("192.0.2.2"));
+        assert_eq!(origin("127.0.0.1"), origin("127.1.2.3"));
+        assert_eq!(origin("127.0.0.1"), origin("::1"));
     }
 }
