@@ -16,7 +16,7 @@ use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Gid, Uid};
-use crate::process::Process;
+use crate::process::{self, Process};
 
 /// The longest entry that is read, in bytes.
 const ENTRY_MAX: u64 = 64 * 1024;
@@ -137,7 +137,8 @@ impl Register {
 
     fn write(&self, session: &Session) -> io::Result<()> {
         let name = name_of(session.process());
-        let unfinished = format!(".{name}");
+        // Two may write at once.
+        let unfinished = format!(".{name}.{}", std::process::id());
         match rustix::fs::unlinkat(&self.dir, &*unfinished, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno.into()),
@@ -219,8 +220,12 @@ impl Register {
         for entry in Dir::read_from(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            // Unfinished ones are somebody's who is writing, or who died in it; the next of that number replaces it.
+            // Unfinished ones are a process's that is writing, or that died in it.
             if name.starts_with('.') {
+                let writer = name.rsplit('.').next().and_then(|pid| pid.parse().ok());
+                if writer.is_some_and(process::has_ended) {
+                    let _ = rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty());
+                }
                 continue;
             }
             match self.read(&name)? {
