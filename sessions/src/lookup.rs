@@ -1,7 +1,7 @@
 //! Look-ups of accounts in every service of nsswitch.conf, within a time: a directory that does not answer must not hold up
 //! the end of anybody.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,30 +17,37 @@ const LOOKUPS_MAX: Duration = Duration::from_secs(1);
 /// How long it has waited, in microseconds.
 static SPENT: AtomicU64 = AtomicU64::new(0);
 
+/// Whether any look-up had no answer in time.
+static UNANSWERED: AtomicBool = AtomicBool::new(false);
+
+/// Whether any look-up of this process had no answer in time.
+pub fn was_unanswered() -> bool {
+    UNANSWERED.load(Ordering::Relaxed)
+}
+
 /// Whether any service has an account with this uid. None if that cannot be told in time.
 pub fn is_account(uid: Uid) -> Option<bool> {
-    in_time(move || users::get_user_by_uid(uid.0).is_some())
+    in_time(&SPENT, move || users::get_user_by_uid(uid.0).is_some())
 }
 
 /// The uid of the account of this name in any service; none if there is none, or none could be found in time.
 pub fn uid_of(name: &str) -> Option<Uid> {
     let name = name.to_owned();
-    in_time(move || users::get_user_by_name(&name).map(|account| Uid(account.uid())))?
+    in_time(&SPENT, move || users::get_user_by_name(&name).map(|account| Uid(account.uid())))?
 }
 
 /// Asks in a thread, which is left behind if it takes too long: nothing can end a look-up. This is for programs that end soon.
-fn in_time<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let left = LOOKUPS_MAX.saturating_sub(Duration::from_micros(SPENT.load(Ordering::Relaxed)));
-    if left.is_zero() {
-        return None;
-    }
+/// `spent` is how long was waited before, in microseconds.
+fn in_time<T: Send + 'static>(spent: &AtomicU64, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let left = LOOKUPS_MAX.saturating_sub(Duration::from_micros(spent.load(Ordering::Relaxed)));
     let began = Instant::now();
     let (answer, answered) = mpsc::sync_channel(1);
     // Whoever waits may be gone by then.
-    thread::Builder::new().spawn(move || drop(answer.send(ask()))).ok()?;
-    let found = answered.recv_timeout(left.min(LOOKUP_MAX)).ok();
+    let asked = !left.is_zero() && thread::Builder::new().spawn(move || drop(answer.send(ask()))).is_ok();
+    let found = asked.then(|| answered.recv_timeout(left.min(LOOKUP_MAX)).ok()).flatten();
     let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    SPENT.fetch_add(took, Ordering::Relaxed);
+    spent.fetch_add(took, Ordering::Relaxed);
+    UNANSWERED.fetch_or(found.is_none(), Ordering::Relaxed);
     found
 }
 
@@ -52,15 +59,16 @@ mod tests {
     fn a_service_that_does_not_answer_is_waited_for_once_in_a_while_and_not_for_ever() {
         assert_eq!(is_account(Uid::ROOT), Some(true));
         assert_eq!(uid_of("root"), Some(Uid::ROOT));
+        let spent = AtomicU64::new(0);
         let (_hold, held) = mpsc::channel::<()>();
         let held = std::sync::Arc::new(std::sync::Mutex::new(held));
         // Each waits until the test is over.
         let answers = (0..1000).filter_map(|_| {
             let held = std::sync::Arc::clone(&held);
-            in_time(move || held.lock().is_ok_and(|held| held.recv().is_ok()))
+            in_time(&spent, move || held.lock().is_ok_and(|held| held.recv().is_ok()))
         });
         assert_eq!(answers.count(), 0);
-        assert!(Duration::from_micros(SPENT.load(Ordering::Relaxed)) >= LOOKUPS_MAX);
-        assert_eq!(is_account(Uid::ROOT), None, "nothing is asked any more");
+        assert!(Duration::from_micros(spent.load(Ordering::Relaxed)) >= LOOKUPS_MAX);
+        assert_eq!(in_time(&spent, || true), None, "nothing is asked any more");
     }
 }

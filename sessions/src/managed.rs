@@ -75,7 +75,7 @@ impl<'a> Finder<'a> {
         }
         let is_managed = |(uid, _): &Candidate<'_>| uid.is_ours();
         candidates.retain(is_managed);
-        if candidates.is_empty() && uids.iter().all(|uid| !self.owned.is_account(*uid)) {
+        if candidates.is_empty() && uids.iter().all(|uid| self.owned.is_account(*uid) == Some(false)) {
             let of_slice = self.owned.path_of(pid).and_then(cgroup::user_of_slice);
             candidates.extend(of_slice.map(|uid| (uid, "")).filter(is_managed));
         }

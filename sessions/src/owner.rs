@@ -61,7 +61,7 @@ impl Owner {
         Some(Self { uid, name: name.to_owned(), subordinate: uids(own), of_others: uids(others) })
     }
 
-    fn is_subordinate(&self, uid: Uid) -> bool {
+    pub(crate) fn is_subordinate(&self, uid: Uid) -> bool {
         let is_in = |ranges: &[Range<u32>]| ranges.iter().any(|range| range.contains(&uid.0));
         // root is nobody's subordinate, whatever the file says.
         uid != Uid::ROOT && is_in(&self.subordinate) && !is_in(&self.of_others)
@@ -126,12 +126,18 @@ impl<'a> Owned<'a> {
         if !is_elsewhere && uids.iter().any(|uid| self.is_subordinate(*uid, owner)) {
             return Some(Mark::SubordinateUid);
         }
+        // Where no directory tells whether the uid is an account's, something else has to say that it is the user's.
+        let mut may_be = uids.iter().filter(|uid| owner.is_subordinate(**uid));
+        if may_be.any(|uid| self.is_account(*uid).is_none()) && (is_in_own || self.was_started_by(pid, owner))
+        {
+            return Some(Mark::SubordinateUid);
+        }
         if is_in_own {
             return Some(Mark::UserNamespace);
         }
         let is_in_slice = task.unread.is_none()
             && self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid));
-        (is_in_slice && uids.iter().all(|uid| !self.is_account(*uid))).then_some(Mark::Slice)
+        (is_in_slice && uids.iter().all(|uid| self.is_account(*uid) == Some(false))).then_some(Mark::Slice)
     }
 
     /// Whether a uid is the user's own or a subordinate one.
@@ -142,22 +148,25 @@ impl<'a> Owned<'a> {
     /// Whether a uid is a subordinate one of the user. Where a range of subuid(5) meets the uids of a directory, an account's
     /// uid is the account's.
     fn is_subordinate(&mut self, uid: Uid, owner: &Owner) -> bool {
-        owner.is_subordinate(uid) && !self.is_account(uid)
+        owner.is_subordinate(uid) && self.is_account(uid) == Some(false)
     }
 
-    /// Whether a uid is an account's, by any service of nsswitch.conf.
-    pub(crate) fn is_account(&mut self, uid: Uid) -> bool {
-        if let Some(is_account) = self.accounts.known.get(&uid) {
-            return *is_account;
-        }
+    /// Whether a uid is an account's, by any service of nsswitch.conf. None if that cannot be told: then nothing is done to a
+    /// process by that uid alone.
+    pub(crate) fn is_account(&mut self, uid: Uid) -> Option<bool> {
         if uid == Uid::ROOT || uid.is_ours() {
-            return true;
+            return Some(true);
         }
-        let told = self.may_look_up.then(|| lookup::is_account(uid)).flatten();
-        let is_account = told
-            .unwrap_or_else(|| matches!(local::account_by_uid(Path::new(paths::PASSWD), uid), Ok(Some(_))));
+        if let Some(is_account) = self.accounts.known.get(&uid) {
+            return Some(*is_account);
+        }
+        let is_account = match local::account_by_uid(Path::new(paths::PASSWD), uid) {
+            Ok(None) if self.may_look_up => lookup::is_account(uid)?,
+            Ok(Some(_)) => true,
+            _ => return None,
+        };
         self.accounts.known.insert(uid, is_account);
-        is_account
+        Some(is_account)
     }
 
     /// All processes of a user, but those of services which the host runs as this user.
@@ -361,6 +370,18 @@ mod tests {
         // As a directory with such uids has it.
         owned.accounts.known.insert(Uid(100_005), true);
         assert!(owned.of(&alice()).is_empty());
+    }
+
+    #[test]
+    fn a_uid_of_which_no_directory_tells_whether_it_is_an_accounts_is_the_users_in_the_users_slice_alone() {
+        let table = table(&[task(P, 1, P, [100_005; 3])]);
+        let look = || Owned::knowing(&table, Accounts::default(), false);
+        let mut owned = look();
+        assert!(owned.of(&alice()).is_empty());
+        assert!(owned.into_accounts().known.is_empty(), "that nobody was asked is no knowledge");
+        let mut owned = look();
+        owned.paths.insert(P, Some("/user.slice/user-1002.slice/session-1.scope".into()));
+        assert_eq!(owned.of(&alice()).len(), 1);
     }
 
     #[test]

@@ -325,7 +325,7 @@ impl<'a> Course<'a> {
                 let path = owned.path_of(process.pid);
                 self.is_elsewhere |= path.is_some_and(|path| !cgroup::is_in_slice(path, uid));
             }
-            let runs = |task: &&Task| task.all_uids().any(|of| of == uid);
+            let runs = |task: &&Task| task.all_uids().any(|of| of == uid || owner.is_subordinate(of));
             let running: BTreeSet<Process> =
                 owned.table().0.values().filter(runs).map(|task| task.process).collect();
             self.begins_anew = running.iter().any(|process| !self.running.contains(process));

@@ -339,6 +339,7 @@ fn another_user_whose_processes_are_slow_to_read_does_not_keep_a_withdrawn_one_i
 fn a_directory_that_never_answers_does_not_keep_a_withdrawn_user_in() {
     let machine = machine();
     let uid = machine.ssh("alice", "setsid -f sleep 4620 </dev/null >/dev/null 2>&1; id -u").succeeds();
+    let carol = machine.ssh("carol", "setsid -f sleep 4622 </dev/null >/dev/null 2>&1; id -u").succeeds();
     let source = repository().join("tests/e2e/attacks/nss_hang.c");
     machine
         .sh(&format!(
@@ -349,10 +350,18 @@ fn a_directory_that_never_answers_does_not_keep_a_withdrawn_user_in() {
             source.display()
         ))
         .succeeds();
+    // A uid of the directory's may lie in alice's range: nobody tells.
+    machine.sh("echo alice:777000:1000 >/etc/subuid").succeeds();
     withdraw(&machine, "alice");
     machine.sh("timeout 45 iamctl sweep").succeeds();
     assert_eq!(left_of(&machine, &uid), "");
     machine.sh("pgrep -f '^sleep 4621'").succeeds();
+    machine.logs("authpriv", "a service of nsswitch.conf did not say in time whose some uids are");
+    // One who has no name any more.
+    withdraw(&machine, "carol");
+    machine.ssh("carol", "true").fails();
+    machine.sh("! id carol; timeout 45 iamctl sessions end carol").succeeds();
+    assert_eq!(left_of(&machine, &carol), "");
 }
 
 #[test]
