@@ -19,6 +19,7 @@ use pam_iam_core::register::{Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
+use pam_iam_sessions::lookup;
 use pam_iam_sessions::owner::{Owner, SessionMarks};
 use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Progress, Termination};
@@ -149,7 +150,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     let mut log = Log::to_syslog("iamctl");
     termination::raise_priority();
     pam_iam_sessions::cgroup::let_go_on();
-    let mut judge = Judge::new(context, &config, record.last_asked);
+    let mut judge = Judge::new(context, &config, record.last_asked, dry_run);
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
     }
@@ -164,6 +165,15 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
                 record.fail();
             }
         })?;
+        // What could not be ended is tried once more, and told once.
+        let is_again = |(known, outcome): (&Withdrawal, &Outcome)| {
+            let is_same = |found: &Withdrawal| (found.uid, found.cause) == (known.uid, known.cause);
+            !outcome.is_complete() && found.iter().any(is_same)
+        };
+        let again: Vec<bool> = withdrawals.iter().zip(&outcomes).map(is_again).collect();
+        let (mut of_withdrawals, mut of_outcomes) = (again.iter(), again.iter());
+        withdrawals.retain(|_| of_withdrawals.next() != Some(&true));
+        outcomes.retain(|_| of_outcomes.next() != Some(&true));
         if !dry_run {
             outcomes.extend(end(context, &found, &register, *effort, grace, &mut log));
         }
@@ -210,11 +220,20 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
             ),
         );
     }
-    let nobody = match judge.unanswered.len() {
-        0 => NOBODY.to_owned(),
-        1 => format!("{NOBODY}; IAM gave no answer about 1 user, who goes on"),
-        count => format!("{NOBODY}; IAM gave no answer about {count} users, who go on"),
+    if lookup::was_unanswered() {
+        let why = "a service of nsswitch.conf did not say in time whose some uids are: processes under subordinate uids of a \
+                   withdrawn user that nothing else marks as the user's may go on";
+        log.write(Level::Error, why);
+    }
+    let unanswered = match judge.unanswered.len() {
+        0 => None,
+        1 => Some("IAM gave no answer about 1 user, who goes on".to_owned()),
+        count => Some(format!("IAM gave no answer about {count} users, who go on")),
     };
+    if let Some(why) = unanswered.as_ref().filter(|_| !dry_run) {
+        log.write(Level::Warning, why);
+    }
+    let nobody = unanswered.map_or_else(|| NOBODY.to_owned(), |why| format!("{NOBODY}; {why}"));
     if dry_run {
         report(context, &withdrawals, None, &nobody);
         return Ok(true);
@@ -263,7 +282,8 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         Ok(config) => (config.accounts.drop_suffix.clone(), config.sessions.grace.0),
         Err(_) => (Vec::new(), config::Sessions::default().grace.0),
     };
-    let found = users::get_user_by_name(user).map(|found| Uid(found.uid()));
+    // One who may no longer log in has no name here.
+    let found = lookup::uid_of(user);
     let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
     let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
     let open: Vec<Session> =

@@ -103,8 +103,42 @@ fn what_a_session_has_left_behind_ends_with_the_key_that_opened_it_and_nothing_o
     // When nothing has been left of them for a while, nothing is remembered of them.
     machine
         .sh("pkill -f '^sleep 4021'; loginctl terminate-user alice; while pgrep -u alice; do sleep 0.05; done
-             for n in 1 2 3 4; do iamctl sweep; done; ! ls /run/pam_iam/sessions | grep .")
+             for n in $(seq 61); do iamctl sweep; done; ! ls /run/pam_iam/sessions | grep .")
         .succeeds();
+}
+
+#[test]
+fn what_the_last_member_of_a_shared_account_left_behind_ends_too() {
+    let machine = Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "deployers"], "users": [{"name": "alice", "groups": ["deployers"], "keys": [{}]}]}))
+        .settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[shared.deploy]\ngroups = ['deployers']")
+        .booted()
+        .start();
+    machine.sh("useradd -m -s /bin/bash deploy; iamctl sweep; setpriv --reuid deploy --clear-groups setsid -f sleep 4031 </dev/null >/dev/null 2>&1").succeeds();
+    machine
+        .sh("box-ssh -i $BOX_KEYS/alice deploy 'setsid -f sleep 4030 </dev/null >/dev/null 2>&1'")
+        .succeeds();
+    machine.sh("iamctl sweep; pgrep -f '^sleep 4030'").succeeds();
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='deployers')");
+    machine.sh("iamctl sweep; ! pgrep -f '^sleep 4030'").succeeds();
+    machine.sh("pgrep -f '^sleep 4031'").succeeds();
+}
+
+#[test]
+fn a_deleted_user_is_ended_though_the_list_of_users_cannot_be_read() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start();
+    machine.ssh("carol", "setsid -f sleep 4032 </dev/null >/dev/null 2>&1").succeeds();
+    machine.fault("fail=denied&only=GetGroup");
+    machine.sh("rm -rf /var/cache/pam_iam/*").succeeds();
+    machine.end_resolver("KILL");
+    machine.iam(
+        "for group in ('ssh-users', 'ssh-admins'): iam.remove_user_from_group(UserName='carol', GroupName=group)
+for key in iam.list_ssh_public_keys(UserName='carol')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='carol', SSHPublicKeyId=key['SSHPublicKeyId'])
+iam.delete_user(UserName='carol')",
+    );
+    machine.ssh("carol", "true").fails();
+    let said = machine.sh("iamctl sweep; ! pgrep -f '^sleep 4032'").succeeds();
+    assert!(said.contains("ended what carol runs without a session (1 process): no-such-user"), "{said}");
 }
 
 #[test]

@@ -33,12 +33,12 @@ const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
 /// How long it is asked about what sessions that are over have left behind.
 const ASKING_LEFT_MAX: Duration = Duration::from_secs(5);
 
-/// In how many sweeps in a row nothing may be seen of what a login left behind, while its user runs anything at all, before
-/// nothing is looked for any more.
+/// In how many sweeps in a row nothing may be seen of what a login left behind before nothing is looked for any more.
 const UNSEEN_MAX: u32 = 60;
 
-/// The same while the kernel counts no process under the user's uid: there may be one under a subordinate uid.
-const UNSEEN_OF_NOBODY_MAX: u32 = 3;
+/// In how many of these it is asked about a user of whom nothing is seen and the kernel counts no process. There may be one
+/// under a subordinate uid, of which a later look sees more.
+const ASKED_UNSEEN_MAX: u32 = 3;
 
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
@@ -82,13 +82,17 @@ pub struct Judge<'a> {
     without_answer: Cell<usize>,
     /// How many processes there was no time to read in the last look: a withdrawn user may be in one of anybody's.
     pub unread: usize,
+    /// In how many sweeps in a row nothing was seen of what logins left behind, when this sweep began.
+    first_unseen: BTreeMap<Process, u32>,
+    /// Whether this sweep changes anything, or only says what it would do.
+    is_dry: bool,
     /// Uids of our range of which nothing tells whether they ever were ours.
     pub unknown: BTreeSet<Uid>,
 }
 
 impl<'a> Judge<'a> {
     /// Asks from now on; `last_asked` is where the last sweep came to.
-    pub fn new(context: &'a Context, config: &'a Config, last_asked: Option<Uid>) -> Self {
+    pub fn new(context: &'a Context, config: &'a Config, last_asked: Option<Uid>, is_dry: bool) -> Self {
         let served = Served::new(Path::new(paths::SERVED));
         Self {
             context,
@@ -101,6 +105,8 @@ impl<'a> Judge<'a> {
             unanswered: BTreeSet::new(),
             without_answer: Cell::new(0),
             unread: 0,
+            is_dry,
+            first_unseen: BTreeMap::new(),
             unknown: BTreeSet::new(),
         }
     }
@@ -256,26 +262,41 @@ impl<'a> Judge<'a> {
     ) -> std::io::Result<Vec<Withdrawal>> {
         self.asked_until = Instant::now() + ASKING_LEFT_MAX;
         let mut withdrawals: Vec<Withdrawal> = Vec::new();
-        for session in register.left()? {
+        let mut sessions = register.left()?;
+        // There may not be time to ask about all.
+        let sweeps = usize::try_from(pam_iam_core::register::now() / 60).unwrap_or_default();
+        let first = sweeps.checked_rem(sessions.len()).unwrap_or_default();
+        sessions.rotate_left(first);
+        for session in sessions {
             let audit = session.audit.as_deref();
             let Some((audit, owner)) = audit.zip(Owner::new(session.uid, &session.user)) else {
-                let _ = register.leave(session.process());
+                self.forget(register, &session);
                 continue;
             };
             // What forks and ends all the time may be missed by any look.
-            let unseen = if owned.is_in_audit_session(&owner, audit) { 0 } else { session.unseen + 1 };
-            if unseen > if is_at_work(session.uid) { UNSEEN_MAX } else { UNSEEN_OF_NOBODY_MAX } {
-                let _ = register.leave(session.process());
+            let before = *self.first_unseen.entry(session.process()).or_insert(session.unseen);
+            let unseen = if owned.is_in_audit_session(&owner, audit) { 0 } else { before + 1 };
+            if unseen > UNSEEN_MAX {
+                self.forget(register, &session);
                 continue;
             }
-            let _ = register.note_unseen(&session, unseen);
+            if !self.is_dry {
+                let _ = register.note_unseen(&session, unseen);
+            }
+            if unseen > ASKED_UNSEEN_MAX && !is_at_work(session.uid) {
+                continue;
+            }
             let Ok(standing) = standing(&session.user, session.uid, self.config, &Files::default()) else {
                 continue;
             };
             let cause = match self.verdict(&session, standing, register) {
                 Verdict::SessionWithdrawn(cause) => cause,
                 // What the marks of a login are on is no service of the host's.
-                Verdict::UserWithdrawn(reason) if standing == Standing::Adopted => Cause::Refused(reason),
+                Verdict::UserWithdrawn(reason)
+                    if matches!(standing, Standing::Adopted | Standing::Shared) =>
+                {
+                    Cause::Refused(reason)
+                }
                 _ => continue,
             };
             let uid = session.uid;
@@ -288,6 +309,13 @@ impl<'a> Judge<'a> {
             }
         }
         Ok(withdrawals)
+    }
+
+    /// Takes what a login left behind out of the register.
+    fn forget(&self, register: &Register, session: &Session) {
+        if !self.is_dry {
+            let _ = register.leave(session.process());
+        }
     }
 
     /// Whose a uid of our range is.
@@ -306,8 +334,11 @@ impl<'a> Judge<'a> {
             }
             // The user is gone, or may not be looked at, or never was: what is asked next tells which. Another directory may
             // have accounts with such uids, so nothing is asked about one that this host never served.
-            Some(Holder { name: None }) => self.served.name_of(uid).map_or(Owning::Unknown, Owning::User),
-            None => Owning::Unanswered,
+            holder => match (self.served.name_of(uid), holder) {
+                (Some(name), _) => Owning::User(name),
+                (None, Some(_)) => Owning::Unknown,
+                (None, None) => Owning::Unanswered,
+            },
         }
     }
 
