@@ -154,9 +154,9 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
     }
-    let efforts: &[Effort] = if dry_run { &[Effort::Thorough] } else { &[Effort::Quick, Effort::Thorough] };
     let grace = config.sessions.grace.0.min(GRACE_MAX);
-    let (mut withdrawals, mut outcomes) = (Vec::new(), Vec::new());
+    let efforts: &[Effort] = if dry_run { &[Effort::Thorough] } else { &[Effort::Quick, Effort::Thorough] };
+    let mut swept = Ended::default();
     for effort in efforts {
         let judged =
             register.sessions().map_err(failed).and_then(|open| judge.judge(&register, open, *effort));
@@ -165,74 +165,21 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
                 record.fail();
             }
         })?;
-        // What could not be ended is tried once more, and told once.
-        let is_again = |(known, outcome): (&Withdrawal, &Outcome)| {
-            let is_same = |found: &Withdrawal| (found.uid, found.cause) == (known.uid, known.cause);
-            !outcome.is_complete() && found.iter().any(is_same)
-        };
-        let again: Vec<bool> = withdrawals.iter().zip(&outcomes).map(is_again).collect();
-        let (mut of_withdrawals, mut of_outcomes) = (again.iter(), again.iter());
-        withdrawals.retain(|_| of_withdrawals.next() != Some(&true));
-        outcomes.retain(|_| of_outcomes.next() != Some(&true));
+        swept.forget_what_is_tried_again(&found);
         if !dry_run {
-            outcomes.extend(end(context, &found, &register, *effort, grace, &mut log));
+            swept.outcomes.extend(end(context, &found, &register, *effort, grace, &mut log));
         }
-        withdrawals.extend(found);
+        swept.withdrawals.extend(found);
         // Nobody else waits any more for those who make reading slow.
         if judge.unread == 0 {
             break;
         }
     }
-    let by_key = |withdrawal: &&Withdrawal| withdrawal.cause.is_of_a_key() && !withdrawal.whole_user;
-    let users: BTreeSet<&str> = withdrawals.iter().filter(by_key).map(|known| known.user.as_str()).collect();
-    for user in users.into_iter().filter(|_| !dry_run) {
-        log.write(
-            Level::Warning,
-            format!(
-                "a key of {user} was withdrawn: what it put into crontab(1), at(1) or systemd --user is not told from {user}'s \
-                 other jobs, and goes on; to end that too: iamctl sessions end {user}"
-            ),
-        );
-    }
+    let Ended { withdrawals, outcomes } = swept;
     record.last_asked = judge.last_asked;
-    let (without_answer, unread, unknown) = (judge.without_answer(), judge.unread, judge.unknown);
-    if unread > 0 {
-        let why = format!(
-            "{unread} processes could not be read in time: one of a withdrawn user, or that holds a withdrawn group, may go on"
-        );
-        log.write(Level::Error, why);
-    }
-    if without_answer > 0 {
-        log.write(
-            Level::Warning,
-            format!(
-                "the resolver was too slow for {without_answer} questions about sessions, which go on; those that were confirmed \
-                 longest ago come first in the next sweep"
-            ),
-        );
-    }
-    for uid in &unknown {
-        log.write(
-            Level::Warning,
-            format!(
-                "uid {uid} is in the range of IAM users, and nothing here tells whether it ever was one: its processes are \
-                 left alone; iamctl status and iamctl doctor list such uids"
-            ),
-        );
-    }
-    if lookup::was_unanswered() {
-        let why = "a service of nsswitch.conf did not say in time whose some uids are: processes under subordinate uids of a \
-                   withdrawn user that nothing else marks as the user's may go on";
-        log.write(Level::Error, why);
-    }
-    let unanswered = match judge.unanswered.len() {
-        0 => None,
-        1 => Some("IAM gave no answer about 1 user, who goes on".to_owned()),
-        count => Some(format!("IAM gave no answer about {count} users, who go on")),
-    };
-    if let Some(why) = unanswered.as_ref().filter(|_| !dry_run) {
-        log.write(Level::Warning, why);
-    }
+    tell_what_may_go_on(&judge, &withdrawals, dry_run, &mut log);
+    let unknown = std::mem::take(&mut judge.unknown);
+    let unanswered = without_answer(&judge);
     let nobody = unanswered.map_or_else(|| NOBODY.to_owned(), |why| format!("{NOBODY}; {why}"));
     if dry_run {
         report(context, &withdrawals, None, &nobody);
@@ -255,6 +202,85 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
         return Ok(false);
     }
     Ok(complete)
+}
+
+/// What a sweep has ended; while it only says what it would end, nothing has an outcome.
+#[derive(Default)]
+struct Ended {
+    withdrawals: Vec<Withdrawal>,
+    /// What became of each.
+    outcomes: Vec<Outcome>,
+}
+
+impl Ended {
+    /// Forgets what could not be ended and is found anew: it is tried once more, and told once.
+    fn forget_what_is_tried_again(&mut self, found: &[Withdrawal]) {
+        let ended = std::mem::take(self);
+        let is_found = |known: &Withdrawal| {
+            found.iter().any(|found| (found.uid, found.cause) == (known.uid, known.cause))
+        };
+        let pairs = ended.withdrawals.into_iter().zip(ended.outcomes);
+        let told = pairs.filter(|(known, outcome)| outcome.is_complete() || !is_found(known));
+        (self.withdrawals, self.outcomes) = told.unzip();
+    }
+}
+
+/// That IAM gave no answer about users, if so.
+fn without_answer(judge: &Judge<'_>) -> Option<String> {
+    match judge.unanswered.len() {
+        0 => None,
+        1 => Some("IAM gave no answer about 1 user, who goes on".to_owned()),
+        count => Some(format!("IAM gave no answer about {count} users, who go on")),
+    }
+}
+
+/// Logs what a sweep could not tell, so that something may go on that should not.
+fn tell_what_may_go_on(judge: &Judge<'_>, withdrawals: &[Withdrawal], dry_run: bool, log: &mut Log) {
+    let by_key = |withdrawal: &&Withdrawal| withdrawal.cause.is_of_a_key() && !withdrawal.whole_user;
+    let users: BTreeSet<&str> = withdrawals.iter().filter(by_key).map(|known| known.user.as_str()).collect();
+    for user in users.into_iter().filter(|_| !dry_run) {
+        log.write(
+            Level::Warning,
+            format!(
+                "a key of {user} was withdrawn: what it put into crontab(1), at(1) or systemd --user is not told from {user}'s \
+                 other jobs, and goes on; to end that too: iamctl sessions end {user}"
+            ),
+        );
+    }
+    if judge.unread > 0 {
+        let why = format!(
+            "{} processes could not be read in time: one of a withdrawn user, or that holds a withdrawn group, may go on",
+            judge.unread
+        );
+        log.write(Level::Error, why);
+    }
+    if judge.without_answer() > 0 {
+        log.write(
+            Level::Warning,
+            format!(
+                "the resolver was too slow for {} questions about sessions, which go on; those that were confirmed longest ago \
+                 come first in the next sweep",
+                judge.without_answer()
+            ),
+        );
+    }
+    for uid in &judge.unknown {
+        log.write(
+            Level::Warning,
+            format!(
+                "uid {uid} is in the range of IAM users, and nothing here tells whether it ever was one: its processes are \
+                 left alone; iamctl status and iamctl doctor list such uids"
+            ),
+        );
+    }
+    if lookup::was_unanswered() {
+        let why = "a service of nsswitch.conf did not say in time whose some uids are: processes under subordinate uids of a \
+                   withdrawn user that nothing else marks as the user's may go on";
+        log.write(Level::Error, why);
+    }
+    if let Some(why) = without_answer(judge).filter(|_| !dry_run) {
+        log.write(Level::Warning, why);
+    }
 }
 
 /// What a sweep does that finds another at work. One that works for longer than a minute keeps withdrawn users in.
