@@ -48,7 +48,6 @@ fn explain_says_who_may_and_why() {
     assert_eq!(
         told(&machine, "bob"),
         "account    bob, from IAM, uid N\n\
-         groups     iam-users\n\
          candidates bob\n\
          IAM user   bob (AIDA), uid N\n  \
            in       none\n  \

@@ -130,6 +130,9 @@ impl<I: Iam> Answerer<I> {
     pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, Trouble> {
         let seen = self.directory.find(name, self.age(Origin::Host)).await?;
         let Some(person) = self.rightful(name, &seen)? else { return Ok(Vec::new()) };
+        if !self.may_log_in(person).await? && self.locals.uid_of(name.as_str())?.is_none() {
+            return Ok(Vec::new());
+        }
         let mut groups: Vec<LinuxName> =
             self.linux_groups(person).await?.into_iter().map(|(name, _)| name.clone()).collect();
         groups.sort();
