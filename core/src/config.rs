@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::ask::Mode;
+use crate::id::Uid;
 use crate::name::{IamName, LinuxName};
 
 mod parse;
@@ -202,6 +203,10 @@ pub struct Accounts {
     pub adopt: Vec<LinuxName>,
     /// The local group whose members are adopted too; none if empty.
     pub adopt_group: String,
+    /// uids that the operator assigns, by the immutable ids of the users: for users whose computed uids meet. The same on every
+    /// host.
+    #[serde(deserialize_with = "parse::assigned_uids")]
+    pub uids: BTreeMap<String, Uid>,
 }
 
 impl Default for Accounts {
@@ -212,6 +217,7 @@ impl Default for Accounts {
             drop_suffix: Vec::new(),
             adopt: Vec::new(),
             adopt_group: String::new(),
+            uids: BTreeMap::new(),
         }
     }
 }

@@ -46,6 +46,11 @@ impl Uid {
         (FIRST..=LAST).contains(&self.0)
     }
 
+    /// Whether an operator may assign this uid: no hash is any of these.
+    pub fn may_be_assigned(self) -> bool {
+        (LAST_HASHED + 1..=LAST).contains(&self.0)
+    }
+
     /// The gid of the user's own group: every account of ours has a group of its own name and number.
     pub fn private_group(self) -> Gid {
         Gid(self.0)

@@ -387,7 +387,7 @@ impl<I: Iam> Answerer<I> {
     /// The uid and the IAM name of a user who is known from the roster alone, if the user may have the name.
     fn listed_uid(&self, name: &LinuxName, roster: &Roster) -> Result<Option<(Uid, IamName)>, Trouble> {
         let Some(user) = roster.user(name) else { return Ok(None) };
-        let uid = ids::uid_of(user.id.as_str());
+        let uid = ids::uid(&self.config().accounts, user);
         let refused = self.refusal_of_name(name, Some(uid))?.is_some()
             || is_never_a_users(uid)
             || self.locals.is_uid_of_another(uid, name.as_str())?;

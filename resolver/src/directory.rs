@@ -201,9 +201,7 @@ impl Named {
     fn has_uid(&self, name: &LinuxName, uid: Uid) -> bool {
         match self {
             Self::Seen(seen) => seen.record.known.has_uid(uid),
-            Self::Listed(roster) => {
-                roster.user(name).is_some_and(|user| ids::uid_of(user.id.as_str()) == uid)
-            }
+            Self::Listed(roster) => roster.name_of(uid) == Some(name),
         }
     }
 }

@@ -1,12 +1,21 @@
 //! The uid of an IAM user, from its immutable id. Documented with test vectors in docs/uids.md.
 
+use pam_iam_core::config::Accounts;
 use pam_iam_core::id::{FIRST, Gid, LAST_HASHED, Uid};
 use sha2::{Digest, Sha256};
+
+use crate::iam::IamUser;
 
 /// How many ids there are: 134021120.
 const COUNT: u64 = (LAST_HASHED - FIRST) as u64 + 1;
 
-/// The uid of the IAM user with this `UserId`.
+/// The uid of a user on this host: the one that the operator assigns, or the computed one.
+pub fn uid(accounts: &Accounts, user: &IamUser) -> Uid {
+    let id = user.id.as_str();
+    accounts.uids.get(id).copied().unwrap_or_else(|| uid_of(id))
+}
+
+/// The computed uid of the IAM user with this `UserId`.
 pub fn uid_of(user_id: &str) -> Uid {
     Uid(hash(user_id))
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join};
-use pam_iam_core::config::{Access, Config, Who};
+use pam_iam_core::config::{Access, Accounts, Config, Who};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IamName, LinuxName};
 use serde::{Deserialize, Serialize};
@@ -108,7 +108,7 @@ impl Roster {
         let allowed = found().filter(|(name, _)| access.allow.groups().contains(name));
         let allowed = allowed.flat_map(|(_, (_, members))| members.clone()).chain(everybody);
         let allowed = allowed.filter(|user| !denied.contains(&user.id)).collect();
-        let (users, names, refused) = accounts(allowed, &config.accounts.drop_suffix);
+        let (users, names, refused) = accounts(allowed, &config.accounts);
 
         let linux = |user: &IamUser| {
             let name = user.name.to_linux(&config.accounts.drop_suffix).ok()?;
@@ -141,7 +141,7 @@ impl Roster {
     /// A roster from the disk, read at `at`.
     pub fn restored(saved: SavedRoster, config: &Config, at: Instant) -> Self {
         let SavedRoster { users, groups, refused, missing, access, .. } = saved;
-        let (users, names, _) = accounts(users, &config.accounts.drop_suffix);
+        let (users, names, _) = accounts(users, &config.accounts);
         let (groups, access) = (groups.into_iter().collect(), Rc::new(access));
         Self { users, names, groups, refused, missing, access, at, ended: at, restored: true }
     }
@@ -153,8 +153,8 @@ impl Roster {
     }
 
     /// Who of so many users would get no account, and why.
-    pub fn refused_of(everybody: Vec<IamUser>, drop_suffix: &[String]) -> Vec<Refused> {
-        accounts(everybody, drop_suffix).2
+    pub fn refused_of(everybody: Vec<IamUser>, settings: &Accounts) -> Vec<Refused> {
+        accounts(everybody, settings).2
     }
 
     /// The users by their Linux names.
@@ -193,17 +193,17 @@ impl Roster {
     }
 }
 
-type Accounts = (BTreeMap<LinuxName, IamUser>, HashMap<Uid, LinuxName>, Vec<Refused>);
+type Listed = (BTreeMap<LinuxName, IamUser>, HashMap<Uid, LinuxName>, Vec<Refused>);
 
 /// Gives every user a name and a uid. A name that two claim goes to neither, a uid that two have to the elder.
-fn accounts(mut everybody: Vec<IamUser>, drop_suffix: &[String]) -> Accounts {
+fn accounts(mut everybody: Vec<IamUser>, settings: &Accounts) -> Listed {
     everybody.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
     everybody.dedup();
     let mut refused = Vec::new();
     let mut refuse = |user: IamUser, why: String| refused.push(Refused { user, why });
     let mut claims: BTreeMap<LinuxName, Vec<IamUser>> = BTreeMap::new();
     for user in everybody {
-        match user.name.to_linux(drop_suffix) {
+        match user.name.to_linux(&settings.drop_suffix) {
             Ok(name) => claims.entry(name).or_default().push(user),
             Err(why) => refuse(user, format!("its Linux name {why}")),
         }
@@ -222,7 +222,7 @@ fn accounts(mut everybody: Vec<IamUser>, drop_suffix: &[String]) -> Accounts {
     sole.sort_by(|(_, one), (_, other)| (one.created, &one.id).cmp(&(other.created, &other.id)));
     let (mut users, mut names) = (BTreeMap::new(), HashMap::new());
     for (name, user) in sole {
-        let uid = ids::uid_of(user.id.as_str());
+        let uid = ids::uid(settings, &user);
         match names.get(&uid) {
             Some(elder) => refuse(user, format!("it has the uid {uid} of {elder}, who came first")),
             None => {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn names(everybody: Vec<IamUser>) -> (Vec<String>, Vec<String>) {
-        let (users, _, refused) = accounts(everybody, &[]);
+        let (users, _, refused) = accounts(everybody, &Accounts::default());
         let refused = refused.into_iter().map(|Refused { user, why }| format!("{}: {why}", user.name));
         (users.into_keys().map(String::from).collect(), refused.collect())
     }

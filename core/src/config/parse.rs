@@ -1,11 +1,13 @@
 //! How single keys of the configuration are read: what may stand there, and what is said if something else does.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
 use super::{GroupTarget, PRIVILEGED_GROUPS, Pattern, Span, TagRule, Who};
+use crate::id::{LAST, LAST_HASHED, Uid};
 use crate::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use crate::wire::TOTAL_TIMEOUT_MAX;
 
@@ -164,6 +166,31 @@ fn word<'de, D: Deserializer<'de>>(
         true => Ok(Some(word)),
         false => Err(de::Error::custom(format!("{word:?}: {rule}"))),
     }
+}
+
+/// uids by immutable ids: each from those that are kept for operators, and none twice.
+pub(super) fn assigned_uids<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Uid>, D::Error> {
+    let uids = BTreeMap::<String, Uid>::deserialize(deserializer)?;
+    let mut taken: BTreeMap<Uid, &str> = BTreeMap::new();
+    for (id, uid) in &uids {
+        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b)) {
+            return Err(de::Error::custom(format!(
+                "{id:?} is no immutable id, like \"AIDACKCEVSQ6C2EXAMPLE\""
+            )));
+        }
+        if !uid.may_be_assigned() {
+            let (first, last) = (LAST_HASHED + 1, LAST);
+            return Err(de::Error::custom(format!(
+                "{id}: a uid that is assigned lies in {first}..={last}, and {uid} does not"
+            )));
+        }
+        if let Some(other) = taken.insert(*uid, id) {
+            return Err(de::Error::custom(format!("{other} and {id} have the same uid {uid}")));
+        }
+    }
+    Ok(uids)
 }
 
 pub(super) fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {

@@ -32,6 +32,8 @@ fn the_example_has_every_key_and_its_default() {
         let header = line.strip_prefix("# ").unwrap_or(line).strip_prefix('[');
         if let Some(name) = header.and_then(|line| line.strip_suffix(']')) {
             section = name.to_owned();
+            // A key that is a table.
+            documented.extend(name.contains('.').then(|| name.to_owned()));
         }
         let line = line.strip_prefix("# ").unwrap_or(line);
         if let Some((key, _)) = line.split_once(" = ")
@@ -50,7 +52,7 @@ fn the_example_has_every_key_and_its_default() {
 #[test]
 fn what_the_example_has_commented_out_is_valid_too() {
     let lines = EXAMPLE.lines().map(|line| match line.strip_prefix("# ") {
-        Some("[shared.deploy]") => "[shared.deploy]",
+        Some(header @ ("[shared.deploy]" | "[accounts.uids]")) => header,
         Some(code) if code.contains(" = ") && !code.contains(',') || code.starts_with('"') => code,
         _ => line,
     });
@@ -205,5 +207,22 @@ fn an_address_of_aws_that_cannot_be_one_is_an_error_that_names_its_line() {
     ] {
         let said = aws(key, wrong).unwrap_err().to_string();
         assert!(said.starts_with("config.toml:5: "), "{wrong}: {said}");
+    }
+}
+
+#[test]
+fn uids_that_an_operator_assigns_are_of_their_own_range_and_each_is_given_once() {
+    let uids = |lines: &str| parse(&format!("{LEAST}\n[accounts.uids]\n{lines}"));
+    let config = uids("AIDACKCEVSQ6C2EXAMPLE = 2147287040\nAIDAJQABLZS4A3QDU576Q = 2147352574").unwrap();
+    assert_eq!(config.accounts.uids.len(), 2);
+    for (wrong, why) in [
+        ("AIDACKCEVSQ6C2EXAMPLE = 2147287039", "lies in 2147287040..=2147352574, and 2147287039 does not"),
+        ("AIDACKCEVSQ6C2EXAMPLE = 2147352575", "and 2147352575 does not"),
+        ("AIDACKCEVSQ6C2EXAMPLE = 0", "and 0 does not"),
+        ("'a b' = 2147287040", "is no immutable id"),
+        ("AIDA1 = 2147287040\nAIDA2 = 2147287040", "AIDA1 and AIDA2 have the same uid 2147287040"),
+    ] {
+        let said = uids(wrong).unwrap_err().to_string();
+        assert!(said.contains(why), "{wrong}: {said}");
     }
 }

@@ -148,14 +148,13 @@ impl<I: Iam> Answerer<I> {
             allowed: is_allowed(user),
             problem,
         };
-        let mut findings: Vec<Finding> =
-            Roster::refused_of(everybody.clone(), &self.config().accounts.drop_suffix)
-                .into_iter()
-                .map(|Refused { user, why }| finding(&user, why))
-                .collect();
+        let mut findings: Vec<Finding> = Roster::refused_of(everybody.clone(), &self.config().accounts)
+            .into_iter()
+            .map(|Refused { user, why }| finding(&user, why))
+            .collect();
         for user in &everybody {
             let Ok(name) = user.name.to_linux(&self.config().accounts.drop_suffix) else { continue };
-            if let Some(why) = self.no_place(&name, ids::uid_of(user.id.as_str()))? {
+            if let Some(why) = self.no_place(&name, ids::uid(&self.config().accounts, user))? {
                 findings.push(finding(user, why.to_owned()));
             }
         }

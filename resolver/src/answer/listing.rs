@@ -32,12 +32,12 @@ impl<I: Iam> Answerer<I> {
             .map(|refused| Refused {
                 iam_name: refused.user.name.to_string(),
                 name: refused.user.name.to_linux(&self.config().accounts.drop_suffix).ok(),
-                uid: ids::uid_of(refused.user.id.as_str()),
+                uid: ids::uid(&self.config().accounts, &refused.user),
                 why: refused.why.clone(),
             })
             .collect();
         for (name, user) in roster.users() {
-            let uid = ids::uid_of(user.id.as_str());
+            let uid = ids::uid(&self.config().accounts, user);
             match self.place(name, uid)? {
                 Place::Ours => users.push(self.entry(name, uid, &user.name)),
                 Place::Adopted => adopted.push(name.clone()),
@@ -57,7 +57,9 @@ impl<I: Iam> Answerer<I> {
     /// Logs who is on the list and gets no account on this host, when that has changed.
     pub fn tell_who_has_no_place(&self, roster: &Roster) {
         self.locals.refresh();
-        let why = |name, user: &IamUser| self.no_place(name, ids::uid_of(user.id.as_str())).ok().flatten();
+        let why = |name, user: &IamUser| {
+            self.no_place(name, ids::uid(&self.config().accounts, user)).ok().flatten()
+        };
         let without = roster.users().filter_map(|(name, user)| Some((user.name.clone(), why(name, user)?)));
         let without: Vec<(IamName, &'static str)> = without.collect();
         let before = self.without_place.take();
@@ -73,7 +75,7 @@ impl<I: Iam> Answerer<I> {
             Known::One(person) => Some(person.uid),
             _ => None,
         });
-        let uid = seen.or_else(|| roster.user(name).map(|user| ids::uid_of(user.id.as_str())));
+        let uid = seen.or_else(|| roster.user(name).map(|user| ids::uid(&self.config().accounts, user)));
         uid.is_some_and(|uid| self.no_place(name, uid).is_ok_and(|why| why.is_none()))
     }
 

@@ -354,6 +354,26 @@ async fn of_two_users_with_one_uid_the_later_is_refused() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn an_operator_gives_the_later_of_two_users_with_one_uid_another_one() {
+    let (one, other) = ids_that_meet();
+    let host = Host::with(&format!("[access]\nallow = ['users']\n[accounts.uids]\n{one} = 2147287040"));
+    for name in ["early", "late"] {
+        host.iam().add(name, &["users"]);
+    }
+    host.iam().change("early", |early| early.id.clone_from(&other));
+    host.iam().change("late", |late| late.id.clone_from(&one));
+    host.directory.read_roster().await.unwrap();
+    for (name, uid) in [("early", ids::uid_of(&other)), ("late", Uid(2_147_287_040))] {
+        assert_eq!(host.user(name).await.unwrap().uid, uid, "by the list");
+        assert_eq!(host.decide(name, uid, LOGIN).await, (true, Reason::InGroup));
+        assert_eq!(host.keys(name, uid, None).await, 1);
+        let Answer::User(user) = host.ask(Request::UserByUid { uid }).await else { panic!("{uid}") };
+        assert_eq!(user.name, linux(name));
+    }
+    assert_eq!(host.decide("late", ids::uid_of(&one), LOGIN).await, (false, Reason::UidMismatch));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn only_the_key_that_is_asked_for_is_served() {
     let host = Host::new();
     assert_eq!(host.keys("alice", uid(1), None).await, 1);

@@ -98,7 +98,7 @@ impl<I: Iam> Directory<I> {
         let (user, groups, key_ids) = (user?, groups?, key_ids?);
         let (active, inactive) = key_ids;
         let keys = self.keys(&user, &active).await?;
-        Ok(Person { uid: ids::uid_of(user.id.as_str()), user, groups, keys, inactive })
+        Ok(Person { uid: ids::uid(&self.config.accounts, &user), user, groups, keys, inactive })
     }
 
     /// Passes an answer on, and forgets the user if it is a no.
@@ -197,7 +197,7 @@ impl<I: Iam> Directory<I> {
                 match team.iter_mut().find(|person| person.user.id == user.id) {
                     Some(person) => person.groups.push(group.clone()),
                     None => team.push(Person {
-                        uid: ids::uid_of(user.id.as_str()),
+                        uid: ids::uid(&self.config.accounts, &user),
                         user,
                         groups: vec![group.clone()],
                         keys: Vec::new(),

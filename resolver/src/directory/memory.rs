@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::{Directory, Known, Person, Record};
 use crate::cache::milliseconds;
 use crate::iam::{Iam, IamId};
+use crate::ids;
 use crate::roster::{Roster, SavedRoster};
 use crate::sshkey;
 
@@ -319,6 +320,9 @@ impl Snapshot {
                 SavedKnown::Team(team) => Known::Team(team),
                 SavedKnown::Absent => Known::Absent,
             };
+            if let Known::One(person) = &mut known {
+                person.uid = ids::uid(&config.accounts, &person.user);
+            }
             let people = match &mut known {
                 Known::Absent => &mut [],
                 Known::One(person)
