@@ -220,7 +220,7 @@ fn roster(context: &Context, findings: &mut Vec<Finding>) -> Option<Roster> {
     for group in &roster.missing {
         findings.push(Finding::wrong(
             CHECK,
-            format!("access.allow names the IAM group {group}, which does not exist"),
+            format!("access names the IAM group {group}, which does not exist"),
             "make the group, or mend its name in the configuration: case counts",
         ));
     }

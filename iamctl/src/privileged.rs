@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use pam_iam_core::config::{Config, PRIVILEGED_GROUPS};
+use pam_iam_core::config::{Config, GroupTarget, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Gid;
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::wire::{Answer, Request};
@@ -26,9 +26,18 @@ impl Privileged {
         ask: impl Fn(&Request) -> Option<Answer>,
         remember: bool,
     ) -> (Self, Result<(), String>) {
-        let targets = config.groups.values().map(|target| target.group.as_str());
-        let names: BTreeSet<&str> = targets.filter(|group| PRIVILEGED_GROUPS.contains(group)).collect();
         let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
+        let by_name = local.iter().filter(|group| PRIVILEGED_GROUPS.contains(&group.name.as_str()));
+        let known: BTreeSet<Gid> = by_name.map(|group| group.gid).collect();
+        // Whatever the resolver gives only by the operator's word, and what has the gid of such a group.
+        let is_privileged = |target: &&GroupTarget| {
+            let name = target.group.as_str();
+            target.allow_privileged
+                || PRIVILEGED_GROUPS.contains(&name)
+                || local.iter().any(|group| group.name == name && known.contains(&group.gid))
+        };
+        let targets = config.groups.values().filter(is_privileged);
+        let names: BTreeSet<&str> = targets.map(|target| target.group.as_str()).collect();
         let gid_of = |name: &str| match local.iter().find(|group| group.name == name) {
             Some(group) => Ok(Some(group.gid)),
             // One of ours, with a gid of its own.

@@ -308,52 +308,49 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         Ok(config) => (config.accounts.drop_suffix.clone(), config.sessions.grace.0),
         Err(_) => (Vec::new(), config::Sessions::default().grace.0),
     };
-    // One who may no longer log in has no name here.
-    let found = lookup::uid_of(user);
     let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
     let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
     let open: Vec<Session> =
         register.sessions().map_err(failed)?.into_iter().map(|(session, _)| session).collect();
-    // A user whom NSS no longer shows may still have a session.
-    let registered = open.iter().find(|session| session.user == user).map(|session| session.uid);
-    let served = || Served::new(Path::new(paths::SERVED)).uids_of(user).into_iter().next();
-    let uid = found.or(registered).or_else(served);
-    let standing =
-        uid.map(|uid| standing_or_meant(user, uid, &loaded, &context.config_path, &Files::default()));
-    let managed = uid.filter(|_| matches!(standing, Some(Standing::Ours | Standing::Adopted)));
-    let (own, other): (Vec<Session>, Vec<Session>) =
-        open.into_iter().partition(|session| Some(session.uid) == managed);
-    let cause = Cause::Operator;
-    let mut withdrawals: Vec<Withdrawal> = other
-        .into_iter()
-        .filter(|session| is_of(session, user, &suffixes))
-        .map(|session| {
-            let withdrawal = Withdrawal::new(session.user.clone(), session.uid, cause);
-            Withdrawal { sessions: vec![session], ..withdrawal }
-        })
+    let left = register.left().map_err(failed)?;
+    // One who may no longer log in has no name here, and a name may have been another IAM user's before.
+    let found = lookup::uid_of(user).flatten();
+    let mut uids: BTreeSet<Uid> = found.into_iter().collect();
+    uids.extend(open.iter().chain(&left).filter(|session| session.user == user).map(|session| session.uid));
+    uids.extend(Served::new(Path::new(paths::SERVED)).uids_of(user));
+    let standing = |uid: Uid| standing_or_meant(user, uid, &loaded, &context.config_path, &Files::default());
+    let managed: BTreeSet<Uid> = uids
+        .iter()
+        .copied()
+        .filter(|uid| matches!(standing(*uid), Standing::Ours | Standing::Adopted))
         .collect();
-    for session in register.left().map_err(failed)?.into_iter().filter(|session| Some(session.uid) != managed)
-    {
+    let cause = Cause::Operator;
+    let mut withdrawals: Vec<Withdrawal> = Vec::new();
+    for session in open.iter().filter(|session| !managed.contains(&session.uid)) {
+        if is_of(session, user, &suffixes) {
+            let withdrawal = Withdrawal::new(session.user.clone(), session.uid, cause);
+            withdrawals.push(Withdrawal { sessions: vec![session.clone()], ..withdrawal });
+        }
+    }
+    for session in left.into_iter().filter(|session| !managed.contains(&session.uid)) {
         if session.audit.is_some() && is_of(&session, user, &suffixes) {
             let withdrawal = Withdrawal::new(session.user.clone(), session.uid, cause);
             withdrawals.push(Withdrawal { left: vec![session], ..withdrawal });
         }
     }
-    match (managed, standing) {
-        (Some(uid), _) => {
-            let withdrawal = Withdrawal::new(user.to_owned(), uid, cause);
-            withdrawals.push(Withdrawal { sessions: own, whole_user: true, ..withdrawal });
-        }
-        _ if !withdrawals.is_empty() => {}
-        (None, Some(Standing::Shared)) => {
-            return Err(format!(
+    for uid in managed {
+        let sessions = open.iter().filter(|session| session.uid == uid).cloned().collect();
+        let withdrawal = Withdrawal::new(user.to_owned(), uid, cause);
+        withdrawals.push(Withdrawal { sessions, whole_user: true, ..withdrawal });
+    }
+    if withdrawals.is_empty() {
+        return Err(match uids.first().map(|uid| standing(*uid)) {
+            Some(Standing::Shared) => format!(
                 "{user} is a shared account: its sessions end with those of the IAM users who opened them; iamctl sessions names them"
-            ));
-        }
-        (None, Some(_)) => {
-            return Err(format!("{user} is a local account: only the processes of IAM users are ended"));
-        }
-        (None, None) => return Err(format!("there is no user {user:?} here")),
+            ),
+            Some(_) => format!("{user} is a local account: only the processes of IAM users are ended"),
+            None => format!("there is no user {user:?} here"),
+        });
     }
     let mut log = Log::to_syslog("iamctl");
     let grace = grace.min(GRACE_MAX);

@@ -77,20 +77,22 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     }
     let answer = ask(&Request::GroupsOf { name, known: !is_managed });
     let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
-    groups_in(answer, is_managed, &mapped)
+    // The host's own group of that name, if it has one.
+    let own = local::group_by_name(Path::new(paths::GROUP), IAM_USERS).ok().flatten();
+    let restricts = is_managed.then(|| own.map_or(Gid::IAM_USERS, |group| group.gid));
+    groups_in(answer, restricts, &mapped)
 }
 
-fn groups_in(answer: Option<Answer>, is_managed: bool, mapped: &[Gid]) -> Found<Vec<Gid>> {
+/// The groups of an answer, with `restricts`, which a managed account has in any case.
+fn groups_in(answer: Option<Answer>, restricts: Option<Gid>, mapped: &[Gid]) -> Found<Vec<Gid>> {
     let mut gids = match answer {
         Some(Answer::Groups { gids }) => gids,
-        _ if is_managed => Vec::new(),
+        _ if restricts.is_some() => Vec::new(),
         Some(Answer::NotFound) => return Found::No,
         _ => return Found::Unknown,
     };
     gids.retain(|gid| is_believed(*gid, mapped));
-    if is_managed && !gids.contains(&Gid::IAM_USERS) {
-        gids.push(Gid::IAM_USERS);
-    }
+    gids.extend(restricts.filter(|gid| gid.0 != 0 && !gids.contains(gid)));
     Found::Yes(gids)
 }
 
@@ -231,7 +233,7 @@ mod tests {
             (Some(Answer::NotFound), false, Found::No),
             (None, false, Found::Unknown),
         ] {
-            assert_eq!(groups_in(answer, is_managed, &[]), found);
+            assert_eq!(groups_in(answer, is_managed.then_some(Gid::IAM_USERS), &[]), found);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The local accounts and groups as of now: read again when the files have changed.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -115,10 +115,19 @@ fn privileged_names(groups: &[local::Group]) -> impl Iterator<Item = (String, ()
     groups.iter().filter(move |group| gids.contains(&group.gid)).map(|group| (group.name.clone(), ()))
 }
 
-/// The names in privileged groups.
+/// Groups of a host's devices, to which administrators add IAM users by hand: the configuration has to say that IAM gives
+/// them, and yet they claim nobody's name.
+const OF_DEVICES: [&str; 6] = ["input", "kvm", "lpadmin", "netdev", "render", "video"];
+
+/// The names in groups that mean root, each with one of these. A group that has the gid of one means root too.
 fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String, &'static str)> {
-    groups.into_iter().flat_map(|group| {
-        let name = PRIVILEGED_GROUPS.iter().find(|name| **name == group.name).copied();
+    let name_of = |group: &local::Group| PRIVILEGED_GROUPS.iter().find(|name| **name == group.name).copied();
+    let means_root = |group: &local::Group| {
+        name_of(group).filter(|name| !OF_DEVICES.contains(name)).map(|name| (group.gid, name))
+    };
+    let gids: BTreeMap<Gid, &'static str> = groups.iter().filter_map(means_root).collect();
+    groups.into_iter().flat_map(move |group| {
+        let name = gids.get(&group.gid).copied();
         name.into_iter()
             .flat_map(move |name| group.members.clone().into_iter().map(move |member| (member, name)))
     })
@@ -189,6 +198,11 @@ mod tests {
         let privileged =
             ["docker", "containers", "dev", "none"].map(|name| locals.is_privileged(name).unwrap());
         assert_eq!(privileged, [true, true, false, false]);
+        let groups = "docker:x:998:\ncontainers:x:998:carol\nvideo:x:44:dave\ndev:x:2000:erin\n";
+        std::fs::write(&locals.files.group, groups).unwrap();
+        locals.refresh();
+        let claim = |name| locals.privileged_group_of(name).unwrap();
+        assert_eq!(["carol", "dave", "erin"].map(claim), [Some("docker"), None, None]);
         std::fs::remove_file(&passwd).unwrap();
         locals.refresh();
         assert!(locals.uid_of("ann").is_err());

@@ -14,6 +14,9 @@ const LOOKUP_MAX: Duration = Duration::from_millis(300);
 /// How long this process waits for all its look-ups together.
 const LOOKUPS_MAX: Duration = Duration::from_secs(1);
 
+/// Where the services are named.
+const NSSWITCH: &str = "/etc/nsswitch.conf";
+
 /// How long it has waited, in microseconds.
 static SPENT: AtomicU64 = AtomicU64::new(0);
 
@@ -25,15 +28,34 @@ pub fn was_unanswered() -> bool {
     UNANSWERED.load(Ordering::Relaxed)
 }
 
-/// Whether any service has an account with this uid. None if that cannot be told in time.
+/// Whether any service has an account with this uid. None if that cannot be told in time, or not at all: of a directory that is
+/// down the C library says the same as of a uid that nobody has.
 pub fn is_account(uid: Uid) -> Option<bool> {
-    in_time(&SPENT, move || users::get_user_by_uid(uid.0).is_some())
+    let is_account = in_time(&SPENT, move || users::get_user_by_uid(uid.0).is_some())?;
+    let may_be_down = || {
+        let nsswitch = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
+        has_directory(&nsswitch)
+    };
+    (is_account || !may_be_down()).then_some(is_account)
 }
 
-/// The uid of the account of this name in any service; none if there is none, or none could be found in time.
-pub fn uid_of(name: &str) -> Option<Uid> {
+/// Whether nsswitch.conf(5), whose text this is, has accounts come from anywhere but this host and our own module.
+fn has_directory(nsswitch: &str) -> bool {
+    let services = nsswitch.lines().filter_map(|line| line.trim_start().strip_prefix("passwd:"));
+    let words = services.flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
+    // Actions like [NOTFOUND=return] may hold blanks.
+    let mut depth = 0_usize;
+    words.into_iter().any(|word| {
+        let is_action = depth > 0 || word.starts_with('[');
+        depth = (depth + word.matches('[').count()).saturating_sub(word.matches(']').count());
+        !is_action && !["files", "compat", "systemd", "altfiles", "iam"].contains(&word)
+    })
+}
+
+/// The uid of the account of this name in any service, if there is one. None if nobody told in time.
+pub fn uid_of(name: &str) -> Option<Option<Uid>> {
     let name = name.to_owned();
-    in_time(&SPENT, move || users::get_user_by_name(&name).map(|account| Uid(account.uid())))?
+    in_time(&SPENT, move || users::get_user_by_name(&name).map(|account| Uid(account.uid())))
 }
 
 /// Asks in a thread, which is left behind if it takes too long: nothing can end a look-up. This is for programs that end soon.
@@ -56,9 +78,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_directory_is_a_service_that_is_neither_a_file_nor_systemd_nor_ours() {
+        for own in
+            ["passwd: files systemd iam # sss", "passwd:\tcompat [NOTFOUND = return] iam", "group: sss", ""]
+        {
+            assert!(!has_directory(own), "{own}");
+        }
+        for other in ["passwd: files sss iam", "passwd: files [SUCCESS=merge] winbind", " passwd: ldap"] {
+            assert!(has_directory(other), "{other}");
+        }
+    }
+
+    #[test]
     fn a_service_that_does_not_answer_is_waited_for_once_in_a_while_and_not_for_ever() {
         assert_eq!(is_account(Uid::ROOT), Some(true));
-        assert_eq!(uid_of("root"), Some(Uid::ROOT));
+        assert_eq!(uid_of("root"), Some(Some(Uid::ROOT)));
         let spent = AtomicU64::new(0);
         let (_hold, held) = mpsc::channel::<()>();
         let held = std::sync::Arc::new(std::sync::Mutex::new(held));

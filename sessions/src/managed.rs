@@ -10,7 +10,7 @@ use pam_iam_core::served::Served;
 use pam_iam_core::{local, paths};
 
 use crate::owner::{Owned, Owner, is_killer};
-use crate::table::{Table, Task};
+use crate::table::{Effort, Table, Task};
 use crate::{cgroup, lookup};
 
 /// Finds the managed users that have processes, by every mark but descent: who may own one is found here, whether he does is
@@ -20,6 +20,20 @@ use crate::{cgroup, lookup};
 /// the last name that `served` knows.
 pub fn users(table: &Table, served: &Served) -> BTreeMap<Uid, BTreeSet<Process>> {
     Finder::new(table, served, &local::subordinate(Path::new(paths::SUBUID))).find()
+}
+
+/// The audit sessions that processes of a user are in, looked at while all that is in the user's slice stands still. None if it
+/// cannot be held still.
+pub fn audit_sessions_of(owner: &Owner) -> Option<BTreeSet<String>> {
+    let slice = cgroup::slice_that_is_there(owner.uid)?;
+    let (frozen, still) = cgroup::freeze(BTreeSet::from([slice.clone()]));
+    let table = Table::read(Effort::Quick).ok()?;
+    let is_sure = still.contains(&slice) && cgroup::is_still(&slice) && table.unread() == 0;
+    drop(frozen);
+    let mut owned = Owned::new(&table);
+    let tasks = table.0.values().filter(|task| owned.mark(task, owner).is_some());
+    let sessions = tasks.filter_map(|task| task.audit.clone()).collect();
+    is_sure.then_some(sessions)
 }
 
 /// Finds the users behind processes.
@@ -56,7 +70,28 @@ impl<'a> Finder<'a> {
         for uid in self.served.uids().filter(|uid| uid.is_ours() && is_at_work(*uid)) {
             users.entry(uid).or_default();
         }
+        for uid in self.owners_at_work() {
+            users.entry(uid).or_default();
+        }
         users
+    }
+
+    /// The managed users under whose subordinate uids the kernel counts processes that the table has not.
+    fn owners_at_work(&mut self) -> Vec<Uid> {
+        let listed: BTreeSet<Uid> = self.table.0.values().flat_map(Task::all_uids).collect();
+        let ranges = self.ranges;
+        let names: BTreeSet<&str> = ranges.iter().map(|range| range.owner.as_str()).collect();
+        let mut owners = Vec::new();
+        for name in names {
+            for uid in self.uids_of_owner(name).to_vec() {
+                let Some(owner) = Owner::with_ranges(uid, name, ranges).filter(|_| uid.is_ours()) else {
+                    continue;
+                };
+                let mut unseen = owner.subordinates_at_work().filter(|uid| !listed.contains(uid));
+                owners.extend(unseen.any(|of| self.owned.is_account(of) == Some(false)).then_some(uid));
+            }
+        }
+        owners
     }
 
     /// The managed users whose process it may be: by a uid, by a user namespace, by a range, by the slice.
@@ -85,10 +120,9 @@ impl<'a> Finder<'a> {
     /// Who the owner of a range is, by number or by name.
     fn uids_of_owner(&mut self, owner: &'a str) -> &[Uid] {
         let served = self.served;
-        let find = || match (owner.parse(), lookup::uid_of(owner)) {
-            (Ok(uid), _) => vec![Uid(uid)],
-            (_, Some(uid)) => vec![uid],
-            (_, None) => served.uids_of(owner),
+        let find = || match owner.parse() {
+            Ok(uid) => vec![Uid(uid)],
+            Err(_) => lookup::uid_of(owner).flatten().map_or_else(|| served.uids_of(owner), |uid| vec![uid]),
         };
         self.named.entry(owner).or_insert_with(find)
     }

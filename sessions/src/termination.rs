@@ -108,9 +108,10 @@ struct Course<'a> {
     unread: usize,
     /// Whether all processes of the user's uid may be killed at once.
     may_kill_all: bool,
-    /// Whether nothing can have escaped the looks by forking faster than anybody looks: all that the user runs was killed once
-    /// without being seen, or nothing was found while all of it stood still.
-    made_sure: bool,
+    /// Whether all processes of the user's uid were killed once without being seen.
+    killed_all: bool,
+    /// Whether nothing was found while all that is in the user's slice stood still.
+    looked_while_still: bool,
     /// How often that was tried.
     tries: u32,
     /// What the last look has found of the user's uid, and whether some of it was not there in the look before.
@@ -167,7 +168,7 @@ pub fn end(
         // Reading all processes takes long where somebody makes many: first those of uids that are known.
         let killed = killer::kill_all_of(to_kill.drain(..));
         for course in &mut courses {
-            course.made_sure |= killed.contains(&course.termination.owner.uid);
+            course.killed_all |= killed.contains(&course.termination.owner.uid);
         }
         round += 1;
         // Asked before anything stands still: the resolver may take its time.
@@ -193,12 +194,12 @@ pub fn end(
             // Nobody else has let it go on meanwhile.
             if stood_still && course.slice.as_deref().is_some_and(cgroup::is_still) {
                 // What is found so is there, however often other looks find nothing.
-                course.made_sure = course.found.is_empty() && !course.is_elsewhere;
+                course.looked_while_still = course.found.is_empty();
                 course.tries = if course.is_elsewhere { course.tries } else { 0 };
             }
             if course.is_done() {
                 if course.make_sure() {
-                    uids.extend(course.may_kill_all.then(|| vec![course.termination.owner.uid]));
+                    uids.extend(course.may_kill_all.then(|| course.uids_to_kill(&mut owned)));
                     to_freeze.extend(course.slice.clone());
                 }
                 continue;
@@ -264,7 +265,8 @@ impl<'a> Course<'a> {
             empty_looks: 0,
             unread: 0,
             may_kill_all: false,
-            made_sure: false,
+            killed_all: false,
+            looked_while_still: false,
             tries: 0,
             running: BTreeSet::new(),
             begins_anew: false,
@@ -316,21 +318,18 @@ impl<'a> Course<'a> {
             self.found.extend(owned.holders(owner, &self.termination.groups));
         }
         self.may_kill_all = whole && may_kill_all_of(owned, owner);
-        self.slice = None;
-        if !self.may_kill_all {
-            let uid = owner.uid;
-            // One that is gone before it could be asked where it was may go on as another.
-            self.slice = cgroup::slice_that_is_there(uid);
-            for process in &self.found {
-                let path = owned.path_of(process.pid);
-                self.is_elsewhere |= path.is_some_and(|path| !cgroup::is_in_slice(path, uid));
-            }
-            let runs = |task: &&Task| task.all_uids().any(|of| of == uid || owner.is_subordinate(of));
-            let running: BTreeSet<Process> =
-                owned.table().0.values().filter(runs).map(|task| task.process).collect();
-            self.begins_anew = running.iter().any(|process| !self.running.contains(process));
-            self.running = running;
+        let uid = owner.uid;
+        // One that is gone before it could be asked where it was may go on as another.
+        self.slice = cgroup::slice_that_is_there(uid);
+        for process in &self.found {
+            let path = owned.path_of(process.pid);
+            self.is_elsewhere |= path.is_some_and(|path| !cgroup::is_in_slice(path, uid));
         }
+        let runs = |task: &&Task| task.all_uids().any(|of| of == uid || owner.is_subordinate(of));
+        let running: BTreeSet<Process> =
+            owned.table().0.values().filter(runs).map(|task| task.process).collect();
+        self.begins_anew = running.iter().any(|process| !self.running.contains(process));
+        self.running = running;
         let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
         self.unread = tasks.filter(|task| task.unread.is_some()).count();
         if !self.found.is_empty() {
@@ -395,16 +394,42 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Whether, before it is over, everything of the user's is to be killed once more unseen, or looked at while it stands still:
+    /// Whether nothing can have escaped the looks by forking faster than anybody looks.
+    fn is_sure(&self) -> bool {
+        let is_killed = self.killed_all || !self.may_kill_all;
+        // Outside of the slice nothing stands still, and killing all of it unseen is all that can be done.
+        let is_found = self.slice.is_none() || self.looked_while_still && !self.is_elsewhere;
+        is_killed && (is_found || self.may_kill_all && self.is_elsewhere)
+    }
+
+    /// Whether, before it is over, everything of the user's is to be killed once more unseen, and looked at while it stands still:
     /// no process that is just being forked escapes that, as it may escape every look.
     fn make_sure(&mut self) -> bool {
-        let is_sure = self.made_sure || !self.may_kill_all && self.slice.is_none();
-        if is_sure || self.tries >= TRIES_MAX {
+        if self.is_sure() || self.tries >= TRIES_MAX {
             return false;
         }
         self.tries += 1;
         self.empty_looks = 0;
         true
+    }
+
+    /// The uids of which everything may be killed at once, the user's own first: of the subordinate ones those that are at work and
+    /// that nothing else has.
+    fn uids_to_kill(&self, owned: &mut Owned<'_>) -> Vec<Uid> {
+        let owner = &self.termination.owner;
+        let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
+        let mut subordinate: BTreeSet<Uid> = tasks
+            .flat_map(|task| task.uids.iter().flat_map(|uids| [uids.real, uids.saved]))
+            .filter(|uid| *uid != owner.uid)
+            .collect();
+        subordinate.extend(owner.subordinates_at_work().take(UIDS_MAX));
+        // A number may be another's too, as in a container.
+        let others = owned.table().0.values().filter(|task| !self.found.contains(&task.process));
+        let of_others: BTreeSet<Uid> = others.flat_map(Task::all_uids).collect();
+        let mut uids = vec![owner.uid];
+        let seen = subordinate.difference(&of_others);
+        uids.extend(seen.filter(|uid| owned.is_owners(**uid, owner)).take(UIDS_MAX).copied());
+        uids
     }
 
     /// Kills what is there. Returns the uids of which everything is to be killed at once, the user's own first.
@@ -414,20 +439,7 @@ impl<'a> Course<'a> {
         }
         self.tell_of_killing(tell);
         let owner = &self.termination.owner;
-        let mut uids = Vec::new();
-        if self.may_kill_all {
-            uids.push(owner.uid);
-            let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
-            let uids_seen: BTreeSet<Uid> = tasks
-                .flat_map(|task| task.uids.iter().flat_map(|uids| [uids.real, uids.saved]))
-                .filter(|uid| *uid != owner.uid)
-                .collect();
-            // A number may be another's too, as in a container.
-            let others = owned.table().0.values().filter(|task| !self.found.contains(&task.process));
-            let of_others: BTreeSet<Uid> = others.flat_map(Task::all_uids).collect();
-            let seen = uids_seen.difference(&of_others);
-            uids.extend(seen.filter(|uid| owned.is_owners(**uid, owner)).take(UIDS_MAX).copied());
-        }
+        let uids = if self.may_kill_all { self.uids_to_kill(owned) } else { Vec::new() };
         if whole {
             let groups: BTreeSet<String> = self
                 .found
@@ -452,7 +464,11 @@ impl<'a> Course<'a> {
         let running: Vec<&Process> = self.seen.iter().filter(|process| process.is_running()).collect();
         let ended = self.seen.len() - running.len();
         // Nothing was found, and nothing could be held still to look at it.
-        let may_have_missed = !self.made_sure && !self.may_kill_all && self.begins_anew;
+        let may_have_missed = self.begins_anew
+            && match self.may_kill_all {
+                true => !self.killed_all,
+                false => !self.looked_while_still || self.is_elsewhere,
+            };
         let remaining = match (self.is_done() && !may_have_missed, running.is_empty()) {
             (true, _) => String::new(),
             (false, true) if self.unread > 0 => {

@@ -379,7 +379,7 @@ fn the_doctor_finds_what_is_wrong_with_iam_and_the_resolver() {
     machine.iam("iam.remove_user_from_group(UserName='daemon', GroupName='ssh-users')\niam.delete_user(UserName='daemon')");
     machine.sh("sed -i \"s/'ssh-users'/'ssh-users', 'ssh-typo'/\" /etc/pam_iam/config.toml").succeeds();
     machine.end_resolver("TERM");
-    assert!(complaints(&machine).contains("access.allow names the IAM group ssh-typo, which does not exist"));
+    assert!(complaints(&machine).contains("access names the IAM group ssh-typo, which does not exist"));
     machine.sh("sed -i \"s/, 'ssh-typo'//\" /etc/pam_iam/config.toml").succeeds();
     machine.end_resolver("TERM");
     assert_eq!(complaints(&machine), "");

@@ -19,7 +19,7 @@ pub struct Roster {
     pub refused: Vec<Refused>,
     /// The Linux groups that users are in by what IAM says, with those of the first two lists who are.
     pub groups: Vec<Group>,
-    /// The IAM groups that the configuration allows and IAM does not have.
+    /// The IAM groups that the configuration allows or denies and IAM does not have.
     pub missing: Vec<String>,
     /// Whether who is not listed has left: every allowed group was found and read to its end.
     pub complete: bool,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::process::{Process, is_at_work};
+use pam_iam_core::process::Process;
 use pam_iam_core::register::{Origin, Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing};
@@ -39,6 +39,12 @@ const UNSEEN_MAX: u32 = 60;
 /// In how many of these it is asked about a user of whom nothing is seen and the kernel counts no process. There may be one
 /// under a subordinate uid, of which a later look sees more.
 const ASKED_UNSEEN_MAX: u32 = 3;
+
+/// How many logins of one user may be kept of which nothing was seen for a while.
+const KEPT_UNSEEN_MAX: usize = 100;
+
+/// How many logins further each sweep begins to ask about what they left.
+const ROTATION: usize = 101;
 
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
@@ -265,8 +271,13 @@ impl<'a> Judge<'a> {
         let mut sessions = register.left()?;
         // There may not be time to ask about all.
         let sweeps = usize::try_from(pam_iam_core::register::now() / 60).unwrap_or_default();
-        let first = sweeps.checked_rem(sessions.len()).unwrap_or_default();
+        let first = sweeps.wrapping_mul(ROTATION).checked_rem(sessions.len()).unwrap_or_default();
         sessions.rotate_left(first);
+        let (mut at_work, mut still) = (BTreeMap::new(), BTreeMap::new());
+        let mut counts: BTreeMap<Uid, usize> = BTreeMap::new();
+        for session in &sessions {
+            *counts.entry(session.uid).or_default() += 1;
+        }
         for session in sessions {
             let audit = session.audit.as_deref();
             let Some((audit, owner)) = audit.zip(Owner::new(session.uid, &session.user)) else {
@@ -275,15 +286,24 @@ impl<'a> Judge<'a> {
             };
             // What forks and ends all the time may be missed by any look.
             let before = *self.first_unseen.entry(session.process()).or_insert(session.unseen);
-            let unseen = if owned.is_in_audit_session(&owner, audit) { 0 } else { before + 1 };
-            if unseen > UNSEEN_MAX {
-                self.forget(register, &session);
-                continue;
+            let mut unseen = if owned.is_in_audit_session(&owner, audit) { 0 } else { before + 1 };
+            let is_at_work = *at_work.entry(session.uid).or_insert_with(|| owner.is_at_work());
+            let many = counts.get(&session.uid).is_some_and(|count| *count > KEPT_UNSEEN_MAX);
+            if unseen > UNSEEN_MAX || many && unseen > ASKED_UNSEEN_MAX {
+                let seen = still.entry(session.uid).or_insert_with(|| managed::audit_sessions_of(&owner));
+                match seen {
+                    Some(seen) if seen.contains(audit) => unseen = 0,
+                    None if is_at_work && !many => {}
+                    _ => {
+                        self.forget(register, &session);
+                        continue;
+                    }
+                }
             }
             if !self.is_dry {
                 let _ = register.note_unseen(&session, unseen);
             }
-            if unseen > ASKED_UNSEEN_MAX && !is_at_work(session.uid) {
+            if unseen > ASKED_UNSEEN_MAX && !is_at_work {
                 continue;
             }
             let Ok(standing) = standing(&session.user, session.uid, self.config, &Files::default()) else {
@@ -436,14 +456,14 @@ impl<'a> Judge<'a> {
     }
 
     fn ask(&self, request: &Request) -> Option<Answer> {
-        if Instant::now() >= self.asked_until {
-            self.without_answer.set(self.without_answer.get() + 1);
-            return None;
-        }
         // Newer than the beginning of this sweep: a user with many sessions is asked about once.
         let question = serde_json::to_string(request).ok()?;
         if let Some(answer) = self.answers.borrow().get(&question) {
             return Some(answer.clone());
+        }
+        if Instant::now() >= self.asked_until {
+            self.without_answer.set(self.without_answer.get() + 1);
+            return None;
         }
         let answer = self.context.ask(request).ok()?;
         self.answers.borrow_mut().insert(question, answer.clone());
@@ -463,8 +483,11 @@ fn in_turn<T>(users: BTreeMap<Uid, T>, last: Option<Uid>) -> Vec<(Uid, T)> {
 /// All processes of a managed user who has no session and may not log in.
 fn without_session(name: &LinuxName, uid: Uid, cause: Cause) -> Withdrawal {
     // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
-    let other = lookup::uid_of(name.as_str()).filter(|other| *other != uid);
-    let user = other.map_or_else(|| name.to_string(), |_| uid.to_string());
+    let is_own = match lookup::uid_of(name.as_str()) {
+        Some(other) => other.is_none_or(|other| other == uid),
+        None => false,
+    };
+    let user = if is_own { name.to_string() } else { uid.to_string() };
     Withdrawal { whole_user: true, ..Withdrawal::new(user, uid, cause) }
 }
 

@@ -48,8 +48,10 @@ impl<I: Iam> Answerer<I> {
             }
         }
         refused.sort_by(|one, other| one.iam_name.cmp(&other.iam_name));
-        let allowed = roster.access.allow.groups().iter().filter(|group| roster.missing.contains(group));
-        let missing: Vec<String> = allowed.map(ToString::to_string).collect();
+        // Without a group that denies, too many are on the list.
+        let needed = roster.access.allow.groups().iter().chain(&roster.access.deny);
+        let missing: Vec<String> =
+            needed.filter(|group| roster.missing.contains(group)).map(ToString::to_string).collect();
         let (groups, complete) = (self.all_groups(&roster)?, missing.is_empty());
         Ok(Answer::report(&Listing { users, adopted, refused, groups, missing, complete }))
     }

@@ -227,18 +227,18 @@ impl<I: Iam> Directory<I> {
 
     /// The members of the groups that may do nothing. They are taken out of what is remembered of a shared account at once.
     async fn denied_of_team(&self, name: &LinuxName) -> Result<Vec<IamId>, IamError> {
-        let groups = join_all(self.config.access.deny.iter().map(|group| self.iam.group(group))).await;
-        let mut denied = Vec::new();
-        let mut failed = None;
-        for group in groups {
-            match group {
-                Ok((_, users)) => denied.extend(users.into_iter().map(|user| user.id)),
-                Err(IamError::NoSuchEntity) => {}
-                Err(error) => failed = Some(IamError::Unreachable(error.to_string())),
+        // What each says counts at once: another that is silent must not leave the remembered in force.
+        let members = self.config.access.deny.iter().map(async |group| match self.iam.group(group).await {
+            Ok((_, users)) => {
+                let denied: Vec<IamId> = users.into_iter().map(|user| user.id).collect();
+                self.change_team(name, |team| team.retain(|person| !denied.contains(&person.user.id)));
+                Ok(denied)
             }
-        }
-        self.change_team(name, |team| team.retain(|person| !denied.contains(&person.user.id)));
-        failed.map_or(Ok(denied), Err)
+            Err(IamError::NoSuchEntity) => Ok(Vec::new()),
+            Err(error) => Err(IamError::Unreachable(error.to_string())),
+        });
+        let denied = join_all(members).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(denied.into_iter().flatten().collect())
     }
 
     /// A group of a shared account. Who is remembered as its member and is no longer one is so no longer, whatever

@@ -106,6 +106,18 @@ fn what_hops_on_from_a_login_that_is_over_ends_with_the_key_that_opened_it() {
     }
 }
 
+#[test]
+fn a_withdrawn_user_who_hops_under_a_subordinate_uid_is_ended() {
+    let machine = machine("");
+    let program = compile(&machine, "sub_setuid");
+    machine.sh("echo alice:300000:65536 >/etc/subuid; cp /etc/subuid /etc/subgid; touch /tmp/hop").succeeds();
+    machine.ssh("alice", &format!("{program} 300000 </dev/null >/dev/null 2>&1")).succeeds();
+    machine.wait_until("grep -qs 'hops [1-9]' /tmp/proof.300004.hops");
+    withdraw(&machine, "alice");
+    machine.sh("timeout 60 iamctl sweep").succeeds();
+    machine.sh(&format!("! {PROVES}")).succeeds();
+}
+
 fn set_first_key(state: &str) -> String {
     format!(
         "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']

