@@ -57,19 +57,22 @@ fn machine() -> Machine {
 fn of_five_thousand_users_the_fifty_who_may_log_in_exist_and_the_names_of_the_others_are_free() {
     let machine = machine();
     machine.clear_calls();
-    let asked = "for n in 1 2 3 4 5 6 7 8 9 10; do for name in NAMES; do getent passwd $name; getent group $name; id $name; done; done 2>/dev/null";
+    let asked = "for n in 1 2 3 4 5 6 7 8 9 10; do for name in NAMES; do getent passwd $name; getent group $name; id $name; done; done 2>/dev/null
+        echo $SECONDS >/root/seconds";
     let said = machine.sh(&asked.replace("NAMES", &DAEMONS.join(" "))).stdout;
     assert_eq!(said, "", "900 look-ups of root's");
     let calls = machine.actions();
     let users = calls.iter().filter(|action| *action == "GetUser").count();
     // A minute's limit, and what has come back of it meanwhile.
-    assert!(users <= 60, "{users} calls");
+    let seconds: usize = machine.sh("cat /root/seconds").succeeds().parse().unwrap();
+    assert!(users <= 31 + seconds / 2, "{users} calls in {seconds} s");
     for script in [
         "adduser --quiet --system jenkins && test $(id -u jenkins) -lt 1000",
         "useradd -r redis && test $(id -u redis) -lt 1000",
         "mkdir -p /etc/sysusers.d && echo 'u mysql - db' >/etc/sysusers.d/db.conf && systemd-sysusers && test $(id -u mysql) -lt 1000",
         "useradd -r nginx && systemd-run -q --wait --pipe -p User=nginx id -u | grep -x $(id -u nginx)",
-        "systemd-run -q --wait --pipe -p DynamicUser=yes -p User=grafana id -un | grep -x grafana",
+        // Whether it has a name is libnss-systemd's business.
+        "uid=$(systemd-run -q --wait --pipe -p DynamicUser=yes -p User=grafana id -u) && test $uid -ge 61184 && test $uid -le 65519",
         "iamctl sweep",
     ] {
         machine.sh(script).succeeds();

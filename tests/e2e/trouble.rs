@@ -86,7 +86,10 @@ fn a_broken_configuration_keeps_iam_users_out_and_local_accounts_in() {
     machine.logs("authpriv", "/etc/pam_iam/config.toml:2: unknown field `alow`");
     let message =
         machine.sh("/usr/libexec/pam_iam/iam-resolver check-config /etc/pam_iam/config.toml").fails();
-    assert!(message.contains("config.toml:2: unknown field `alow`, expected `allow` or `sudo`"), "{message}");
+    assert!(
+        message.contains("config.toml:2: unknown field `alow`, expected one of `allow`, `sudo`, `deny`"),
+        "{message}"
+    );
     machine
         .sh("sed -i s/alow/allow/ /etc/pam_iam/config.toml; chmod o+w /etc/pam_iam/config.toml")
         .succeeds();
