@@ -195,7 +195,8 @@ pub fn end(
             if stood_still && course.slice.as_deref().is_some_and(cgroup::is_still) {
                 // What is found so is there, however often other looks find nothing.
                 course.looked_while_still = course.found.is_empty();
-                course.tries = if course.is_elsewhere { course.tries } else { 0 };
+                let is_progress = !course.found.is_empty() && !course.is_elsewhere;
+                course.tries = if is_progress { 0 } else { course.tries };
             }
             if course.is_done() {
                 if course.make_sure() {
