@@ -40,7 +40,7 @@ const DAEMONS: [&str; 30] = [
 /// An AWS account with 5,000 users, of whom 50 may log in.
 fn machine() -> Machine {
     let mut users: Vec<Value> =
-        DAEMONS.iter().map(|name| json!({"name": name, "groups": [], "keys": [{}]})).collect();
+        DAEMONS.iter().map(|name| json!({"name": name, "groups": [], "keys": []})).collect();
     users.push(json!({"name": "newbie", "groups": [], "keys": [{}]}));
     users.extend(
         (0..50).map(|number| json!({"name": format!("dev{number}"), "groups": ["ssh-users"], "keys": [{}]})),

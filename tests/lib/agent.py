@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 900
 # Of a box that booted, the agent is beside it.
 ENTER = ["box-enter"] if os.environ.get("BOX_BOOTED") else []
 
