@@ -3,6 +3,7 @@
 //! Not through NSS: the resolver would ask itself, and the NSS module runs inside such a question. A line counts here
 //! exactly if it counts for the C library: an account that glibc has and this file passes over would be nobody's.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
@@ -39,6 +40,12 @@ impl Group {
     pub fn has(&self, account: &Account) -> bool {
         self.gid == account.gid || self.members.contains(&account.name)
     }
+}
+
+/// The gids of those of `groups` that have one of `names`, each with that name.
+pub fn gids_of(groups: &[Group], names: &[&'static str]) -> BTreeMap<Gid, &'static str> {
+    let name_of = |group: &Group| names.iter().find(|name| **name == group.name).copied();
+    groups.iter().filter_map(|group| Some((group.gid, name_of(group)?))).collect()
 }
 
 /// The account called `name` in the passwd(5) file `path`.

@@ -27,14 +27,13 @@ impl Privileged {
         remember: bool,
     ) -> (Self, Result<(), String>) {
         let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
-        let by_name = local.iter().filter(|group| PRIVILEGED_GROUPS.contains(&group.name.as_str()));
-        let known: BTreeSet<Gid> = by_name.map(|group| group.gid).collect();
+        let known = local::gids_of(&local, PRIVILEGED_GROUPS);
         // Whatever the resolver gives only by the operator's word, and what has the gid of such a group.
         let is_privileged = |target: &&GroupTarget| {
             let name = target.group.as_str();
             target.allow_privileged
                 || PRIVILEGED_GROUPS.contains(&name)
-                || local.iter().any(|group| group.name == name && known.contains(&group.gid))
+                || local.iter().any(|group| group.name == name && known.contains_key(&group.gid))
         };
         let targets = config.groups.values().filter(is_privileged);
         let names: BTreeSet<&str> = targets.map(|target| target.group.as_str()).collect();

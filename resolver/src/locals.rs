@@ -1,7 +1,7 @@
 //! The local accounts and groups as of now: read again when the files have changed.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -110,9 +110,8 @@ impl Locals {
 
 /// The groups that have the gid of a privileged one.
 fn privileged_names(groups: &[local::Group]) -> impl Iterator<Item = (String, ())> {
-    let means_root = |group: &&local::Group| PRIVILEGED_GROUPS.contains(&group.name.as_str());
-    let gids: BTreeSet<Gid> = groups.iter().filter(means_root).map(|group| group.gid).collect();
-    groups.iter().filter(move |group| gids.contains(&group.gid)).map(|group| (group.name.clone(), ()))
+    let gids = local::gids_of(groups, PRIVILEGED_GROUPS);
+    groups.iter().filter(move |group| gids.contains_key(&group.gid)).map(|group| (group.name.clone(), ()))
 }
 
 /// Groups of a host's devices, to which administrators add IAM users by hand: the configuration has to say that IAM gives
@@ -121,11 +120,9 @@ const OF_DEVICES: [&str; 6] = ["input", "kvm", "lpadmin", "netdev", "render", "v
 
 /// The names in groups that mean root, each with one of these. A group that has the gid of one means root too.
 fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String, &'static str)> {
-    let name_of = |group: &local::Group| PRIVILEGED_GROUPS.iter().find(|name| **name == group.name).copied();
-    let means_root = |group: &local::Group| {
-        name_of(group).filter(|name| !OF_DEVICES.contains(name)).map(|name| (group.gid, name))
-    };
-    let gids: BTreeMap<Gid, &'static str> = groups.iter().filter_map(means_root).collect();
+    let names: Vec<&'static str> =
+        PRIVILEGED_GROUPS.iter().copied().filter(|name| !OF_DEVICES.contains(name)).collect();
+    let gids = local::gids_of(&groups, &names);
     groups.into_iter().flat_map(move |group| {
         let name = gids.get(&group.gid).copied();
         name.into_iter()
