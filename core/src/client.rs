@@ -72,23 +72,32 @@ impl From<Errno> for AskError {
 /// # Errors
 /// Any of [`AskError`].
 pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, AskError> {
-    ask_for(socket, request, None, deadline)
+    ask_on_behalf(socket, request, Behalf::default(), deadline)
 }
 
-/// Asks the resolver that listens on `socket`, about somebody who comes from the address `client`.
+/// On whose behalf a program asks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Behalf {
+    /// The address of the client that sshd serves.
+    pub client: Option<IpAddr>,
+    /// The uid whose limits count. None for the real uid of this process.
+    pub caller: Option<Uid>,
+}
+
+/// Asks the resolver that listens on `socket`, on behalf of somebody else.
 ///
 /// # Errors
 /// Any of [`AskError`].
-pub fn ask_for(
+pub fn ask_on_behalf(
     socket: &Path,
     request: &Request,
-    client: Option<IpAddr>,
+    behalf: Behalf,
     deadline: Deadline,
 ) -> Result<Answer, AskError> {
     persistently(request.retries(rustix::process::geteuid().is_root()), deadline, || {
         let connection = open(socket, deadline)?;
         check_owner(&connection, socket)?;
-        exchange(connection.as_fd(), request, client, deadline)
+        exchange(connection.as_fd(), request, behalf, deadline)
     })
 }
 
@@ -124,12 +133,12 @@ fn is_broken_off(error: &io::Error) -> bool {
 pub fn exchange(
     connection: BorrowedFd<'_>,
     request: &Request,
-    client: Option<IpAddr>,
+    behalf: Behalf,
     deadline: Deadline,
 ) -> Result<Answer, AskError> {
     let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
-    let caller = (real != effective).then(|| Uid(real.as_raw()));
-    let envelope = Envelope { v: VERSION, caller, client, request: request.clone() };
+    let caller = behalf.caller.or_else(|| (real != effective).then(|| Uid(real.as_raw())));
+    let envelope = Envelope { v: VERSION, caller, client: behalf.client, request: request.clone() };
     let body = serde_json::to_vec(&envelope).map_err(|error| AskError::Nonsense(error.to_string()))?;
     let frame = frame::encode(&body, REQUEST_MAX).map_err(|error| AskError::Nonsense(error.to_string()))?;
     send_all(connection, &frame, deadline)?;
@@ -241,7 +250,7 @@ mod tests {
     fn talk(path: &Path, span: Duration) -> Result<Answer, AskError> {
         let deadline = Deadline::after(span);
         let connection = open(path, deadline)?;
-        exchange(connection.as_fd(), &Request::Status, None, deadline)
+        exchange(connection.as_fd(), &Request::Status, Behalf::default(), deadline)
     }
 
     #[test]
@@ -266,7 +275,7 @@ mod tests {
         let one = |path: &Path| {
             persistently(RETRIES, deadline, || {
                 let connection = open(path, deadline)?;
-                exchange(connection.as_fd(), &Request::Status, None, deadline)
+                exchange(connection.as_fd(), &Request::Status, Behalf::default(), deadline)
             })
         };
         assert_eq!(one(&path).unwrap(), Answer::NotFound);

@@ -21,6 +21,7 @@ pub mod local;
 #[cfg(feature = "log")]
 pub mod log;
 pub mod name;
+pub mod nsswitch;
 pub mod once;
 pub mod paths;
 pub mod process;

@@ -56,7 +56,7 @@ pub fn ask(once: &Once, request: &Request, deadline: Deadline) -> Result<Answer,
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let mut child = Running::start(once, theirs)?;
-    let answer = client::exchange(ours.as_fd(), request, None, deadline);
+    let answer = client::exchange(ours.as_fd(), request, client::Behalf::default(), deadline);
     drop(ours);
     child.end(deadline);
     answer

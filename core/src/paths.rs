@@ -69,3 +69,6 @@ pub const NOLOGIN: &str = "/usr/sbin/nologin";
 
 /// Defaults for new accounts, see login.defs(5).
 pub const LOGIN_DEFS: &str = "/etc/login.defs";
+
+/// The variable that a program sets for its children whose lookups are no login: IAM is not asked anew because of them.
+pub const LOOK_ONLY: &str = "PAM_IAM_LOOK_ONLY";

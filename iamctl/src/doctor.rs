@@ -7,7 +7,6 @@ mod sshd;
 
 use std::fmt::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pam_iam_core::client::AskError;
@@ -18,6 +17,7 @@ use pam_iam_core::{ask::Mode, client, paths};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::host::command::run as run_program;
 use crate::output::Tone;
 use crate::swept::{self, Swept};
 use crate::{Context, enable};
@@ -82,7 +82,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
             let roster = roster(context, &mut findings);
             findings.extend(sshd::effective(&config, roster.as_ref()));
             findings.extend(pam::stacks(&config));
-            findings.push(files::nsswitch(roster.as_ref()));
+            findings.push(files::accounts(roster.as_ref()));
             findings.extend(files::sudoers(&config));
             findings.extend(files::owners(&config, &context.config_path));
             findings.extend(files::sudo_group(&config));
@@ -157,7 +157,7 @@ fn sweep_timer(config: &Config) -> Option<Finding> {
     if config.sessions.sweep == Sweep::Off || !by_systemd || Path::new("/etc/cron.d/iam-sweep").exists() {
         return None;
     }
-    Some(match output_of("systemctl", &["is-enabled", "iam-sweep.timer"]) {
+    Some(match run_program("systemctl", &["is-enabled", "iam-sweep.timer"]) {
         Ok(_) => Finding::ok(CHECK, "iam-sweep.timer is enabled"),
         Err(_) => Finding::warning(
             CHECK,
@@ -236,14 +236,4 @@ fn roster(context: &Context, findings: &mut Vec<Finding>) -> Option<Roster> {
         findings.push(Finding::ok(CHECK, format!("{count} IAM users may log in, and each has a name")));
     }
     Some(roster)
-}
-
-/// What a program prints, or what it complains about.
-fn output_of(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| format!("{program}: {error}"))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")),
-    }
 }

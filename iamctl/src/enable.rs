@@ -13,16 +13,17 @@ use serde_json::json;
 
 use crate::Context;
 
-mod edits;
-mod host;
 mod plan;
 mod record;
 
-pub use host::{can_read, cannot_read, started_with};
-use host::{reload_sshd, run, sshd_asks_us, start, stop};
-pub use plan::{PAM_STACKS, PAM_STACKS_OF_VENDOR};
-use plan::{Plan, SSHD_DROP_IN, SUDOERS, made_by_hand, plan};
-use record::{Change, apply, load, merged, read, remove, save, take_back};
+use plan::{Plan, SUDOERS, made_by_hand, plan};
+use record::{Change, apply, load, merged, remove, save, take_back};
+
+use crate::host::access::cannot_read;
+use crate::host::command::run;
+use crate::host::sshd::{DROP_IN as SSHD_DROP_IN, reload};
+use crate::host::units::{start, stop};
+use crate::host::{read, sshd};
 
 /// The units that are switched on with every way to have accounts.
 const UNITS: &[&str] = &["iam-resolver.socket", "iam-resolver.service", "iam-sweep.timer"];
@@ -63,11 +64,11 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
     save(Some(&merged(before.as_ref(), &changes)))?;
     let done = start(&units)
         .and_then(|()| apply(&changes))
-        .and_then(|()| reload_sshd())
+        .and_then(|()| reload())
         .and_then(|()| sshd_asks_us(&config.keys.user));
     if let Err(why) = done {
         let back = take_back(&changes);
-        let _ = reload_sshd();
+        let _ = reload();
         if before.is_none() {
             let _ = stop(&units);
         }
@@ -108,7 +109,7 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     take_back(&changes)?;
     // And what was there by hand before we were enabled.
     take_back(&made_by_hand(Path::new("/"))?)?;
-    if let Err(why) = reload_sshd() {
+    if let Err(why) = reload() {
         // Our lines are gone all the same; a package that is being removed goes on.
         context.output.remark(&format!("sshd is to be reloaded by hand: {why}"));
     }
@@ -133,6 +134,27 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
         ));
     }
     Ok(true)
+}
+
+/// The first value counts in sshd's files, so another's may have won.
+fn sshd_asks_us(key_user: &str) -> Result<(), String> {
+    if let Some(command) = sshd::started_with() {
+        return Err(format!("{command}, which wins over every file: see iamctl doctor"));
+    }
+    let settings = sshd::effective("root")?;
+    // Without PAM nobody would be asked whether who has a key may log in.
+    let name = if !settings.get("authorizedkeyscommand").starts_with(sshd::KEY_COMMAND) {
+        "AuthorizedKeysCommand"
+    } else if settings.get("authorizedkeyscommanduser") != key_user {
+        "AuthorizedKeysCommandUser"
+    } else if settings.get("usepam") != "yes" {
+        "UsePAM"
+    } else {
+        return Ok(());
+    };
+    Err(format!(
+        "sshd does not take {name} from {SSHD_DROP_IN}: its sshd_config includes that folder late or not at all, or an earlier file sets another"
+    ))
 }
 
 /// The accounts in /etc/passwd that are ours.

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use pam_iam_core::client;
+use pam_iam_core::client::{self, Behalf};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_USERS, LinuxName};
@@ -75,7 +75,7 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     if !is_managed && is_local(Path::new(paths::PASSWD), user) {
         return Found::No;
     }
-    let answer = ask(&Request::GroupsOf { name, known: !is_managed });
+    let answer = ask(&Request::GroupsOf { name, known: !is_managed || looks_only() });
     let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
     // The host's own group of that name, if it has one.
     let own = local::group_by_name(Path::new(paths::GROUP), IAM_USERS).ok().flatten();
@@ -171,9 +171,18 @@ fn is_sound(user: &User) -> bool {
         && !user.gecos.contains(|c: char| c == ':' || c.is_control())
 }
 
+/// Whether this process only looks at the host, as `sshd -T` of doctor and the sweep does: its lookups are no login, and
+/// IAM is not asked anew because of them. A setuid program's environment is its caller's, and does not count.
+fn looks_only() -> bool {
+    let is_setuid = rustix::process::getuid() != rustix::process::geteuid();
+    !is_setuid && std::env::var_os(paths::LOOK_ONLY).is_some()
+}
+
 fn ask(request: &Request) -> Option<Answer> {
     let deadline = Deadline::after(CLIENT_DEADLINE);
-    client::ask_for(Path::new(paths::SOCKET), request, crate::host::client_of_sshd(), deadline).ok()
+    let behalf =
+        Behalf { client: crate::host::client_of_sshd(), caller: looks_only().then_some(Uid::RESERVED) };
+    client::ask_on_behalf(Path::new(paths::SOCKET), request, behalf, deadline).ok()
 }
 
 /// In a build for the tests, panics if the environment says so.

@@ -7,15 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pam_iam_core::id::Uid;
+use pam_iam_core::nsswitch;
 
 /// How long one look-up is waited for.
 const LOOKUP_MAX: Duration = Duration::from_millis(300);
 
 /// How long this process waits for all its look-ups together.
 const LOOKUPS_MAX: Duration = Duration::from_secs(1);
-
-/// Where the services are named.
-const NSSWITCH: &str = "/etc/nsswitch.conf";
 
 /// How long it has waited, in microseconds.
 static SPENT: AtomicU64 = AtomicU64::new(0);
@@ -33,23 +31,10 @@ pub fn was_unanswered() -> bool {
 pub fn is_account(uid: Uid) -> Option<bool> {
     let is_account = in_time(&SPENT, move || users::get_user_by_uid(uid.0).is_some())?;
     let may_be_down = || {
-        let nsswitch = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
-        has_directory(&nsswitch)
+        let text = std::fs::read_to_string(nsswitch::NSSWITCH).unwrap_or_default();
+        nsswitch::has_directory(&text)
     };
     (is_account || !may_be_down()).then_some(is_account)
-}
-
-/// Whether nsswitch.conf(5), whose text this is, has accounts come from anywhere but this host and our own module.
-fn has_directory(nsswitch: &str) -> bool {
-    let services = nsswitch.lines().filter_map(|line| line.trim_start().strip_prefix("passwd:"));
-    let words = services.flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
-    // Actions like [NOTFOUND=return] may hold blanks.
-    let mut depth = 0_usize;
-    words.into_iter().any(|word| {
-        let is_action = depth > 0 || word.starts_with('[');
-        depth = (depth + word.matches('[').count()).saturating_sub(word.matches(']').count());
-        !is_action && !["files", "compat", "systemd", "altfiles", "iam"].contains(&word)
-    })
 }
 
 /// The uid of the account of this name in any service, if there is one. None if nobody told in time.
@@ -76,18 +61,6 @@ fn in_time<T: Send + 'static>(spent: &AtomicU64, ask: impl FnOnce() -> T + Send 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_directory_is_a_service_that_is_neither_a_file_nor_systemd_nor_ours() {
-        for own in
-            ["passwd: files systemd iam # sss", "passwd:\tcompat [NOTFOUND = return] iam", "group: sss", ""]
-        {
-            assert!(!has_directory(own), "{own}");
-        }
-        for other in ["passwd: files sss iam", "passwd: files [SUCCESS=merge] winbind", " passwd: ldap"] {
-            assert!(has_directory(other), "{other}");
-        }
-    }
 
     #[test]
     fn a_service_that_does_not_answer_is_waited_for_once_in_a_while_and_not_for_ever() {

@@ -242,7 +242,7 @@ fn the_doctor_finds_what_is_wrong_with_sshd() {
         ("PubkeyAcceptedAlgorithms ssh-ed25519", "sshd takes no RSA keys, and IAM has no others"),
         ("RequiredRSASize 4096", "sshd wants RSA keys of 4096 bits"),
         ("AllowGroups staff", "sshd's allowgroups is set to staff"),
-        ("NoSuchKeyword yes", "sshd -T:"),
+        ("NoSuchKeyword yes", "Bad configuration option: NoSuchKeyword"),
     ] {
         finds(&machine, &format!("echo '{line}' >{drop_in}/00-test.conf"), what, &aside);
     }
@@ -273,12 +273,12 @@ fn the_doctor_finds_what_is_wrong_with_pam_nss_sudo_and_owners() {
         (
             "/etc/pam.d/sshd",
             "sed -i '1i account sufficient pam_permit.so'",
-            "sshd: pam_iam.so comes after `sufficient pam_permit.so`",
+            "sshd: pam_iam.so is not always asked, because of `sufficient pam_permit.so`",
         ),
         (
             "/etc/pam.d/sshd",
             "sed -i 's/^account.*pam_iam.so/account optional pam_iam.so/'",
-            "the control optional does not heed a denial",
+            "the control of `optional pam_iam.so` does not heed a denial",
         ),
         ("/etc/pam.d/sudo", "sed -i '/pam_iam/d'", "sudo: pam_iam.so is not in the account phase"),
         ("/etc/pam.d/sudo", "sed -i 's/policy=sudo//'", "sudo: pam_iam.so lacks policy=sudo"),

@@ -6,14 +6,15 @@ use std::path::Path;
 use pam_iam_core::config::{Config, Who};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::IAM_SUDO;
+use pam_iam_core::nsswitch::{self, NSSWITCH};
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
-use super::{Finding, output_of};
-use crate::{enable, is_installed};
-
-const NSSWITCH: &str = "/etc/nsswitch.conf";
+use super::Finding;
+use crate::host::access;
+use crate::host::command::run;
+use crate::is_installed;
 
 const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
 
@@ -23,21 +24,16 @@ const LIBRARIES: [&str; 3] = ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/l
 const VISUDO: &str = "/usr/sbin/visudo";
 
 /// Where accounts come from: NSS, or the importer.
-pub fn nsswitch(roster: Option<&Roster>) -> Finding {
+pub fn accounts(roster: Option<&Roster>) -> Finding {
     const CHECK: &str = "accounts";
     let text = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
-    let asks = |database: &str| {
-        let line = text.lines().find_map(|line| line.trim().strip_prefix(database)?.strip_prefix(':'));
-        line.is_some_and(|services| {
-            services.split('#').next().unwrap_or_default().split_whitespace().any(|word| word == "iam")
-        })
-    };
+    let asks = |database: &str| nsswitch::asks_us(&text, database);
     let add =
         format!("add iam at the end of the passwd: and group: lines of {NSSWITCH}, or import: iam-importer");
     match (asks("passwd"), asks("group")) {
         // Whatever the line says, a user who may log in is to be there.
         (true, true) => match roster.and_then(|roster| roster.users.first()).map(|user| user.name.as_str()) {
-            Some(user) if output_of("getent", &["passwd", user]).is_err() => Finding::wrong(
+            Some(user) if run("getent", &["passwd", user]).is_err() => Finding::wrong(
                 CHECK,
                 format!("{NSSWITCH} asks IAM, and yet `getent passwd {user}` finds nobody"),
                 "is libnss_iam.so.2 installed, the resolver's daemon running, and nothing before `iam` that ends the search?",
@@ -82,7 +78,7 @@ pub fn sudoers(config: &Config) -> Vec<Finding> {
         Ok(found) if found.uid() != 0 || found.mode() & 0o022 != 0 => {
             Finding::wrong(CHECK, format!("sudo does not read {SUDOERS}: wrong owner or mode"), copy)
         }
-        Ok(_) => match output_of(VISUDO, &["-c", "-f", SUDOERS]) {
+        Ok(_) => match run(VISUDO, &["-c", "-f", SUDOERS]) {
             Ok(_) => Finding::ok(CHECK, SUDOERS),
             Err(why) => Finding::wrong(CHECK, why, copy),
         },
@@ -114,7 +110,7 @@ pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
         findings.push(Finding::wrong(CHECK, problem.0, problem.1));
     }
     findings.dedup();
-    if let Some(why) = enable::cannot_read(settings, config) {
+    if let Some(why) = access::cannot_read(settings, config) {
         findings.push(Finding::wrong(CHECK, why, "until then no IAM user gets in"));
     }
     findings.extend(aws_files());
@@ -134,7 +130,7 @@ fn aws_files() -> Vec<Finding> {
     named
         .filter(|(name, _)| VARIABLES.contains(name))
         .map(|(name, path)| (name, path.trim_matches(['"', '\''])))
-        .filter(|(_, path)| enable::can_read(paths::RESOLVER_USER, Path::new(path)) == Some(false))
+        .filter(|(_, path)| access::can_read(paths::RESOLVER_USER, Path::new(path)) == Some(false))
         .map(|(name, path)| {
             let user = paths::RESOLVER_USER;
             Finding::wrong(

@@ -1,16 +1,10 @@
 //! sshd's effective settings: is our command in force, or who won?
 
-use std::collections::HashMap;
-
 use pam_iam_core::config::Config;
 use pam_iam_core::wire::Roster;
 
-use super::{Finding, output_of};
-
-const SSHD: &str = "/usr/sbin/sshd";
-
-/// What sshd is to run.
-const KEY_COMMAND: &str = "/usr/libexec/pam_iam/iam-authorized-keys";
+use super::Finding;
+use crate::host::sshd::{self, KEY_COMMAND};
 
 /// The signatures that an RSA key makes; IAM has no other keys.
 const RSA: [&str; 2] = ["rsa-sha2-512", "rsa-sha2-256"];
@@ -29,27 +23,19 @@ const RIVALS: [(&str, &str); 3] = [
 pub fn effective(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
     const CHECK: &str = "sshd";
     let user = roster.and_then(|roster| roster.users.first()).map(|user| user.name.as_str());
-    let connection =
-        format!("user={},host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22", user.unwrap_or("root"));
-    let settings = match output_of(SSHD, &["-T", "-C", &connection]) {
+    let settings = match sshd::effective(user.unwrap_or("root")) {
         Ok(settings) => settings,
         Err(why) => {
-            return vec![Finding::wrong(
-                CHECK,
-                format!("sshd -T: {why}"),
-                "mend sshd's configuration: sshd -t",
-            )];
+            return vec![Finding::wrong(CHECK, why, "mend sshd's configuration: sshd -t")];
         }
     };
-    let settings: HashMap<&str, &str> = settings.lines().filter_map(|line| line.split_once(' ')).collect();
-    let setting = |name: &str| settings.get(name).copied().unwrap_or_default();
-    let mut findings = vec![command(setting("authorizedkeyscommand"))];
-    if let Some(started) = crate::enable::started_with() {
+    let mut findings = vec![command(settings.get("authorizedkeyscommand"))];
+    if let Some(started) = sshd::started_with() {
         let mend = "systemctl edit its unit: an empty ExecStart= and then one without that option; \
                     keep EC2 Instance Connect by keys.also_run in our configuration";
         findings.push(Finding::wrong(CHECK, format!("{started}, which wins over every file"), mend));
     }
-    let runs_as = setting("authorizedkeyscommanduser");
+    let runs_as = settings.get("authorizedkeyscommanduser");
     if runs_as != config.keys.user {
         findings.push(Finding::wrong(
             CHECK,
@@ -58,31 +44,31 @@ pub fn effective(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
         ));
     }
     for (name, wanted) in [("usepam", "UsePAM yes"), ("pubkeyauthentication", "PubkeyAuthentication yes")] {
-        if setting(name) != "yes" {
+        if settings.get(name) != "yes" {
             let what = format!(
                 "{name} is {:?}: without it no IAM user gets in, or nobody is asked whether they may",
-                setting(name)
+                settings.get(name)
             );
             findings.push(Finding::wrong(CHECK, what, format!("set {wanted}, before any other file does")));
         }
     }
-    if user.is_some() && setting("authorizedkeysfile") != "none" {
+    if user.is_some() && settings.get("authorizedkeysfile") != "none" {
         findings.push(Finding::wrong(
             CHECK,
-            format!("sshd also takes keys from {} for IAM users", setting("authorizedkeysfile")),
+            format!("sshd also takes keys from {} for IAM users", settings.get("authorizedkeysfile")),
             "keep `Match Group iam-users` with `AuthorizedKeysFile none` of our drop-in, and the group in NSS",
         ));
     }
     for list in ["allowusers", "allowgroups", "denyusers", "denygroups"] {
-        if settings.contains_key(list) {
+        if settings.has(list) {
             findings.push(Finding::warning(
                 CHECK,
-                format!("sshd's {list} is set to {}, beside what IAM says", setting(list)),
+                format!("sshd's {list} is set to {}, beside what IAM says", settings.get(list)),
                 "see that it lets IAM users in: AllowGroups iam-users, for one",
             ));
         }
     }
-    findings.extend(key_types(setting("pubkeyacceptedalgorithms"), setting("requiredrsasize")));
+    findings.extend(key_types(settings.get("pubkeyacceptedalgorithms"), settings.get("requiredrsasize")));
     findings
 }
 

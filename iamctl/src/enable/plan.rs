@@ -1,15 +1,15 @@
 //! What is to be changed, and what somebody has changed by hand.
 
-use std::io;
 use std::path::Path;
 
+use pam_iam_core::nsswitch::{self, NSSWITCH};
 use pam_iam_core::paths;
 
 use super::Accounts;
-use super::edits::{self, Phase};
-use super::record::{Change, Record, at, read};
-
-pub const SSHD_DROP_IN: &str = "/etc/ssh/sshd_config.d/10-pam_iam.conf";
+use super::record::{Change, Record};
+use crate::host::pam::{self, Role};
+use crate::host::sshd::DROP_IN as SSHD_DROP_IN;
+use crate::host::{at, pam_stack, read};
 
 pub const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
 
@@ -17,13 +17,6 @@ pub const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
 const SHIPPED_SSHD: &str = "sshd/10-pam_iam.conf";
 
 const SHIPPED_SUDOERS: &str = "sudoers/pam_iam";
-
-pub const NSSWITCH: &str = "/etc/nsswitch.conf";
-
-pub const PAM_STACKS: &str = "/etc/pam.d";
-
-/// Where distributions put stacks that nobody has edited.
-pub const PAM_STACKS_OF_VENDOR: &str = "/usr/lib/pam.d";
 
 /// What enabling is to do.
 #[derive(Debug)]
@@ -61,39 +54,30 @@ pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<
         read(root, &path)?.ok_or_else(|| format!("{path} is missing: is the package installed?"))
     };
     if accounts == Accounts::Nss {
-        add(NSSWITCH, &|text| Ok(edits::nsswitch(text)), None)?;
+        add(NSSWITCH, &|text| Ok(nsswitch::with_us(text)), None)?;
     }
-    for (service, lines, phases) in [
-        ("sshd", "sshd", [Phase::Account, Phase::Session].as_slice()),
-        ("sudo", "sudo", &[Phase::Account]),
-        ("sudo-i", "sudo", &[Phase::Account]),
-        // What would start processes of a withdrawn user again and again. All have atd's line, which is there for both families.
-        ("cron", "atd", &[Phase::Account]),
-        ("crond", "atd", &[Phase::Account]),
-        ("atd", "atd", &[Phase::Account]),
-        ("systemd-user", "atd", &[Phase::Account]),
-    ] {
-        let path = format!("{PAM_STACKS}/{service}");
-        let vendors = format!("{PAM_STACKS_OF_VENDOR}/{service}");
-        let there = read(root, &path)?;
-        let text = match &there {
-            Some(_) => there.clone(),
-            // PAM reads it where there is none in /etc.
-            None => read(root, &vendors)?,
+    // What is planned counts when a later stack includes it.
+    let mut planned: Vec<(&str, String)> = Vec::new();
+    for service in &pam::SERVICES {
+        let stack_of = |name: &str| match planned.iter().find(|(known, _)| *known == name) {
+            Some((_, text)) => Some(text.clone()),
+            None => pam::stack(root, name).ok().flatten(),
         };
-        let Some(text) = text else {
-            if service == "sshd" {
+        let path = format!("{}/{}", pam::FOLDER, service.name);
+        let Some(text) = pam::stack(root, service.name)? else {
+            if service.role == Role::Login {
                 return Err(format!("{path} is missing"));
             }
             continue;
         };
-        let family = if text.contains("@include") { "debian" } else { "redhat" };
-        let ours = shipped(&format!("pam.d/{family}/{lines}"))?;
-        let with_ours = phases.iter().fold(text.clone(), |text, phase| {
-            edits::line_of(&ours, *phase).map_or(text.clone(), |line| edits::pam(&text, line, *phase))
+        let ours = shipped(&format!("pam.d/{}/{}", pam::family(&text), service.lines))?;
+        let with_ours = service.phases.iter().fold(text.clone(), |text, phase| {
+            let Some(line) = pam_stack::line_of(&ours, *phase) else { return text };
+            pam_stack::with_line(&text, line, *phase, &stack_of, &|arguments| service.are_ours(arguments))
         });
         if with_ours != text {
             add(&path, &|_| Ok(with_ours.clone()), Some(0o644))?;
+            planned.push((service.name, with_ours));
         }
     }
     // sshd's last, since from then on it asks.
@@ -123,14 +107,14 @@ pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
         }
         Ok(())
     };
-    for stack in stacks(root)? {
-        if let Err(why) = add(&stack, edits::without_pam)
+    for stack in pam::stacks(root)? {
+        if let Err(why) = add(&stack, pam_stack::without_lines)
             && may_name_us(root, &stack)
         {
-            return Err(format!("{why}; take the line of {} out by hand", edits::MODULE));
+            return Err(format!("{why}; take the line of {} out by hand", pam_stack::MODULE));
         }
     }
-    add(NSSWITCH, edits::without_nsswitch)?;
+    add(NSSWITCH, nsswitch::without_us)?;
     for (path, name) in [(SUDOERS, SHIPPED_SUDOERS), (SSHD_DROP_IN, SHIPPED_SSHD)] {
         let Some(_) = read(root, path)? else { continue };
         // What is not as we ship it is kept aside when it is taken back.
@@ -140,32 +124,11 @@ pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
     Ok(changes)
 }
 
-/// The stacks of PAM.
-fn stacks(root: &Path) -> Result<Vec<String>, String> {
-    let failed = |error: io::Error| format!("{PAM_STACKS}: {error}");
-    let mut found = Vec::new();
-    let folder = match std::fs::read_dir(at(root, PAM_STACKS)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        folder => folder.map_err(failed)?,
-    };
-    for entry in folder {
-        let path = entry.map_err(failed)?.path();
-        // What is no file, or a link to none, is no stack.
-        if path.is_file()
-            && let Some(name) = path.file_name().and_then(|name| name.to_str())
-        {
-            found.push(format!("{PAM_STACKS}/{name}"));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// Whether a stack that is no text, or cannot be read, may have a line of ours.
 fn may_name_us(root: &Path, stack: &str) -> bool {
     std::fs::read(at(root, stack)).map_or(true, |text| {
         let text = String::from_utf8_lossy(&text);
-        edits::without_pam(&text) != text
+        pam_stack::without_lines(&text) != text
     })
 }
 

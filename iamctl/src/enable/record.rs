@@ -3,12 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use pam_iam_core::nsswitch::{self, NSSWITCH};
 use pam_iam_core::paths;
 use pam_iam_core::replace::{write_like, write_new};
 use serde::{Deserialize, Serialize};
 
-use super::edits;
-use super::plan::{NSSWITCH, PAM_STACKS};
+use crate::host::{pam, pam_stack, read};
 
 /// What stands behind the names of unfinished files.
 const UNFINISHED: &str = ".pam_iam-new";
@@ -30,20 +30,6 @@ pub struct Record {
     pub changes: Vec<Change>,
 }
 
-/// Where `path` lies under `root`.
-pub fn at(root: &Path, path: &str) -> PathBuf {
-    root.join(path.trim_start_matches('/'))
-}
-
-/// A file as text; none if it is not there.
-pub fn read(root: &Path, path: &str) -> Result<Option<String>, String> {
-    match std::fs::read_to_string(at(root, path)) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("{path}: {error}")),
-    }
-}
-
 pub fn apply(changes: &[Change]) -> Result<(), String> {
     changes.iter().try_for_each(|change| put(&change.path, Some(&change.after), change.mode))
 }
@@ -57,9 +43,9 @@ pub fn take_back(changes: &[Change]) -> Result<(), String> {
         let then = if now == change.after {
             change.before.clone()
         } else if change.path == Path::new(NSSWITCH) {
-            Some(edits::without_nsswitch(&now))
-        } else if change.path.starts_with(PAM_STACKS) {
-            Some(edits::without_pam(&now))
+            Some(nsswitch::without_us(&now))
+        } else if change.path.starts_with(pam::FOLDER) {
+            Some(pam_stack::without_lines(&now))
         } else {
             // A drop-in of ours that somebody edited: kept, under a name that is not read.
             let kept = format!("{path}.disabled");

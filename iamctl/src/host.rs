@@ -1,0 +1,30 @@
+//! One model of this host: what its files say and what its programs take them for. enable, disable, doctor and the sweep
+//! all ask here, so that none of them finds what another does not.
+
+pub mod access;
+pub mod command;
+pub mod pam;
+mod pam_control;
+pub mod pam_stack;
+pub mod sshd;
+pub mod units;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where `path` lies under `root`.
+pub fn at(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Returns a file as text, or None if it is not there.
+///
+/// # Errors
+/// Returns an error if it cannot be read or is not UTF-8.
+pub fn read(root: &Path, path: &str) -> Result<Option<String>, String> {
+    match std::fs::read_to_string(at(root, path)) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{path}: {error}")),
+    }
+}

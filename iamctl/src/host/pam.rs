@@ -1,0 +1,104 @@
+//! Which PAM services we are in, where their stacks lie, and whether our module is in force in them.
+
+use std::io;
+use std::path::Path;
+
+use super::pam_stack::{self, Phase, Verdict};
+use super::{at, read};
+
+/// Where an administrator's stacks lie.
+pub const FOLDER: &str = "/etc/pam.d";
+
+/// Where distributions put stacks that nobody has edited. PAM reads one where there is none in [`FOLDER`].
+pub const VENDOR_FOLDER: &str = "/usr/lib/pam.d";
+
+/// The argument that makes our module decide about sudo and not about a login.
+const FOR_SUDO: &str = "policy=sudo";
+
+/// A service that we have lines for.
+#[derive(Debug)]
+pub struct Service {
+    pub name: &'static str,
+    /// The file under `pam.d/FAMILY` of our share that has its lines.
+    pub lines: &'static str,
+    pub phases: &'static [Phase],
+    /// What it is for us.
+    pub role: Role,
+}
+
+/// What a service does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Login,
+    Sudo,
+    /// It starts what belongs to a user again and again, each minute or at boot: also what a withdrawn user left.
+    Jobs,
+}
+
+/// All services that we have lines for. Those of [`Role::Jobs`] have atd's line, which we ship for both families.
+pub const SERVICES: [Service; 7] = [
+    Service { name: "sshd", lines: "sshd", phases: &[Phase::Account, Phase::Session], role: Role::Login },
+    Service { name: "sudo", lines: "sudo", phases: &[Phase::Account], role: Role::Sudo },
+    Service { name: "sudo-i", lines: "sudo", phases: &[Phase::Account], role: Role::Sudo },
+    Service { name: "cron", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
+    Service { name: "crond", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
+    Service { name: "atd", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
+    Service { name: "systemd-user", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
+];
+
+impl Service {
+    /// Whether an entry with these arguments decides what this service asks: about sudo, or about a login.
+    pub fn are_ours(&self, arguments: &[String]) -> bool {
+        (self.role == Role::Sudo) == arguments.iter().any(|argument| argument == FOR_SUDO)
+    }
+
+    /// Judges whether our module is in force in a phase of the stack `text`. Included files lie under `root`.
+    pub fn judge(&self, root: &Path, text: &str, phase: Phase) -> Verdict {
+        pam_stack::judge(text, phase, &|name| stack(root, name).ok().flatten(), &|arguments| {
+            self.are_ours(arguments)
+        })
+    }
+}
+
+/// Returns the stack of a service as PAM reads it, or None if there is none.
+///
+/// # Errors
+/// Returns an error if the file cannot be read or is not UTF-8.
+pub fn stack(root: &Path, service: &str) -> Result<Option<String>, String> {
+    if service.starts_with('/') {
+        return read(root, service);
+    }
+    match read(root, &format!("{FOLDER}/{service}"))? {
+        None => read(root, &format!("{VENDOR_FOLDER}/{service}")),
+        text => Ok(text),
+    }
+}
+
+/// Returns the paths of all stacks in [`FOLDER`], sorted.
+///
+/// # Errors
+/// Returns an error if the folder cannot be read.
+pub fn stacks(root: &Path) -> Result<Vec<String>, String> {
+    let failed = |error: io::Error| format!("{FOLDER}: {error}");
+    let mut found = Vec::new();
+    let folder = match std::fs::read_dir(at(root, FOLDER)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        folder => folder.map_err(failed)?,
+    };
+    for entry in folder {
+        let path = entry.map_err(failed)?.path();
+        // What is no file, or a link to none, is no stack.
+        if path.is_file()
+            && let Some(name) = path.file_name().and_then(|name| name.to_str())
+        {
+            found.push(format!("{FOLDER}/{name}"));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The family of distributions that a stack is from, as the folders of our share are named.
+pub fn family(text: &str) -> &'static str {
+    if text.contains("@include") { "debian" } else { "redhat" }
+}

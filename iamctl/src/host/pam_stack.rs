@@ -1,0 +1,478 @@
+//! One model of a PAM stack, as libpam reads and runs it (pam.d(5), `pam_handlers.c` and `pam_dispatch.c` of Linux-PAM):
+//! for enable, which adds our lines, disable, which takes them out, and doctor, which says whether they are in force.
+//!
+//! A text is a list of *entries*, which a backslash continues over several lines. The entries of one phase, with those
+//! of included files in their places, are a *chain* of modules. What a chain answers is worked out for all that its
+//! modules may return.
+
+use std::collections::HashSet;
+
+use super::pam_control::{Action, Control};
+
+/// The file name of our module.
+pub const MODULE: &str = "pam_iam.so";
+
+/// How deep files may include others: libpam's `PAM_SUBSTACK_MAX_LEVEL`.
+const INCLUDES_MAX: usize = 16;
+
+/// A phase of PAM that our module takes part in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// May the account be used?
+    Account,
+    /// A session begins or ends.
+    Session,
+}
+
+impl Phase {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Account => "account",
+            Self::Session => "session",
+        }
+    }
+}
+
+/// Returns the text of the stack of a service, or None if there is none.
+pub type Stacks<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// One entry of a text.
+#[derive(Debug)]
+struct Entry {
+    /// The number of its first line, from 0.
+    first_line: usize,
+    /// The number of the line after its last.
+    next_line: usize,
+    words: Vec<String>,
+    /// Whether the text ends where the entry would go on: libpam refuses the whole file.
+    is_cut_off: bool,
+}
+
+impl Entry {
+    /// The first word, without the `-` that keeps libpam from logging a missing module.
+    fn kind(&self) -> &str {
+        self.word(0).trim_start_matches('-')
+    }
+
+    fn word(&self, at: usize) -> &str {
+        self.words.get(at).map_or("", String::as_str)
+    }
+
+    fn is_include(&self) -> bool {
+        self.kind() == "@include"
+    }
+
+    fn is_ours(&self) -> bool {
+        !self.is_include() && is_our_module(self.word(2))
+    }
+}
+
+fn is_our_module(path: &str) -> bool {
+    path.rsplit('/').next() == Some(MODULE)
+}
+
+/// Splits a text into entries. A `#` ends an entry, whatever stands behind it; an empty line or a comment between a
+/// line that goes on and the next does not.
+fn entries(text: &str) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut goes_on = false;
+    let mut assembled = String::new();
+    for (number, line) in text.split('\n').enumerate() {
+        let (content, comment) = line.split_at(line.find('#').unwrap_or(line.len()));
+        if content.trim_matches(BLANKS).is_empty() {
+            continue;
+        }
+        let content = content.trim_end_matches(BLANKS);
+        let continued = comment.is_empty().then(|| content.strip_suffix('\\')).flatten();
+        if !goes_on {
+            assembled.clear();
+            entries.push(Entry {
+                first_line: number,
+                next_line: number + 1,
+                words: Vec::new(),
+                is_cut_off: false,
+            });
+        }
+        assembled.push_str(continued.unwrap_or(content));
+        assembled.push(' ');
+        goes_on = continued.is_some();
+        if let Some(entry) = entries.last_mut() {
+            entry.next_line = number + 1;
+            entry.words = words(&assembled);
+            entry.is_cut_off = goes_on;
+        }
+    }
+    entries
+}
+
+/// What libpam takes for blanks.
+const BLANKS: [char; 2] = [' ', '\t'];
+
+/// Splits an entry into words. What stands in brackets is one word, with its opening bracket kept, so that it differs from a plain one.
+fn words(entry: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = entry.trim_start_matches(BLANKS);
+    while !rest.is_empty() {
+        let end = match rest.strip_prefix('[') {
+            Some(inside) => closing_bracket(inside).map_or(rest.len(), |at| at + 2),
+            None => rest.find(BLANKS).unwrap_or(rest.len()),
+        };
+        let (word, after) = rest.split_at(end);
+        words.push(word.to_owned());
+        rest = after.trim_start_matches(BLANKS);
+    }
+    words
+}
+
+fn closing_bracket(inside: &str) -> Option<usize> {
+    inside
+        .match_indices(']')
+        .map(|(at, _)| at)
+        .find(|at| !inside.get(..*at).is_some_and(|before| before.ends_with('\\')))
+}
+
+/// One module of a chain.
+#[derive(Clone, Debug)]
+struct Module {
+    /// How many substacks it is in.
+    level: usize,
+    control: Control,
+    /// Control, module and arguments, as an operator knows them.
+    shown: String,
+    path: String,
+    arguments: Vec<String>,
+    /// What it does: a module runs, a substack's own entry only counts for jumps, a broken entry always fails.
+    role: Role,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Runs,
+    OpensSubstack,
+    Fails,
+}
+
+/// The chain of a phase, with what other files contribute to it.
+struct Chain(Vec<Module>);
+
+impl Chain {
+    fn of(text: &str, phase: Phase, stacks: Stacks<'_>) -> Self {
+        let mut chain = Self(Vec::new());
+        chain.read(text, phase, stacks, 0, 0);
+        chain
+    }
+
+    /// Adds what `text` contributes. `depth` is how many files lead to it, `level` in how many substacks it is.
+    fn read(&mut self, text: &str, phase: Phase, stacks: Stacks<'_>, depth: usize, level: usize) {
+        for entry in entries(text) {
+            self.read_entry(&entry, phase, stacks, depth, level);
+        }
+    }
+
+    fn read_entry(&mut self, entry: &Entry, phase: Phase, stacks: Stacks<'_>, depth: usize, level: usize) {
+        if entry.is_cut_off {
+            self.fails(entry, level);
+        } else if entry.is_include() {
+            self.include(entry.word(1), entry, phase, stacks, depth, level);
+        } else if entry.kind().eq_ignore_ascii_case(phase.word()) {
+            match entry.word(1).to_ascii_lowercase().as_str() {
+                "include" => self.include(entry.word(2), entry, phase, stacks, depth, level),
+                "substack" => {
+                    self.push(entry, level, Role::OpensSubstack);
+                    self.include(entry.word(2), entry, phase, stacks, depth, level + 1);
+                }
+                _ if entry.word(2).is_empty() => self.fails(entry, level),
+                _ => self.push(entry, level, Role::Runs),
+            }
+        } else if depth > 0
+            && !["auth", "account", "password", "session"]
+                .iter()
+                .any(|kind| entry.kind().eq_ignore_ascii_case(kind))
+        {
+            // An entry of no known phase fails in the phase that includes it; in a service's own file, in the phase auth.
+            self.fails(entry, level);
+        }
+    }
+
+    fn include(
+        &mut self,
+        service: &str,
+        entry: &Entry,
+        phase: Phase,
+        stacks: Stacks<'_>,
+        depth: usize,
+        level: usize,
+    ) {
+        match stacks(service).filter(|_| depth + 1 < INCLUDES_MAX && !service.is_empty()) {
+            Some(text) => self.read(&text, phase, stacks, depth + 1, level),
+            None => self.fails(entry, level),
+        }
+    }
+
+    fn fails(&mut self, entry: &Entry, level: usize) {
+        self.push(entry, level, Role::Fails);
+    }
+
+    fn push(&mut self, entry: &Entry, level: usize, role: Role) {
+        self.0.push(Module {
+            level,
+            control: if role == Role::Runs { Control::parse(entry.word(1)) } else { Control::default() },
+            shown: entry.words.get(1..).unwrap_or_default().join(" "),
+            path: entry.word(2).to_owned(),
+            arguments: entry.words.get(3..).unwrap_or_default().to_vec(),
+            role,
+        });
+    }
+
+    /// Where a module's jump over `count` modules lands, as libpam counts: a substack is one. None if there are too few.
+    fn jump(&self, from: usize, count: usize) -> Option<usize> {
+        let level = self.0.get(from)?.level;
+        let is_deeper = |at: usize| self.0.get(at).is_some_and(|module| module.level > level);
+        let mut at = from;
+        for _ in 0..count {
+            if self.0.get(at + 1).is_none_or(|next| next.level < level) {
+                return None;
+            }
+            at += 1;
+            while is_deeper(at + 1) {
+                at += 1;
+            }
+        }
+        Some(at + 1)
+    }
+
+    /// Where the chain goes on after a decision in the module `from`: behind its substack, or nowhere.
+    fn after_decision(&self, from: usize) -> usize {
+        let level = self.0.get(from).map_or(0, |module| module.level);
+        let rest = self.0.iter().enumerate().skip(from + 1);
+        rest.into_iter().find(|(_, module)| module.level < level).map_or(self.0.len(), |(at, _)| at)
+    }
+}
+
+/// What a chain means for our module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is asked whenever the chain says yes, and its no is the chain's.
+    InForce,
+    /// It is not there.
+    Missing,
+    /// The chain may say yes without asking it, because of this entry.
+    PassedOver(String),
+    /// The chain may say yes although it said no.
+    NotHeeded(String),
+}
+
+/// How a chain may be on its way, at one module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    at: usize,
+    impression: Impression,
+    /// What each substack that is open began with.
+    saved: Vec<Impression>,
+    /// The entry that led past our module.
+    passed_over_by: Option<usize>,
+    was_asked: bool,
+    said_no: bool,
+}
+
+/// What libpam thinks so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Impression {
+    Undecided,
+    Yes,
+    /// A yes with a code that is none, by `[default=ok]`.
+    YesWithFailure,
+    No,
+}
+
+/// Judges a stack: is our module in force in a phase? Only entries whose arguments `are_ours` accepts count.
+pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[String]) -> bool) -> Verdict {
+    let chain = Chain::of(text, phase, stacks);
+    let is_ours = |module: &Module| {
+        module.role == Role::Runs && is_our_module(&module.path) && are_ours(&module.arguments)
+    };
+    let Some(last_of_ours) = chain.0.iter().rposition(is_ours) else { return Verdict::Missing };
+    let start = State {
+        at: 0,
+        impression: Impression::Undecided,
+        saved: vec![Impression::Undecided],
+        passed_over_by: None,
+        was_asked: false,
+        said_no: false,
+    };
+    let (mut seen, mut open) = (HashSet::from([start.clone()]), vec![start]);
+    let shown = |at: Option<usize>| {
+        at.and_then(|at| chain.0.get(at)).map_or_else(String::new, |module| module.shown.clone())
+    };
+    let mut verdict = Verdict::InForce;
+    while let Some(state) = open.pop() {
+        let Some(module) = chain.0.get(state.at) else {
+            match state.impression {
+                Impression::Yes if !state.was_asked => {
+                    return Verdict::PassedOver(shown(state.passed_over_by));
+                }
+                Impression::Yes if state.said_no => {
+                    verdict = Verdict::NotHeeded(shown(chain.0.iter().position(is_ours)))
+                }
+                _ => {}
+            }
+            continue;
+        };
+        for mut next in chain.next(&state, module, is_ours(module)) {
+            if !next.was_asked && next.at > last_of_ours && next.passed_over_by.is_none() {
+                next.passed_over_by = Some(state.at);
+            }
+            if seen.insert(next.clone()) {
+                open.push(next);
+            }
+        }
+    }
+    verdict
+}
+
+impl Chain {
+    /// All that may come after a module has run.
+    fn next(&self, state: &State, module: &Module, is_ours: bool) -> Vec<State> {
+        let mut state = state.clone();
+        // What a substack began with is remembered for an action `reset` in it.
+        state.saved.truncate(module.level + 1);
+        while state.saved.len() <= module.level {
+            state.saved.push(state.impression);
+        }
+        if module.role == Role::OpensSubstack {
+            return vec![State { at: state.at + 1, ..state }];
+        }
+        let outcomes = match (module.role, is_ours && state.said_no) {
+            (Role::Fails, _) => vec![(Outcome::Failure, Action::Bad)],
+            // Asked twice, it says the same.
+            (_, true) => module.control.failures().map(|action| (Outcome::Failure, action)).collect(),
+            _ => {
+                let yes = [
+                    (Outcome::Success, module.control.success),
+                    (Outcome::Success, module.control.new_authtok_reqd),
+                ];
+                let ignore = (Outcome::Ignore, module.control.ignore);
+                let no = module.control.failures().map(|action| (Outcome::Failure, action));
+                yes.into_iter().chain([ignore]).chain(no).collect()
+            }
+        };
+        outcomes.into_iter().map(|(outcome, action)| self.after(&state, outcome, action, is_ours)).collect()
+    }
+
+    fn after(&self, state: &State, outcome: Outcome, action: Action, is_ours: bool) -> State {
+        let mut next = State { at: state.at + 1, ..state.clone() };
+        next.was_asked |= is_ours;
+        next.said_no |= is_ours && outcome == Outcome::Failure;
+        match action {
+            Action::Ignore => {}
+            Action::Ok | Action::Done => {
+                if [Impression::Undecided, Impression::Yes].contains(&next.impression) {
+                    let is_yes = outcome == Outcome::Success;
+                    next.impression = if is_yes { Impression::Yes } else { Impression::YesWithFailure };
+                }
+                if action == Action::Done && next.impression != Impression::No {
+                    next.at = self.after_decision(state.at);
+                }
+            }
+            Action::Bad => next.impression = Impression::No,
+            Action::Die => {
+                next.impression = Impression::No;
+                next.at = self.after_decision(state.at);
+            }
+            Action::Reset => next.impression = next.saved.last().copied().unwrap_or(Impression::Undecided),
+            Action::Jump(count) => match self.jump(state.at, count) {
+                Some(target) => next.at = target,
+                // libpam: "bad jump in stack". It goes on behind the last module, with a no.
+                None => (next.at, next.impression) = (self.after_decision(state.at), Impression::No),
+            },
+        }
+        next
+    }
+}
+
+/// What a module returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Success,
+    Ignore,
+    Failure,
+}
+
+/// Adds `line` to a text where it is in force: in the account phase first of all; in the session phase before the
+/// common part, which expects a home directory, and otherwise as late as it can be. Returns the text unchanged if our
+/// module is in force already.
+pub fn with_line(
+    text: &str,
+    line: &str,
+    phase: Phase,
+    stacks: Stacks<'_>,
+    are_ours: &dyn Fn(&[String]) -> bool,
+) -> String {
+    if judge(text, phase, stacks, are_ours) == Verdict::InForce {
+        return text.to_owned();
+    }
+    let lines: Vec<&str> = text.split('\n').collect();
+    let end = lines.len() - usize::from(lines.last().is_some_and(|last| last.is_empty()));
+    let entries = entries(text);
+    let contributes = |entry: &&Entry| {
+        let mut chain = Chain(Vec::new());
+        chain.read_entry(entry, phase, stacks, 0, 0);
+        !chain.0.is_empty()
+    };
+    let of_phase: Vec<&Entry> = entries.iter().filter(contributes).collect();
+    let is_common = |entry: &&&Entry| {
+        let includes =
+            ["include", "substack"].iter().any(|control| entry.word(1).eq_ignore_ascii_case(control));
+        includes || entry.is_include() && entry.word(1).starts_with("common-session")
+    };
+    let first = of_phase.first().map_or(end, |entry| entry.first_line);
+    let mut places: Vec<usize> = of_phase.iter().map(|entry| entry.first_line).collect();
+    match phase {
+        Phase::Account => places.truncate(1),
+        Phase::Session => match of_phase.iter().find(is_common).map(|entry| entry.first_line) {
+            Some(common) => places.retain(|place| *place <= common),
+            None => places.push(end),
+        },
+    }
+    // What a text that breaks off leaves open would swallow our line.
+    let cut_off = entries.iter().find(|entry| entry.is_cut_off).map_or(end, |entry| entry.first_line);
+    let inserted = |at: usize| {
+        let mut lines = lines.clone();
+        lines.insert(at.min(cut_off), line);
+        lines.join("\n")
+    };
+    let before = jumps(text, phase, stacks);
+    let is_good = |text: &String| {
+        judge(text, phase, stacks, are_ours) == Verdict::InForce && jumps(text, phase, stacks) == before
+    };
+    places.iter().rev().map(|place| inserted(*place)).find(is_good).unwrap_or_else(|| inserted(first))
+}
+
+/// Where each jump of a chain lands, by the numbers that the modules have without ours.
+fn jumps(text: &str, phase: Phase, stacks: Stacks<'_>) -> Vec<Option<usize>> {
+    let chain = Chain::of(text, phase, stacks);
+    let number =
+        |target: usize| chain.0.iter().take(target).filter(|module| !is_our_module(&module.path)).count();
+    let others = chain.0.iter().enumerate().filter(|(_, module)| !is_our_module(&module.path));
+    others
+        .flat_map(|(at, module)| module.control.jumps().map(move |count| (at, count)))
+        .map(|(at, count)| chain.jump(at, count).map(number))
+        .collect()
+}
+
+/// Takes all entries of our module out of a text.
+pub fn without_lines(text: &str) -> String {
+    let ours: Vec<Entry> = entries(text).into_iter().filter(Entry::is_ours).collect();
+    let is_ours = |line: usize| ours.iter().any(|entry| (entry.first_line..entry.next_line).contains(&line));
+    let kept: Vec<&str> =
+        text.split('\n').enumerate().filter(|(number, _)| !is_ours(*number)).map(|(_, line)| line).collect();
+    kept.join("\n")
+}
+
+/// Returns the line of a phase in one of the files that we ship under `pam.d`.
+pub fn line_of(text: &str, phase: Phase) -> Option<&str> {
+    text.lines().find(|line| line.split_whitespace().next() == Some(phase.word()))
+}
+
+#[cfg(test)]
+mod tests;
