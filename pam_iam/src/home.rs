@@ -87,13 +87,18 @@ fn while_<T>(doing: &'static str, result: Result<T, Errno>) -> Result<T, HomeErr
     result.map_err(|errno| HomeError::System { doing, errno })
 }
 
-/// Makes the home directory `path` of `owner`, unless it is there.
+/// Makes the home directory `path` of `owner`, unless it is there. One that root owns counts as there: sshd wants that of a
+/// `ChrootDirectory %h`.
 ///
 /// # Errors
 /// Why there is none; nothing half-made is left.
 pub fn ensure(path: &Path, owner: Owner, settings: &Home) -> Result<Made, HomeError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(HomeError::Path) };
-    let parent_fd = open_parent(parent)?;
+    let parent_fd = match open_parent(parent) {
+        // Nothing is made where others may write, as on some network file systems. What is there already and the owner's is used.
+        Err(HomeError::Exposed(_)) if is_owners(path, owner) => return Ok(Made::WasThere),
+        parent => parent?,
+    };
     let mut aside = None;
     for _ in 0..TRIES {
         match look(&parent_fd, name, owner)? {
@@ -120,6 +125,14 @@ fn is_former(owner: Uid) -> bool {
     pam_iam_core::id::Uid(owner.as_raw()).is_ours()
 }
 
+/// Whether `path` leads to a directory that belongs to `owner`.
+fn is_owners(path: &Path, owner: Owner) -> bool {
+    rustix::fs::stat(path).is_ok_and(|found| {
+        FileType::from_raw_mode(found.st_mode) == FileType::Directory
+            && Uid::from_raw(found.st_uid) == owner.uid
+    })
+}
+
 /// What is at the place of a home directory.
 enum Place {
     Free,
@@ -139,7 +152,7 @@ fn look(parent: &OwnedFd, name: &OsStr, owner: Owner) -> Result<Place, HomeError
     }
     let holder = Uid::from_raw(stat.st_uid);
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory if holder == owner.uid => Ok(Place::Taken),
+        FileType::Directory if holder == owner.uid || holder.is_root() && !link => Ok(Place::Taken),
         // A link is never moved aside: what it leads to is what belongs to somebody.
         FileType::Directory if link => Err(HomeError::Foreign { owner: holder }),
         FileType::Directory => Ok(Place::Foreign(holder)),

@@ -88,14 +88,14 @@ fn a_directory_of_somebody_else_is_refused() {
     let mut host = Host::new();
     fs::create_dir(host.path("home/alice")).unwrap();
     fs::write(host.path("home/alice/secret"), "old").unwrap();
-    let me = host.owner.uid.as_raw();
-    host.owner.uid = Uid::from_raw(me + 1);
+    // Root's own is nobody else's, so as root the directory is given to somebody.
+    let other = if host.owner.uid.is_root() { Uid::from_raw(4242) } else { host.owner.uid };
+    rustix::fs::chown(host.path("home/alice"), Some(other), None).unwrap();
+    host.owner.uid = Uid::from_raw(other.as_raw() + 1);
     // Moved aside is only what an earlier IAM user left: this one is root's or a local user's.
     for on_mismatch in [OnMismatch::Refuse, OnMismatch::Aside] {
         host.settings.on_mismatch = on_mismatch;
-        assert!(
-            matches!(host.ensure("home/alice"), Err(HomeError::Foreign { owner }) if owner.as_raw() == me)
-        );
+        assert!(matches!(host.ensure("home/alice"), Err(HomeError::Foreign { owner }) if owner == other));
         assert_eq!(host.homes(), ["alice"]);
     }
     assert_eq!(fs::read_to_string(host.path("home/alice/secret")).unwrap(), "old");
@@ -107,6 +107,11 @@ fn a_directory_that_others_write_to_is_no_place_for_homes() {
     fs::set_permissions(host.path("home"), fs::Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(host.ensure("home/alice"), Err(HomeError::Exposed(path)) if path == host.path("home")));
     assert!(host.homes().is_empty());
+    // As on a network file system whose folder belongs to its server: what is there and the owner's is used.
+    fs::create_dir(host.path("home/alice")).unwrap();
+    assert_eq!(host.ensure("home/alice").unwrap(), Made::WasThere);
+    fs::write(host.path("home/bob"), "a file").unwrap();
+    assert!(matches!(host.ensure("home/bob"), Err(HomeError::Exposed(_))));
 }
 
 #[test]
