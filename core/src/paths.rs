@@ -72,3 +72,6 @@ pub const LOGIN_DEFS: &str = "/etc/login.defs";
 
 /// The variable that a program sets for its children whose lookups are no login: IAM is not asked anew because of them.
 pub const LOOK_ONLY: &str = "PAM_IAM_LOOK_ONLY";
+
+/// Until when `iamctl enable --try` is on trial.
+pub const TRIAL: &str = "/var/lib/pam_iam/trial.json";

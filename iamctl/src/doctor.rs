@@ -2,6 +2,7 @@
 
 mod aws;
 mod files;
+mod machine;
 mod pam;
 mod sshd;
 
@@ -33,6 +34,12 @@ pub struct Finding {
     what: String,
     /// What to do.
     mend: String,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}; to mend it: {}", self.what, self.mend)
+    }
 }
 
 /// How it is.
@@ -76,17 +83,26 @@ pub fn run(context: &Context) -> Result<bool, String> {
                 let mend = "iamctl enable --dry-run shows what iamctl enable changes";
                 findings.push(Finding::wrong("enabled", "nothing of pam_iam is switched on here", mend));
             }
+            if let Some(left) = enable::trial_left() {
+                let what = format!("a trial goes on: everything is taken back in {} s", left.as_secs());
+                findings.push(Finding::warning("enabled", what, "log in as an IAM user, then: iamctl enable --confirm"));
+            }
             findings.push(socket(&config, &context.config_path));
             findings.extend(aws::metadata(&config));
             findings.extend(aws::permissions(context));
             let roster = roster(context, &mut findings);
-            findings.extend(sshd::effective(&config, roster.as_ref()));
+            let accounts = files::accounts(roster.as_ref());
+            // Where accounts are wrong, what sshd and sudo make of them tells nothing more.
+            let managed = roster.as_ref().filter(|_| accounts.state == State::Ok);
+            let user = managed.and_then(|roster| roster.users.first()).map(|user| user.name.as_str());
+            findings.extend(sshd::effective(&config, user));
             findings.extend(pam::stacks(&config));
-            findings.push(files::accounts(roster.as_ref()));
-            findings.extend(files::sudoers(&config));
+            findings.push(accounts);
+            findings.push(files::sudoers(&config, managed));
             findings.extend(files::owners(&config, &context.config_path));
             findings.extend(files::sudo_group(&config));
             findings.extend(files::lastlog());
+            findings.extend(machine::look(&config, roster.as_ref()));
             findings.extend(sweep_timer(&config));
             findings.extend(sweeps());
         }
@@ -148,6 +164,18 @@ fn socket(config: &Config, config_path: &Path) -> Finding {
         ),
         Err(error) => Finding::wrong(CHECK, error.to_string(), "systemctl restart iam-resolver"),
     }
+}
+
+/// What keeps sshd from asking us, each with what to do: for [`enable`] and the sweep. `managed_user` is one who has an
+/// account here.
+pub fn sshd_not_in_force(config: &Config, managed_user: Option<&str>) -> Vec<String> {
+    sshd::not_in_force(config, managed_user).iter().map(ToString::to_string).collect()
+}
+
+/// Which PAM stacks do not ask us, each with what to do.
+pub fn pam_not_in_force(config: &Config) -> Vec<String> {
+    let findings = pam::stacks(config);
+    findings.iter().filter(|finding| finding.state != State::Ok).map(ToString::to_string).collect()
 }
 
 /// Open sessions are to be swept, unless that is switched off.

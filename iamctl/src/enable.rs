@@ -5,8 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
+use pam_iam_core::log::{Level, Log};
 use pam_iam_core::paths;
 use pam_iam_core::replace::write_new;
 use serde_json::json;
@@ -15,14 +18,16 @@ use crate::Context;
 
 mod plan;
 mod record;
+mod trial;
 
 use plan::{Plan, SUDOERS, made_by_hand, plan};
-use record::{Change, apply, load, merged, remove, save, take_back};
+use record::{Change, Record, apply, load, merged, remove, remove_unfinished, save, take_back};
+use trial::{Now, Trial};
 
 use crate::host::access::cannot_read;
 use crate::host::command::run;
 use crate::host::sshd::{DROP_IN as SSHD_DROP_IN, reload};
-use crate::host::units::{start, stop};
+use crate::host::units::{is_booted, restore, start, states, stop};
 use crate::host::{read, sshd};
 
 /// The units that are switched on with every way to have accounts.
@@ -39,14 +44,33 @@ pub enum Accounts {
     Importer,
 }
 
+/// What `iamctl enable` is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub accounts: Accounts,
+    pub dry_run: bool,
+    /// How long to try: then everything is taken back, unless that is confirmed.
+    pub trial: Option<Duration>,
+}
+
 /// Switches everything on.
-pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bool, String> {
+pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
     let config = context.config()?;
     if let Some(why) = cannot_read(&config, &context.config_path) {
         return Err(why);
     }
+    end_trial_that_is_over(context)?;
+    if let Some(trial) = trial::load()? {
+        return Err(format!(
+            "a trial goes on for {} s: iamctl enable --confirm keeps what it changed, iamctl disable takes it back now",
+            trial.left(&Now::read()).as_secs()
+        ));
+    }
     let before = load()?;
-    let Plan { changes, kept } = plan(Path::new("/"), accounts, before.as_ref())?;
+    if options.trial.is_some() {
+        check_trial(before.as_ref())?;
+    }
+    let Plan { changes, kept } = plan(Path::new("/"), options.accounts, before.as_ref())?;
     for path in &kept {
         context.output.remark(&format!("{path} is not as we ship it: kept as it is"));
     }
@@ -54,32 +78,101 @@ pub fn enable(context: &Context, accounts: Accounts, dry_run: bool) -> Result<bo
         context.output.remark(&finding);
     }
     let mut units: Vec<&str> = UNITS.to_vec();
-    units.extend((accounts == Accounts::Importer).then_some(IMPORTER_UNIT));
-    if dry_run {
+    units.extend((options.accounts == Accounts::Importer).then_some(IMPORTER_UNIT));
+    if options.dry_run {
         show(context, "would change", &changes, &units);
         return Ok(true);
     }
-    run("sshd", &["-t"]).map_err(|why| format!("sshd's configuration has an error already: {why}"))?;
+    sshd::check().map_err(|why| format!("sshd's configuration has an error already: {why}"))?;
+    lets_no_passwords_in()?;
     check_sudoers(&changes)?;
+    units.extend(options.trial.is_some().then_some(trial::TIMER));
+    let units_before = states(&units);
     save(Some(&merged(before.as_ref(), &changes)))?;
-    let done = start(&units)
+    let trial = options.trial.map(|lasts| Trial::begin(&Now::read(), lasts));
+    let done = trial
+        .as_ref()
+        .map_or(Ok(()), trial::save)
+        .and_then(|()| start(&units))
         .and_then(|()| apply(&changes))
         .and_then(|()| reload())
-        .and_then(|()| sshd_asks_us(&config.keys.user));
+        .and_then(|()| sshd_asks_us(&config));
     if let Err(why) = done {
         let back = take_back(&changes);
         let _ = reload();
-        if before.is_none() {
-            let _ = stop(&units);
-        }
-        let back = back.and_then(|()| save(before.as_ref()));
+        let back = back
+            .and(restore(&units_before))
+            .and_then(|()| save(before.as_ref()))
+            .and_then(|()| if trial.is_some() { remove(Path::new(paths::TRIAL)) } else { Ok(()) });
         return Err(match back {
             Ok(()) => format!("{why}; everything is as it was"),
             Err(other) => format!("{why}; and not everything could be taken back: {other}"),
         });
     }
     show(context, "changed", &changes, &units);
+    if let Some(lasts) = options.trial {
+        context.output.remark(&format!(
+            "everything is taken back in {} s, unless you log in as an IAM user and then run: iamctl enable --confirm",
+            lasts.as_secs()
+        ));
+    }
     Ok(true)
+}
+
+/// Refuses a trial that nothing would end, or that would take back more than it changed.
+fn check_trial(before: Option<&Record>) -> Result<(), String> {
+    if before.is_some() {
+        return Err("it is enabled already; --try is for the first time".to_owned());
+    }
+    if !is_booted() {
+        return Err("--try needs systemd, which would take the changes back: without it, run iamctl enable"
+            .to_owned());
+    }
+    Ok(())
+}
+
+/// Ends the trial: what it changed stays. It counts once an IAM user has logged in after it began.
+pub fn confirm(context: &Context) -> Result<bool, String> {
+    end_trial_that_is_over(context)?;
+    let Some(trial) = trial::load()? else { return Err("no trial goes on".to_owned()) };
+    let Some(session) = trial.proof() else {
+        return Err("no IAM user has logged in since: log in as one by ssh, keep that session open, and confirm again".to_owned());
+    };
+    remove(Path::new(paths::TRIAL))?;
+    stop(&[trial::TIMER])?;
+    let said = format!("{} logged in by {}: what was changed stays", session.user, session.service);
+    context.output.show(&json!({ "done": "confirmed", "user": session.user }), &said);
+    Ok(true)
+}
+
+/// Takes a trial back whose time is over. Run by a timer, and by whatever else looks at the host's files.
+pub fn end_trial_that_is_over(context: &Context) -> Result<bool, String> {
+    let Some(trial) = trial::load()? else { return Ok(true) };
+    if !trial.left(&Now::read()).is_zero() {
+        return Ok(true);
+    }
+    Log::to_syslog("iamctl").write(
+        Level::Warning,
+        "the trial of iamctl enable --try is over and was not confirmed: taking it back",
+    );
+    context.output.remark("the trial is over and was not confirmed: it is taken back");
+    disable(context, false)
+}
+
+/// How long a trial goes on that nobody has confirmed yet, if one does.
+pub fn trial_left() -> Option<Duration> {
+    Some(trial::load().ok()??.left(&Now::read()))
+}
+
+/// Our drop-in says `UsePAM yes`. Where it was no, that might let users in by passwords that PAM asks for.
+fn lets_no_passwords_in() -> Result<(), String> {
+    let settings = sshd::effective("root")?;
+    if settings.get("usepam") == "yes" || settings.get("kbdinteractiveauthentication") == "no" {
+        return Ok(());
+    }
+    Err("sshd has UsePAM no and KbdInteractiveAuthentication yes: with the UsePAM yes that IAM users need, PAM would let users in by \
+         password; set KbdInteractiveAuthentication no, or UsePAM yes if that is what you want, and run it again"
+        .to_owned())
 }
 
 /// Takes everything back.
@@ -94,13 +187,14 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
     changes.extend(others);
     // Taken back from the end: sshd first, so that it asks for no command that is about to go.
     changes.sort_by_key(|change| change.path == Path::new(SSHD_DROP_IN));
-    let mut units: Vec<&str> = UNITS.to_vec();
-    units.push(IMPORTER_UNIT);
+    let units: Vec<&str> = UNITS.iter().copied().chain([IMPORTER_UNIT, trial::TIMER]).collect();
     if dry_run {
         show(context, "would take back", &changes, &units);
         return Ok(true);
     }
     if by_hand && changes.is_empty() {
+        remove_unfinished(&[])?;
+        remove(Path::new(paths::TRIAL))?;
         context
             .output
             .show(&json!({ "done": "took back", "files": [], "units": [] }), "nothing is switched on");
@@ -113,8 +207,11 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
         // Our lines are gone all the same; a package that is being removed goes on.
         context.output.remark(&format!("sshd is to be reloaded by hand: {why}"));
     }
-    stop(&units)?;
+    remove_unfinished(&changes)?;
     remove(Path::new(paths::ENABLED))?;
+    remove(Path::new(paths::TRIAL))?;
+    // Last, since the unit that ends a trial is one of them.
+    stop(&units)?;
     show(context, "took back", &changes, &units);
     let left = imported(Path::new("/"));
     if !left.is_empty() {
@@ -137,24 +234,11 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
 }
 
 /// The first value counts in sshd's files, so another's may have won.
-fn sshd_asks_us(key_user: &str) -> Result<(), String> {
-    if let Some(command) = sshd::started_with() {
-        return Err(format!("{command}, which wins over every file: see iamctl doctor"));
+fn sshd_asks_us(config: &Config) -> Result<(), String> {
+    match crate::doctor::sshd_not_in_force(config, None).into_iter().next() {
+        Some(why) => Err(why),
+        None => Ok(()),
     }
-    let settings = sshd::effective("root")?;
-    // Without PAM nobody would be asked whether who has a key may log in.
-    let name = if !settings.get("authorizedkeyscommand").starts_with(sshd::KEY_COMMAND) {
-        "AuthorizedKeysCommand"
-    } else if settings.get("authorizedkeyscommanduser") != key_user {
-        "AuthorizedKeysCommandUser"
-    } else if settings.get("usepam") != "yes" {
-        "UsePAM"
-    } else {
-        return Ok(());
-    };
-    Err(format!(
-        "sshd does not take {name} from {SSHD_DROP_IN}: its sshd_config includes that folder late or not at all, or an earlier file sets another"
-    ))
 }
 
 /// The accounts in /etc/passwd that are ours.

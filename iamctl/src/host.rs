@@ -7,6 +7,7 @@ pub mod pam;
 mod pam_control;
 pub mod pam_stack;
 pub mod sshd;
+pub mod sudo;
 pub mod units;
 
 use std::io;

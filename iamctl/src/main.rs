@@ -20,12 +20,13 @@ mod whois;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use pam_iam_core::ask::{Mode, Resolver};
 use pam_iam_core::audit::Event;
 use pam_iam_core::client::AskError;
-use pam_iam_core::config::Config;
+use pam_iam_core::config::{Config, Span};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
@@ -104,7 +105,16 @@ enum Command {
         /// Say what would be changed, and change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Take everything back after DURATION, like 10m, unless --confirm comes first
+        #[arg(long = "try", value_name = "DURATION", value_parser = duration, conflicts_with = "dry_run")]
+        trial: Option<Duration>,
+        /// Keep what enable --try changed, once an IAM user has logged in since
+        #[arg(long, conflicts_with_all = ["trial", "dry_run", "accounts"])]
+        confirm: bool,
     },
+    /// Take back what enable --try changed if its time is over. Run by iam-trial.timer
+    #[command(hide = true)]
+    EndTrial,
     /// Take back what enable changed, byte for byte
     Disable {
         /// Say what would be changed, and change nothing
@@ -199,7 +209,9 @@ fn main() -> ExitCode {
             explain::run(&context, &user, service, key.as_deref())
         }
         (true, Command::Whois { uid }) => whois::run(&context, Uid(uid)),
-        (true, Command::Doctor) => doctor::run(&context),
+        (true, Command::Doctor) => {
+            enable::end_trial_that_is_over(&context).and_then(|_| doctor::run(&context))
+        }
         (true, Command::Status { prometheus }) => status::run(&context, prometheus.as_deref()),
         (true, Command::Sessions { action: None }) => sessions::run(&context),
         (true, Command::Sessions { action: Some(SessionsAction::End { user }) }) => {
@@ -209,7 +221,11 @@ fn main() -> ExitCode {
         (true, Command::Sweep { dry_run }) => sweep::run(&context, dry_run),
         (true, Command::Flush { user }) => flush(&context, user.as_deref()),
         (true, Command::Lint) => lint::run(&context),
-        (true, Command::Enable { accounts, dry_run }) => enable::enable(&context, accounts, dry_run),
+        (true, Command::Enable { confirm: true, .. }) => enable::confirm(&context),
+        (true, Command::Enable { accounts, dry_run, trial, .. }) => {
+            enable::enable(&context, enable::Options { accounts, dry_run, trial })
+        }
+        (true, Command::EndTrial) => enable::end_trial_that_is_over(&context),
         (true, Command::Disable { dry_run }) => enable::disable(&context, dry_run),
         (true, Command::Completions { shell }) => completions(shell),
     };
@@ -241,6 +257,11 @@ fn flush(context: &Context, user: Option<&str>) -> Result<bool, String> {
     let json = serde_json::json!({ "forgotten": forgotten });
     context.output.show(&json, &format!("{forgotten} forgotten; IAM is asked again"));
     Ok(true)
+}
+
+/// A duration as the configuration has it.
+fn duration(text: &str) -> Result<Duration, String> {
+    text.parse().map(|Span(duration)| duration)
 }
 
 fn linux_name(name: &str) -> Result<LinuxName, String> {

@@ -50,6 +50,7 @@ fn sweep_json(swept: &Swept) -> serde_json::Value {
         "overruns": swept.overruns,
         "failures": swept.failures,
         "unknown_uids": swept.unknown_uids,
+        "not_in_force": swept.not_in_force,
     })
 }
 
@@ -73,6 +74,9 @@ fn sweep_text(swept: &Swept) -> String {
     if !swept.unknown_uids.is_empty() {
         let uids: Vec<String> = swept.unknown_uids.iter().map(ToString::to_string).collect();
         let _ = write!(text, "; left alone, since nobody knows whose they are: uid {}", uids.join(", "));
+    }
+    if !swept.not_in_force.is_empty() {
+        let _ = write!(text, "; NOT IN FORCE HERE: {}", swept.not_in_force.join("; "));
     }
     text
 }
@@ -189,6 +193,18 @@ fn metrics(status: &Status, swept: &Swept) -> String {
         "gauge",
         "Uids with processes of which nobody knows whether they are an IAM user's.",
         &one(swept.unknown_uids.len() as u64),
+    );
+    metric(
+        "not_in_force",
+        "gauge",
+        "Lines of PAM and settings of sshd that the last sweep found not in force.",
+        &one(swept.not_in_force.len() as u64),
+    );
+    metric(
+        "not_in_force_sweeps_total",
+        "counter",
+        "Sweeps that found a line of PAM or a setting of sshd not in force.",
+        &one(swept.not_in_force_total),
     );
     if let Some(age) = swept.age() {
         metric("sweep_age_seconds", "gauge", "Seconds since the last sweep ended.", &one(age));

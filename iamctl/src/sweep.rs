@@ -29,6 +29,7 @@ use crate::Context;
 use crate::sessions::counted as processes;
 use crate::swept::{self, Swept};
 
+mod in_force;
 mod judge;
 
 use judge::Judge;
@@ -121,11 +122,19 @@ impl Withdrawal {
     }
 }
 
-/// True if all that was to end did.
+/// Sweeps, and looks whether our lines are still in force here. True if all that was to end did.
 pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     let config = context.config().map_err(|why| {
         format!("{why}; nobody is ended until that is mended, but by: iamctl sessions end USER")
     })?;
+    let done = sweep(context, &config, dry_run);
+    if !dry_run {
+        in_force::look(&config, &mut Log::to_syslog("iamctl"));
+    }
+    done
+}
+
+fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, String> {
     if let Err(why) = crate::mapped::write(context) {
         Log::to_syslog("iamctl").write(Level::Error, why);
     }
@@ -150,7 +159,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     let mut log = Log::to_syslog("iamctl");
     termination::raise_priority();
     pam_iam_sessions::cgroup::let_go_on();
-    let mut judge = Judge::new(context, &config, record.last_asked, dry_run);
+    let mut judge = Judge::new(context, config, record.last_asked, dry_run);
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
     }

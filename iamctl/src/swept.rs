@@ -32,6 +32,16 @@ pub struct Swept {
     pub overruns: u64,
     /// Uids of our range with processes, of which nothing tells whether they ever were an IAM user's.
     pub unknown_uids: Vec<Uid>,
+    /// What of ours is not in force on this host, each with what to do: lines of PAM, settings of sshd.
+    pub not_in_force: Vec<String>,
+    /// How many sweeps found anything of ours that was not in force.
+    pub not_in_force_total: u64,
+    /// What the files of sshd's configuration looked like when sshd was last asked.
+    pub sshd_files: String,
+    /// When sshd was last asked.
+    pub sshd_asked_at: Option<u64>,
+    /// What sshd's settings had wrong then.
+    pub sshd_not_in_force: Vec<String>,
     /// The last user without a session whom the last sweep asked about.
     pub last_asked: Option<Uid>,
 }
@@ -79,6 +89,25 @@ impl Swept {
     /// How long the sweep that is at work has been; none if none is.
     pub fn running_for(&self) -> Option<Duration> {
         Some(Duration::from_secs(now().saturating_sub(self.running_since?)))
+    }
+
+    /// How long ago sshd was asked for its settings.
+    pub fn since_sshd_was_asked(&self) -> Option<Duration> {
+        Some(Duration::from_secs(now().saturating_sub(self.sshd_asked_at?)))
+    }
+
+    /// Notes what is not in force. Returns whether that is news.
+    pub fn note_not_in_force(&mut self, sshd: Option<(String, Vec<String>)>, pam: Vec<String>) -> bool {
+        let asked = sshd.is_some();
+        if let Some((files, found)) = sshd {
+            (self.sshd_files, self.sshd_asked_at, self.sshd_not_in_force) = (files, Some(now()), found);
+        }
+        let found: Vec<String> = pam.into_iter().chain(self.sshd_not_in_force.iter().cloned()).collect();
+        let is_news = found != self.not_in_force || asked;
+        self.not_in_force_total += u64::from(!found.is_empty());
+        self.not_in_force = found;
+        self.save();
+        is_news
     }
 
     /// How long ago the last sweep ended.

@@ -208,18 +208,37 @@ fn a_sound_host_is_found_sound() {
     }
 }
 
-/// Breaks one thing after the other, and mends it again.
+/// Breaks one thing and mends it again: the doctor names that and nothing else, and then nothing at all.
+#[track_caller]
 fn finds(machine: &Machine, broken: &str, what: &str, mended: &str) {
     machine.sh(broken).succeeds();
-    let found = complaints(machine);
-    assert!(found.contains(what), "{broken}: {what}\n--- is not in\n{found}");
+    let found = found(machine);
+    assert_eq!(found.len(), 1, "{broken}: {found:#?}");
+    assert!(found.iter().all(|found| found.contains(what)), "{broken}: {what}\n--- is not in\n{found:#?}");
     machine.sh(mended).succeeds();
     assert_eq!(complaints(machine), "", "after {mended}");
 }
 
+/// What `iamctl doctor --json` finds that is not ok.
+fn found(machine: &Machine) -> Vec<String> {
+    let report: Value = serde_json::from_str(&machine.sh("iamctl doctor --json").stdout).unwrap_or_default();
+    let findings = report.get("findings").and_then(Value::as_array);
+    let Some(findings) = findings else { return vec!["no report".to_owned()] };
+    let word = |finding: &Value, key| finding.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    findings
+        .iter()
+        .filter(|finding| word(finding, "state") != "ok")
+        .map(|finding| {
+            format!("{}: {} -> {}", word(finding, "check"), word(finding, "what"), word(finding, "mend"))
+        })
+        .collect()
+}
+
 fn sound() -> Machine {
     Machine::new()
-        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [{"name": "alice", "groups": ["ssh-users"], "keys": [{}]}]}))
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
+            {"name": "alice", "groups": ["ssh-users"], "keys": [{}]},
+            {"name": "carol", "groups": ["ssh-users", "ssh-admins"], "keys": [{}]}]}))
         .settings("[freshness]\nmax_age = 0")
         .start()
 }
@@ -287,7 +306,19 @@ fn the_doctor_finds_what_is_wrong_with_pam_nss_sudo_and_owners() {
         ("/etc/nsswitch.conf", "sed -i 's/ iam$//'", "IAM users have no accounts on this host"),
         ("/etc/sudoers.d/pam_iam", "rm -f", "/etc/sudoers.d/pam_iam is missing"),
         ("/etc/sudoers.d/pam_iam", "chmod 666", "sudo does not read /etc/sudoers.d/pam_iam"),
-        ("/etc/sudoers.d/pam_iam", "sed -i 's/ALL/ALL ALL ALL (/'", "WRONG   sudoers: "),
+        ("/etc/sudoers.d/pam_iam", "sed -i 's/ALL/ALL ALL ALL (/'", "sudoers: "),
+        (
+            "/etc/nsswitch.conf",
+            "sed -i '$a initgroups: files'",
+            "the line initgroups: of /etc/nsswitch.conf does not ask IAM",
+        ),
+        ("/etc/sudoers", "sed -i '/includedir/d'", "sudo has no rule for carol, who may use it"),
+        ("/etc/sudoers", "sed -i '$a %iam-sudo ALL=(ALL) ALL'", "sudo asks carol for a password"),
+        (
+            "/etc/sudoers",
+            "sed -i '1i Defaults !pam_acct_mgmt'",
+            "sudo does not ask PAM whether an account may be used",
+        ),
         (
             "/usr/libexec/pam_iam/iam-authorized-keys",
             "chmod g+w",
@@ -295,6 +326,28 @@ fn the_doctor_finds_what_is_wrong_with_pam_nss_sudo_and_owners() {
         ),
     ] {
         finds(&machine, &format!("{}; {change} {file}", copy(file)), what, &back(file));
+    }
+    for (broken, what, mended) in [
+        (
+            "touch /usr/bin/amazon-ssm-agent",
+            "with Run As, Session Manager starts a shell",
+            "rm /usr/bin/amazon-ssm-agent",
+        ),
+        ("mkdir -p /run/nscd; touch /run/nscd/socket", "nscd runs", "rm /run/nscd/socket"),
+        ("chmod g+w /home", "/home can be changed by others than root", "chmod g-w /home"),
+        ("chown 4242 /home", "/home can be changed by others than root", "chown root /home"),
+        (
+            "mkdir -p /run/pam_iam/sessions; chmod g+w /run/pam_iam",
+            "/run/pam_iam can be changed by others than root",
+            "chmod g-w /run/pam_iam",
+        ),
+        (
+            "install -m 600 /dev/null /root/ca.pem; echo AWS_CA_BUNDLE=/root/ca.pem >>/etc/pam_iam/environment",
+            "AWS_CA_BUNDLE in /etc/pam_iam/environment is /root/ca.pem, which iam-resolver cannot read",
+            "sed -i /AWS_CA_BUNDLE/d /etc/pam_iam/environment",
+        ),
+    ] {
+        finds(&machine, broken, what, mended);
     }
     for service in ["cron", "atd", "systemd-user"] {
         finds(

@@ -390,7 +390,7 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
         ),
         (
             "echo 'AuthorizedKeysCommand /bin/true' >/etc/ssh/sshd_config.d/00.conf; echo 'AuthorizedKeysCommandUser nobody' >>/etc/ssh/sshd_config.d/00.conf",
-            "an earlier file sets another",
+            "another key command is in force: /bin/true",
             "rm /etc/ssh/sshd_config.d/00.conf",
         ),
         (
@@ -400,9 +400,14 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
             "rm -r /run/systemd/system/ssh.service.d; systemctl daemon-reload",
         ),
         (
-            "echo 'UsePAM no' >/etc/ssh/sshd_config.d/00.conf",
-            "sshd does not take UsePAM from",
+            "echo 'UsePAM no' >/etc/ssh/sshd_config.d/00.conf; echo 'KbdInteractiveAuthentication no' >>/etc/ssh/sshd_config.d/00.conf",
+            "usepam is \"no\"",
             "rm /etc/ssh/sshd_config.d/00.conf",
+        ),
+        (
+            "sed -i '/^UsePAM/d' /etc/ssh/sshd_config; printf 'UsePAM no\nKbdInteractiveAuthentication yes\n' >/etc/ssh/sshd_config.d/00.conf",
+            "PAM would let users in by password",
+            "cp /root/etc/ssh/sshd_config /etc/ssh/; rm /etc/ssh/sshd_config.d/00.conf",
         ),
         (
             "chmod 600 /etc/pam_iam/config.toml",
@@ -428,6 +433,106 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
         .sh("echo '# mine' >>/etc/pam.d/sshd; echo '# mine' >>/etc/nsswitch.conf; iamctl disable")
         .succeeds();
     machine.sh("grep -q '# mine' /etc/pam.d/sshd && grep -q '# mine' /etc/nsswitch.conf && ! grep -r pam_iam /etc/pam.d && ! grep -w iam /etc/nsswitch.conf").succeeds();
+}
+
+#[test]
+fn what_ran_before_a_failing_enable_runs_after_it() {
+    let machine = machine();
+    install(&machine);
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam; systemctl enable --now --quiet iam-resolver.socket iam-resolver.service").succeeds();
+    machine.sh("echo 'AuthorizedKeysCommand /bin/true' >/etc/ssh/sshd_config.d/00.conf; echo 'AuthorizedKeysCommandUser nobody' >>/etc/ssh/sshd_config.d/00.conf").succeeds();
+    assert!(machine.sh("iamctl enable").fails().contains("everything is as it was"));
+    machine.sh("systemctl is-active iam-resolver.socket iam-resolver.service && systemctl is-enabled iam-resolver.socket iam-resolver.service").succeeds();
+    machine
+        .sh("! systemctl is-enabled --quiet iam-sweep.timer && ! systemctl is-active --quiet iam-sweep.timer")
+        .succeeds();
+}
+
+#[test]
+fn enable_works_before_sshds_first_start_without_its_folder_and_keys() {
+    let machine = machine();
+    install(&machine);
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam; systemctl stop ssh; mv /run/sshd /run/aside; mkdir /root/keys; mv /etc/ssh/ssh_host_* /root/keys").succeeds();
+    machine.sh("iamctl enable").succeeds();
+    assert_eq!(
+        machine.sh("ls -d /run/sshd /run/pam_iam-hostkey* /etc/ssh/ssh_host_* 2>/dev/null").stdout,
+        "",
+        "nothing of it stays"
+    );
+    machine.sh("mv /run/aside /run/sshd; mv /root/keys/* /etc/ssh; systemctl start ssh").succeeds();
+    machine.ssh("alice", "true").succeeds();
+}
+
+#[test]
+fn a_trial_that_nobody_confirms_is_taken_back_and_one_that_is_confirmed_stays() {
+    let machine = machine();
+    install(&machine);
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam").succeeds();
+    let before = etc_differs(&machine);
+    machine.sh("iamctl enable --try 10m").succeeds();
+    machine.sh("systemctl is-active iam-trial.timer && systemctl is-enabled iam-trial.timer").succeeds();
+    assert!(machine.sh("iamctl enable --confirm").fails().contains("no IAM user has logged in since"));
+    assert!(machine.sh("iamctl enable").fails().contains("a trial goes on for"));
+    assert!(machine.sh("iamctl doctor").stdout.contains("everything is taken back in"));
+    // Its time is over: as if ten minutes had passed.
+    machine.sh("sed -i 's/\"until\":[0-9]*/\"until\":1/' /var/lib/pam_iam/trial.json").succeeds();
+    machine.wait_until("! test -e /var/lib/pam_iam/trial.json");
+    machine.wait_until("! systemctl is-enabled --quiet iam-trial.timer");
+    assert_eq!(etc_differs(&machine), before);
+    machine.ssh("alice", "true").fails();
+
+    machine.sh("iamctl enable --try 10m").succeeds();
+    open_session(&machine, "alice");
+    assert!(machine.sh("iamctl enable --confirm").succeeds().contains("alice logged in by sshd"));
+    machine.sh("iamctl end-trial && ! systemctl is-active --quiet iam-trial.timer").succeeds();
+    machine.ssh("alice", "true").succeeds();
+    assert!(machine.sh("iamctl enable --try 10m").fails().contains("it is enabled already"));
+    // One that is over is taken back by whatever looks next, also where the timer does not run.
+    machine.sh("iamctl disable && iamctl enable --try 10m && systemctl stop iam-trial.timer && sed -i 's/\"until\":[0-9]*/\"until\":1/' /var/lib/pam_iam/trial.json").succeeds();
+    assert!(machine.sh("iamctl doctor").stdout.contains("nothing of pam_iam is switched on here"));
+    assert_eq!(etc_differs(&machine), before);
+}
+
+#[test]
+fn enable_and_disable_that_are_killed_at_any_step_leave_a_host_that_the_next_call_finishes() {
+    let machine = machine();
+    install(&machine);
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam").succeeds();
+    machine.let_root_in();
+    let before = etc_differs(&machine);
+    // What puts files into their places; each is whole before and after.
+    let script = r#"
+for verb in enable disable; do
+    for at in $(seq 1 40); do
+        [ $verb = enable ] || iamctl enable >/dev/null || exit 1
+        strace -qq -o /dev/null -e trace=rename -e inject=rename:signal=KILL:when=$at -- iamctl $verb >/dev/null 2>&1
+        killed=$?
+        box-ssh -i /root/local root true || { echo "$verb $at: root is out"; exit 1; }
+        # What was begun is finished, or taken back.
+        if [ $((at % 2)) = 0 ]; then
+            iamctl enable >/dev/null && box-ssh alice true || { echo "$verb $at: enable does not finish it"; exit 1; }
+        fi
+        iamctl disable >/dev/null || { echo "$verb $at: disable fails"; exit 1; }
+        [ -z "$(find /etc /var/lib/pam_iam -name '*.pam_iam-new' -o -name '*.new' | head -1)" ] || { find /etc /var/lib/pam_iam -name '*new'; exit 1; }
+        [ $killed = 137 ] || break
+    done
+    echo $verb $at
+done"#;
+    let said = machine.sh(script).succeeds();
+    assert_eq!(etc_differs(&machine), before);
+    let steps: Vec<u32> = said.lines().filter_map(|line| line.split(' ').nth(1)?.parse().ok()).collect();
+    assert!(steps.len() == 2 && steps.iter().all(|steps| (4..40).contains(steps)), "{said}");
+}
+
+#[test]
+fn purge_keeps_the_packed_homes_of_users_who_left_and_names_them() {
+    let machine = machine();
+    install(&machine);
+    machine.sh("mkdir -p /var/lib/pam_iam/archive; touch /var/lib/pam_iam/archive/bob.2013265999.1.tar.gz /var/lib/pam_iam/other").succeeds();
+    assert!(machine.sh("dpkg --purge pam-iam").succeeds().contains("bob.2013265999.1.tar.gz"));
+    machine
+        .sh("test -e /var/lib/pam_iam/archive/bob.2013265999.1.tar.gz && test ! -e /var/lib/pam_iam/other")
+        .succeeds();
 }
 
 #[test]

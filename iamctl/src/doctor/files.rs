@@ -14,6 +14,7 @@ use pam_iam_core::{local, paths};
 use super::Finding;
 use crate::host::access;
 use crate::host::command::run;
+use crate::host::sudo::{self, Effective, Rule};
 use crate::is_installed;
 
 const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
@@ -30,6 +31,15 @@ pub fn accounts(roster: Option<&Roster>) -> Finding {
     let asks = |database: &str| nsswitch::asks_us(&text, database);
     let add =
         format!("add iam at the end of the passwd: and group: lines of {NSSWITCH}, or import: iam-importer");
+    if asks("group") && !asks("initgroups") {
+        return Finding::wrong(
+            CHECK,
+            format!(
+                "the line initgroups: of {NSSWITCH} does not ask IAM: its users have no groups, so no sudo, and sshd's rules miss them"
+            ),
+            "add iam at its end; iamctl enable, which may be run again, does it",
+        );
+    }
     match (asks("passwd"), asks("group")) {
         // Whatever the line says, a user who may log in is to be there.
         (true, true) => match roster.and_then(|roster| roster.users.first()).map(|user| user.name.as_str()) {
@@ -64,38 +74,81 @@ pub fn accounts(roster: Option<&Roster>) -> Finding {
     }
 }
 
-/// The sudo rule, where anybody may use sudo.
-pub fn sudoers(config: &Config) -> Vec<Finding> {
+/// sudo's rule, where anybody may use sudo: the file, and what sudo makes of all its files for a user who may.
+pub fn sudoers(config: &Config, roster: Option<&Roster>) -> Finding {
     const CHECK: &str = "sudoers";
-    if config.access.sudo == Who::None || !is_installed(VISUDO) {
-        return Vec::new();
+    if config.access.sudo == Who::None {
+        return Finding::ok(CHECK, "access.sudo is \"none\"");
+    }
+    if !is_installed(VISUDO) {
+        return Finding::ok(CHECK, "there is no sudo here");
     }
     let copy = format!("install -m 0440 /usr/share/pam_iam/sudoers/pam_iam {SUDOERS}");
-    let finding = match std::fs::metadata(SUDOERS) {
+    match std::fs::metadata(SUDOERS) {
         Err(_) => {
-            Finding::wrong(CHECK, format!("{SUDOERS} is missing, so nobody of iam-sudo may use sudo"), copy)
+            let what = format!("{SUDOERS} is missing, so nobody of {IAM_SUDO} may use sudo");
+            return Finding::wrong(CHECK, what, copy);
         }
         Ok(found) if found.uid() != 0 || found.mode() & 0o022 != 0 => {
-            Finding::wrong(CHECK, format!("sudo does not read {SUDOERS}: wrong owner or mode"), copy)
+            return Finding::wrong(CHECK, format!("sudo does not read {SUDOERS}: wrong owner or mode"), copy);
         }
-        Ok(_) => match run(VISUDO, &["-c", "-f", SUDOERS]) {
-            Ok(_) => Finding::ok(CHECK, SUDOERS),
-            Err(why) => Finding::wrong(CHECK, why, copy),
-        },
-    };
-    vec![finding]
+        Ok(_) => {}
+    }
+    if let Err(why) = run(VISUDO, &["-c", "-f", SUDOERS]) {
+        return Finding::wrong(CHECK, why, copy);
+    }
+    // Without our module sudo runs nothing, which another finding tells.
+    let roster = roster.filter(|_| !modules("security/pam_iam.so").is_empty());
+    let admins = roster.and_then(|roster| roster.groups.iter().find(|group| group.name.as_str() == IAM_SUDO));
+    match admins.and_then(|group| group.members.first()) {
+        Some(user) => effective(user.as_str()),
+        None => Finding::ok(CHECK, SUDOERS),
+    }
+}
+
+/// What sudo would do for a user who may use it.
+fn effective(user: &str) -> Finding {
+    const CHECK: &str = "sudoers";
+    let mend = format!("sudo -l -U {user} shows the rules that count: the last one that matches does");
+    match sudo::effective(user) {
+        Err(why) => Finding::wrong(CHECK, why, "visudo -c names the file and line"),
+        Ok(Effective { rule: Rule::None, .. }) => Finding::wrong(
+            CHECK,
+            format!("sudo has no rule for {user}, who may use it: it does not read {SUDOERS}"),
+            format!("/etc/sudoers needs a line @includedir /etc/sudoers.d; {mend}"),
+        ),
+        Ok(Effective { rule: Rule::AsksForPassword, .. }) => Finding::wrong(
+            CHECK,
+            format!(
+                "sudo asks {user} for a password, which IAM users do not have: a later rule overrides ours"
+            ),
+            mend,
+        ),
+        Ok(Effective { asks_pam: false, .. }) => Finding::wrong(
+            CHECK,
+            "sudo does not ask PAM whether an account may be used, so a user whose right to sudo is withdrawn keeps it",
+            "take !pam_acct_mgmt out of the Defaults of sudoers",
+        ),
+        Ok(_) => {
+            Finding::ok(CHECK, format!("{SUDOERS} lets {user} use sudo without a password, and PAM is asked"))
+        }
+    }
+}
+
+/// Where a library of ours is installed.
+fn modules(name: &str) -> Vec<String> {
+    LIBRARIES.iter().map(|folder| format!("{folder}/{name}")).filter(|path| is_installed(path)).collect()
 }
 
 /// sshd refuses a key command that others than root could change, on the whole way to it; so should everybody with what
 /// runs as root.
 pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
     const CHECK: &str = "owners";
-    let modules = LIBRARIES
-        .iter()
-        .flat_map(|lib| [format!("{lib}/security/pam_iam.so"), format!("{lib}/libnss_iam.so.2")]);
-    let mut paths: Vec<String> = modules.filter(|path| is_installed(path)).collect();
+    let mut paths = modules("security/pam_iam.so");
+    let has_module = !paths.is_empty();
+    paths.extend(modules("libnss_iam.so.2"));
     let mut findings = Vec::new();
-    if !paths.iter().any(|path| path.ends_with("pam_iam.so")) {
+    if !has_module {
         let what = "pam_iam.so is missing, and the PAM stacks that name it let nobody in, root neither";
         findings.push(Finding::wrong(
             CHECK,
@@ -123,8 +176,13 @@ pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
 
 /// Files that the AWS SDK is pointed to and that the resolver's user cannot read.
 fn aws_files() -> Vec<Finding> {
-    const VARIABLES: [&str; 3] =
-        ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"];
+    const VARIABLES: [&str; 5] = [
+        "AWS_CONFIG_FILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CA_BUNDLE",
+        "SSL_CERT_FILE",
+    ];
     let environment = std::fs::read_to_string(paths::ENVIRONMENT).unwrap_or_default();
     let named = environment.lines().filter_map(|line| line.trim().split_once('='));
     named

@@ -1,10 +1,9 @@
 //! sshd's effective settings: is our command in force, or who won?
 
 use pam_iam_core::config::Config;
-use pam_iam_core::wire::Roster;
 
-use super::Finding;
-use crate::host::sshd::{self, KEY_COMMAND};
+use super::{Finding, State};
+use crate::host::sshd::{self, KEY_COMMAND, Settings};
 
 /// The signatures that an RSA key makes; IAM has no other keys.
 const RSA: [&str; 2] = ["rsa-sha2-512", "rsa-sha2-256"];
@@ -19,21 +18,58 @@ const RIVALS: [(&str, &str); 3] = [
     ("google_authorized_keys", "Google's guest agent"),
 ];
 
-/// Asks sshd what it would do for an IAM user.
-pub fn effective(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
-    const CHECK: &str = "sshd";
-    let user = roster.and_then(|roster| roster.users.first()).map(|user| user.name.as_str());
-    let settings = match sshd::effective(user.unwrap_or("root")) {
+const CHECK: &str = "sshd";
+
+/// Asks sshd what it would do for a user, who has an account here; for root if there is none.
+pub fn effective(config: &Config, user: Option<&str>) -> Vec<Finding> {
+    let settings = match settings(user) {
         Ok(settings) => settings,
-        Err(why) => {
-            return vec![Finding::wrong(CHECK, why, "mend sshd's configuration: sshd -t")];
-        }
+        Err(finding) => return vec![finding],
     };
+    let mut findings = judge(&settings, config, user.is_some());
+    findings.extend(started());
+    for list in ["allowusers", "allowgroups", "denyusers", "denygroups"] {
+        if settings.has(list) {
+            findings.push(Finding::warning(
+                CHECK,
+                format!("sshd's {list} is set to {}, beside what IAM says", settings.get(list)),
+                "see that it lets IAM users in: AllowGroups iam-users, for one",
+            ));
+        }
+    }
+    findings.extend(key_types(settings.get("pubkeyacceptedalgorithms"), settings.get("requiredrsasize")));
+    findings
+}
+
+/// What keeps sshd from asking us, or from heeding us alone, if anything: for enable and the sweep. `managed_user` is one
+/// who has an account.
+pub fn not_in_force(config: &Config, managed_user: Option<&str>) -> Vec<Finding> {
+    let findings = match settings(managed_user) {
+        Ok(settings) => judge(&settings, config, managed_user.is_some()),
+        Err(finding) => vec![finding],
+    };
+    started().into_iter().chain(findings).filter(|finding| finding.state != State::Ok).collect()
+}
+
+fn settings(user: Option<&str>) -> Result<Settings, Finding> {
+    sshd::effective(user.unwrap_or("root"))
+        .map_err(|why| Finding::wrong(CHECK, why, "mend sshd's configuration: sshd -t"))
+}
+
+/// A key command in sshd's own command line.
+fn started() -> Option<Finding> {
+    let mend = "systemctl edit its unit: an empty ExecStart= and then one without that option; \
+                keep EC2 Instance Connect by keys.also_run in our configuration";
+    let started = sshd::started_with()?;
+    Some(Finding::wrong(CHECK, format!("{started}, which wins over every file"), mend))
+}
+
+/// Judges what decides whether sshd asks us, and us alone.
+fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding> {
     let mut findings = vec![command(settings.get("authorizedkeyscommand"))];
-    if let Some(started) = sshd::started_with() {
-        let mend = "systemctl edit its unit: an empty ExecStart= and then one without that option; \
-                    keep EC2 Instance Connect by keys.also_run in our configuration";
-        findings.push(Finding::wrong(CHECK, format!("{started}, which wins over every file"), mend));
+    // Where our drop-in is not in force, the rest of it is not either.
+    if !settings.get("authorizedkeyscommand").starts_with(KEY_COMMAND) {
+        return findings;
     }
     let runs_as = settings.get("authorizedkeyscommanduser");
     if runs_as != config.keys.user {
@@ -52,28 +88,17 @@ pub fn effective(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
             findings.push(Finding::wrong(CHECK, what, format!("set {wanted}, before any other file does")));
         }
     }
-    if user.is_some() && settings.get("authorizedkeysfile") != "none" {
+    if is_managed && settings.get("authorizedkeysfile") != "none" {
         findings.push(Finding::wrong(
             CHECK,
             format!("sshd also takes keys from {} for IAM users", settings.get("authorizedkeysfile")),
             "keep `Match Group iam-users` with `AuthorizedKeysFile none` of our drop-in, and the group in NSS",
         ));
     }
-    for list in ["allowusers", "allowgroups", "denyusers", "denygroups"] {
-        if settings.has(list) {
-            findings.push(Finding::warning(
-                CHECK,
-                format!("sshd's {list} is set to {}, beside what IAM says", settings.get(list)),
-                "see that it lets IAM users in: AllowGroups iam-users, for one",
-            ));
-        }
-    }
-    findings.extend(key_types(settings.get("pubkeyacceptedalgorithms"), settings.get("requiredrsasize")));
     findings
 }
 
 fn command(set: &str) -> Finding {
-    const CHECK: &str = "sshd";
     if set.starts_with(KEY_COMMAND) {
         return match set.contains("%u") {
             true => Finding::ok(CHECK, format!("runs {set}")),
@@ -124,7 +149,6 @@ fn key_types(accepted: &str, required_bits: &str) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::State;
 
     #[test]
     fn a_rival_is_called_by_name() {

@@ -63,10 +63,7 @@ fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), String> {
     let Some(text) = text else { return remove(path) };
     // What is a link stays one: the file behind it is replaced.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mut unfinished = target.as_os_str().to_owned();
-    // sshd reads *.conf, sudo no name with a dot.
-    unfinished.push(UNFINISHED);
-    let unfinished = PathBuf::from(unfinished);
+    let unfinished = unfinished(&target);
     let written = match target.symlink_metadata() {
         Ok(_) => write_like(&target, &unfinished, text.as_bytes()),
         Err(_) => write_new(&unfinished, text.as_bytes(), mode),
@@ -76,6 +73,22 @@ fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), String> {
         let _ = std::fs::remove_file(&unfinished);
     }
     put
+}
+
+/// Removes what a call that was killed left beside the files it was about to replace.
+pub fn remove_unfinished(changes: &[Change]) -> Result<(), String> {
+    for change in changes {
+        let target = std::fs::canonicalize(&change.path).unwrap_or_else(|_| change.path.clone());
+        remove(&unfinished(&target))?;
+    }
+    remove(&unfinished(Path::new(paths::ENABLED)))
+}
+
+/// Where the new text of a file is written. sshd reads `*.conf`, and sudo no name with a dot.
+fn unfinished(target: &Path) -> PathBuf {
+    let mut path = target.as_os_str().to_owned();
+    path.push(UNFINISHED);
+    PathBuf::from(path)
 }
 
 pub fn remove(path: &Path) -> Result<(), String> {

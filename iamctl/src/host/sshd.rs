@@ -1,6 +1,8 @@
 //! sshd's effective settings: what its files and its command line come to for one user.
 
 use std::collections::HashMap;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 
 use pam_iam_core::paths;
 
@@ -23,8 +25,93 @@ pub struct Settings(HashMap<String, String>);
 /// Returns an error if sshd refuses its configuration or cannot be run.
 pub fn effective(user: &str) -> Result<Settings, String> {
     let connection = format!("user={user},host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22");
-    let said = run_with("sshd", &["-T", "-C", &connection], &[(paths::LOOK_ONLY, "1")])?;
-    Ok(Settings::parse(&said))
+    Ok(Settings::parse(&sshd(&["-T", "-C", &connection])?))
+}
+
+/// Checks sshd's configuration.
+///
+/// # Errors
+/// Returns an error if sshd refuses it, with what sshd says.
+pub fn check() -> Result<(), String> {
+    sshd(&["-t"]).map(drop)
+}
+
+/// Runs sshd to test or print its settings. Before its first start, as in an image that is being made or with socket
+/// activation, a host may lack the folder and the keys that sshd insists on: then it gets them for this run alone.
+fn sshd(arguments: &[&str]) -> Result<String, String> {
+    let mut folder = None;
+    let mut key = None;
+    let done = loop {
+        let mut words = arguments.to_vec();
+        if let Some(HostKey { path, .. }) = &key {
+            words.extend(["-h", path]);
+        }
+        match run_with("sshd", &words, &[(paths::LOOK_ONLY, "1")]) {
+            Err(why) if folder.is_none() && why.contains(NO_FOLDER) => folder = Some(Folder::make(&why)?),
+            Err(why) if key.is_none() && why.contains(NO_KEYS) => key = Some(HostKey::make()?),
+            done => break done,
+        }
+    };
+    drop((folder, key));
+    done
+}
+
+/// What sshd says without its folder, before its path.
+const NO_FOLDER: &str = "Missing privilege separation directory: ";
+
+/// What sshd says without a host key.
+const NO_KEYS: &str = "no hostkeys available";
+
+/// sshd's folder under /run, for one run.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make(why: &str) -> Result<Self, String> {
+        let path = why
+            .split(NO_FOLDER)
+            .nth(1)
+            .and_then(|rest| rest.split([';', '\r', '\n']).next())
+            .unwrap_or_default();
+        let path = PathBuf::from(path.trim());
+        // Elsewhere its package brings it.
+        if !path.starts_with("/run") {
+            return Err(why.to_owned());
+        }
+        std::fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A host key for one run, in a folder that is root's alone.
+struct HostKey {
+    folder: PathBuf,
+    path: String,
+}
+
+impl HostKey {
+    fn make() -> Result<Self, String> {
+        let folder = PathBuf::from(format!("/run/pam_iam-hostkey.{}", std::process::id()));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|error| format!("{}: {error}", folder.display()))?;
+        let path = folder.join("key").display().to_string();
+        let key = Self { folder, path };
+        run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &key.path])?;
+        Ok(key)
+    }
+}
+
+impl Drop for HostKey {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
 }
 
 impl Settings {
@@ -46,7 +133,7 @@ impl Settings {
 
 /// Has sshd read its files again, if it would take them. Open sessions are processes of their own and go on.
 pub fn reload() -> Result<(), String> {
-    run("sshd", &["-t"])?;
+    check()?;
     if !is_booted() {
         return Ok(());
     }

@@ -3,8 +3,50 @@
 use std::path::Path;
 
 use pam_iam_core::paths;
+use serde::{Deserialize, Serialize};
 
 use super::command::run;
+
+/// How a unit is before it is switched on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitState {
+    pub name: String,
+    /// Whether each boot starts it.
+    pub is_enabled: bool,
+    /// Whether it runs now.
+    pub is_active: bool,
+}
+
+/// Returns how units are now.
+pub fn states(units: &[&str]) -> Vec<UnitState> {
+    let is = |word: &str, unit: &str| run("systemctl", &[word, "--quiet", unit]).is_ok();
+    units
+        .iter()
+        .map(|unit| UnitState {
+            name: (*unit).to_owned(),
+            is_enabled: is("is-enabled", unit),
+            is_active: is_booted() && is("is-active", unit),
+        })
+        .collect()
+}
+
+/// Makes units what they were: what was neither enabled nor running is switched off again, and all else is left alone.
+///
+/// # Errors
+/// Returns an error if systemd refuses it.
+pub fn restore(before: &[UnitState]) -> Result<(), String> {
+    for unit in before {
+        if !unit.is_enabled && crate::is_installed(SYSTEMCTL) {
+            run("systemctl", &["disable", "--quiet", &unit.name])?;
+        }
+        if !unit.is_active && is_booted() {
+            run("systemctl", &["stop", &unit.name])?;
+        }
+    }
+    Ok(())
+}
+
+const SYSTEMCTL: &str = "/usr/bin/systemctl";
 
 /// Starts the units and has each boot start them; of an image that is being made, only the latter.
 pub fn start(units: &[&str]) -> Result<(), String> {
@@ -22,7 +64,7 @@ pub fn stop(units: &[&str]) -> Result<(), String> {
 fn switch(verb: &str, units: &[&str]) -> Result<(), String> {
     let words: &[&str] = match is_booted() {
         true => &[verb, "--now", "--quiet"],
-        false if !crate::is_installed("/usr/bin/systemctl") => return Ok(()),
+        false if !crate::is_installed(SYSTEMCTL) => return Ok(()),
         false => &[verb, "--quiet"],
     };
     run("systemctl", &[words, units].concat()).map(drop)

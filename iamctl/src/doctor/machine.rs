@@ -1,0 +1,125 @@
+//! What this machine has around us that keeps users out or lets them in by another door.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use pam_iam_core::config::Config;
+use pam_iam_core::id::{FIRST, LAST};
+use pam_iam_core::wire::Roster;
+
+use super::Finding;
+use crate::is_installed;
+
+/// Where nscd(8) listens.
+const NSCD: &str = "/run/nscd/socket";
+
+/// Programs of Session Manager's agent.
+const SSM_AGENTS: [&str; 3] = [
+    "/usr/bin/amazon-ssm-agent",
+    "/snap/amazon-ssm-agent/current/amazon-ssm-agent",
+    "/usr/bin/ssm-agent-worker",
+];
+
+/// Looks at everything here.
+pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
+    let home = roster.and_then(|roster| roster.users.first()).map_or("/home/user", |user| user.home.as_str());
+    [ids(Path::new("/proc/self/uid_map")), shell(config), homes(Path::new(home)), nscd(), run_as()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Whether this machine has the uids of IAM users at all: a container may have 65,536.
+fn ids(map: &Path) -> Option<Finding> {
+    let map = std::fs::read_to_string(map).ok()?;
+    let has = map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+        let (Some(first), Some(_), Some(count)) = (numbers.next(), numbers.next(), numbers.next()) else {
+            return false;
+        };
+        first <= FIRST.into() && first + count > LAST.into()
+    });
+    (!has).then(|| {
+        Finding::wrong(
+            "uids",
+            format!("this container has no uids {FIRST} to {LAST}, so no IAM user can log in"),
+            "give it more: raise the count of root's or the container user's line in the host's /etc/subuid and /etc/subgid, or run it \
+             without a user namespace; or adopt local accounts",
+        )
+    })
+}
+
+/// Whether the shell that users get is there: sshd refuses users without.
+fn shell(config: &Config) -> Option<Finding> {
+    let shell = &config.accounts.shell.0;
+    let is_program = std::fs::metadata(shell).is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0);
+    (!is_program).then(|| {
+        Finding::wrong(
+            "shell",
+            format!("accounts.shell is {}, which is not installed: sshd lets nobody in", shell.display()),
+            format!("install {}, or set accounts.shell to a shell that is there", shell.display()),
+        )
+    })
+}
+
+/// Whether home directories can be made where `home` would lie.
+fn homes(home: &Path) -> Option<Finding> {
+    let exposed = home.ancestors().skip(1).find_map(|folder| {
+        let found = std::fs::metadata(folder).ok()?;
+        let is_exposed = found.uid() != 0 || found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
+        is_exposed.then_some(folder)
+    })?;
+    let shown = exposed.display();
+    Some(Finding::warning(
+        "homes",
+        format!(
+            "{shown} can be changed by others than root, so no home directory is made there: users without one are refused"
+        ),
+        format!(
+            "chown root {shown} && chmod go-w {shown}; on a network file system, make the home directories on its server"
+        ),
+    ))
+}
+
+/// A cache in front of us: what it remembers outlives what we say.
+fn nscd() -> Option<Finding> {
+    is_installed(NSCD).then(|| {
+        Finding::warning(
+            "nscd",
+            "nscd runs: it remembers accounts and groups, so that a user who is let in or put out is noticed late",
+            "set enable-cache passwd no and enable-cache group no in /etc/nscd.conf, and restart it; the resolver remembers already",
+        )
+    })
+}
+
+/// Session Manager's agent starts shells without PAM where Run As is switched on.
+fn run_as() -> Option<Finding> {
+    let agent = SSM_AGENTS.into_iter().find(|agent| is_installed(agent))?;
+    Some(Finding::warning(
+        "Session Manager",
+        format!(
+            "{agent} is installed: with Run As, Session Manager starts a shell as any account without asking PAM or us"
+        ),
+        "allow ssm:StartSession with an SSMSessionRunAs tag to nobody whom IAM does not let in here; the sweep ends what a withdrawn \
+         user runs that way",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_without_the_uids_is_found() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (map, is_wrong) in [
+            ("         0          0 4294967295\n", false),
+            ("0 100000 65536\n", true),
+            ("0 100000 65536\n1879048192 500000 536870912\n", false),
+            ("0 0 2013265920\n", true),
+        ] {
+            std::fs::write(file.path(), map).unwrap();
+            assert_eq!(ids(file.path()).is_some(), is_wrong, "{map}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The look that each sweep takes at this host: are our lines still in the PAM stacks, and does sshd still ask us? Another
+//! package's drop-in, a replaced conffile or a hardening role may have changed that.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use pam_iam_core::config::Config;
+use pam_iam_core::log::{Level, Log};
+use pam_iam_core::paths;
+use pam_iam_core::register::Register;
+
+use crate::swept::Swept;
+use crate::{doctor, enable};
+
+/// The files that are looked at for a change. Others that they include are found within [`ASK_AGAIN`].
+const SSHD_FILES: [&str; 2] = ["/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d"];
+
+/// Files that are part of sshd's unit, whose command line wins over its files.
+const SSHD_UNITS: [&str; 4] = [
+    "/etc/systemd/system/ssh.service.d",
+    "/etc/systemd/system/sshd.service.d",
+    "/usr/lib/systemd/system/ssh.service.d",
+    "/usr/lib/systemd/system/sshd.service.d",
+];
+
+/// How often sshd is asked for its settings where none of these files changed.
+const ASK_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Looks, and logs what is not in force: when that changed, and once an hour.
+pub fn look(config: &Config, log: &mut Log) {
+    if enable::is_off() {
+        return;
+    }
+    let mut record = Swept::load();
+    let files = state(&SSHD_FILES.into_iter().chain(SSHD_UNITS).collect::<Vec<_>>());
+    let is_due = record.since_sshd_was_asked().is_none_or(|since| since >= ASK_AGAIN);
+    let sshd = (is_due || files != record.sshd_files)
+        .then(|| (files, doctor::sshd_not_in_force(config, managed_user().as_deref())));
+    if !record.note_not_in_force(sshd, doctor::pam_not_in_force(config)) {
+        return;
+    }
+    for found in &record.not_in_force {
+        log.write(Level::Error, format!("not in force on this host: {found}"));
+    }
+}
+
+/// A managed user who is logged in, and so has an account here.
+fn managed_user() -> Option<String> {
+    let open = Register::open(Path::new(paths::SESSIONS)).ok()?.sessions().ok()?;
+    open.into_iter()
+        .map(|(session, _)| session)
+        .find(|session| session.uid.is_ours())
+        .map(|session| session.user)
+}
+
+/// What files and the files in folders look like: changes whenever one of them is written, renamed, made or removed.
+fn state(paths: &[&str]) -> String {
+    let mut hasher = DefaultHasher::new();
+    for path in paths {
+        let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut all: Vec<_> = inside.chain([Path::new(path).to_owned()]).collect();
+        all.sort();
+        for path in all {
+            let Ok(found) = std::fs::metadata(&path) else { continue };
+            (path, found.ino(), found.size(), found.ctime(), found.ctime_nsec()).hash(&mut hasher);
+        }
+    }
+    format!("{:x}", hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_made_written_or_removed_is_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let file = folder.path().join("10.conf");
+        let mut seen = vec![state(&[path])];
+        for text in [Some("a"), Some("bb"), None] {
+            match text {
+                Some(text) => std::fs::write(&file, text).unwrap(),
+                None => std::fs::remove_file(&file).unwrap(),
+            }
+            seen.push(state(&[path]));
+            assert_eq!(state(&[path]), state(&[path]));
+        }
+        seen.dedup();
+        assert_eq!(seen.len(), 4);
+    }
+}

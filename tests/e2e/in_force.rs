@@ -1,0 +1,86 @@
+//! What happens on a host that loses our lines, and how an operator hears of it.
+
+use pam_iam_tests::Machine;
+use serde_json::{Value, json};
+
+/// Alice is in a group that may log in; bob is an IAM user with a key, in none.
+fn machine() -> Machine {
+    Machine::new()
+        .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
+            {"name": "alice", "groups": ["ssh-users"], "keys": [{}]}, {"name": "bob", "groups": [], "keys": [{}]}]}))
+        .settings("[freshness]\nmax_age = 0")
+        .start()
+}
+
+/// What a sweep finds not in force.
+fn not_in_force(machine: &Machine) -> Vec<String> {
+    machine.sh("iamctl sweep").succeeds();
+    let status: Value =
+        serde_json::from_str(&machine.sh("iamctl status --json").succeeds()).unwrap_or_default();
+    let found = status.pointer("/sweep/not_in_force").and_then(Value::as_array);
+    let Some(found) = found else { return vec!["no report".to_owned()] };
+    found.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_sweep_says_which_line_of_pam_and_which_setting_of_sshd_is_gone() {
+    let machine = machine();
+    assert_eq!(not_in_force(&machine), [""; 0]);
+    for (broken, what, mended) in [
+        (
+            "echo 'AuthorizedKeysCommand /usr/share/ec2-instance-connect/eic_run_authorized_keys %u %f' >/etc/ssh/sshd_config.d/00-eic.conf",
+            "EC2 Instance Connect",
+            "rm /etc/ssh/sshd_config.d/00-eic.conf",
+        ),
+        (
+            "cp -p /etc/pam.d/sshd /tmp/saved; sed -i '/^account.*pam_iam/d' /etc/pam.d/sshd",
+            "sshd: pam_iam.so is not in the account phase",
+            "cp -p /tmp/saved /etc/pam.d/sshd",
+        ),
+        (
+            "cp -p /etc/pam.d/sudo /tmp/saved; sed -i '1i account sufficient pam_permit.so' /etc/pam.d/sudo",
+            "sudo: pam_iam.so is not always asked, because of `sufficient pam_permit.so`",
+            "cp -p /tmp/saved /etc/pam.d/sudo",
+        ),
+    ] {
+        machine.sh(broken).succeeds();
+        let found = not_in_force(&machine);
+        assert!(found.len() == 1 && found[0].contains(what), "{broken}: {found:?}");
+        machine.logs("authpriv", &format!("not in force on this host: {}", found[0]));
+        machine
+            .sh("iamctl status --prometheus /tmp/metrics && grep -qx 'pam_iam_not_in_force 1' /tmp/metrics")
+            .succeeds();
+        machine.sh(mended).succeeds();
+        assert_eq!(not_in_force(&machine), [""; 0], "after {mended}");
+    }
+    machine.sh("iamctl status --prometheus /tmp/metrics && grep -qx 'pam_iam_not_in_force_sweeps_total 3' /tmp/metrics").succeeds();
+}
+
+#[test]
+fn without_our_lines_in_pam_a_user_in_no_group_gets_nothing_of_sshd() {
+    let machine = machine();
+    machine.sh("sed -i '/pam_iam/d' /etc/pam.d/sshd").succeeds();
+    machine.ssh("alice", "true").succeeds();
+    machine.ssh("bob", "true").fails();
+    let bob = |program: &str| machine.ssh_with("bob", "bob", program).status;
+    assert_ne!(bob("-s sftp"), 0);
+    assert_ne!(bob("-N -o ExitOnForwardFailure=yes -L 12345:localhost:22 -f"), 0);
+    assert!(
+        not_in_force(&machine)
+            .iter()
+            .any(|what| what.contains("sshd: pam_iam.so is not in the account phase"))
+    );
+}
+
+#[test]
+fn to_look_at_sshds_settings_for_a_user_costs_no_call_to_iam() {
+    let machine = machine();
+    machine.ssh("alice", "true").succeeds();
+    let look = "sshd -T -C user=alice,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22 | grep -qx 'authorizedkeysfile none'";
+    machine.clear_calls();
+    machine.sh(&format!("PAM_IAM_LOOK_ONLY=1; export PAM_IAM_LOOK_ONLY; {look}")).succeeds();
+    assert_eq!(machine.actions(), [""; 0]);
+    // As it would be without.
+    machine.sh(look).succeeds();
+    machine.wait_until("curl -sSf \"$BOX_CTL?log\" | grep -q GetUser");
+}
