@@ -125,11 +125,19 @@ fn home() -> String {
     account.ok().flatten().map_or_else(|| "/".to_owned(), |account| account.home)
 }
 
-/// The `AWS_*` lines of an environment file; nothing if it cannot be read, and the resolver tells what it lacks.
+/// What the resolver heeds of an environment file beside `AWS_*`.
+const VARIABLES: [&str; 8] =
+    ["HOME", "SSL_CERT_FILE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"];
+
+/// The lines of an environment file that the resolver heeds; nothing if it cannot be read, and the resolver tells what it lacks.
 fn aws_variables(path: &Path) -> Vec<(String, String)> {
     let Ok(file) = File::open(path) else { return Vec::new() };
     let lines = BufReader::new(file).lines().map_while(Result::ok);
-    lines.filter_map(|line| variable(&line)).filter(|(name, _)| name.starts_with("AWS_")).collect()
+    lines.filter_map(|line| variable(&line)).filter(|(name, _)| is_heeded(name)).collect()
+}
+
+fn is_heeded(name: &str) -> bool {
+    name.starts_with("AWS_") || VARIABLES.contains(&name)
 }
 
 /// `NAME=VALUE`, the value with or without quotes, as systemd.exec(5) has it under EnvironmentFile.

@@ -16,7 +16,8 @@ use crate::name::LinuxName;
 mod report;
 
 pub use report::{
-    Explanation, Finding, Flushed, Holder, IamEntry, KeyState, Linted, Probed, Refused, Roster, Status, Try,
+    Explanation, Finding, Flushed, Holder, IamEntry, KeyState, Linted, Probed, Refused, Roster, Route,
+    Status, Try,
 };
 
 /// The version of the protocol.

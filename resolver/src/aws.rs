@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::path::Path;
 use std::time::Duration;
 
 use aws_config::imds;
@@ -16,13 +15,12 @@ use aws_sdk_iam::config::retry::RetryConfig;
 use aws_sdk_iam::config::{ProvideCredentials, SharedCredentialsProvider, SharedHttpClient};
 use aws_sdk_iam::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_iam::types::{EncodingType, SshPublicKeyMetadata, StatusType, User};
-use aws_smithy_http_client::Builder;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use pam_iam_core::config::Aws as Settings;
 use pam_iam_core::name::IamName;
+use pam_iam_core::wire::Route;
 use tokio::time::Instant;
 
+use crate::http::{self, Proxy};
 use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, Tally};
 
 /// Tries per call, within `aws.total_timeout`.
@@ -43,21 +41,15 @@ const INSTANCE_TAGS: &str = "/latest/meta-data/tags/instance";
 /// More pages than any account can fill (5,000 users, 300 groups); who sends more is no IAM.
 const PAGES_MAX: usize = 1000;
 
-/// IAM is one service for the whole partition: where nothing names a region, this one signs.
+/// Where nothing names a region. IAM's calls of the partition `aws` are always signed for it.
 const DEFAULT_REGION: &str = "us-east-1";
-
-/// The trusted certificates in one file, where the distributions have it. The SDK's own way opens every file of
-/// /etc/ssl/certs (about 170) at each start.
-const CA_BUNDLES: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
-
-/// The variables by which an operator names another such file.
-const CA_BUNDLE_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
 
 /// IAM by the AWS SDK.
 pub struct AwsIam {
     client: Client,
     metadata: imds::Client,
+    /// How IAM is reached.
+    route: Route,
     tally: RefCell<Tally>,
 }
 
@@ -65,22 +57,25 @@ impl AwsIam {
     /// A client with the credentials of the SDK's own chain (environment, profile, web identity, instance profile
     /// over IMDSv2), and in the role that the configuration names, if any. Nothing is asked yet.
     pub async fn new(settings: &Settings) -> Self {
-        let http = http();
+        let proxy = Proxy::from_env();
+        let http = http::client(proxy.as_ref().ok().and_then(Option::as_ref));
         let shared = loader(settings, &http).load().await;
+        let signing = Region::new(signing_region(shared.region().map(Region::as_ref)));
         let metadata = imds::Client::builder()
             .configure(&ProviderConfig::default().with_http_client(http))
             .connect_timeout(settings.connect_timeout.0)
             .read_timeout(settings.call_timeout.0)
             .operation_timeout(settings.total_timeout.0)
             .build();
-        let mut config = aws_sdk_iam::config::Builder::from(&shared);
+        let route = route(proxy, settings.endpoint.as_deref(), signing.as_ref());
+        let mut config = aws_sdk_iam::config::Builder::from(&shared).region(signing);
         if let Some(endpoint) = &settings.endpoint {
             config = config.endpoint_url(endpoint);
         }
         if let Some(role) = &settings.assume_role {
             config = config.credentials_provider(assumed(role, settings, &shared).await);
         }
-        Self { client: Client::from_conf(config.build()), metadata, tally: RefCell::default() }
+        Self { client: Client::from_conf(config.build()), metadata, route, tally: RefCell::default() }
     }
 
     /// Waits for a call, classifies its failure and counts it.
@@ -188,17 +183,12 @@ impl Iam for AwsIam {
         }
     }
 
+    fn route(&self) -> Route {
+        self.route.clone()
+    }
+
     fn tally(&self) -> Tally {
         self.tally.borrow().clone()
-    }
-}
-
-/// The one HTTP and TLS client, with its kept-alive connections.
-fn http() -> SharedHttpClient {
-    let tls = Provider::Rustls(CryptoMode::Ring);
-    match TlsContext::builder().with_trust_store(trust_store()).build() {
-        Ok(context) => Builder::new().tls_provider(tls).tls_context(context).build_https(),
-        Err(_) => Builder::new().tls_provider(tls).build_https(),
     }
 }
 
@@ -227,14 +217,29 @@ fn loader(settings: &Settings, http: &SharedHttpClient) -> ConfigLoader {
     loader
 }
 
-/// The trust store of the distribution's bundle, or of the SDK's own choice where there is none.
-fn trust_store() -> TrustStore {
-    let named = CA_BUNDLE_VARIABLES.iter().filter_map(std::env::var_os);
-    let usual = CA_BUNDLES.iter().map(Into::into);
-    let bundle = named.chain(usual).find_map(|path| std::fs::read(Path::new(&path)).ok());
-    match bundle {
-        Some(pem) => TrustStore::empty().with_pem_certificate(pem),
-        None => TrustStore::default(),
+/// The region that signs IAM's calls: IAM is one service for a whole partition, in one region of it (AWS General Reference,
+/// "IAM endpoints"). STS and the metadata service have the host's own.
+fn signing_region(own: Option<&str>) -> &'static str {
+    let partition = own.unwrap_or_default().rsplit_once('-').map_or("", |(area, _)| area);
+    match partition {
+        area if area.starts_with("cn-") => "cn-north-1",
+        area if area.starts_with("us-gov-") => "us-gov-west-1",
+        area if area.starts_with("us-isob-") => "us-isob-east-1",
+        area if area.starts_with("us-iso-") => "us-iso-east-1",
+        area if area.starts_with("eusc-") => "eusc-de-east-1",
+        _ => DEFAULT_REGION,
+    }
+}
+
+/// How IAM is reached, for doctor.
+fn route(proxy: Result<Option<Proxy>, String>, endpoint: Option<&str>, region: &str) -> Route {
+    let way = endpoint.map_or_else(|| format!("IAM's endpoint for {region}"), str::to_owned);
+    match proxy {
+        Ok(Some(proxy)) if !way.starts_with("http:") => {
+            Route { way: format!("{way}, through the proxy {}", proxy.shown()), proxy_error: None }
+        }
+        Ok(_) => Route { way, proxy_error: None },
+        Err(why) => Route { way, proxy_error: Some(why) },
     }
 }
 
@@ -358,6 +363,19 @@ mod tests {
         assert!(pages(&[(&[1], Some("a")), (&[2], Some("a"))]).await.is_err());
         assert!(next(true, None).is_err() && next(true, Some("")).is_err());
         assert_eq!(next(false, Some("x")), Ok(None));
+    }
+
+    #[test]
+    fn the_partition_says_which_region_signs() {
+        for (own, signs) in [
+            (Some("eu-central-1"), "us-east-1"),
+            (Some("cn-northwest-1"), "cn-north-1"),
+            (Some("us-gov-east-1"), "us-gov-west-1"),
+            (Some("us-isob-east-1"), "us-isob-east-1"),
+            (None, "us-east-1"),
+        ] {
+            assert_eq!(signing_region(own), signs, "{own:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 
 use pam_iam_core::name::IamName;
+use pam_iam_core::wire::Route;
 use serde::{Deserialize, Serialize};
 
 /// The immutable id of an IAM user or group (`AIDA...`, `AGPA...`): it is never given to another one.
@@ -101,6 +102,10 @@ pub trait Iam: 'static {
     fn all_users(&self) -> impl Future<Output = Result<Vec<IamUser>, IamError>>;
     /// The value of a tag of this EC2 instance, by the metadata service.
     fn instance_tag(&self, tag: &str) -> impl Future<Output = Result<String, IamError>>;
+    /// How IAM is reached.
+    fn route(&self) -> Route {
+        Route::default()
+    }
     /// How many calls were made, how many of them failed, and how the last failure read.
     fn tally(&self) -> Tally;
 }

@@ -14,6 +14,7 @@ mod connection;
 mod directory;
 #[cfg(test)]
 mod fake;
+mod http;
 mod iam;
 mod ids;
 mod limits;

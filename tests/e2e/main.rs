@@ -22,4 +22,5 @@ mod selinux;
 mod setup;
 mod trouble;
 mod vagrant;
+mod ways;
 mod withdrawal;

@@ -213,6 +213,8 @@ def refusal(environ, body):
         return error("MissingAuthenticationToken", "Request is missing Authentication Token", "403 Forbidden")
     credential, signed, signature = match.groups()
     key_id, date, region, service, _ = credential.split("/")
+    if service == "iam" and region != REGION:
+        return error("SignatureDoesNotMatch", f"Credential should be scoped to a valid region, not {region}", "403 Forbidden")
     secret = CREDENTIALS.secret(key_id, environ.get("HTTP_X_AMZ_SECURITY_TOKEN"))
     if secret is None:
         return error("InvalidClientTokenId", "The security token included in the request is invalid", "403 Forbidden")

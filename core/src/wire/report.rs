@@ -152,6 +152,18 @@ pub struct Flushed {
 pub struct Probed {
     /// One for each API action.
     pub tries: Vec<Try>,
+    /// How IAM is reached.
+    #[serde(default)]
+    pub route: Route,
+}
+
+/// How IAM is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The endpoint, and the proxy if there is one.
+    pub way: String,
+    /// Why a proxy that the environment names is not used.
+    pub proxy_error: Option<String>,
 }
 
 /// Who cannot log in as they should.

@@ -65,14 +65,24 @@ pub fn metadata(config: &Config) -> Vec<Finding> {
 /// Tries each API action that is needed.
 pub fn permissions(context: &Context) -> Vec<Finding> {
     const CHECK: &str = "IAM";
-    let tries = match context.report(&Request::Probe) {
-        Ok(Probed { tries }) => tries,
+    let Probed { tries, route } = match context.report(&Request::Probe) {
+        Ok(probed) => probed,
         Err(why) => return vec![Finding::wrong(CHECK, why, "mend the resolver first")],
     };
+    if let Some(why) = route.proxy_error {
+        return vec![Finding::wrong(
+            "proxy",
+            format!("{why}, so none is used"),
+            format!("write http://HOST:PORT in {}, and restart iam-resolver", paths::ENVIRONMENT),
+        )];
+    }
     let failed: Vec<&Try> = tries.iter().filter(|tried| tried.error.is_some()).collect();
     if failed.is_empty() {
         let actions: Vec<&str> = tries.iter().map(|tried| tried.action.as_str()).collect();
-        return vec![Finding::ok("clock", "IAM takes our signatures"), Finding::ok(CHECK, actions.join(" "))];
+        return vec![
+            Finding::ok("clock", "IAM takes our signatures"),
+            Finding::ok(CHECK, format!("{}: {}", route.way, actions.join(" "))),
+        ];
     }
     // One cause is told once, however many calls it has spoilt.
     let mut findings: Vec<Finding> = failed.iter().map(|tried| diagnose(tried)).collect();

@@ -96,7 +96,8 @@ impl<I: Iam> Answerer<I> {
         let access = match self.directory.access().await {
             Ok(access) => access,
             Err(error) => {
-                return Answer::report(&Probed { tries: vec![tried("instance tags", Some(error))] });
+                let tries = vec![tried("instance tags", Some(error))];
+                return Answer::report(&Probed { tries, route: iam.route() });
             }
         };
         let mut tries = Vec::new();
@@ -118,7 +119,7 @@ impl<I: Iam> Answerer<I> {
             tries.push(tried("iam:ListUsers", answer.err()));
         }
         let Some(user) = known.or_else(|| IamName::user(NOBODY).ok()) else {
-            return Answer::report(&Probed { tries });
+            return Answer::report(&Probed { tries, route: iam.route() });
         };
         tries.push(tried("iam:GetUser", iam.user(&user).await.err()));
         tries.push(tried("iam:ListGroupsForUser", iam.groups_of(&user).await.err()));
@@ -131,7 +132,7 @@ impl<I: Iam> Answerer<I> {
         tries.dedup_by(|one, other| {
             one.action == other.action && (one.error.is_none() || other.error.is_some())
         });
-        Answer::report(&Probed { tries })
+        Answer::report(&Probed { tries, route: iam.route() })
     }
 
     /// Goes over all IAM users: names and uids, and the keys of those who may log in.

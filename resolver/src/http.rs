@@ -1,0 +1,132 @@
+//! The way to AWS: one HTTP and TLS client, through the operator's proxy, trusting the operator's certificates.
+
+use std::path::Path;
+
+use aws_sdk_iam::config::SharedHttpClient;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector};
+
+/// The trusted certificates in one file, where the distributions have it. The SDK's own way opens every file of
+/// /etc/ssl/certs (about 170) at each start.
+const CA_BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
+
+/// The variables by which an operator names another such file.
+const CA_BUNDLE_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
+
+/// The variables that name a proxy for HTTPS, the first that is set counting. No call is made by plain HTTP but to the
+/// metadata service, which is never asked through a proxy, and to an `aws.endpoint` on this machine.
+const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
+/// The variables with the hosts that are reached without it.
+const NO_PROXY_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// The proxy that the environment names.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    config: ProxyConfig,
+    /// Its variable and its address without a password.
+    shown: String,
+}
+
+impl Proxy {
+    /// Reads it from the environment.
+    ///
+    /// # Errors
+    /// Returns an error if the variable holds no address of a proxy.
+    pub fn from_env() -> Result<Option<Self>, String> {
+        Self::named(|name| std::env::var(name).ok())
+    }
+
+    fn named(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
+        let set = |name: &&str| {
+            variable(name).filter(|value| !value.is_empty()).map(|value| (name.to_string(), value))
+        };
+        let Some((name, address)) = PROXY_VARIABLES.iter().find_map(set) else { return Ok(None) };
+        // As curl takes it.
+        let address = if address.contains("://") { address } else { format!("http://{address}") };
+        let shown = format!("{} of {name}", without_password(&address));
+        let config =
+            ProxyConfig::https(address.as_str()).map_err(|_| format!("{shown} is no address of a proxy"))?;
+        let config = match NO_PROXY_VARIABLES.iter().find_map(set) {
+            Some((_, hosts)) => config.no_proxy(hosts),
+            None => config,
+        };
+        Ok(Some(Self { config, shown }))
+    }
+
+    /// The variable and the address, without a password.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+}
+
+fn without_password(address: &str) -> String {
+    match address.split_once("://") {
+        Some((scheme, rest)) => {
+            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+            format!("{scheme}://{}", host.trim_end_matches('/'))
+        }
+        None => address.to_owned(),
+    }
+}
+
+/// The one HTTP and TLS client, with its kept-alive connections.
+pub fn client(proxy: Option<&Proxy>) -> SharedHttpClient {
+    let config = proxy.map_or_else(ProxyConfig::disabled, |proxy| proxy.config.clone());
+    let context = TlsContext::builder().with_trust_store(trust_store()).build().ok();
+    Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder().proxy_config(config.clone());
+        connector.set_connector_settings(settings.cloned());
+        if let Some(components) = components {
+            connector.set_sleep_impl(components.sleep_impl());
+        }
+        let connector = connector.tls_provider(Provider::Rustls(CryptoMode::Ring));
+        match &context {
+            Some(context) => connector.tls_context(context.clone()).build(),
+            None => connector.build(),
+        }
+    })
+}
+
+/// The trust store of the distribution's bundle, or of the SDK's own choice where there is none.
+fn trust_store() -> TrustStore {
+    let named = CA_BUNDLE_VARIABLES.iter().filter_map(std::env::var_os);
+    let usual = CA_BUNDLES.iter().map(Into::into);
+    let bundle = named.chain(usual).find_map(|path| std::fs::read(Path::new(&path)).ok());
+    match bundle {
+        Some(pem) => TrustStore::empty().with_pem_certificate(pem),
+        None => TrustStore::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(variables: &[(&str, &str)]) -> Option<String> {
+        let value = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
+        Proxy::named(value).unwrap().map(|proxy| proxy.shown)
+    }
+
+    #[test]
+    fn the_proxy_is_named_without_its_password() {
+        assert_eq!(shown(&[]), None);
+        assert_eq!(shown(&[("HTTPS_PROXY", ""), ("HTTP_PROXY", "http://x")]), None);
+        assert_eq!(
+            shown(&[("HTTPS_PROXY", "http://me:secret@proxy:3128/"), ("NO_PROXY", "a,b")]).as_deref(),
+            Some("http://proxy:3128 of HTTPS_PROXY")
+        );
+        assert_eq!(shown(&[("all_proxy", "proxy:3128")]).as_deref(), Some("http://proxy:3128 of all_proxy"));
+    }
+
+    #[test]
+    fn what_is_no_address_is_an_error_that_names_the_variable() {
+        let value = |name: &str| (name == "https_proxy").then(|| "http://a b".to_owned());
+        assert!(Proxy::named(value).unwrap_err().contains("of https_proxy is no address of a proxy"));
+    }
+}
