@@ -264,12 +264,32 @@ pub struct Keys {
     /// sshd's `AuthorizedKeysCommandUser`: who beside root may ask for keys.
     pub user: String,
     /// Further key commands.
+    #[serde(deserialize_with = "parse::commands")]
     pub also_run: Vec<String>,
+    /// For which accounts they are run.
+    pub also_run_for: AlsoRunFor,
+}
+
+/// For which accounts further key commands are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AlsoRunFor {
+    /// Those that this host has itself: local, adopted and shared ones.
+    Local,
+    /// Those of IAM users too. A key that IAM does not have then opens them.
+    All,
+}
+
+impl Keys {
+    /// Whether keys that IAM does not have may open the account of an IAM user.
+    pub fn others_open_managed_accounts(&self) -> bool {
+        !self.also_run.is_empty() && self.also_run_for == AlsoRunFor::All
+    }
 }
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { user: "pam-iam".to_owned(), also_run: Vec::new() }
+        Self { user: "pam-iam".to_owned(), also_run: Vec::new(), also_run_for: AlsoRunFor::Local }
     }
 }
 
@@ -352,11 +372,18 @@ pub struct Sessions {
     pub grace: Span,
     /// What becomes of a managed user's session that cannot be registered.
     pub unregistered: Unregistered,
+    /// What becomes of a managed user's ssh session of which sshd names no key.
+    pub without_key: Unregistered,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { sweep: Sweep::Key, grace: Span::seconds(10), unregistered: Unregistered::Refuse }
+        Self {
+            sweep: Sweep::Key,
+            grace: Span::seconds(10),
+            unregistered: Unregistered::Refuse,
+            without_key: Unregistered::Refuse,
+        }
     }
 }
 
@@ -479,6 +506,17 @@ impl Config {
         Some(("[shared", format!("{twice} is both adopted and shared; choose one")))
     }
 
+    /// What is allowed and probably not meant, each in one sentence.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(endpoint) = self.aws.endpoint.as_deref().filter(|endpoint| is_plain_and_far(endpoint)) {
+            warnings.push(format!(
+                "aws.endpoint is {endpoint}: without TLS whoever is on the way can say who may log in; use https"
+            ));
+        }
+        warnings
+    }
+
     /// `keys.also_run` of a configuration that has a mistake elsewhere: those commands may be how the operator gets in
     /// to mend it. Nothing, if the file is not even TOML or not to be trusted.
     pub fn rescue_commands(path: &Path) -> Vec<String> {
@@ -489,6 +527,18 @@ impl Config {
         let commands = commands.map(Vec::as_slice).unwrap_or_default();
         commands.iter().filter_map(|command| command.as_str().map(str::to_owned)).collect()
     }
+}
+
+/// Whether an endpoint is asked without TLS and is not on this machine.
+fn is_plain_and_far(endpoint: &str) -> bool {
+    let Some(rest) = endpoint.strip_prefix("http://") else { return false };
+    let host = rest.split('/').next().unwrap_or_default();
+    let host = host.strip_prefix('[').map_or_else(
+        || host.split(':').next().unwrap_or_default(),
+        |address| address.split(']').next().unwrap_or_default(),
+    );
+    let is_here = host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    !is_here && host != "localhost"
 }
 
 impl Access {

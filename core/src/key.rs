@@ -9,8 +9,9 @@ use base64ct::{Base64, Base64Unpadded, Encoding};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The longest key in its wire form that is taken: sshd's own limit for a line (8 KiB) leaves room for less.
-const BLOB_MAX: usize = 6 * 1024;
+/// The longest key in its wire form that is taken, in bytes. sshd hands a certificate with large extensions to PAM that is longer
+/// than a line of authorized_keys may be.
+pub const BLOB_MAX: usize = 16 * 1024;
 
 /// A public key. In a file it is `TYPE BASE64`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +44,7 @@ impl PublicKey {
         let mut words = text.split(' ').filter(|word| !word.is_empty());
         let (algorithm, body) = (words.next().ok_or(KeyError::Form)?, words.next().ok_or(KeyError::Form)?);
         let body = body.trim_end_matches('\n');
-        if body.len() > BLOB_MAX * 4 / 3 {
+        if body.len() > BLOB_MAX.div_ceil(3) * 4 {
             return Err(KeyError::Base64);
         }
         let blob = Base64::decode_vec(body).map_err(|_| KeyError::Base64)?;
@@ -124,7 +125,7 @@ mod tests {
         assert_eq!(PublicKey::parse(&format!("ssh-rsa {body}")), Err(KeyError::Type));
         assert_eq!(PublicKey::parse(&format!("command=\"x\" {ED25519}")), Err(KeyError::Base64));
         assert_eq!(PublicKey::parse(&format!("{ED25519}\nssh-rsa AAAA")), Err(KeyError::Base64));
-        assert_eq!(PublicKey::parse(&format!("ssh-rsa {}", "A".repeat(20_000))), Err(KeyError::Base64));
+        assert_eq!(PublicKey::parse(&format!("ssh-rsa {}", "A".repeat(24_000))), Err(KeyError::Base64));
         assert_eq!(PublicKey::parse("ssh-rsa /////w=="), Err(KeyError::Type));
     }
 

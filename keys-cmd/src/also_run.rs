@@ -76,8 +76,8 @@ fn read(child: &mut Child, deadline: Deadline) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Replaces sshd's tokens: `%u` the user, `%U` the uid, `%f` the fingerprint, `%%` a percent sign. A word never
-/// becomes two, and what a client chose is never read for tokens again.
+/// Replaces sshd's tokens: `%u` the user, `%U` the uid, `%h` the home directory, `%f` the fingerprint, `%t` the type and `%k` the
+/// body of the key, `%%` a percent sign. A word never becomes two, and what a client chose is never read for tokens again.
 fn expand(word: &str, question: &Question, uid: Uid) -> String {
     let mut expanded = String::new();
     let mut rest = word.chars();
@@ -89,6 +89,9 @@ fn expand(word: &str, question: &Question, uid: Uid) -> String {
         match rest.next() {
             Some('u') => expanded.push_str(&question.user),
             Some('U') => expanded.push_str(&uid.to_string()),
+            Some('h') => expanded.push_str(&question.home),
+            Some('t') => expanded.push_str(&question.key_type),
+            Some('k') => expanded.push_str(&question.key),
             Some('f') => expanded.push_str(question.fingerprint.as_deref().unwrap_or_default()),
             Some('%') | None => expanded.push('%'),
             Some(other) => expanded.extend(['%', other]),
@@ -122,10 +125,14 @@ mod tests {
             uid: None,
             user: "%f x".into(),
             fingerprint: Some("SHA256:y".into()),
+            home: "/home/x".into(),
+            key_type: "ssh-rsa".into(),
+            key: "AAAA%u".into(),
         };
         let expand = |word| expand(word, &question, Uid(7));
         assert_eq!(expand("%u"), "%f x");
         assert_eq!(expand("a%f-%U%%%"), "aSHA256:y-7%%");
+        assert_eq!(expand("%h:%t:%k"), "/home/x:ssh-rsa:AAAA%u");
         assert_eq!(expand("%z"), "%z");
     }
 }

@@ -3,7 +3,7 @@
 //! sshd starts it, as `keys.user` of the configuration, for every key that a client offers:
 //!
 //! ```text
-//! AuthorizedKeysCommand /usr/libexec/pam_iam/iam-authorized-keys --uid %U %u %f
+//! AuthorizedKeysCommand /usr/libexec/pam_iam/iam-authorized-keys --uid %U --home %h --type %t --key %k %u %f
 //! ```
 //!
 //! It prints the active IAM keys of an account of ours or an adopted one, nothing for any other, and then what the
@@ -28,7 +28,7 @@ use pam_iam_core::paths;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Request};
 
-const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] USER [FINGERPRINT]";
+const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] [--home DIRECTORY] [--type TYPE] [--key KEY] USER [FINGERPRINT]";
 
 /// What sshd asks.
 struct Question {
@@ -37,6 +37,10 @@ struct Question {
     uid: Option<Uid>,
     user: String,
     fingerprint: Option<String>,
+    /// What further key commands may want to know: the home directory, and the type and the body of the key.
+    home: String,
+    key_type: String,
+    key: String,
 }
 
 impl Question {
@@ -68,15 +72,19 @@ fn failed(user: &str, why: &str) -> Event {
 
 fn question(mut arguments: impl Iterator<Item = String>) -> Option<Question> {
     let (mut config, mut uid) = (paths::CONFIG.to_owned(), None);
+    let (mut home, mut key_type, mut key) = (String::new(), String::new(), String::new());
     let user = loop {
         match arguments.next()? {
             option if option == "--config" => config = arguments.next()?,
             option if option == "--uid" => uid = Some(Uid(arguments.next()?.parse().ok()?)),
+            option if option == "--home" => home = arguments.next()?,
+            option if option == "--type" => key_type = arguments.next()?,
+            option if option == "--key" => key = arguments.next()?,
             user => break user,
         }
     };
     let fingerprint = arguments.next().filter(|fingerprint| !fingerprint.is_empty());
-    arguments.next().is_none().then_some(Question { config, uid, user, fingerprint })
+    arguments.next().is_none().then_some(Question { config, uid, user, fingerprint, home, key_type, key })
 }
 
 fn run(question: &Question, log: &mut Log) -> Result<(), String> {
@@ -93,7 +101,8 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
             return Ok(());
         }
     };
-    match standing(&question.user, uid, &config, &Files::default()) {
+    let kind = standing(&question.user, uid, &config, &Files::default());
+    match &kind {
         Ok(Standing::Local) => {}
         Ok(Standing::Ours | Standing::Adopted) => print(&keys(question, uid, &config)?)?,
         // A shared account is the host's own, which must not lose its other keys.
@@ -106,7 +115,9 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
             format!("whether {} is adopted cannot be told: {error}", Value(&question.user)),
         ),
     }
-    also_run::run(&config.keys.also_run, question, uid, log);
+    if !matches!(kind, Ok(Standing::Ours)) || config.keys.others_open_managed_accounts() {
+        also_run::run(&config.keys.also_run, question, uid, log);
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_long};
 use std::mem::{align_of, size_of};
 use std::ptr;
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::gid_t;
 use pam_iam_core::id::Gid;
@@ -161,8 +161,11 @@ impl GroupList {
 /// A panic is ours to report, not to be printed on the standard error of whatever program we are loaded into. The
 /// hook is that of the standard library linked into this module, so no other Rust code in the process loses its own.
 pub fn silence_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
+    // Not a Once: in the child of a process whose other thread was at it, nobody would ever finish.
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.swap(true, Ordering::Relaxed) {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
 }
 
 /// Tells syslog that an entry point panicked.

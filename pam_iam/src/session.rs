@@ -42,7 +42,15 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         }
     };
     let opened = opened_by(host, &subject, config);
-    let outcome = if is_refused(&subject, config, opened.origin) {
+    let outcome = if opened.keys.is_empty()
+        && is_ssh_of_managed(host, &subject)
+        && config.sessions.without_key == Unregistered::Refuse
+    {
+        host.tell(&format!("{}: log in with one of your keys in IAM.", subject.name));
+        let event = Event::new("session").with("user", &subject.name).with("origin", "none");
+        host.audit(Severity::Warning, &event.with("service", host.service()).with("result", "deny"));
+        Outcome::SessionFailed
+    } else if is_refused(&subject, config, opened.origin) {
         host.tell(&format!("{}: this key is not one of your active keys in IAM.", subject.name));
         Outcome::SessionFailed
     } else if subject.standing != Standing::Ours {
@@ -150,9 +158,16 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
     opened
 }
 
+/// Whether sshd logs a managed user in: by a key, or by Kerberos, a trusted host or a password, which IAM knows nothing of.
+fn is_ssh_of_managed(host: &impl Host, subject: &Subject) -> bool {
+    subject.standing == Standing::Ours && host.service() == "sshd"
+}
+
 /// Whether a session by such a key is not to be.
 fn is_refused(subject: &Subject, config: &Config, origin: Origin) -> bool {
-    subject.standing == Standing::Ours && origin == Origin::Foreign && config.keys.also_run.is_empty()
+    subject.standing == Standing::Ours
+        && origin == Origin::Foreign
+        && !config.keys.others_open_managed_accounts()
 }
 
 /// Enters the session in the register, where the sweep finds it. One without a key that IAM knows, of an account that is

@@ -210,7 +210,7 @@ impl<I: Iam> Answerer<I> {
             // Unauthenticated clients have used the limit up. PAM asks again without one, and for a managed account it lets
             // no other key open a session.
             Err(IamError::Limited)
-                if standing == Standing::Ours && self.config().keys.also_run.is_empty() =>
+                if standing == Standing::Ours && !self.config().keys.others_open_managed_accounts() =>
             {
                 self.directory.remembered(name).ok_or(IamError::Limited)?
             }

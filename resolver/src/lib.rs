@@ -98,7 +98,12 @@ fn check_config(file: &std::path::Path) -> ExitCode {
         Err(error) => return fail(&format!("{}: {error}", file.display())),
     };
     match Config::parse(&text, file) {
-        Ok(_) => say(&format!("{}: ok", file.display())),
+        Ok(config) => {
+            for warning in config.warnings() {
+                let _ = writeln!(std::io::stderr(), "iam-resolver: warning: {warning}");
+            }
+            say(&format!("{}: ok", file.display()))
+        }
         Err(error) => fail(&error),
     }
 }

@@ -186,7 +186,7 @@ ec2, stacks, ssm = (boto3.client(name, region_name='us-east-1') for name in ('ec
 subnet = ec2.describe_subnets()['Subnets'][0]
 image = ec2.describe_images()['Images'][0]['ImageId']
 ssm.put_parameter(Name='/image', Value=image, Type='String')
-wanted = dict(PackageUrl='https://packages.example/pam-iam.deb', SshFrom='192.0.2.0/24', Vpc=subnet['VpcId'], Subnet=subnet['SubnetId'])
+wanted = dict(PackageUrl='https://packages.example/pam-iam.deb', PackageSha256='0' * 64, SshFrom='192.0.2.0/24', Vpc=subnet['VpcId'], Subnet=subnet['SubnetId'])
 # The stand-in knows no image of Debian's.
 template = open('{}').read().replace('/aws/service/debian/release/12/latest/amd64', '/image')
 stacks.create_stack(StackName='showcase', TemplateBody=template, Capabilities=['CAPABILITY_IAM'],
@@ -210,8 +210,15 @@ print(json.dumps(dict(status=stack['StackStatus'], name=outputs['PublicName'],
     // The instance's first boot, with the package at hand.
     let host = Machine::new().bare().start();
     let package = format!("file://{}", package().display());
-    let data =
-        made["data"].as_str().unwrap_or_default().replace("'https://packages.example/pam-iam.deb'", &package);
+    let digest =
+        host.sh(&format!("sha256sum {} | cut -d' ' -f1", pam_iam_tests::package().display())).succeeds();
+    let data = made["data"].as_str().unwrap_or_default();
+    let data = data.replace("'https://packages.example/pam-iam.deb'", &package).replace("=https", "=file");
+    assert!(
+        host.sh(&data).fails().contains("WARNING: 1 computed checksum did NOT match"),
+        "another package is not installed"
+    );
+    let data = data.replace(&"0".repeat(64), &digest);
     assert!(data.starts_with("#!/bin/bash\n") && data.contains("iamctl enable"), "{data}");
     host.sh("rm /etc/pam_iam/config.toml").succeeds();
     host.run(&["bash", "-c", &data]).succeeds();

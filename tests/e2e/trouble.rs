@@ -208,8 +208,8 @@ while True:
 }
 
 #[test]
-fn further_key_commands_are_run_for_every_account() {
-    let machine = Machine::new().settings("[keys]\nalso_run = ['/usr/local/bin/also %u %f']").start();
+fn further_key_commands_are_run_for_the_hosts_own_accounts_and_for_all_if_the_operator_says_so() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[keys]\nalso_run_for = 'local'\nalso_run = ['/usr/local/bin/also %u %f %t %k %h']").start();
     machine.sh("printf '#!/bin/sh\necho \"# $1 $2\"; cat /etc/also.pub\n' >/usr/local/bin/also; chmod 755 /usr/local/bin/also
         ssh-keygen -q -t ed25519 -N '' -f /root/also; cp /root/also.pub /etc/also.pub; useradd -m local").succeeds();
     machine.sh("box-ssh -i /root/also local true").succeeds();
@@ -219,6 +219,17 @@ fn further_key_commands_are_run_for_every_account() {
             .succeeds()
             .starts_with("# local SHA256:x\nssh-ed25519 ")
     );
+    // What a user who offers a key is asked about.
+    machine.sh("sed -i 's/^cat/echo \"$3 $4 $5\" >\\/tmp\\/tokens; cat/; s/; cat/; echo \"$3 $4 $5\" >\\/tmp\\/tokens; cat/' /usr/local/bin/also; rm -f /tmp/tokens; box-ssh -i /root/also local true").succeeds();
+    let key = machine.sh("cut -d' ' -f1,2 /root/also.pub").succeeds();
+    assert_eq!(machine.sh("cat /tmp/tokens").succeeds(), format!("{key} /home/local"));
+    let keys = machine.sh("/usr/libexec/pam_iam/iam-authorized-keys alice").succeeds();
+    assert!(keys.starts_with("ssh-rsa ") && !keys.contains("# alice"), "{keys}");
+    machine.sh("box-ssh -i /root/also alice true").fails();
+    machine
+        .sh("sed -i \"s/also_run_for = 'local'/also_run_for = 'all'/\" /etc/pam_iam/config.toml")
+        .succeeds();
+    machine.end_resolver("TERM");
     let keys = machine.sh("/usr/libexec/pam_iam/iam-authorized-keys alice").succeeds();
     assert!(keys.starts_with("ssh-rsa ") && keys.contains("# alice"), "{keys}");
     machine.sh("box-ssh -i /root/also alice true").succeeds();

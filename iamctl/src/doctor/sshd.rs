@@ -71,6 +71,7 @@ fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding>
     if !settings.get("authorizedkeyscommand").starts_with(KEY_COMMAND) {
         return findings;
     }
+    findings.extend(tokens(settings.get("authorizedkeyscommand"), config));
     let runs_as = settings.get("authorizedkeyscommanduser");
     if runs_as != config.keys.user {
         findings.push(Finding::wrong(
@@ -94,8 +95,34 @@ fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding>
             format!("sshd also takes keys from {} for IAM users", settings.get("authorizedkeysfile")),
             "keep `Match Group iam-users` with `AuthorizedKeysFile none` of our drop-in, and the group in NSS",
         ));
+        return findings;
+    }
+    // Where the session phase is not ours, these would let an IAM user in without a key.
+    for other in ["gssapiauthentication", "hostbasedauthentication", "kerberosauthentication"] {
+        if is_managed && settings.get(other) == "yes" {
+            findings.push(Finding::warning(
+                CHECK,
+                format!("sshd's {other} is yes for IAM users, whom IAM lets in by their keys alone"),
+                "take `Match Group iam-users` from /usr/share/pam_iam/sshd/10-pam_iam.conf; KerberosAuthentication no",
+            ));
+        }
     }
     findings
+}
+
+/// Whether further key commands are told what they want to know of the key.
+fn tokens(set: &str, config: &Config) -> Option<Finding> {
+    let is_missing = |(token, _): &&(&str, &str)| {
+        !set.contains(token) && config.keys.also_run.iter().any(|command| command.contains(token))
+    };
+    let (token, option) = [("%h", "--home"), ("%t", "--type"), ("%k", "--key")].iter().find(is_missing)?;
+    Some(Finding::wrong(
+        CHECK,
+        format!("keys.also_run has {token}, which sshd does not pass to our key command"),
+        format!(
+            "add {option} {token} to AuthorizedKeysCommand, as /usr/share/pam_iam/sshd/10-pam_iam.conf has it"
+        ),
+    ))
 }
 
 fn command(set: &str) -> Finding {
@@ -105,7 +132,9 @@ fn command(set: &str) -> Finding {
             false => Finding::wrong(
                 CHECK,
                 format!("the key command is not told the user: {set}"),
-                format!("write AuthorizedKeysCommand {KEY_COMMAND} --uid %U %u %f"),
+                format!(
+                    "write AuthorizedKeysCommand {KEY_COMMAND} --uid %U --home %h --type %t --key %k %u %f"
+                ),
             ),
         };
     }
@@ -153,7 +182,7 @@ mod tests {
     #[test]
     fn a_rival_is_called_by_name() {
         let state = |set: &str| (command(set).state, command(set).what);
-        assert_eq!(state(&format!("{KEY_COMMAND} --uid %U %u %f")).0, State::Ok);
+        assert_eq!(state(&format!("{KEY_COMMAND} --uid %U --key %k %u %f")).0, State::Ok);
         assert_eq!(state(KEY_COMMAND).0, State::Wrong);
         assert!(
             state("/usr/share/ec2-instance-connect/eic_run_authorized_keys %u %f")
