@@ -79,6 +79,8 @@ pub fn run(context: &Context) -> Result<bool, String> {
         )),
         Ok(config) => {
             findings.push(Finding::ok("configuration", context.config_path.display().to_string()));
+            let mend = "change it in the configuration, and restart iam-resolver";
+            findings.extend(config.warnings().into_iter().map(|why| Finding::warning("configuration", why, mend)));
             if enable::is_off() {
                 let mend = "iamctl enable --dry-run shows what iamctl enable changes";
                 findings.push(Finding::wrong("enabled", "nothing of pam_iam is switched on here", mend));
@@ -103,7 +105,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
             findings.extend(files::sudo_group(&config));
             findings.extend(files::lastlog());
             findings.extend(machine::look(&config, roster.as_ref()));
-            findings.extend(sweep_timer(&config));
+            findings.extend(sweep_service(&config));
             findings.extend(sweeps());
         }
     }
@@ -179,18 +181,19 @@ pub fn pam_not_in_force(config: &Config) -> Vec<String> {
 }
 
 /// Open sessions are to be swept, unless that is switched off.
-fn sweep_timer(config: &Config) -> Option<Finding> {
+fn sweep_service(config: &Config) -> Option<Finding> {
     const CHECK: &str = "sweep";
     let by_systemd = Path::new(paths::BOOTED_BY_SYSTEMD).exists();
     if config.sessions.sweep == Sweep::Off || !by_systemd || Path::new("/etc/cron.d/iam-sweep").exists() {
         return None;
     }
-    Some(match run_program("systemctl", &["is-enabled", "iam-sweep.timer"]) {
-        Ok(_) => Finding::ok(CHECK, "iam-sweep.timer is enabled"),
+    let is = |word: &str| run_program("systemctl", &[word, "--quiet", "iam-sweep.service"]);
+    Some(match is("is-enabled").and_then(|_| is("is-active")) {
+        Ok(_) => Finding::ok(CHECK, "iam-sweep.service is enabled and runs"),
         Err(_) => Finding::warning(
             CHECK,
             "nobody ends the sessions that IAM withdraws",
-            "systemctl enable --now iam-sweep.timer, or sessions.sweep = \"off\"",
+            "systemctl enable --now iam-sweep.service, or sessions.sweep = \"off\"",
         ),
     })
 }

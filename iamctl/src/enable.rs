@@ -31,7 +31,7 @@ use crate::host::units::{is_booted, restore, start, states, stop};
 use crate::host::{read, sshd};
 
 /// The units that are switched on with every way to have accounts.
-const UNITS: &[&str] = &["iam-resolver.socket", "iam-resolver.service", "iam-sweep.timer"];
+const UNITS: &[&str] = &["iam-resolver.socket", "iam-resolver.service", "iam-sweep.service"];
 
 const IMPORTER_UNIT: &str = "iam-importer.timer";
 
@@ -73,6 +73,11 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
     let Plan { changes, kept } = plan(Path::new("/"), options.accounts, before.as_ref())?;
     for path in &kept {
         context.output.remark(&format!("{path} is not as we ship it: kept as it is"));
+    }
+    if !config.keys.also_run.is_empty() && !config.keys.others_open_managed_accounts() {
+        context.output.remark(
+            "keys.also_run serves this host's own accounts, and no IAM users: keys.also_run_for = \"all\" would change that",
+        );
     }
     for finding in crate::doctor::unmanaged_sudo_members(&config) {
         context.output.remark(&finding);

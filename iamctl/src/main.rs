@@ -84,11 +84,14 @@ enum Command {
         #[command(subcommand)]
         action: Option<SessionsAction>,
     },
-    /// End the sessions that IAM has withdrawn. Run by a timer
+    /// End the sessions that IAM has withdrawn. iam-sweep.service does it each minute
     Sweep {
         /// Say what would be ended, and end nothing
         #[arg(long)]
         dry_run: bool,
+        /// Sweep again and again, each DURATION, like 60s
+        #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "dry_run")]
+        every: Option<Duration>,
     },
     /// Make the resolver forget what it remembers of a user, or of all
     Flush {
@@ -218,7 +221,8 @@ fn main() -> ExitCode {
             sweep::end_user(&context, &user)
         }
         (true, Command::WriteMappedGids) => mapped::write(&context).map(|()| true),
-        (true, Command::Sweep { dry_run }) => sweep::run(&context, dry_run),
+        (true, Command::Sweep { every: Some(every), .. }) => sweep::every::run(&context.config_path, every),
+        (true, Command::Sweep { dry_run, .. }) => sweep::run(&context, dry_run),
         (true, Command::Flush { user }) => flush(&context, user.as_deref()),
         (true, Command::Lint) => lint::run(&context),
         (true, Command::Enable { confirm: true, .. }) => enable::confirm(&context),

@@ -1,4 +1,4 @@
-//! `iamctl sweep`: ends the sessions that IAM has withdrawn. A timer runs it every minute.
+//! `iamctl sweep`: ends the sessions that IAM has withdrawn. iam-sweep.service runs it every minute.
 //!
 //! IAM is asked about open sessions, and about managed users who have processes without one: they logged out and left
 //! something running, or came by a program that never asks PAM. That nobody can tell ends nothing before
@@ -14,7 +14,7 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::paths;
-use pam_iam_core::process::Process;
+use pam_iam_core::process::{self, Process};
 use pam_iam_core::register::{Register, Session};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing_or_meant};
@@ -29,6 +29,7 @@ use crate::Context;
 use crate::sessions::counted as processes;
 use crate::swept::{self, Swept};
 
+pub mod every;
 mod in_force;
 mod judge;
 
@@ -124,6 +125,10 @@ impl Withdrawal {
 
 /// Sweeps, and looks whether our lines are still in force here. True if all that was to end did.
 pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
+    if !dry_run {
+        // What a program of ours that was killed left standing still.
+        pam_iam_sessions::cgroup::let_go_on();
+    }
     let config = context.config().map_err(|why| {
         format!("{why}; nobody is ended until that is mended, but by: iamctl sessions end USER")
     })?;
@@ -158,7 +163,6 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, Stri
     }
     let mut log = Log::to_syslog("iamctl");
     termination::raise_priority();
-    pam_iam_sessions::cgroup::let_go_on();
     let mut judge = Judge::new(context, config, record.last_asked, dry_run);
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
@@ -195,14 +199,22 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, Stri
         return Ok(true);
     }
     report(context, &withdrawals, Some(&outcomes), &nobody);
-    let complete = outcomes.iter().all(Outcome::is_complete);
+    // What is not known to be a withdrawn user's may go on.
+    let untold = untold(&withdrawals);
+    for why in &untold {
+        log.write(Level::Error, why);
+    }
+    let is_unanswered =
+        withdrawals.iter().any(|withdrawal| withdrawal.whole_user) && lookup::was_unanswered();
+    let complete = untold.is_empty() && !is_unanswered && outcomes.iter().all(Outcome::is_complete);
     let took = record.finish(
         withdrawals
             .iter()
             .zip(&outcomes)
             .filter(|(withdrawal, outcome)| withdrawal.had_something_to_end(outcome))
             .count(),
-        outcomes.iter().filter(|outcome| !outcome.is_complete()).count(),
+        outcomes.iter().filter(|outcome| !outcome.is_complete()).count()
+            + untold.len().max(is_unanswered.into()),
         unknown.into_iter().collect(),
     );
     if took > swept::INTERVAL {
@@ -241,6 +253,22 @@ fn without_answer(judge: &Judge<'_>) -> Option<String> {
         1 => Some("IAM gave no answer about 1 user, who goes on".to_owned()),
         count => Some(format!("IAM gave no answer about {count} users, who go on")),
     }
+}
+
+/// What goes on under subordinate uids of wholly withdrawn users, and nobody tells whose it is: each with what to do.
+fn untold(withdrawals: &[Withdrawal]) -> Vec<String> {
+    let whole = withdrawals.iter().filter(|withdrawal| withdrawal.whole_user);
+    let owners =
+        whole.filter_map(|withdrawal| Some((withdrawal, Owner::new(withdrawal.uid, &withdrawal.user)?)));
+    let told = |(withdrawal, owner): (&Withdrawal, Owner)| {
+        let uid = owner.subordinates_at_work().find(|uid| lookup::is_account(*uid).is_none())?;
+        Some(format!(
+            "{}, who is withdrawn, has the subordinate uid {uid}, under which something goes on; a directory in nsswitch.conf does not \
+             say whose it is, so what has no other mark of the user is left alone: pkill -KILL -U {uid} ends it",
+            withdrawal.user
+        ))
+    };
+    owners.filter_map(told).collect()
 }
 
 /// Logs what a sweep could not tell, so that something may go on that should not.
@@ -478,8 +506,11 @@ fn end(
         }
     });
     let ended = withdrawals.iter().zip(&outcomes);
-    // Nothing is left of them now.
-    for (withdrawal, _) in ended.clone().filter(|(_, outcome)| outcome.is_complete()) {
+    // Nothing is left of them now, also nothing that begins faster than it is found.
+    let is_gone = |uid: Uid, outcome: &Outcome| {
+        outcome.is_complete() && (outcome.was_still || !process::is_at_work(uid))
+    };
+    for (withdrawal, _) in ended.clone().filter(|(withdrawal, outcome)| is_gone(withdrawal.uid, outcome)) {
         for session in &withdrawal.left {
             let _ = register.leave(session.process());
         }

@@ -9,7 +9,7 @@ use pam_iam_core::replace::write_new;
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
-/// The time between two sweeps, as iam-sweep.timer has it. A sweep that takes longer is an error.
+/// The time between two sweeps, as iam-sweep.service has it. A sweep that takes longer is an error.
 pub const INTERVAL: Duration = Duration::from_secs(60);
 
 /// What is known of sweeps since the boot. Times are in seconds since the boot.

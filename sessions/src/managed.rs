@@ -76,7 +76,7 @@ impl<'a> Finder<'a> {
         users
     }
 
-    /// The managed users under whose subordinate uids the kernel counts processes that the table has not.
+    /// The managed users under whose subordinate uids the kernel counts processes that the table has not, or that it cannot tell.
     fn owners_at_work(&mut self) -> Vec<Uid> {
         let listed: BTreeSet<Uid> = self.table.0.values().flat_map(Task::all_uids).collect();
         let ranges = self.ranges;
@@ -87,8 +87,13 @@ impl<'a> Finder<'a> {
                 let Some(owner) = Owner::with_ranges(uid, name, ranges).filter(|_| uid.is_ours()) else {
                     continue;
                 };
-                let mut unseen = owner.subordinates_at_work().filter(|uid| !listed.contains(uid));
-                owners.extend(unseen.any(|of| self.owned.is_account(of) == Some(false)).then_some(uid));
+                // Where a directory does not tell whose a uid is, what was listed may have ended before its mark could be read. The
+                // user is asked about all the same: what ends is said by a mark.
+                let may_be = owner.subordinates_at_work().any(|of| match self.owned.is_account(of) {
+                    Some(is_account) => !is_account && !listed.contains(&of),
+                    None => true,
+                });
+                owners.extend(may_be.then_some(uid));
             }
         }
         owners
@@ -117,12 +122,20 @@ impl<'a> Finder<'a> {
         candidates
     }
 
-    /// Who the owner of a range is, by number or by name.
+    /// Who the owner of a range is, by number or by name: of a local account, else whom this host has served under that name. The
+    /// services of nsswitch.conf are asked last, since our own would ask IAM about each user who is gone.
     fn uids_of_owner(&mut self, owner: &'a str) -> &[Uid] {
         let served = self.served;
         let find = || match owner.parse() {
             Ok(uid) => vec![Uid(uid)],
-            Err(_) => lookup::uid_of(owner).flatten().map_or_else(|| served.uids_of(owner), |uid| vec![uid]),
+            Err(_) => match local::account_by_name(Path::new(paths::PASSWD), owner) {
+                Ok(Some(account)) => vec![account.uid],
+                Ok(None) => match served.uids_of(owner) {
+                    none if none.is_empty() => lookup::uid_of(owner).flatten().into_iter().collect(),
+                    served => served,
+                },
+                Err(_) => Vec::new(),
+            },
         };
         self.named.entry(owner).or_insert_with(find)
     }

@@ -65,7 +65,7 @@ impl Owner {
     }
 
     /// The subordinate uids of which the kernel counts processes: what forks and ends all the time may be missed by any look.
-    pub(crate) fn subordinates_at_work(&self) -> impl Iterator<Item = Uid> {
+    pub fn subordinates_at_work(&self) -> impl Iterator<Item = Uid> {
         let uids = self.subordinate.iter().cloned().flatten().take(SUBORDINATES_MAX).map(Uid);
         uids.filter(|uid| is_at_work(*uid) && self.is_subordinate(*uid))
     }

@@ -66,6 +66,8 @@ pub struct Outcome {
     pub remaining: String,
     /// How many processes ended.
     pub ended: usize,
+    /// Whether nothing was left while all that is in the user's slice stood still.
+    pub was_still: bool,
 }
 
 impl Outcome {
@@ -114,9 +116,11 @@ struct Course<'a> {
     looked_while_still: bool,
     /// How often that was tried.
     tries: u32,
-    /// What the last look has found of the user's uid, and whether some of it was not there in the look before.
+    /// What the last look has found of the user's uid, and whether in any look some of it was not there in the look before.
     running: BTreeSet<Process>,
     begins_anew: bool,
+    /// How often it looked.
+    looks: u32,
     /// The user's slice, if not all of the user's may be killed. No other control group stands still for a look: it may be
     /// anybody's.
     slice: Option<String>,
@@ -246,7 +250,7 @@ pub fn raise_priority() {
 }
 
 fn failed(error: &io::Error) -> Outcome {
-    Outcome { remaining: format!("processes cannot be listed: {error}"), ended: 0 }
+    Outcome { remaining: format!("processes cannot be listed: {error}"), ..Outcome::default() }
 }
 
 impl<'a> Course<'a> {
@@ -271,6 +275,7 @@ impl<'a> Course<'a> {
             tries: 0,
             running: BTreeSet::new(),
             begins_anew: false,
+            looks: 0,
             slice: None,
             is_elsewhere: false,
         };
@@ -329,7 +334,9 @@ impl<'a> Course<'a> {
         let runs = |task: &&Task| task.all_uids().any(|of| of == uid || owner.is_subordinate(of));
         let running: BTreeSet<Process> =
             owned.table().0.values().filter(runs).map(|task| task.process).collect();
-        self.begins_anew = running.iter().any(|process| !self.running.contains(process));
+        // In the first look all is new.
+        self.begins_anew |= self.looks > 0 && running.iter().any(|process| !self.running.contains(process));
+        self.looks += 1;
         self.running = running;
         let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
         self.unread = tasks.filter(|task| task.unread.is_some()).count();
@@ -478,7 +485,7 @@ impl<'a> Course<'a> {
             (false, true) => "processes that begin faster than they are found".to_owned(),
             (false, false) => listed(running.iter().map(|process| process.pid.to_string()), running.len()),
         };
-        Outcome { remaining, ended }
+        Outcome { remaining, ended, was_still: self.looked_while_still }
     }
 }
 

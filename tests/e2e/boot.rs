@@ -33,7 +33,11 @@ fn a_withdrawn_session_is_ended_by_logind_with_all_that_it_left_and_no_other_is(
 
     machine.sh(SPY).succeeds();
     machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
-    hurry(&machine, "iam-sweep");
+    machine
+        .sh("mkdir -p /run/systemd/system/iam-sweep.service.d
+             printf '[Service]\nExecStart=\nExecStart=/usr/sbin/iamctl sweep --every 1s\n' >/run/systemd/system/iam-sweep.service.d/test.conf
+             systemctl daemon-reload; systemctl start iam-sweep.service")
+        .succeeds();
     machine.wait_until(&format!("test -e /tmp/carol.over && ! pgrep -u {carol}"));
     machine.wait_until(
         "journalctl -q | grep 'event=sweep user=carol' | grep -q 'result=ended reason=not-in-group'",

@@ -77,7 +77,7 @@ fn from_nothing_to_a_login_and_back_to_nothing() {
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
     machine.ssh("bob", "true").fails();
     machine.sh("iamctl doctor").succeeds();
-    machine.sh("systemctl is-active iam-resolver.socket iam-resolver.service iam-sweep.timer").succeeds();
+    machine.sh("systemctl is-active iam-resolver.socket iam-resolver.service iam-sweep.service").succeeds();
     assert!(machine.sh("iamctl enable").succeeds().contains("changed units"), "twice is once");
 
     machine.sh("(box-ssh alice 'sleep 4201' </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
@@ -422,7 +422,7 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
         assert!(said.contains(why), "{said}");
         assert_eq!(etc_differs(&machine), before, "{why}");
         machine
-            .sh("test ! -e /var/lib/pam_iam/enabled.json && ! systemctl is-enabled --quiet iam-sweep.timer")
+            .sh("test ! -e /var/lib/pam_iam/enabled.json && ! systemctl is-enabled --quiet iam-sweep.service")
             .succeeds();
         machine.sh(mend).succeeds();
     }
@@ -444,7 +444,7 @@ fn what_ran_before_a_failing_enable_runs_after_it() {
     assert!(machine.sh("iamctl enable").fails().contains("everything is as it was"));
     machine.sh("systemctl is-active iam-resolver.socket iam-resolver.service && systemctl is-enabled iam-resolver.socket iam-resolver.service").succeeds();
     machine
-        .sh("! systemctl is-enabled --quiet iam-sweep.timer && ! systemctl is-active --quiet iam-sweep.timer")
+        .sh("! systemctl is-enabled --quiet iam-sweep.service && ! systemctl is-active --quiet iam-sweep.service")
         .succeeds();
 }
 

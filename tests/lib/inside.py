@@ -279,7 +279,7 @@ def start_resolver():
 
 
 def keep_sweeping(seconds):
-    """iam-sweep.timer, where nothing runs timers."""
+    """iam-sweep.service, where nothing runs services."""
     def loop():
         while True:
             time.sleep(seconds)

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
+use pam_iam_core::nsswitch;
 use pam_iam_core::process::Process;
 use pam_iam_core::register::{Origin, Register, Session};
 use pam_iam_core::served::Served;
@@ -221,7 +222,7 @@ impl<'a> Judge<'a> {
                     .flatten(),
                 Owning::User(name) => match self.login(&name, uid) {
                     Verdict::UserWithdrawn(reason) => {
-                        Some(without_session(&name, uid, Cause::Refused(reason)))
+                        Some(self.without_session(&name, uid, Cause::Refused(reason)))
                     }
                     Verdict::GoesOn(_) => self.with_a_lost_group(&name, uid, &processes, &mut owned),
                     Verdict::Unknown => {
@@ -417,7 +418,7 @@ impl<'a> Judge<'a> {
         }
         // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
         let elsewhere = session.origin != Origin::Iam
-            && (!self.config.keys.also_run.is_empty() || standing == Standing::Adopted);
+            && (self.config.keys.others_open_managed_accounts() || standing == Standing::Adopted);
         // Of a shared account nothing but the key tells whose session it is.
         let by_key = self.config.sessions.sweep == Sweep::Key || standing == Standing::Shared;
         if !by_key || elsewhere {
@@ -455,6 +456,33 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// All processes of a managed user who has no session and may not log in.
+    fn without_session(&self, name: &LinuxName, uid: Uid, cause: Cause) -> Withdrawal {
+        // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
+        let user = if self.is_anothers(name, uid) { uid.to_string() } else { name.to_string() };
+        Withdrawal { whole_user: true, ..Withdrawal::new(user, uid, cause) }
+    }
+
+    /// Whether a name is now that of another account than `uid`: a local one, another IAM user's, or, where a directory is in
+    /// use, one of that. A directory that does not answer makes it nobody else's: then units of that name are still spared, and
+    /// a process under a subordinate uid still needs a further mark.
+    fn is_anothers(&self, name: &LinuxName, uid: Uid) -> bool {
+        match local::account_by_name(Path::new(paths::PASSWD), name.as_str()) {
+            Ok(Some(account)) => return account.uid != uid,
+            Ok(None) => {}
+            // A file that cannot be read has every name.
+            Err(_) => return true,
+        }
+        match self.ask(&Request::UserByName { name: name.clone() }) {
+            Some(Answer::User(user)) => user.uid != uid,
+            _ => {
+                let nsswitch = std::fs::read_to_string(nsswitch::NSSWITCH).unwrap_or_default();
+                nsswitch::has_directory(&nsswitch)
+                    && lookup::uid_of(name.as_str()).flatten().is_some_and(|other| other != uid)
+            }
+        }
+    }
+
     fn ask(&self, request: &Request) -> Option<Answer> {
         // Newer than the beginning of this sweep: a user with many sessions is asked about once.
         let question = serde_json::to_string(request).ok()?;
@@ -478,17 +506,6 @@ fn in_turn<T>(users: BTreeMap<Uid, T>, last: Option<Uid>) -> Vec<(Uid, T)> {
         users.into_iter().partition(|(uid, _)| last.is_some_and(|last| *uid <= last));
     after.extend(before);
     after
-}
-
-/// All processes of a managed user who has no session and may not log in.
-fn without_session(name: &LinuxName, uid: Uid, cause: Cause) -> Withdrawal {
-    // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
-    let is_own = match lookup::uid_of(name.as_str()) {
-        Some(other) => other.is_none_or(|other| other == uid),
-        None => false,
-    };
-    let user = if is_own { name.to_string() } else { uid.to_string() };
-    Withdrawal { whole_user: true, ..Withdrawal::new(user, uid, cause) }
 }
 
 /// Whether the kernel marks what was started in a session, also what has left it.

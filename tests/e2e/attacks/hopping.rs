@@ -3,7 +3,7 @@
 use pam_iam_tests::{Machine, log_in_beside};
 use serde_json::json;
 
-use super::processes::{adopt_alice, withdraw};
+use super::processes::{adopt_alice, let_a_directory_hang, withdraw};
 use super::{Bystanders, compile};
 
 /// A machine with many processes, so that a look takes its time, and a user who has two keys and docker.
@@ -107,15 +107,61 @@ fn what_hops_on_from_a_login_that_is_over_ends_with_the_key_that_opened_it() {
 }
 
 #[test]
-fn a_withdrawn_user_who_hops_under_a_subordinate_uid_is_ended() {
+fn a_withdrawn_user_who_hops_under_a_subordinate_uid_is_ended_also_beside_a_directory_that_tells_nothing() {
+    for directory in ["", "sss"] {
+        let machine = machine("");
+        let program = compile(&machine, "sub_setuid");
+        machine
+            .sh(&format!(
+                "echo alice:300000:65536 >/etc/subuid; cp /etc/subuid /etc/subgid; touch /tmp/hop
+                 sed -i '/^passwd:/s/iam/{directory} iam/' /etc/nsswitch.conf"
+            ))
+            .succeeds();
+        // Nothing of the user's own uid stays, not even the user's own systemd.
+        let leave = "</dev/null >/dev/null 2>&1; pkill -KILL -x systemd";
+        let _ = machine.ssh("alice", &format!("{program} 300000 {leave}"));
+        machine.wait_until("grep -qs 'hops [1-9]' /tmp/proof.300004.hops");
+        withdraw(&machine, "alice");
+        machine.sh("timeout 60 iamctl sweep; timeout 60 iamctl sweep").succeeds();
+        machine.sh(&format!("! {PROVES}")).succeeds();
+    }
+}
+
+#[test]
+fn a_directory_that_does_not_answer_makes_no_service_of_the_hosts_the_withdrawn_users() {
     let machine = machine("");
-    let program = compile(&machine, "sub_setuid");
-    machine.sh("echo alice:300000:65536 >/etc/subuid; cp /etc/subuid /etc/subgid; touch /tmp/hop").succeeds();
-    machine.ssh("alice", &format!("{program} 300000 </dev/null >/dev/null 2>&1")).succeeds();
-    machine.wait_until("grep -qs 'hops [1-9]' /tmp/proof.300004.hops");
+    let uid = machine.ssh("alice", "setsid -f sleep 4981 </dev/null >/dev/null 2>&1; id -u").succeeds();
+    machine
+        .sh("printf '[Service]\nUser=alice\nExecStart=/usr/bin/sleep 4980\n' >/etc/systemd/system/hosts.service
+             systemctl daemon-reload; systemctl start hosts.service")
+        .succeeds();
+    machine
+        .wait_until(&format!("pgrep -U {uid} -f '^/usr/bin/sleep 4980' && pgrep -U {uid} -f '^sleep 4981'"));
+    let_a_directory_hang(&machine);
     withdraw(&machine, "alice");
-    machine.sh("timeout 60 iamctl sweep").succeeds();
-    machine.sh(&format!("! {PROVES}")).succeeds();
+    let _ = machine.sh("timeout 60 iamctl sweep; timeout 60 iamctl sweep");
+    machine.sh("systemctl is-active hosts.service && ! pgrep -f '^sleep 4981'").succeeds();
+}
+
+#[test]
+fn a_user_who_keeps_systemds_first_process_busy_is_ended_all_the_same() {
+    let machine = machine("");
+    let program = compile(&machine, "busy_first");
+    machine
+        .sh("mkdir -p /run/systemd/system/iam-sweep.service.d
+             printf '[Service]\nExecStart=\nExecStart=/usr/sbin/iamctl sweep --every 3s\n' >/run/systemd/system/iam-sweep.service.d/test.conf
+             systemctl daemon-reload; systemctl start iam-sweep.service")
+        .succeeds();
+    let uid = machine.ssh("alice", &format!("{program} </dev/null >/dev/null 2>&1; id -u")).succeeds();
+    machine.wait_until(&format!("grep -qs 'answers [1-9]' /tmp/proof.{uid}.answers"));
+    // It starts nothing any more.
+    machine.sh("! timeout 3 systemd-run --quiet --wait true").succeeds();
+    withdraw(&machine, "alice");
+    machine
+        .sh(&format!(
+            "until ! pgrep -U {uid} -x busy_first; do [ $SECONDS -lt 30 ] || exit 1; sleep 0.2; done"
+        ))
+        .succeeds();
 }
 
 fn set_first_key(state: &str) -> String {
