@@ -485,19 +485,12 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Gives an account back what a lock of ours took. What an administrator has locked otherwise stays locked.
+    /// Gives an account back what a lock of ours took, by our record. What an administrator has locked stays locked, however
+    /// it looks.
     fn unlock(&mut self, name: &str) -> bool {
-        let former = self.plan.former_expiry.remove(name);
-        // Both marks together are ours, also when nothing is written down any more. An adopted account never gets the second.
-        let ours = self.plan.tables.passwd.get(name).and_then(uid_of).is_some_and(|uid| Uid(uid).is_ours());
-        let marked = ours
-            && self.field(name, SHELL) == NOLOGIN
-            && self.expiry(name).is_none_or(|expiry| expiry == EXPIRED);
-        if former.is_none() && !marked {
-            return false;
-        }
+        let Some(former) = self.plan.former_expiry.remove(name) else { return false };
         if self.expiry(name).is_some_and(|expiry| expiry == EXPIRED) {
-            self.set_expiry(name, &former.unwrap_or_default());
+            self.set_expiry(name, &former);
         }
         self.plan.changes.push(Change::Unlock { name: name.to_owned() });
         true

@@ -223,6 +223,19 @@ fn who_is_missing_twice_in_a_row_is_locked_and_unlocked_on_coming_back() {
 }
 
 #[test]
+fn an_account_that_an_administrator_has_locked_stays_locked_however_the_lock_looks() {
+    // As usermod -L -e 1 -s /usr/sbin/nologin does it.
+    let mut host = Host::with_users("", 3);
+    host.tables.passwd.get_mut("user1").unwrap()[SHELL] = NOLOGIN.to_owned();
+    host.tables.shadow.as_mut().unwrap().get_mut("user1").unwrap()[EXPIRY] = EXPIRED.to_owned();
+    let before = (host.passwd("user1"), host.shadow("user1"));
+    for _ in 0..3 {
+        assert_eq!(host.run().changes, []);
+    }
+    assert_eq!((host.passwd("user1"), host.shadow("user1")), before);
+}
+
+#[test]
 fn who_was_missing_once_and_came_back_is_counted_anew() {
     let mut host = Host::with_users("", 3);
     for _ in 0..3 {
