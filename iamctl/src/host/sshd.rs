@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pam_iam_core::paths;
 
-use super::command::{run, run_with};
+use super::command::{run, run_within};
 use super::units::is_booted;
 
 /// Our drop-in.
@@ -46,7 +47,7 @@ fn sshd(arguments: &[&str]) -> Result<String, String> {
         if let Some(HostKey { path, .. }) = &key {
             words.extend(["-h", path]);
         }
-        match run_with("sshd", &words, &[(paths::LOOK_ONLY, "1")]) {
+        match run_within(LIMIT, "sshd", &words, &[(paths::LOOK_ONLY, "1")]) {
             Err(why) if folder.is_none() && why.contains(NO_FOLDER) => folder = Some(Folder::make(&why)?),
             Err(why) if key.is_none() && why.contains(NO_KEYS) => key = Some(HostKey::make()?),
             done => break done,
@@ -55,6 +56,9 @@ fn sshd(arguments: &[&str]) -> Result<String, String> {
     drop((folder, key));
     done
 }
+
+/// How long sshd may take. It asks NSS about the user, and a directory may not answer; a sweep waits for it.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// What sshd says without its folder, before its path.
 const NO_FOLDER: &str = "Missing privilege separation directory: ";
@@ -146,8 +150,8 @@ pub fn reload() -> Result<(), String> {
 
 /// What sshd's unit says of a key command in the command line of sshd, as EC2 Instance Connect has it on some systems.
 pub fn started_with() -> Option<String> {
-    let said =
-        run("systemctl", &["show", "--property=ExecStart", "--value", "ssh.service", "sshd.service"]).ok()?;
+    let question = ["show", "--property=ExecStart", "--value", "ssh.service", "sshd.service"];
+    let said = run_within(LIMIT, "systemctl", &question, &[]).ok()?;
     let command = key_command_in(&said).filter(|command| !command.ends_with("/iam-authorized-keys"))?;
     Some(format!("sshd is started with -o AuthorizedKeysCommand={command}"))
 }

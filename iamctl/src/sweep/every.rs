@@ -4,13 +4,20 @@
 //! questions about users, so that one who floods it keeps it from starting anything. This process asks it nothing. Each
 //! sweep is a process of its own, since one leaves behind what does not answer.
 
+use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use pam_iam_core::log::{Level, Log};
 use pam_iam_sessions::termination;
 use rustix::time::ClockId;
+
+/// How long a sweep may be at work: one that hangs would keep all others from beginning.
+const SWEEP_MAX: Duration = Duration::from_secs(300);
+
+/// The pause between two looks whether a sweep has ended.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Sweeps again and again; never returns but with an error.
 ///
@@ -24,13 +31,41 @@ pub fn run(config: &Path, every: Duration) -> Result<bool, String> {
         // This program as it was started: a package may have replaced the file.
         let mut sweep = Command::new("/proc/self/exe");
         sweep.arg("--config").arg(config).arg("sweep").stdin(Stdio::null()).stdout(Stdio::null());
-        let done = sweep.status().map_err(|error| format!("no sweep can be started: {error}"))?;
-        if !done.success() {
+        let mut sweep = sweep.spawn().map_err(|error| format!("no sweep can be started: {error}"))?;
+        match wait(&mut sweep, began).map_err(|error| format!("a sweep cannot be waited for: {error}"))? {
+            Some(done) if done.success() => {}
             // What it could not do, it has said itself.
-            log.write(Level::Warning, format!("a sweep was not complete: {done}; the next one tries again"));
+            Some(done) => {
+                log.write(
+                    Level::Warning,
+                    format!("a sweep was not complete: {done}; the next one tries again"),
+                );
+            }
+            None => {
+                let why = format!(
+                    "a sweep that was at work for {} s was killed; the next one begins",
+                    SWEEP_MAX.as_secs()
+                );
+                log.write(Level::Error, why);
+            }
         }
         // One that took longer is an error that it tells itself; the next begins at once.
         std::thread::sleep((began + every).saturating_sub(since_boot()));
+    }
+}
+
+/// Waits for a sweep that began at `began`, and kills it after [`SWEEP_MAX`]. Returns None then.
+fn wait(sweep: &mut Child, began: Duration) -> io::Result<Option<ExitStatus>> {
+    loop {
+        if let Some(status) = sweep.try_wait()? {
+            return Ok(Some(status));
+        }
+        if since_boot().saturating_sub(began) >= SWEEP_MAX {
+            sweep.kill()?;
+            sweep.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(PAUSE);
     }
 }
 
