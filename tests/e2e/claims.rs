@@ -1,6 +1,6 @@
 //! A user who may not log in does not exist on this host, and neither does one whose name the host claims.
 
-use pam_iam_tests::Machine;
+use pam_iam_tests::{Builder, Machine};
 use serde_json::{Value, json};
 
 /// IAM users of programs, called as packages call the accounts of their daemons.
@@ -39,13 +39,17 @@ const DAEMONS: [&str; 30] = [
 
 /// An AWS account with 5,000 users, of whom 50 may log in.
 fn machine() -> Machine {
+    with_five_thousand_users(Machine::new())
+}
+
+fn with_five_thousand_users(builder: Builder) -> Machine {
     let mut users: Vec<Value> =
         DAEMONS.iter().map(|name| json!({"name": name, "groups": [], "keys": []})).collect();
     users.push(json!({"name": "newbie", "groups": [], "keys": [{}]}));
     users.extend(
         (0..50).map(|number| json!({"name": format!("dev{number}"), "groups": ["ssh-users"], "keys": [{}]})),
     );
-    Machine::new()
+    builder
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": users,
             "filler": {"count": 4919, "prefix": "user", "groups": []}}))
         .settings("[freshness]\nmax_age = 0")
@@ -86,6 +90,34 @@ fn of_five_thousand_users_the_fifty_who_may_log_in_exist_and_the_names_of_the_ot
     }
     machine.ssh("newbie", "true").fails();
     machine.iam("iam.add_user_to_group(UserName='newbie', GroupName='ssh-users')");
+    assert_eq!(machine.ssh("newbie", "id -un").succeeds(), "newbie");
+}
+
+#[test]
+fn on_a_host_with_the_importer_passwd_holds_the_fifty_and_the_names_of_the_others_are_free() {
+    let machine = with_five_thousand_users(Machine::new().importer());
+    machine.sh("iam-importer").succeeds();
+    let ours = "awk -F: '$3 >= 2013265920 && $3 <= 2147352575 { print $1 }' /etc/passwd | sort";
+    let mut fifty: Vec<String> = (0..50).map(|number| format!("dev{number}")).collect();
+    fifty.sort();
+    assert_eq!(machine.sh(ours).succeeds(), fifty.join("\n"));
+    for script in [
+        "adduser --quiet --system jenkins && test $(id -u jenkins) -lt 1000",
+        "useradd -r redis && test $(id -u redis) -lt 1000",
+        "mkdir -p /etc/sysusers.d && echo 'u mysql - db' >/etc/sysusers.d/db.conf && systemd-sysusers && test $(id -u mysql) -lt 1000",
+        "iam-importer && test $(id -u jenkins) -lt 1000 && test $(id -u redis) -lt 1000",
+    ] {
+        machine.sh(script).succeeds();
+    }
+    for name in ["dev0", "dev49"] {
+        assert_eq!(
+            machine.ssh(name, "id -un; id -Gn | grep -ow iam-users").succeeds(),
+            format!("{name}\niam-users")
+        );
+    }
+    machine.ssh("newbie", "true").fails();
+    machine.iam("iam.add_user_to_group(UserName='newbie', GroupName='ssh-users')");
+    machine.sh("iamctl flush; iam-importer").succeeds();
     assert_eq!(machine.ssh("newbie", "id -un").succeeds(), "newbie");
 }
 

@@ -20,6 +20,7 @@ mod outage;
 mod package;
 mod selinux;
 mod setup;
+mod sudo_rs;
 mod trouble;
 mod vagrant;
 mod ways;
