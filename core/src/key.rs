@@ -55,6 +55,11 @@ impl PublicKey {
         Ok(Self { algorithm: algorithm.to_owned(), blob })
     }
 
+    /// Whether it is a certificate, as OpenSSH's PROTOCOL.certkeys has them.
+    pub fn is_certificate(&self) -> bool {
+        self.algorithm.contains("-cert-v01@")
+    }
+
     /// The fingerprint as ssh-keygen(1) and sshd's `%f` write it: `SHA256:` and unpadded base64.
     pub fn fingerprint(&self) -> String {
         format!("SHA256:{}", Base64Unpadded::encode_string(&Sha256::digest(&self.blob)))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, OnMismatch, Unregistered};
 use pam_iam_core::escape::Value;
-use pam_iam_core::key::authenticated_with;
+use pam_iam_core::key::{PublicKey, authenticated_with};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::process::{Process, own_audit_session};
 use pam_iam_core::register::{self, Origin, Register, Session};
@@ -51,7 +51,11 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         host.audit(Severity::Warning, &event.with("service", host.service()).with("result", "deny"));
         Outcome::SessionFailed
     } else if is_refused(&subject, config, opened.origin) {
-        host.tell(&format!("{}: this key is not one of your active keys in IAM.", subject.name));
+        let what = match opened.by_certificate {
+            true => "a certificate opens no account of an IAM user; log in with a key that is active in IAM",
+            false => "this key is not one of your active keys in IAM",
+        };
+        host.tell(&format!("{}: {what}.", subject.name));
         Outcome::SessionFailed
     } else if subject.standing != Standing::Ours {
         // Its home, and the keys in it, are the business of whoever made the account.
@@ -106,6 +110,8 @@ struct Opened {
     keys: Vec<String>,
     origin: Origin,
     iam_name: String,
+    /// Whether any of the keys is a certificate.
+    by_certificate: bool,
 }
 
 /// Logs the fingerprint of each key that opened the session, and whose it is. One that is not an active IAM key of the
@@ -114,8 +120,10 @@ struct Opened {
 fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened {
     let info = host.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
     let (service, rhost) = (host.service(), host.remote_host());
-    let mut opened = Opened { keys: Vec::new(), origin: Origin::None, iam_name: String::new() };
+    let mut opened =
+        Opened { keys: Vec::new(), origin: Origin::None, iam_name: String::new(), by_certificate: false };
     for key in authenticated_with(&info) {
+        opened.by_certificate |= key.as_ref().is_some_and(PublicKey::is_certificate);
         let fingerprint = key.map_or_else(|| UNREADABLE.to_owned(), |key| key.fingerprint());
         let (origin, iam_name) = match owner(subject, config, &fingerprint) {
             Some(Some(owner)) => (Origin::Iam, owner),

@@ -158,3 +158,19 @@ fn of_two_first_logins_at_once_both_work_in_one_home() {
         for n in $(seq 12); do [ \"$(tr '\\n' ' ' </run/out.$n)\" = \"$uid /home/alice \" ] || {{ cat /run/out.$n; exit 1; }}; done
         test \"$(ls -A /home)\" = alice")).succeeds();
 }
+
+#[test]
+fn sftp_works_in_a_root_directory_of_ones_own_that_is_roots_as_sshd_wants_it() {
+    let machine = Machine::new().start();
+    machine
+        .sh("printf 'Subsystem sftp internal-sftp\nMatch User alice\n    ChrootDirectory %%h\n    ForceCommand internal-sftp\n' >/etc/ssh/sshd_config.d/50-sftp.conf
+             sed -i '/^Subsystem/d' /etc/ssh/sshd_config; rm -rf /home/alice; install -d -o root -g root -m 755 /home/alice")
+        .succeeds();
+    machine.reload_sshd();
+    // A client's first message of version 3, and the server's answer: after its length the type 2 and the version.
+    let talk = "import subprocess as s
+sftp = s.Popen(['box-ssh', 'alice', '-s', 'sftp'], stdin=s.PIPE, stdout=s.PIPE)
+sftp.stdin.write(bytes([0, 0, 0, 5, 1, 0, 0, 0, 3])); sftp.stdin.flush()
+print(list(sftp.stdout.read(9))[4:])";
+    assert_eq!(machine.run(&["python3", "-c", talk]).succeeds(), "[2, 0, 0, 0, 3]");
+}

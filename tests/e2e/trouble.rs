@@ -238,3 +238,38 @@ fn further_key_commands_are_run_for_the_hosts_own_accounts_and_for_all_if_the_op
     machine.sh("echo 'exit 1' >>/usr/local/bin/also").succeeds();
     machine.sh("box-ssh -i /root/also local true").fails();
 }
+
+#[test]
+fn a_certificate_of_ones_own_key_opens_nothing_and_the_user_is_told_what_would() {
+    let machine = Machine::new().start();
+    machine
+        .sh("ssh-keygen -q -t ed25519 -N '' -f /root/ca; cp /root/ca.pub /etc/ssh/ca.pub; echo 'TrustedUserCAKeys /etc/ssh/ca.pub' >/etc/ssh/sshd_config.d/50-ca.conf
+             install -m 600 $BOX_KEYS/alice /root/alice; ssh-keygen -y -f /root/alice >/root/alice.pub; ssh-keygen -q -s /root/ca -I alice -n alice /root/alice.pub")
+        .succeeds();
+    machine.reload_sshd();
+    // sshd takes none for IAM users, whatever lies in their homes.
+    machine.ssh("alice", "echo alice >none").succeeds();
+    let said = machine.sh("box-ssh -i /root/alice alice -o PubkeyAcceptedAlgorithms=rsa-sha2-512-cert-v01@openssh.com true 2>&1");
+    assert!(said.status == 255 && said.stdout.contains("Permission denied"), "{said:?}");
+    // Where the drop-in is an older one, PAM refuses the session.
+    machine.sh("sed -i /AuthorizedPrincipalsFile/d /etc/ssh/sshd_config.d/10-pam_iam.conf").succeeds();
+    machine.reload_sshd();
+    let said = machine.sh("box-ssh -i /root/alice alice -o PubkeyAcceptedAlgorithms=rsa-sha2-512-cert-v01@openssh.com true 2>&1");
+    assert_ne!(said.status, 0, "{said:?}");
+    assert!(said.stdout.contains("a certificate opens no account of an IAM user"), "{said:?}");
+    machine.ssh("alice", "true").succeeds();
+}
+
+#[test]
+fn an_iam_user_whom_sshd_lets_in_without_a_key_gets_no_session_unless_the_operator_wants_it() {
+    let machine = Machine::new().settings("[sessions]\nwithout_key = 'refuse'").start();
+    // As after a ticket, or from a trusted host: there is no key in what sshd hands over.
+    machine.sh("cp /etc/pam.d/sshd /root/sshd; printf 'account required pam_permit.so\\nsession requisite pam_iam.so\\nsession required pam_permit.so\\n' >/etc/pam.d/sshd").succeeds();
+    machine.sh("pamtester sshd alice open_session").fails();
+    machine.logs("authpriv", "event=session user=alice origin=none service=sshd result=deny");
+    machine
+        .sh("sed -i s/refuse/allow/ /etc/pam_iam/config.toml; pamtester sshd alice open_session")
+        .succeeds();
+    // su and cron have none either, and are no ssh.
+    machine.sh("sed -i s/allow\\'/refuse\\'/ /etc/pam_iam/config.toml; cp /etc/pam.d/sshd /etc/pam.d/su; pamtester su alice open_session").succeeds();
+}

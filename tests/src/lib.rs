@@ -292,6 +292,14 @@ impl Machine {
         assert_eq!(done.status, 0, "{text}\n--- is not in\n{}", self.log(name));
     }
 
+    /// Has the box's sshd read its files again, and waits until it listens anew.
+    pub fn reload_sshd(&self) {
+        let listening = "grep -c 'Server listening' $BOX_LOG/sshd.log";
+        let before = self.sh(listening).stdout;
+        self.sh("pkill -HUP -x sshd").succeeds();
+        self.wait_until(&format!("[ $({listening}) -gt {} ]", before.trim()));
+    }
+
     /// Waits until a script succeeds, at most 20 s.
     pub fn wait_until(&self, script: &str) {
         self.sh(&format!("until {script}; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.05; done")).succeeds();
