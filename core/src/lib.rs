@@ -17,6 +17,7 @@ pub mod frame;
 pub mod id;
 #[cfg(feature = "keys")]
 pub mod key;
+pub mod leftovers;
 pub mod local;
 #[cfg(feature = "log")]
 pub mod log;

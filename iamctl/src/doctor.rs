@@ -13,7 +13,9 @@ use std::time::Duration;
 use pam_iam_core::client::AskError;
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::deadline::Deadline;
-use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Request, Roster, Status};
+use pam_iam_core::leftovers::{self, Leftovers};
+use pam_iam_core::served::Served;
+use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Request, Roster, Status, User};
 use pam_iam_core::{ask::Mode, client, paths};
 use serde::Serialize;
 use serde_json::json;
@@ -206,6 +208,25 @@ pub fn unmanaged_sudo_members(config: &Config) -> Vec<String> {
         .collect()
 }
 
+/// What this host has set up by the names of users who may log in and have not yet done so: the IAM name, and what it is.
+pub fn leftovers_of(roster: &Roster) -> Vec<(String, String)> {
+    let served = Served::new(Path::new(paths::SERVED));
+    let told = |user: &User| {
+        let name = user.name.as_str();
+        let what = match leftovers::for_user(name, user.uid, &served, Path::new("/")) {
+            Leftovers::None => return None,
+            Leftovers::First(found) => {
+                format!("{name} may log in, has not yet done so, and will get: {}", found.join("; "))
+            }
+            Leftovers::Inherited(found) => {
+                format!("{name} is refused, since another user had the name before: {}", found.join("; "))
+            }
+        };
+        Some((name.to_owned(), what))
+    };
+    roster.users.iter().filter_map(told).collect()
+}
+
 /// What sweeps found or failed to do.
 fn sweeps() -> Vec<Finding> {
     const CHECK: &str = "sweep";
@@ -262,7 +283,10 @@ fn roster(context: &Context, findings: &mut Vec<Finding>) -> Option<Roster> {
             "rename the IAM user, or adopt the local account of the name",
         ));
     }
-    if roster.missing.is_empty() && roster.refused.is_empty() {
+    let leftovers = leftovers_of(&roster);
+    let (is_empty, mend) = (leftovers.is_empty(), "take out what is not meant for that user");
+    findings.extend(leftovers.into_iter().map(|(_, what)| Finding::warning(CHECK, what, mend)));
+    if is_empty && roster.missing.is_empty() && roster.refused.is_empty() {
         let count = roster.users.len() + roster.adopted.len();
         findings.push(Finding::ok(CHECK, format!("{count} IAM users may log in, and each has a name")));
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pam_iam_core::wire::{Linted, Request};
+use pam_iam_core::wire::{Linted, Request, Roster};
 use serde_json::json;
 
 use crate::Context;
@@ -23,7 +23,20 @@ pub fn run(context: &Context) -> Result<bool, String> {
             finding.problem
         );
     }
-    let _ = writeln!(text, "{users} IAM users, {allowed} may log in, {} findings", findings.len());
-    context.output.show(&json!({ "users": users, "allowed": allowed, "findings": findings }), &text);
-    Ok(findings.is_empty())
+    let roster: Roster = context.report(&Request::Roster)?;
+    let leftovers = crate::doctor::leftovers_of(&roster);
+    for (_, what) in &leftovers {
+        let _ = writeln!(text, "{}: {what}", context.output.paint(Tone::Doubtful, "name"));
+    }
+    let names: Vec<_> =
+        leftovers.iter().map(|(name, what)| json!({ "name": name, "problem": what })).collect();
+    let _ = writeln!(
+        text,
+        "{users} IAM users, {allowed} may log in, {} findings",
+        findings.len() + leftovers.len()
+    );
+    context
+        .output
+        .show(&json!({ "users": users, "allowed": allowed, "findings": findings, "names": names }), &text);
+    Ok(findings.is_empty() && leftovers.is_empty())
 }

@@ -6,7 +6,10 @@ use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
+use pam_iam_core::leftovers::{self, Leftovers};
 use pam_iam_core::name::LinuxName;
+use pam_iam_core::paths;
+use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
 use users::os::unix::UserExt;
@@ -81,6 +84,27 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         }
         return Outcome::Ignore;
     }
+    if subject.standing == Standing::Ours {
+        match leftovers::for_user(
+            &subject.name,
+            subject.uid,
+            &Served::new(Path::new(paths::SERVED)),
+            Path::new("/"),
+        ) {
+            Leftovers::None => {}
+            Leftovers::First(found) => {
+                let what = found.join("; ");
+                host.log(
+                    Severity::Warning,
+                    &format!(
+                        "{}, an IAM user, is the first to have this name here, and gets: {what}",
+                        subject.name
+                    ),
+                );
+            }
+            Leftovers::Inherited(found) => return refuse_heir(begun, host, &subject.name, &found),
+        }
+    }
     match decide(&subject, arguments.policy) {
         Ok(decision) => {
             let severity = if decision.allow { Severity::Info } else { Severity::Warning };
@@ -118,6 +142,23 @@ fn refuse_another(begun: Event, host: &mut impl Host, user: &str) -> Outcome {
     );
     host.log(Severity::Warning, &why);
     host.tell(&format!("{why}."));
+    Outcome::Denied
+}
+
+/// Refuses a user who would have what this host set up for an earlier user of the name.
+fn refuse_heir(begun: Event, host: &mut impl Host, user: &str, inherited: &[String]) -> Outcome {
+    let event = refused(begun, host, "name-inherited");
+    host.audit(Severity::Warning, &event);
+    host.log(
+        Severity::Warning,
+        &format!(
+            "{user} is another user than the one who had this name before, and would inherit: {}; take it out, and {user} can log in",
+            inherited.join("; ")
+        ),
+    );
+    host.tell(&format!(
+        "{user}: this host still has rights of an earlier user of your name; ask an administrator."
+    ));
     Outcome::Denied
 }
 

@@ -177,3 +177,42 @@ fn a_uid_has_no_name_when_its_user_may_not_log_in_and_whois_tells_whose_it_is() 
     machine.ssh("alice", "true").fails();
     assert_eq!(machine.sh("stat -c %U /home/alice/mine").succeeds(), "svc");
 }
+
+#[test]
+fn a_user_made_anew_gets_nothing_that_the_host_set_up_for_the_one_before() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
+    machine.sh("echo 'alice ALL=(ALL) NOPASSWD: /usr/bin/true' >/etc/sudoers.d/app").succeeds();
+    // The first owner of the name: it is probably meant for her.
+    let doctor = machine.sh("iamctl doctor").stdout;
+    assert!(
+        doctor
+            .contains("alice may log in, has not yet done so, and will get: /etc/sudoers.d/app names alice"),
+        "{doctor}"
+    );
+    machine.ssh("alice", "true").succeeds();
+    machine.logs("authpriv", "is the first to have this name here, and gets: /etc/sudoers.d/app names alice");
+    assert!(!machine.sh("iamctl doctor").stdout.contains("/etc/sudoers.d/app"));
+    machine.iam(
+        "keys = [iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=k['SSHPublicKeyId'], Encoding='SSH')['SSHPublicKey']['SSHPublicKeyBody'] for k in iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys']]
+for k in iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=k['SSHPublicKeyId'])
+iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')
+iam.delete_user(UserName='alice')
+iam.create_user(UserName='alice')
+for body in keys: iam.upload_ssh_public_key(UserName='alice', SSHPublicKeyBody=body)
+iam.add_user_to_group(UserName='alice', GroupName='ssh-users')",
+    );
+    machine.sh("iamctl flush; rm -rf /home/alice").succeeds();
+    machine.wait_until("! box-ssh alice true; grep -q reason=name-inherited $BOX_LOG/authpriv.log");
+    let said = machine.sh("iamctl lint").stdout;
+    assert!(
+        said.contains(
+            "alice is refused, since another user had the name before: /etc/sudoers.d/app names alice"
+        ),
+        "{said}"
+    );
+    machine.sh("rm /etc/sudoers.d/app").succeeds();
+    machine.ssh("alice", "true").succeeds();
+    // What is set up for the new owner is meant.
+    machine.sh("echo 'alice ALL=(ALL) NOPASSWD: /usr/bin/true' >/etc/sudoers.d/app").succeeds();
+    machine.ssh("alice", "true").succeeds();
+}
