@@ -171,9 +171,9 @@ fn socket(config: &Config, config_path: &Path) -> Finding {
 }
 
 /// What keeps sshd from asking us, each with what to do: for [`enable`] and the sweep. `managed_user` is one who has an
-/// account here.
-pub fn sshd_not_in_force(config: &Config, managed_user: Option<&str>) -> Vec<String> {
-    sshd::not_in_force(config, managed_user).iter().map(ToString::to_string).collect()
+/// account here. None if sshd does not answer in time.
+pub fn sshd_not_in_force(config: &Config, managed_user: Option<&str>) -> Option<Vec<String>> {
+    Some(sshd::not_in_force(config, managed_user)?.iter().map(ToString::to_string).collect())
 }
 
 /// Which PAM stacks do not ask us, each with what to do.

@@ -171,7 +171,7 @@ pub fn trial_left() -> Option<Duration> {
 
 /// Our drop-in says `UsePAM yes`. Where it was no, that might let users in by passwords that PAM asks for.
 fn lets_no_passwords_in() -> Result<(), String> {
-    let settings = sshd::effective("root")?;
+    let settings = sshd::effective("root").map_err(|failure| failure.to_string())?;
     if settings.get("usepam") == "yes" || settings.get("kbdinteractiveauthentication") == "no" {
         return Ok(());
     }
@@ -240,9 +240,9 @@ pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
 
 /// The first value counts in sshd's files, so another's may have won.
 fn sshd_asks_us(config: &Config) -> Result<(), String> {
-    match crate::doctor::sshd_not_in_force(config, None).into_iter().next() {
-        Some(why) => Err(why),
-        None => Ok(()),
+    match crate::doctor::sshd_not_in_force(config, None) {
+        None => Err("sshd -T does not answer".to_owned()),
+        Some(found) => found.into_iter().next().map_or(Ok(()), Err),
     }
 }
 

@@ -264,7 +264,7 @@ fn untold(withdrawals: &[Withdrawal]) -> Vec<String> {
         let uid = owner.subordinates_at_work().find(|uid| lookup::is_account(*uid).is_none())?;
         Some(format!(
             "{}, who is withdrawn, has the subordinate uid {uid}, under which something goes on; a directory in nsswitch.conf does not \
-             say whose it is, so what has no other mark of the user is left alone: pkill -KILL -U {uid} ends it",
+             say whose it is, so what has no other mark of the user is left alone; look at it: ps -U {uid}",
             withdrawal.user
         ))
     };
@@ -377,7 +377,10 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
     }
     for uid in managed {
         let sessions = open.iter().filter(|session| session.uid == uid).cloned().collect();
-        let withdrawal = Withdrawal::new(user.to_owned(), uid, cause);
+        // Who has the name now has what goes by the name.
+        let is_anothers = found.is_some_and(|other| other != uid);
+        let name = if is_anothers { uid.to_string() } else { user.to_owned() };
+        let withdrawal = Withdrawal::new(name, uid, cause);
         withdrawals.push(Withdrawal { sessions, whole_user: true, ..withdrawal });
     }
     if withdrawals.is_empty() {

@@ -9,7 +9,7 @@ use pam_iam_core::process::{Process, is_at_work};
 use pam_iam_core::served::Served;
 use pam_iam_core::{local, paths};
 
-use crate::owner::{Owned, Owner, is_killer};
+use crate::owner::{Owned, Owner, SUBORDINATES_MAX, is_killer};
 use crate::table::{Effort, Table, Task};
 use crate::{cgroup, lookup};
 
@@ -125,13 +125,16 @@ impl<'a> Finder<'a> {
     /// Who the owner of a range is, by number or by name: of a local account, else whom this host has served under that name. The
     /// services of nsswitch.conf are asked last, since our own would ask IAM about each user who is gone.
     fn uids_of_owner(&mut self, owner: &'a str) -> &[Uid] {
-        let served = self.served;
+        let (served, ranges) = (self.served, self.ranges);
         let find = || match owner.parse() {
             Ok(uid) => vec![Uid(uid)],
             Err(_) => match local::account_by_name(Path::new(paths::PASSWD), owner) {
                 Ok(Some(account)) => vec![account.uid],
                 Ok(None) => match served.uids_of(owner) {
-                    none if none.is_empty() => lookup::uid_of(owner).flatten().into_iter().collect(),
+                    // For nobody at work nobody is asked.
+                    none if none.is_empty() && is_any_at_work(owner, ranges) => {
+                        lookup::uid_of(owner).flatten().into_iter().collect()
+                    }
                     served => served,
                 },
                 Err(_) => Vec::new(),
@@ -139,6 +142,12 @@ impl<'a> Finder<'a> {
         };
         self.named.entry(owner).or_insert_with(find)
     }
+}
+
+/// Whether the kernel counts any process under the subordinate uids of a name.
+fn is_any_at_work(name: &str, ranges: &[Subordinate]) -> bool {
+    let uids = ranges.iter().filter(|range| range.owner == name).flat_map(|range| range.uids.clone());
+    uids.take(SUBORDINATES_MAX).any(|uid| is_at_work(Uid(uid)))
 }
 
 #[cfg(test)]

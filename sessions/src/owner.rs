@@ -31,7 +31,7 @@ pub struct Owner {
 }
 
 /// How many subordinate uids of one user the kernel is asked about; each takes it less than 1 us.
-const SUBORDINATES_MAX: usize = 200_000;
+pub(crate) const SUBORDINATES_MAX: usize = 200_000;
 
 /// Why a process belongs to a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

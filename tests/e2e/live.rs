@@ -467,3 +467,17 @@ fn while_iam_denies_this_host_to_look_nothing_of_a_user_without_a_session_is_end
     machine.sh("pgrep -f '^sleep 4017'").fails();
     assert_eq!(machine.sh("iamctl sessions end alice").succeeds(), "alice runs nothing here");
 }
+
+#[test]
+fn to_end_what_an_iam_user_runs_ends_nothing_of_the_local_account_that_has_the_name_now() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
+    let uid = machine.ssh("alice", "setsid -f sleep 4991 </dev/null >/dev/null 2>&1; id -u").succeeds();
+    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine
+        .sh("echo 'alice:x:1500:1500::/home/local:/bin/bash' >>/etc/passwd; echo alice:100000:65536 >/etc/subuid
+             for of in 1500 100007; do setpriv --reuid $of --clear-groups setsid -f sleep 4990 </dev/null >/dev/null 2>&1; done")
+        .succeeds();
+    machine.wait_until("[ $(pgrep -cf '^sleep 4990') = 2 ]");
+    machine.sh("timeout 60 iamctl sessions end alice").succeeds();
+    machine.sh(&format!("[ $(pgrep -cf '^sleep 4990') = 2 ] && ! pgrep -U {uid}")).succeeds();
+}

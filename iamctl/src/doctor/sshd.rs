@@ -3,6 +3,7 @@
 use pam_iam_core::config::Config;
 
 use super::{Finding, State};
+use crate::host::command::Failure;
 use crate::host::sshd::{self, KEY_COMMAND, Settings};
 
 /// The signatures that an RSA key makes; IAM has no other keys.
@@ -22,9 +23,9 @@ const CHECK: &str = "sshd";
 
 /// Asks sshd what it would do for a user, who has an account here; for root if there is none.
 pub fn effective(config: &Config, user: Option<&str>) -> Vec<Finding> {
-    let settings = match settings(user) {
+    let settings = match sshd::effective(user.unwrap_or("root")) {
         Ok(settings) => settings,
-        Err(finding) => return vec![finding],
+        Err(failure) => return vec![refused(&failure)],
     };
     let mut findings = judge(&settings, config, user.is_some());
     findings.extend(started());
@@ -42,18 +43,18 @@ pub fn effective(config: &Config, user: Option<&str>) -> Vec<Finding> {
 }
 
 /// What keeps sshd from asking us, or from heeding us alone, if anything: for enable and the sweep. `managed_user` is one
-/// who has an account.
-pub fn not_in_force(config: &Config, managed_user: Option<&str>) -> Vec<Finding> {
-    let findings = match settings(managed_user) {
+/// who has an account. None if sshd does not answer in time: it asks NSS, which any user may keep busy.
+pub fn not_in_force(config: &Config, managed_user: Option<&str>) -> Option<Vec<Finding>> {
+    let findings = match sshd::effective(managed_user.unwrap_or("root")) {
         Ok(settings) => judge(&settings, config, managed_user.is_some()),
-        Err(finding) => vec![finding],
+        Err(Failure::TimedOut(_)) => return None,
+        Err(failure) => vec![refused(&failure)],
     };
-    started().into_iter().chain(findings).filter(|finding| finding.state != State::Ok).collect()
+    Some(started().into_iter().chain(findings).filter(|finding| finding.state != State::Ok).collect())
 }
 
-fn settings(user: Option<&str>) -> Result<Settings, Finding> {
-    sshd::effective(user.unwrap_or("root"))
-        .map_err(|why| Finding::wrong(CHECK, why, "mend sshd's configuration: sshd -t"))
+fn refused(failure: &Failure) -> Finding {
+    Finding::wrong(CHECK, failure.to_string(), "mend sshd's configuration: sshd -t")
 }
 
 /// A key command in sshd's own command line.

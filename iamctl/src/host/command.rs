@@ -1,5 +1,6 @@
 //! Programs of the host, and the one way to run them.
 
+use std::fmt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -12,13 +13,29 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// What timeout(1) exits with when it has killed its program.
 const KILLED: i32 = 137;
 
+/// Why a program did not do what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It did not end in time. Nothing is known of what it would have said.
+    TimedOut(String),
+    /// It could not be started, or failed.
+    Failed(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::TimedOut(why) | Self::Failed(why)) = self;
+        formatter.write_str(why)
+    }
+}
+
 /// Runs a program without input. Returns what it prints.
 ///
 /// # Errors
 /// Returns an error if it cannot be started, takes longer than [`LIMIT`], or its exit status is not 0: the command line and
 /// what it printed.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
-    run_within(LIMIT, program, arguments, &[])
+    run_within(LIMIT, program, arguments, &[]).map_err(|failure| failure.to_string())
 }
 
 /// [`run`] with a limit, and further variables in the environment.
@@ -30,21 +47,24 @@ pub fn run_within(
     program: &str,
     arguments: &[&str],
     variables: &[(&str, &str)],
-) -> Result<String, String> {
+) -> Result<String, Failure> {
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", &limit.as_secs().to_string(), program]).args(arguments);
     command.env("PATH", PATH).envs(variables.iter().copied());
-    let done = command.stdin(Stdio::null()).output().map_err(|error| format!("{program}: {error}"))?;
+    let done = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Failure::Failed(format!("{program}: {error}")))?;
     if done.status.success() {
         return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
     }
     let shown = format!("{program} {}", arguments.join(" "));
     // timeout(1) kills itself as it killed the program.
     if done.status.code().is_none_or(|code| code == KILLED) {
-        return Err(format!("{shown}: did not end within {} s", limit.as_secs()));
+        return Err(Failure::TimedOut(format!("{shown}: did not end within {} s", limit.as_secs())));
     }
     let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).trim().replace('\n', "; ");
-    Err(format!("{shown}: {said}"))
+    Err(Failure::Failed(format!("{shown}: {said}")))
 }
 
 #[cfg(test)]
@@ -59,7 +79,7 @@ mod tests {
             Err("sh -c echo no >&2; exit 3: no".to_owned())
         );
         let hangs = run_within(Duration::from_secs(1), "sleep", &["1000"], &[]);
-        assert_eq!(hangs, Err("sleep 1000: did not end within 1 s".to_owned()));
+        assert_eq!(hangs, Err(Failure::TimedOut("sleep 1000: did not end within 1 s".to_owned())));
         assert!(run("no-such-program-here", &[]).unwrap_err().contains("no-such-program-here"));
     }
 }

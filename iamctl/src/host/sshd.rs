@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pam_iam_core::paths;
 
-use super::command::{run, run_within};
+use super::command::{Failure, run, run_within};
 use super::units::is_booted;
 
 /// Our drop-in.
@@ -24,7 +24,7 @@ pub struct Settings(HashMap<String, String>);
 ///
 /// # Errors
 /// Returns an error if sshd refuses its configuration or cannot be run.
-pub fn effective(user: &str) -> Result<Settings, String> {
+pub fn effective(user: &str) -> Result<Settings, Failure> {
     let connection = format!("user={user},host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22");
     Ok(Settings::parse(&sshd(&["-T", "-C", &connection])?))
 }
@@ -34,12 +34,12 @@ pub fn effective(user: &str) -> Result<Settings, String> {
 /// # Errors
 /// Returns an error if sshd refuses it, with what sshd says.
 pub fn check() -> Result<(), String> {
-    sshd(&["-t"]).map(drop)
+    sshd(&["-t"]).map(drop).map_err(|failure| failure.to_string())
 }
 
 /// Runs sshd to test or print its settings. Before its first start, as in an image that is being made or with socket
 /// activation, a host may lack the folder and the keys that sshd insists on: then it gets them for this run alone.
-fn sshd(arguments: &[&str]) -> Result<String, String> {
+fn sshd(arguments: &[&str]) -> Result<String, Failure> {
     let mut folder = None;
     let mut key = None;
     let done = loop {
@@ -48,8 +48,12 @@ fn sshd(arguments: &[&str]) -> Result<String, String> {
             words.extend(["-h", path]);
         }
         match run_within(LIMIT, "sshd", &words, &[(paths::LOOK_ONLY, "1")]) {
-            Err(why) if folder.is_none() && why.contains(NO_FOLDER) => folder = Some(Folder::make(&why)?),
-            Err(why) if key.is_none() && why.contains(NO_KEYS) => key = Some(HostKey::make()?),
+            Err(Failure::Failed(why)) if folder.is_none() && why.contains(NO_FOLDER) => {
+                folder = Some(Folder::make(&why).map_err(Failure::Failed)?);
+            }
+            Err(Failure::Failed(why)) if key.is_none() && why.contains(NO_KEYS) => {
+                key = Some(HostKey::make().map_err(Failure::Failed)?);
+            }
             done => break done,
         }
     };

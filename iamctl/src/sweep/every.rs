@@ -14,7 +14,10 @@ use pam_iam_sessions::termination;
 use rustix::time::ClockId;
 
 /// How long a sweep may be at work: one that hangs would keep all others from beginning.
-const SWEEP_MAX: Duration = Duration::from_secs(300);
+const SWEEP_MAX: Duration = Duration::from_secs(600);
+
+/// The pause before a sweep that could not be started is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The pause between two looks whether a sweep has ended.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -22,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Sweeps again and again; never returns but with an error.
 ///
 /// # Errors
-/// Returns an error if no sweep can be started.
+/// Returns an error if a sweep that was started cannot be waited for.
 pub fn run(config: &Path, every: Duration) -> Result<bool, String> {
     termination::raise_priority();
     let mut log = Log::to_syslog("iamctl");
@@ -31,7 +34,15 @@ pub fn run(config: &Path, every: Duration) -> Result<bool, String> {
         // This program as it was started: a package may have replaced the file.
         let mut sweep = Command::new("/proc/self/exe");
         sweep.arg("--config").arg(config).arg("sweep").stdin(Stdio::null()).stdout(Stdio::null());
-        let mut sweep = sweep.spawn().map_err(|error| format!("no sweep can be started: {error}"))?;
+        // Who could start this process again may be kept busy.
+        let mut sweep = match sweep.spawn() {
+            Ok(sweep) => sweep,
+            Err(error) => {
+                log.write(Level::Error, format!("no sweep can be started: {error}; trying again"));
+                std::thread::sleep(RETRY);
+                continue;
+            }
+        };
         match wait(&mut sweep, began).map_err(|error| format!("a sweep cannot be waited for: {error}"))? {
             Some(done) if done.success() => {}
             // What it could not do, it has said itself.

@@ -37,8 +37,10 @@ pub fn look(config: &Config, log: &mut Log) {
     let mut record = Swept::load();
     let files = state(&SSHD_FILES.into_iter().chain(SSHD_UNITS).collect::<Vec<_>>());
     let is_due = record.since_sshd_was_asked().is_none_or(|since| since >= ASK_AGAIN);
-    let sshd = (is_due || files != record.sshd_files)
-        .then(|| (files, doctor::sshd_not_in_force(config, managed_user().as_deref())));
+    // What does not answer is asked again by the next sweep; what it said last stands.
+    let ask =
+        || doctor::sshd_not_in_force(config, managed_user().as_deref()).map(|found| (files.clone(), found));
+    let sshd = if is_due || files != record.sshd_files { ask() } else { None };
     if !record.note_not_in_force(sshd, doctor::pam_not_in_force(config)) {
         return;
     }
