@@ -10,8 +10,12 @@ pub const SERVICE: &str = "iam";
 /// it the line of `group` says where the groups of a user come from.
 pub const DATABASES: [&str; 3] = ["passwd", "group", "initgroups"];
 
-/// The database that is only changed where it is there.
+/// The database that is only changed where it is there. A service that knows any group of a user ends the lookup in it
+/// (initgroups.c of glibc), unless an action says otherwise.
 const OPTIONAL: &str = "initgroups";
+
+/// What makes glibc ask the next service although one has answered.
+const GOES_ON: &str = "[SUCCESS=continue]";
 
 /// One word of a line: a service, or what to do with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +78,34 @@ pub fn services<'a>(text: &'a str, database: &str) -> Option<Vec<&'a str>> {
 
 /// Whether our module answers a database. Where there is no line of `initgroups`, that of `group` counts.
 pub fn asks_us(text: &str, database: &str) -> bool {
-    match services(text, database) {
-        Some(services) => services.contains(&SERVICE),
+    let mut lines = text.lines().filter_map(parse).filter(|(name, _)| *name == database);
+    match lines.next_back() {
+        Some((_, words)) => is_asked(database, &words),
         None => database == OPTIONAL && asks_us(text, "group"),
     }
+}
+
+/// Whether our module is among the words of a line, and in `initgroups` reached also for a user whom an earlier service knows.
+fn is_asked(database: &str, words: &[Placed<'_>]) -> bool {
+    let Some(at) = words.iter().position(|placed| placed.word == Word::Service(SERVICE)) else {
+        return false;
+    };
+    let before = words.get(..at).unwrap_or_default();
+    let goes_on = |placed: Option<&Placed<'_>>| {
+        placed.is_some_and(|placed| match placed.word {
+            Word::Action(action) => {
+                ["success=continue", "success=merge"].iter().any(|wanted| plain(action).contains(wanted))
+            }
+            Word::Service(_) => false,
+        })
+    };
+    let services = before.iter().enumerate().filter(|(_, placed)| matches!(placed.word, Word::Service(_)));
+    database != OPTIONAL || services.into_iter().all(|(at, _)| goes_on(words.get(at + 1)))
+}
+
+/// An action in lower case and without blanks.
+fn plain(action: &str) -> String {
+    action.chars().filter(|letter| !letter.is_whitespace()).collect::<String>().to_ascii_lowercase()
 }
 
 /// Whether accounts come from anywhere but this host and our own module.
@@ -86,7 +114,8 @@ pub fn has_directory(text: &str) -> bool {
     services(text, "passwd").is_some_and(|services| services.iter().any(|service| !OWN.contains(service)))
 }
 
-/// Adds our module to each database where it is missing: behind all services that are reached in any case.
+/// Adds our module to each database where it is missing: behind all services that are reached in any case. In `initgroups` it
+/// comes first, with an action that has the others asked too, since they need not go on.
 pub fn with_us(text: &str) -> String {
     let mut lines: Vec<String> =
         text.split('\n').map(|line| line_with_us(line).unwrap_or_else(|| line.to_owned())).collect();
@@ -101,18 +130,25 @@ pub fn with_us(text: &str) -> String {
 
 fn line_with_us(line: &str) -> Option<String> {
     let (database, words) = parse(line)?;
-    if !DATABASES.contains(&database) || words.iter().any(|placed| placed.word == Word::Service(SERVICE)) {
+    if !DATABASES.contains(&database) || is_asked(database, &words) {
         return None;
     }
-    // An action may end the lookup before it came to us. One that merges goes on, and stays with its service.
-    let ends = |placed: &&Placed<'_>| match placed.word {
+    if let Some(without) = line_without_us(line) {
+        // It is there where nobody asks it.
+        return line_with_us(&without).or(Some(without));
+    }
+    if database == OPTIONAL
+        && let Some(first) = words.first()
+    {
+        let (before, after) = line.split_at(first.start);
+        return Some(format!("{before}{SERVICE} {GOES_ON} {after}"));
+    }
+    // An action may end the lookup before it came to us. One that goes on stays with its service.
+    let ends = |placed: &Placed<'_>| match placed.word {
         Word::Service(_) => false,
-        Word::Action(action) => {
-            let action: String = action.chars().filter(|letter| !letter.is_whitespace()).collect();
-            !action.eq_ignore_ascii_case("[success=merge]")
-        }
+        Word::Action(action) => plain(action).contains("=return"),
     };
-    let stop = words.iter().position(|placed| ends(&placed)).unwrap_or(words.len());
+    let stop = words.iter().position(ends).unwrap_or(words.len());
     let before = words.get(..stop)?.last();
     // Without a service before it: behind the colon.
     let at = before.map_or_else(|| line.find(':').map(|colon| colon + 1), |placed| Some(placed.end))?;
@@ -134,10 +170,15 @@ pub fn without_us(text: &str) -> String {
 
 fn line_without_us(line: &str) -> Option<String> {
     let (database, words) = parse(line)?;
-    let ours = words
-        .iter()
-        .find(|placed| placed.word == Word::Service(SERVICE))
-        .filter(|_| DATABASES.contains(&database))?;
+    let at = words.iter().position(|placed| placed.word == Word::Service(SERVICE));
+    let at = at.filter(|_| DATABASES.contains(&database))?;
+    let (ours, next) = (words.get(at)?, words.get(at + 1));
+    if database == OPTIONAL && next.is_some_and(|next| next.word == Word::Action(GOES_ON)) {
+        // The action is ours too, and so are the blanks up to the next word.
+        let end =
+            words.get(at + 2).map_or_else(|| next.map_or(ours.end, |next| next.end), |after| after.start);
+        return Some(format!("{}{}", line.get(..ours.start)?, line.get(end..)?));
+    }
     let (before, after) = (line.get(..ours.start)?, line.get(ours.end..)?);
     // The blanks before it go with it.
     Some(format!("{}{after}", before.trim_end()))
@@ -169,7 +210,13 @@ mod tests {
             // A line of its own for the groups of a user; a name that ends in ours; no blanks at all.
             (
                 "passwd:files\n group : iamx files\ninitgroups: files# x\n",
-                "passwd:files iam\n group : iamx files iam\ninitgroups: files iam# x\n",
+                "passwd:files iam\n group : iamx files iam\ninitgroups: iam [SUCCESS=continue] files# x\n",
+            ),
+            // What goes on stays where it is: a directory behind it is asked as before.
+            (
+                "passwd: files [UNAVAIL=continue] sss\ngroup: files [!SUCCESS=return] sss\ninitgroups: files [SUCCESS=continue] sss\n",
+                "passwd: files [UNAVAIL=continue] sss iam\ngroup: files iam [!SUCCESS=return] sss\n\
+                 initgroups: iam [SUCCESS=continue] files [SUCCESS=continue] sss\n",
             ),
             ("passwd:\ngroup:[NOTFOUND=return]", "passwd: iam\ngroup: iam[NOTFOUND=return]"),
         ] {
@@ -186,6 +233,13 @@ mod tests {
     fn groups_follow_the_line_of_initgroups_where_there_is_one() {
         assert!(asks_us("group: files iam", "initgroups"));
         assert!(!asks_us("group: files iam\ninitgroups: files", "initgroups"));
+        // glibc ends the lookup with the first service that knows a group of the user.
+        assert!(!asks_us("initgroups: files iam", "initgroups"));
+        assert!(asks_us("initgroups: files [ success = continue ] iam", "initgroups"));
+        assert_eq!(
+            with_us("initgroups: files iam").lines().next(),
+            Some("initgroups: iam [SUCCESS=continue] files")
+        );
         assert!(!asks_us("passwd: files iam\npasswd: files", "passwd"), "the last line counts");
     }
 
@@ -205,7 +259,7 @@ mod tests {
         #[test]
         fn words_other_than_ours_never_change(
             lines in prop::collection::vec(
-                "[ \t]{0,2}(passwd|group|initgroups|hosts|#passwd)[ \t]{0,1}:[ \t]{0,2}((files|iamx|xiam|sss|nis|\\[NOTFOUND=return\\]|\\[ success=merge \\])[ \t]{0,2}){0,4}(#.{0,6})?",
+                "[ \t]{0,2}(passwd|group|initgroups|hosts|#passwd)[ \t]{0,1}:[ \t]{0,2}((files|iamx|xiam|sss|nis|\\[NOTFOUND=return\\]|\\[ success=merge \\]|\\[SUCCESS=continue\\])[ \t]{0,2}){0,4}(#.{0,6})?",
                 0..6,
             ),
             ends in any::<bool>(),

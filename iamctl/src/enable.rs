@@ -27,7 +27,7 @@ use trial::{Now, Trial};
 use crate::host::access::cannot_read;
 use crate::host::command::run;
 use crate::host::sshd::{DROP_IN as SSHD_DROP_IN, reload};
-use crate::host::units::{is_booted, restore, start, states, stop};
+use crate::host::units::{UnitState, is_booted, restore, start, states, stop};
 use crate::host::{read, sshd};
 
 /// The units that are switched on with every way to have accounts.
@@ -126,8 +126,9 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
 
 /// Refuses a trial that nothing would end, or that would take back more than it changed.
 fn check_trial(before: Option<&Record>) -> Result<(), String> {
-    if before.is_some() {
-        return Err("it is enabled already; --try is for the first time".to_owned());
+    let is_on = |unit: &UnitState| unit.is_enabled || unit.is_active;
+    if before.is_some() || !is_off() || states(UNITS).iter().any(is_on) {
+        return Err("it is enabled already, by iamctl or by hand; --try is for the first time".to_owned());
     }
     if !is_booted() {
         return Err("--try needs systemd, which would take the changes back: without it, run iamctl enable"

@@ -84,3 +84,23 @@ fn to_look_at_sshds_settings_for_a_user_costs_no_call_to_iam() {
     machine.sh(look).succeeds();
     machine.wait_until("curl -sSf \"$BOX_CTL?log\" | grep -q GetUser");
 }
+
+#[test]
+fn a_user_with_a_local_group_has_ours_too_where_nsswitch_has_a_line_of_its_own_for_the_groups_of_a_user() {
+    let machine = machine();
+    machine
+        .sh("groupadd dev; sed -i '/^dev:/s/$/alice/' /etc/group; echo 'initgroups: iam [SUCCESS=continue] files' >>/etc/nsswitch.conf")
+        .succeeds();
+    assert_eq!(
+        machine.ssh("alice", "id -Gn | tr ' ' '\\n' | grep -xE 'dev|iam-users' | sort").succeeds(),
+        "dev\niam-users"
+    );
+    assert!(!machine.sh("iamctl doctor").stdout.contains("initgroups"));
+    machine.sh("sed -i 's/^initgroups:.*/initgroups: files iam/' /etc/nsswitch.conf").succeeds();
+    assert!(
+        machine
+            .sh("iamctl doctor")
+            .stdout
+            .contains("the line initgroups: of /etc/nsswitch.conf does not ask IAM")
+    );
+}

@@ -37,7 +37,7 @@ pub fn accounts(roster: Option<&Roster>) -> Finding {
             format!(
                 "the line initgroups: of {NSSWITCH} does not ask IAM: its users have no groups, so no sudo, and sshd's rules miss them"
             ),
-            "add iam at its end; iamctl enable, which may be run again, does it",
+            "iamctl enable, which may be run again, puts iam [SUCCESS=continue] at its beginning",
         );
     }
     match (asks("passwd"), asks("group")) {
@@ -127,7 +127,7 @@ fn effective(user: &str) -> Finding {
         Ok(Effective { asks_pam: false, .. }) => Finding::wrong(
             CHECK,
             "sudo does not ask PAM whether an account may be used, so a user whose right to sudo is withdrawn keeps it",
-            "take !pam_acct_mgmt out of the Defaults of sudoers",
+            "take !pam_acct_mgmt, pam_service and pam_login_service out of the Defaults of sudoers",
         ),
         Ok(_) => {
             Finding::ok(CHECK, format!("{SUDOERS} lets {user} use sudo without a password, and PAM is asked"))

@@ -90,6 +90,15 @@ fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding>
             findings.push(Finding::wrong(CHECK, what, format!("set {wanted}, before any other file does")));
         }
     }
+    // Since OpenSSH 9.8; it was always sshd before.
+    let service = settings.get("pamservicename");
+    if !service.is_empty() && service != "sshd" {
+        findings.push(Finding::wrong(
+            CHECK,
+            format!("PAMServiceName is {service}, so sshd asks another PAM stack than the one that asks IAM"),
+            "take PAMServiceName out of sshd's configuration",
+        ));
+    }
     if is_managed && settings.get("authorizedkeysfile") != "none" {
         findings.push(Finding::wrong(
             CHECK,

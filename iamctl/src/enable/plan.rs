@@ -70,6 +70,16 @@ pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<
             }
             continue;
         };
+        if let Some(phase) =
+            service.phases.iter().find(|phase| !pam_stack::has_entries(&text, **phase, &stack_of))
+        {
+            if service.role != Role::Login {
+                continue;
+            }
+            return Err(format!(
+                "{path} has no entry of the phase {phase:?}, so PAM takes those of the service other; write them down there first"
+            ));
+        }
         let ours = shipped(&format!("pam.d/{}/{}", pam::family(&text), service.lines))?;
         let with_ours = service.phases.iter().fold(text.clone(), |text, phase| {
             let Some(line) = pam_stack::line_of(&ours, *phase) else { return text };

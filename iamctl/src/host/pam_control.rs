@@ -107,11 +107,9 @@ impl Control {
             }
             given.push((value, action_of(action)?));
         }
-        let default = given
-            .iter()
-            .rev()
-            .find(|(value, _)| *value == "default")
-            .map_or(Action::Bad, |(_, action)| *action);
+        // Of two defaults the first counts: it leaves the second nothing to set.
+        let default =
+            given.iter().find(|(value, _)| *value == "default").map_or(Action::Bad, |(_, action)| *action);
         let action = |value: &str| {
             given.iter().rev().find(|(known, _)| *known == value).map_or(default, |(_, action)| *action)
         };

@@ -51,7 +51,7 @@ struct Entry {
 impl Entry {
     /// The first word, without the `-` that keeps libpam from logging a missing module.
     fn kind(&self) -> &str {
-        self.word(0).trim_start_matches('-')
+        self.word(0).strip_prefix('-').unwrap_or(self.word(0))
     }
 
     fn word(&self, at: usize) -> &str {
@@ -446,6 +446,11 @@ pub fn with_line(
         judge(text, phase, stacks, are_ours) == Verdict::InForce && jumps(text, phase, stacks) == before
     };
     places.iter().rev().map(|place| inserted(*place)).find(is_good).unwrap_or_else(|| inserted(first))
+}
+
+/// Whether a stack has any entry of a phase. Where it has none, libpam takes the stack `other`, until there is one.
+pub fn has_entries(text: &str, phase: Phase, stacks: Stacks<'_>) -> bool {
+    !Chain::of(text, phase, stacks).0.is_empty()
 }
 
 /// Where each jump of a chain lands, by the numbers that the modules have without ours.

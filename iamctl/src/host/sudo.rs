@@ -6,7 +6,8 @@ use super::command::run;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effective {
     pub rule: Rule,
-    /// Whether sudo asks PAM's account phase, and so us (sudoers(5), `pam_acct_mgmt`).
+    /// Whether sudo asks the account phase of the PAM services that we are in (sudoers(5): `pam_acct_mgmt`, `pam_service`,
+    /// `pam_login_service`).
     pub asks_pam: bool,
 }
 
@@ -32,7 +33,12 @@ pub fn effective(user: &str) -> Result<Effective, String> {
 fn parse(listing: &str) -> Effective {
     // Defaults first, then a line that ends with a colon, then a rule a line.
     let (defaults, rules) = listing.split_once("may run the following commands").unwrap_or((listing, ""));
-    let asks_pam = !defaults.split([',', ' ', '\n']).any(|word| word == "!pam_acct_mgmt");
+    let is_otherwise = |word: &str| match word.split_once('=') {
+        Some(("pam_service", service)) => service != "sudo",
+        Some(("pam_login_service", service)) => !["sudo", "sudo-i"].contains(&service),
+        _ => word == "!pam_acct_mgmt",
+    };
+    let asks_pam = !defaults.split([',', ' ', '\n']).any(is_otherwise);
     let mut rules = rules.lines().filter_map(|line| rule(line.trim()));
     Effective { rule: rules.next_back().unwrap_or(Rule::None), asks_pam }
 }
@@ -75,6 +81,8 @@ mod tests {
         assert_eq!(listing("    (www-data) NOPASSWD: ALL\n    (root) NOPASSWD: /usr/bin/true\n"), Rule::None);
         assert_eq!(parse("User alice is not allowed to run sudo on host.\n").rule, Rule::None);
         assert!(parse(defaults).asks_pam);
+        assert!(parse("    env_reset, pam_service=sudo, pam_login_service=sudo-i\n").asks_pam);
+        assert!(!parse("    env_reset, pam_service=corp\n").asks_pam);
         assert!(
             !parse("    env_reset, !pam_acct_mgmt, use_pty\nUser alice may run the following commands")
                 .asks_pam
