@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 /// The longest key in its wire form that is taken, in bytes. sshd hands a certificate with large extensions to PAM that is longer
 /// than a line of authorized_keys may be.
-pub const BLOB_MAX: usize = 16 * 1024;
+const BLOB_MAX: usize = 16 * 1024;
 
 /// A public key. In a file it is `TYPE BASE64`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

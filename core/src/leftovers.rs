@@ -55,10 +55,14 @@ pub fn for_user(name: &str, uid: Uid, served: &Served, root: &Path) -> Leftovers
     if served.name_of(uid).is_some_and(|known| known.as_str() == name) {
         return Leftovers::None;
     }
-    match (of(name, root), served.uids_of(name).is_empty()) {
-        (found, _) if found.is_empty() => Leftovers::None,
-        (found, true) => Leftovers::First(found),
-        (found, false) => Leftovers::Inherited(found),
+    let found = of(name, root);
+    // The list is read only where there is something to inherit: it may be long.
+    if found.is_empty() {
+        Leftovers::None
+    } else if served.uids_of(name).is_empty() {
+        Leftovers::First(found)
+    } else {
+        Leftovers::Inherited(found)
     }
 }
 

@@ -64,23 +64,25 @@ fn parse(line: &str) -> Option<(&str, Vec<Placed<'_>>)> {
     Some((database, words))
 }
 
+/// Returns the words of a database's line, of which the last counts; None if the text has no line for it.
+fn words_of<'a>(text: &'a str, database: &str) -> Option<Vec<Placed<'a>>> {
+    let mut lines = text.lines().filter_map(parse).filter(|(name, _)| *name == database);
+    Some(lines.next_back()?.1)
+}
+
 /// Returns the names of the services of a database, in their order; None if the text has no line for it.
 pub fn services<'a>(text: &'a str, database: &str) -> Option<Vec<&'a str>> {
-    // The last line counts.
-    let mut lines = text.lines().filter_map(parse).filter(|(name, _)| *name == database);
-    let words = lines.next_back()?.1;
     let service = |placed: Placed<'a>| match placed.word {
         Word::Service(name) => Some(name),
         Word::Action(_) => None,
     };
-    Some(words.into_iter().filter_map(service).collect())
+    Some(words_of(text, database)?.into_iter().filter_map(service).collect())
 }
 
 /// Whether our module answers a database. Where there is no line of `initgroups`, that of `group` counts.
 pub fn asks_us(text: &str, database: &str) -> bool {
-    let mut lines = text.lines().filter_map(parse).filter(|(name, _)| *name == database);
-    match lines.next_back() {
-        Some((_, words)) => is_asked(database, &words),
+    match words_of(text, database) {
+        Some(words) => is_asked(database, &words),
         None => database == OPTIONAL && asks_us(text, "group"),
     }
 }
@@ -99,8 +101,9 @@ fn is_asked(database: &str, words: &[Placed<'_>]) -> bool {
             Word::Service(_) => false,
         })
     };
-    let services = before.iter().enumerate().filter(|(_, placed)| matches!(placed.word, Word::Service(_)));
-    database != OPTIONAL || services.into_iter().all(|(at, _)| goes_on(words.get(at + 1)))
+    let mut services =
+        before.iter().enumerate().filter(|(_, placed)| matches!(placed.word, Word::Service(_)));
+    database != OPTIONAL || services.all(|(at, _)| goes_on(words.get(at + 1)))
 }
 
 /// An action in lower case and without blanks.

@@ -125,9 +125,15 @@ fn home() -> String {
     account.ok().flatten().map_or_else(|| "/".to_owned(), |account| account.home)
 }
 
-/// What the resolver heeds of an environment file beside `AWS_*`.
-const VARIABLES: [&str; 8] =
-    ["HOME", "SSL_CERT_FILE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"];
+/// The variables that name a proxy for HTTPS, the first that is set counting. No call is made by plain HTTP but to the
+/// metadata service, which is never asked through a proxy, and to an `aws.endpoint` on this machine.
+pub const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
+/// The variables with the hosts that are reached without it.
+pub const NO_PROXY_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// What else the resolver heeds of an environment file, beside `AWS_*`.
+const OTHER_VARIABLES: [&str; 2] = ["HOME", "SSL_CERT_FILE"];
 
 /// The lines of an environment file that the resolver heeds; nothing if it cannot be read, and the resolver tells what it lacks.
 fn aws_variables(path: &Path) -> Vec<(String, String)> {
@@ -137,7 +143,8 @@ fn aws_variables(path: &Path) -> Vec<(String, String)> {
 }
 
 fn is_heeded(name: &str) -> bool {
-    name.starts_with("AWS_") || VARIABLES.contains(&name)
+    let named = [PROXY_VARIABLES.as_slice(), &NO_PROXY_VARIABLES, &OTHER_VARIABLES].concat();
+    name.starts_with("AWS_") || named.contains(&name)
 }
 
 /// `NAME=VALUE`, the value with or without quotes, as systemd.exec(5) has it under EnvironmentFile.

@@ -285,9 +285,16 @@ impl Session {
     }
 }
 
+/// The time since the boot, suspended time too. Nobody sets this clock.
+pub fn uptime() -> Duration {
+    let now = rustix::time::clock_gettime(ClockId::Boottime);
+    let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
+    Duration::new(seconds.unwrap_or_default(), nanoseconds.unwrap_or_default())
+}
+
 /// Seconds since the boot, suspended ones too.
 pub fn since_boot() -> u64 {
-    u64::try_from(rustix::time::clock_gettime(ClockId::Boottime).tv_sec).unwrap_or_default()
+    uptime().as_secs()
 }
 
 /// Seconds since 1970.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
+use pam_iam_core::register::since_boot as now;
 use pam_iam_core::replace::write_new;
-use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 /// The time between two sweeps, as iam-sweep.service has it. A sweep that takes longer is an error.
@@ -123,8 +123,4 @@ impl Swept {
             let _ = write_new(&unfinished, &text, 0o644).and_then(|()| std::fs::rename(&unfinished, path));
         }
     }
-}
-
-fn now() -> u64 {
-    u64::try_from(rustix::time::clock_gettime(ClockId::Boottime).tv_sec).unwrap_or_default()
 }

@@ -7,6 +7,7 @@ use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
+use pam_iam_core::once::{NO_PROXY_VARIABLES, PROXY_VARIABLES};
 
 /// The trusted certificates in one file, where the distributions have it. The SDK's own way opens every file of
 /// /etc/ssl/certs (about 170) at each start.
@@ -15,13 +16,6 @@ const CA_BUNDLES: [&str; 3] =
 
 /// The variables by which an operator names another such file.
 const CA_BUNDLE_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
-
-/// The variables that name a proxy for HTTPS, the first that is set counting. No call is made by plain HTTP but to the
-/// metadata service, which is never asked through a proxy, and to an `aws.endpoint` on this machine.
-const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-
-/// The variables with the hosts that are reached without it.
-const NO_PROXY_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// The proxy that the environment names.
 #[derive(Clone, Debug)]

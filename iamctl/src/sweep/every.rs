@@ -10,8 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use pam_iam_core::log::{Level, Log};
+use pam_iam_core::register::uptime;
 use pam_iam_sessions::termination;
-use rustix::time::ClockId;
 
 /// How long a sweep may be at work: one that hangs would keep all others from beginning.
 const SWEEP_MAX: Duration = Duration::from_secs(600);
@@ -30,7 +30,7 @@ pub fn run(config: &Path, every: Duration) -> Result<bool, String> {
     termination::raise_priority();
     let mut log = Log::to_syslog("iamctl");
     loop {
-        let began = since_boot();
+        let began = uptime();
         // This program as it was started: a package may have replaced the file.
         let mut sweep = Command::new("/proc/self/exe");
         sweep.arg("--config").arg(config).arg("sweep").stdin(Stdio::null()).stdout(Stdio::null());
@@ -61,7 +61,7 @@ pub fn run(config: &Path, every: Duration) -> Result<bool, String> {
             }
         }
         // One that took longer is an error that it tells itself; the next begins at once.
-        std::thread::sleep((began + every).saturating_sub(since_boot()));
+        std::thread::sleep((began + every).saturating_sub(uptime()));
     }
 }
 
@@ -71,18 +71,11 @@ fn wait(sweep: &mut Child, began: Duration) -> io::Result<Option<ExitStatus>> {
         if let Some(status) = sweep.try_wait()? {
             return Ok(Some(status));
         }
-        if since_boot().saturating_sub(began) >= SWEEP_MAX {
+        if uptime().saturating_sub(began) >= SWEEP_MAX {
             sweep.kill()?;
             sweep.wait()?;
             return Ok(None);
         }
         std::thread::sleep(PAUSE);
     }
-}
-
-/// The time since the boot, which nobody sets.
-fn since_boot() -> Duration {
-    let now = rustix::time::clock_gettime(ClockId::Boottime);
-    let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
-    Duration::new(seconds.unwrap_or_default(), nanoseconds.unwrap_or_default())
 }
