@@ -3,8 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::config::Config;
 use crate::id::Uid;
-use crate::served::Served;
+use crate::local;
+use crate::name::{IAM_SUDO, IAM_USERS};
+use crate::owners::Owners;
+use crate::unit::runs_as;
 
 /// Files with a line `NAME:…` for each user who has subordinate ids.
 const SUBORDINATE: [&str; 2] = ["etc/subuid", "etc/subgid"];
@@ -12,22 +16,31 @@ const SUBORDINATE: [&str; 2] = ["etc/subuid", "etc/subgid"];
 /// Where systemd keeps a file for each user who lingers.
 const LINGER: &str = "var/lib/systemd/linger";
 
+/// Where an administrator has units.
+const UNITS: &str = "etc/systemd/system";
+
 /// The longest file of sudo's rules that is read, in bytes.
 const RULES_MAX: u64 = 1024 * 1024;
 
 /// Returns what the host under `root` has set up for `name`, each as where it is and what it gives. Only root can read
-/// all of it.
-pub fn of(name: &str, root: &Path) -> Vec<String> {
+/// all of it. `of_importer` are groups that the importer fills: what they list is no administrator's doing.
+fn of(name: &str, of_importer: &[&str], root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for path in SUBORDINATE {
         let text = std::fs::read(root.join(path)).unwrap_or_default();
         let has = String::from_utf8_lossy(&text).lines().any(|line| line.split(':').next() == Some(name));
         found.extend(has.then(|| format!("/{path} gives subordinate ids to {name}")));
     }
+    let groups = local::groups(&root.join("etc/group")).unwrap_or_default();
+    let lists = |group: &&local::Group| {
+        group.members.iter().any(|member| member == name) && !of_importer.contains(&group.name.as_str())
+    };
+    found.extend(groups.iter().filter(lists).map(|group| format!("/etc/group has {name} in {}", group.name)));
     let linger = root.join(LINGER).join(name);
     found.extend(
         linger.exists().then(|| format!("/{LINGER}/{name} has systemd start what {name} left at boot")),
     );
+    found.extend(units(name, root));
     for path in rules(root) {
         let is_short = std::fs::metadata(&path).is_ok_and(|file| file.len() <= RULES_MAX);
         let text = if is_short { std::fs::read(&path).unwrap_or_default() } else { Vec::new() };
@@ -37,6 +50,33 @@ pub fn of(name: &str, root: &Path) -> Vec<String> {
         }
     }
     found
+}
+
+/// The services of an administrator's that run as `name`: by `User=NAME`, or as an instance of `User=%i`.
+fn units(name: &str, root: &Path) -> Vec<String> {
+    let folder = root.join(UNITS);
+    let mut names = file_names(&folder);
+    names.retain(|unit| !unit.contains('@'));
+    // Instances that start at boot are links in the folders of what wants them.
+    let wanted = file_names(&folder).into_iter().filter(|entry| entry.ends_with(".wants"));
+    names.extend(wanted.flat_map(|wants| file_names(&folder.join(wants))).filter(|unit| unit.contains('@')));
+    names.retain(|unit| unit.ends_with(".service"));
+    names.sort();
+    names.dedup();
+    let folders = [folder, root.join("usr/local/lib/systemd/system"), root.join("usr/lib/systemd/system")];
+    names.retain(|unit| {
+        let user = runs_as(&folders, unit).and_then(|runs_as| runs_as.user);
+        let instance = unit.split_once('@').and_then(|(_, instance)| instance.strip_suffix(".service"));
+        user.is_some_and(|user| {
+            user == name || ["%i", "%I"].contains(&user.as_str()) && instance == Some(name)
+        })
+    });
+    names.iter().map(|unit| format!("/{UNITS} has {unit} run as {name}")).collect()
+}
+
+fn file_names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// What a name brings to a user who has not yet logged in here under it.
@@ -50,19 +90,27 @@ pub enum Leftovers {
     Inherited(Vec<String>),
 }
 
-/// Returns what the host under `root` has set up for `name` that the user with `uid` would get with the first login.
-pub fn for_user(name: &str, uid: Uid, served: &Served, root: &Path) -> Leftovers {
-    if served.name_of(uid).is_some_and(|known| known.as_str() == name) {
+/// Returns what the host under `root` has set up for `name` that the user with `uid` would get with the first login. Where the
+/// importer has made the account, the groups of `config` are its doing.
+pub fn for_user(name: &str, uid: Uid, owners: &Owners, config: Option<&Config>, root: &Path) -> Leftovers {
+    if owners.last(name) == Some(uid) {
         return Leftovers::None;
     }
-    let found = of(name, root);
-    // The list is read only where there is something to inherit: it may be long.
+    let account = local::account_by_name(&root.join("etc/passwd"), name).ok().flatten();
+    let of_importer: Vec<&str> = match account.filter(|account| account.uid == uid) {
+        Some(_) => {
+            let mapped = config.into_iter().flat_map(|config| config.groups.values());
+            mapped.map(|target| target.group.as_str()).chain([IAM_USERS, IAM_SUDO]).collect()
+        }
+        None => Vec::new(),
+    };
+    let found = of(name, &of_importer, root);
     if found.is_empty() {
         Leftovers::None
-    } else if served.uids_of(name).is_empty() {
-        Leftovers::First(found)
-    } else {
+    } else if owners.former(name, uid).is_some() {
         Leftovers::Inherited(found)
+    } else {
+        Leftovers::First(found)
     }
 }
 
@@ -105,15 +153,26 @@ mod tests {
             "# alice ALL=(ALL) ALL\n%alice ALL=(ALL) ALL\nroot ALL=(alice2) /bin/alice\n@includedir /etc/alice\n",
         );
         write("etc/sudoers.d/old.bak", "alice ALL=(ALL) ALL\n");
-        assert_eq!(of("alice", root.path()), [""; 0]);
+        write("etc/group", "devs:x:1:alice2\nalice:x:2:\n");
+        write("etc/systemd/system/other.service", "[Service]\nUser=alice2\n");
+        write("usr/lib/systemd/system/run@.service", "[Service]\nUser=%i\n");
+        write("usr/lib/systemd/system/log@.service", "[Service]\nUser=log\n");
+        write("etc/systemd/system/multi-user.target.wants/log@alice.service", "");
+        assert_eq!(of("alice", &[], root.path()), [""; 0]);
+        write("etc/group", "devs:x:1:bob,alice\ndocker:x:3:alice\n");
+        write("etc/systemd/system/app.service", "[Service]\nUser=alice\n");
+        write("etc/systemd/system/multi-user.target.wants/run@alice.service", "");
         write("etc/subgid", "alice:1:2\n");
         write("var/lib/systemd/linger/alice", "");
         write("etc/sudoers.d/app", "User_Alias OPS = bob, alice\n");
         assert_eq!(
-            of("alice", root.path()),
+            of("alice", &["docker"], root.path()),
             [
                 "/etc/subgid gives subordinate ids to alice",
+                "/etc/group has alice in devs",
                 "/var/lib/systemd/linger/alice has systemd start what alice left at boot",
+                "/etc/systemd/system has app.service run as alice",
+                "/etc/systemd/system has run@alice.service run as alice",
                 "/etc/sudoers.d/app names alice",
             ]
         );
@@ -124,19 +183,34 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("etc")).unwrap();
         std::fs::write(root.path().join("etc/subuid"), "alice:1:2\n").unwrap();
-        let served = Served::new(&root.path().join("served"));
+        let owners = Owners::new(&root.path().join("owners"), &root.path().join("served"));
         let (first, next) = (Uid(crate::id::FIRST), Uid(crate::id::FIRST + 1));
         let found = vec!["/etc/subuid gives subordinate ids to alice".to_owned()];
-        let of = |uid| for_user("alice", uid, &served, root.path());
+        let of = |uid| for_user("alice", uid, &owners, None, root.path());
         assert_eq!(of(first), Leftovers::First(found.clone()));
-        served.add(first, "alice").unwrap();
+        owners.record("alice", first).unwrap();
         assert_eq!(of(first), Leftovers::None);
         assert_eq!(of(next), Leftovers::Inherited(found));
         std::fs::write(root.path().join("etc/subuid"), "").unwrap();
         assert_eq!(of(next), Leftovers::None);
         // What an administrator sets up for the new owner afterwards is meant.
-        served.add(next, "alice").unwrap();
+        owners.record("alice", next).unwrap();
         std::fs::write(root.path().join("etc/subuid"), "alice:1:2\n").unwrap();
         assert_eq!(of(next), Leftovers::None);
+    }
+
+    #[test]
+    fn groups_that_the_importer_fills_are_no_leftovers_of_the_account_that_it_made() {
+        let root = tempfile::tempdir().unwrap();
+        let owners = Owners::new(&root.path().join("owners"), &root.path().join("served"));
+        let uid = Uid(crate::id::FIRST);
+        std::fs::create_dir_all(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/group"), "iam-users:x:7:alice\ndocker:x:8:alice\n").unwrap();
+        let text = "[access]\nallow = 'all'\n[groups]\nops = { group = 'docker', allow_privileged = true }";
+        let config = Config::parse(text, "config.toml".as_ref()).unwrap();
+        let of = || for_user("alice", uid, &owners, Some(&config), root.path());
+        assert!(matches!(of(), Leftovers::First(found) if found.len() == 2));
+        std::fs::write(root.path().join("etc/passwd"), format!("alice:x:{uid}:{uid}::/:/bin/sh\n")).unwrap();
+        assert_eq!(of(), Leftovers::None);
     }
 }

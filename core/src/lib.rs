@@ -17,6 +17,7 @@ pub mod frame;
 pub mod id;
 #[cfg(feature = "keys")]
 pub mod key;
+#[cfg(feature = "config")]
 pub mod leftovers;
 pub mod local;
 #[cfg(feature = "log")]
@@ -24,6 +25,7 @@ pub mod log;
 pub mod name;
 pub mod nsswitch;
 pub mod once;
+pub mod owners;
 pub mod paths;
 pub mod process;
 pub mod register;

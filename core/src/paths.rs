@@ -37,6 +37,9 @@ pub const PRIVILEGED_GIDS: &str = "/run/pam_iam/privileged-gids";
 /// name in it. It is root's, and outlives the resolver's cache.
 pub const SERVED: &str = "/var/lib/pam_iam/served";
 
+/// Who last opened a session under each Linux name: a file for each name, with the uid in it. It is root's.
+pub const OWNERS: &str = "/var/lib/pam_iam/owners";
+
 /// Where the resolver keeps what it learned, for itself alone.
 pub const CACHE: &str = "/var/cache/pam_iam";
 

@@ -14,7 +14,7 @@ use pam_iam_core::client::AskError;
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::leftovers::{self, Leftovers};
-use pam_iam_core::served::Served;
+use pam_iam_core::owners::Owners;
 use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Request, Roster, Status, User};
 use pam_iam_core::{ask::Mode, client, paths};
 use serde::Serialize;
@@ -94,7 +94,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
             findings.push(socket(&config, &context.config_path));
             findings.extend(aws::metadata(&config));
             findings.extend(aws::permissions(context));
-            let roster = roster(context, &mut findings);
+            let roster = roster(context, &config, &mut findings);
             let accounts = files::accounts(roster.as_ref());
             // Where accounts are wrong, what sshd and sudo make of them tells nothing more.
             let managed = roster.as_ref().filter(|_| accounts.state == State::Ok);
@@ -209,11 +209,11 @@ pub fn unmanaged_sudo_members(config: &Config) -> Vec<String> {
 }
 
 /// What this host has set up by the names of users who may log in and have not yet done so: the IAM name, and what it is.
-pub fn leftovers_of(roster: &Roster) -> Vec<(String, String)> {
-    let served = Served::new(Path::new(paths::SERVED));
+pub fn leftovers_of(config: &Config, roster: &Roster) -> Vec<(String, String)> {
     let told = |user: &User| {
         let name = user.name.as_str();
-        let what = match leftovers::for_user(name, user.uid, &served, Path::new("/")) {
+        let what = match leftovers::for_user(name, user.uid, &Owners::of_host(), Some(config), Path::new("/"))
+        {
             Leftovers::None => return None,
             Leftovers::First(found) => {
                 format!("{name} may log in, has not yet done so, and will get: {}", found.join("; "))
@@ -266,7 +266,7 @@ fn is_older(status: &Answer, config: &Path) -> bool {
 }
 
 /// The roster, with what it says about names.
-fn roster(context: &Context, findings: &mut Vec<Finding>) -> Option<Roster> {
+fn roster(context: &Context, config: &Config, findings: &mut Vec<Finding>) -> Option<Roster> {
     const CHECK: &str = "names";
     let roster: Roster = context.report(&Request::Roster).ok()?;
     for group in &roster.missing {
@@ -283,7 +283,7 @@ fn roster(context: &Context, findings: &mut Vec<Finding>) -> Option<Roster> {
             "rename the IAM user, or adopt the local account of the name",
         ));
     }
-    let leftovers = leftovers_of(&roster);
+    let leftovers = leftovers_of(config, &roster);
     let (is_empty, mend) = (leftovers.is_empty(), "take out what is not meant for that user");
     findings.extend(leftovers.into_iter().map(|(_, what)| Finding::warning(CHECK, what, mend)));
     if is_empty && roster.missing.is_empty() && roster.refused.is_empty() {

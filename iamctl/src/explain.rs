@@ -1,8 +1,11 @@
 //! `iamctl explain`: why a user may or may not.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use pam_iam_core::key::PublicKey;
+use pam_iam_core::leftovers::{self, Leftovers};
+use pam_iam_core::owners::Owners;
 use pam_iam_core::wire::{Decision, Explanation, IamEntry, Policy, Reason, Request};
 use serde_json::json;
 
@@ -28,7 +31,9 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
     };
     // PAM and the key command read the configuration themselves, and refuse.
     let mistake = context.config().err().filter(|_| explanation.standing != "local");
-    let allow = decision.allow && opens != Some(false) && mistake.is_none();
+    let leftovers = leftovers(context, &explanation);
+    let is_heir = matches!(leftovers, Leftovers::Inherited(_));
+    let allow = decision.allow && opens != Some(false) && mistake.is_none() && !is_heir;
     let mut json = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
     if let Some(object) = json.as_object_mut() {
         object.insert("allow".to_owned(), json!(allow));
@@ -38,14 +43,39 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
         if let Some(mistake) = &mistake {
             object.insert("configuration".to_owned(), json!(mistake));
         }
+        if let Leftovers::First(found) | Leftovers::Inherited(found) = &leftovers {
+            object.insert("set_up_by_name".to_owned(), json!(found));
+            object.insert("name_inherited".to_owned(), json!(is_heir));
+        }
     }
     let mut text = text(&explanation, key.as_deref().zip(opens), &context.output);
-    if let Some(mistake) = mistake {
+    if let Leftovers::First(found) = &leftovers {
+        let _ = writeln!(text, "{:<11}with the first login: {}", "will get", found.join("; "));
+    }
+    let inherited = match leftovers {
+        Leftovers::Inherited(found) => Some(format!(
+            "another user had the name before, and this one would inherit: {}",
+            found.join("; ")
+        )),
+        Leftovers::First(_) | Leftovers::None => None,
+    };
+    for mistake in mistake.into_iter().chain(inherited) {
         let refused = context.output.paint(Tone::Bad, "refused all the same");
         let _ = writeln!(text, "{:<11}{refused}: {mistake}", "but");
     }
     context.output.show(&json, &text);
     Ok(allow)
+}
+
+/// What this host has set up by the name, and PAM looks at too.
+fn leftovers(context: &Context, explanation: &Explanation) -> Leftovers {
+    match explanation.uid.filter(|_| explanation.standing == "ours") {
+        Some(uid) => {
+            let (name, config) = (explanation.name.as_str(), context.config().ok());
+            leftovers::for_user(name, uid, &Owners::of_host(), config.as_ref(), Path::new("/"))
+        }
+        None => Leftovers::None,
+    }
 }
 
 /// The fingerprint of a key that is given by its file or its fingerprint.

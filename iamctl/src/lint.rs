@@ -24,7 +24,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
         );
     }
     let roster: Roster = context.report(&Request::Roster)?;
-    let leftovers = crate::doctor::leftovers_of(&roster);
+    let leftovers = crate::doctor::leftovers_of(&context.config()?, &roster);
     for (_, what) in &leftovers {
         let _ = writeln!(text, "{}: {what}", context.output.paint(Tone::Doubtful, "name"));
     }

@@ -8,8 +8,7 @@ use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
 use pam_iam_core::leftovers::{self, Leftovers};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::paths;
-use pam_iam_core::served::Served;
+use pam_iam_core::owners::Owners;
 use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
 use users::os::unix::UserExt;
@@ -50,6 +49,17 @@ impl Subject {
         Some(Self { name, uid, gid, home, standing, config: loaded, config_path: config.to_owned() })
     }
 
+    /// What this host has set up by the name of an IAM user, and would give to this one.
+    pub fn leftovers(&self) -> Leftovers {
+        match self.standing {
+            Standing::Ours => {
+                let config = self.config.as_ref().ok();
+                leftovers::for_user(&self.name, self.uid, &Owners::of_host(), config, Path::new("/"))
+            }
+            Standing::Adopted | Standing::Shared | Standing::Local => Leftovers::None,
+        }
+    }
+
     /// The resolver, as `config` says how to reach it.
     pub fn resolver(&self, config: &Config) -> Resolver {
         Resolver::new(config.resolver.mode, &self.config_path)
@@ -84,25 +94,19 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         }
         return Outcome::Ignore;
     }
-    if subject.standing == Standing::Ours {
-        match leftovers::for_user(
-            &subject.name,
-            subject.uid,
-            &Served::new(Path::new(paths::SERVED)),
-            Path::new("/"),
-        ) {
-            Leftovers::None => {}
-            Leftovers::First(found) => {
-                let what = found.join("; ");
-                host.log(
-                    Severity::Warning,
-                    &format!(
-                        "{}, an IAM user, is the first to have this name here, and gets: {what}",
-                        subject.name
-                    ),
-                );
-            }
-            Leftovers::Inherited(found) => return refuse_heir(begun, host, &subject.name, &found),
+    match subject.leftovers() {
+        Leftovers::None => {}
+        Leftovers::First(found) => {
+            let what = found.join("; ");
+            let user = &subject.name;
+            let line = format!("{user}, an IAM user, is the first to have this name here, and gets: {what}");
+            host.log(Severity::Warning, &line);
+        }
+        Leftovers::Inherited(found) => {
+            let event = refused(begun, host, "name-inherited");
+            host.audit(Severity::Warning, &event);
+            tell_heir(host, &subject.name, &found);
+            return Outcome::Denied;
         }
     }
     match decide(&subject, arguments.policy) {
@@ -145,10 +149,8 @@ fn refuse_another(begun: Event, host: &mut impl Host, user: &str) -> Outcome {
     Outcome::Denied
 }
 
-/// Refuses a user who would have what this host set up for an earlier user of the name.
-fn refuse_heir(begun: Event, host: &mut impl Host, user: &str, inherited: &[String]) -> Outcome {
-    let event = refused(begun, host, "name-inherited");
-    host.audit(Severity::Warning, &event);
+/// Says why a user is refused who would have what this host set up for an earlier user of the name.
+pub fn tell_heir(host: &mut impl Host, user: &str, inherited: &[String]) {
     host.log(
         Severity::Warning,
         &format!(
@@ -159,7 +161,6 @@ fn refuse_heir(begun: Event, host: &mut impl Host, user: &str, inherited: &[Stri
     host.tell(&format!(
         "{user}: this host still has rights of an earlier user of your name; ask an administrator."
     ));
-    Outcome::Denied
 }
 
 /// The group that grants sudo by what IAM says and that `subject`, about whom IAM is not asked, holds all the same.
@@ -296,7 +297,7 @@ pub mod tests {
     }
 
     fn arguments(policy: Policy) -> Arguments {
-        Arguments { config: "/nonexistent/config.toml".into(), policy, debug: false }
+        Arguments { config: "/nonexistent/config.toml".into(), policy, debug: false, is_sshd: false }
     }
 
     fn checked(user: Option<&str>, policy: Policy) -> (Outcome, FakeHost) {

@@ -15,13 +15,16 @@ pub struct Arguments {
     pub policy: Policy,
     /// `debug`: more lines in the log.
     pub debug: bool,
+    /// `sshd`: sshd asks this stack, whatever it is called. Of the stack called sshd that is known.
+    pub is_sshd: bool,
 }
 
 impl Arguments {
     /// Parses the arguments. What is not understood is told and otherwise passed over, except that a `policy` which
     /// is not understood becomes the stricter of the two: a typo must not let anybody sudo.
     pub fn parse<S: AsRef<str>>(words: impl Iterator<Item = S>) -> (Self, Vec<String>) {
-        let mut arguments = Self { config: paths::CONFIG.into(), policy: Policy::Login, debug: false };
+        let mut arguments =
+            Self { config: paths::CONFIG.into(), policy: Policy::Login, debug: false, is_sshd: false };
         let mut complaints = Vec::new();
         for word in words {
             match word.as_ref().split_once('=').unwrap_or((word.as_ref(), "")) {
@@ -37,6 +40,7 @@ impl Arguments {
                     }
                 }
                 ("debug", "") => arguments.debug = true,
+                ("sshd", "") => arguments.is_sshd = true,
                 _ => complaints.push(format!("unknown argument {}", Value(word.as_ref()))),
             }
         }
@@ -62,8 +66,9 @@ mod tests {
 
     #[test]
     fn all_arguments_are_understood() {
-        let (arguments, complaints) = parse("config=/tmp/c.toml policy=sudo debug");
-        assert_eq!(arguments, Arguments { config: "/tmp/c.toml".into(), policy: Policy::Sudo, debug: true });
+        let (arguments, complaints) = parse("config=/tmp/c.toml policy=sudo debug sshd");
+        let config = "/tmp/c.toml".into();
+        assert_eq!(arguments, Arguments { config, policy: Policy::Sudo, debug: true, is_sshd: true });
         assert!(complaints.is_empty());
     }
 

@@ -127,9 +127,17 @@ fn is_former(owner: Uid) -> bool {
 
 /// Whether `path` leads to a directory that belongs to `owner`.
 fn is_owners(path: &Path, owner: Owner) -> bool {
+    is_directory_of(path, owner.uid)
+}
+
+/// Whether `path` leads to a directory that belongs to root.
+pub fn is_roots(path: &Path) -> bool {
+    is_directory_of(path, Uid::ROOT)
+}
+
+fn is_directory_of(path: &Path, uid: Uid) -> bool {
     rustix::fs::stat(path).is_ok_and(|found| {
-        FileType::from_raw_mode(found.st_mode) == FileType::Directory
-            && Uid::from_raw(found.st_uid) == owner.uid
+        FileType::from_raw_mode(found.st_mode) == FileType::Directory && Uid::from_raw(found.st_uid) == uid
     })
 }
 

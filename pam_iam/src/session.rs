@@ -9,7 +9,9 @@ use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, OnMismatch, Unregistered};
 use pam_iam_core::escape::Value;
 use pam_iam_core::key::{PublicKey, authenticated_with};
+use pam_iam_core::leftovers::Leftovers;
 use pam_iam_core::name::LinuxName;
+use pam_iam_core::owners::Owners;
 use pam_iam_core::process::{Process, own_audit_session};
 use pam_iam_core::register::{self, Origin, Register, Session};
 use pam_iam_core::served::Served;
@@ -18,7 +20,7 @@ use pam_iam_core::wire::{Answer, Request};
 use pam_iam_core::{local, paths};
 use rustix::fs::{Gid, Uid};
 
-use crate::account::Subject;
+use crate::account::{Subject, tell_heir};
 use crate::arguments::Arguments;
 use crate::home::{self, HomeError, Made, Owner};
 use crate::host::{Host, Outcome, Severity};
@@ -41,9 +43,16 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
             return Outcome::SessionFailed;
         }
     };
+    // The account phase refuses the user too, where the stack asks it.
+    if let Leftovers::Inherited(found) = subject.leftovers() {
+        let event = Event::new("session").with("user", &subject.name).with("service", host.service());
+        host.audit(Severity::Warning, &event.with("result", "deny").with("reason", "name-inherited"));
+        tell_heir(host, &subject.name, &found);
+        return Outcome::SessionFailed;
+    }
     let opened = opened_by(host, &subject, config);
     let outcome = if opened.keys.is_empty()
-        && is_ssh_of_managed(host, &subject)
+        && is_ssh_of_managed(host, &subject, arguments)
         && config.sessions.without_key == Unregistered::Refuse
     {
         host.tell(&format!("{}: log in with one of your keys in IAM.", subject.name));
@@ -167,8 +176,8 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
 }
 
 /// Whether sshd logs a managed user in: by a key, or by Kerberos, a trusted host or a password, which IAM knows nothing of.
-fn is_ssh_of_managed(host: &impl Host, subject: &Subject) -> bool {
-    subject.standing == Standing::Ours && host.service() == "sshd"
+fn is_ssh_of_managed(host: &impl Host, subject: &Subject, arguments: &Arguments) -> bool {
+    subject.standing == Standing::Ours && (arguments.is_sshd || host.service() == "sshd")
 }
 
 /// Whether a session by such a key is not to be.
@@ -184,11 +193,12 @@ fn register(host: &mut impl Host, subject: &Subject, opened: Opened) -> io::Resu
     if subject.standing == Standing::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin) {
         return Ok(());
     }
-    if subject.uid.is_ours()
-        && let Err(error) = Served::new(Path::new(paths::SERVED)).add(subject.uid, &subject.name)
-    {
+    if subject.uid.is_ours() {
         // The registered session says it too.
-        host.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));
+        if let Err(error) = Served::new(Path::new(paths::SERVED)).add(subject.uid, &subject.name) {
+            host.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));
+        }
+        Owners::of_host().record(&subject.name, subject.uid)?;
     }
     let Process { pid, start } = Process::this()?;
     let mut groups = host.gids_of(&subject.name, subject.gid);
@@ -240,6 +250,20 @@ fn make_home(host: &mut impl Host, subject: &Subject, config: &Config) -> Outcom
     let event = |result: &str| {
         Event::new("home").with("user", &subject.name).with("path", &path).with("result", result)
     };
+    // A directory of root's, as sshd wants one that it confines a user to, does not say whose the content is.
+    if let Some(former) = Owners::of_host().former(&subject.name, subject.uid)
+        && home::is_roots(&subject.home)
+    {
+        let why = format!(
+            "is root's, and may hold files of uid {former}, who had the name before; if it holds none: echo {} >{}/{}",
+            subject.uid,
+            paths::OWNERS,
+            subject.name
+        );
+        host.audit(Severity::Error, &event("fail").with("error", why));
+        host.tell(&belonged_to_another(&subject.name, &path));
+        return Outcome::SessionFailed;
+    }
     let mut settings = config.home.clone();
     // Who was renamed in IAM may live on in what is called as before.
     if settings.on_mismatch == OnMismatch::Aside && is_home_of_another(subject) {
@@ -263,13 +287,14 @@ fn make_home(host: &mut impl Host, subject: &Subject, config: &Config) -> Outcom
         Err(error) => {
             host.audit(Severity::Error, &event("fail").with("error", &error));
             host.tell(&match error {
-                HomeError::Foreign { .. } => format!(
-                    "{}: {path} belonged to an earlier user of this name and is not yours; ask an administrator.",
-                    subject.name
-                ),
+                HomeError::Foreign { .. } => belonged_to_another(&subject.name, &path),
                 _ => format!("{}: the home directory {path} could not be made.", subject.name),
             });
             Outcome::SessionFailed
         }
     }
+}
+
+fn belonged_to_another(user: &str, path: &str) -> String {
+    format!("{user}: {path} belonged to an earlier user of this name and is not yours; ask an administrator.")
 }

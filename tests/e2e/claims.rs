@@ -3,6 +3,8 @@
 use pam_iam_tests::{Builder, Machine};
 use serde_json::{Value, json};
 
+use crate::withdrawal::RECREATE;
+
 /// IAM users of programs, called as packages call the accounts of their daemons.
 const DAEMONS: [&str; 30] = [
     "jenkins",
@@ -192,15 +194,7 @@ fn a_user_made_anew_gets_nothing_that_the_host_set_up_for_the_one_before() {
     machine.ssh("alice", "true").succeeds();
     machine.logs("authpriv", "is the first to have this name here, and gets: /etc/sudoers.d/app names alice");
     assert!(!machine.sh("iamctl doctor").stdout.contains("/etc/sudoers.d/app"));
-    machine.iam(
-        "keys = [iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=k['SSHPublicKeyId'], Encoding='SSH')['SSHPublicKey']['SSHPublicKeyBody'] for k in iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys']]
-for k in iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=k['SSHPublicKeyId'])
-iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')
-iam.delete_user(UserName='alice')
-iam.create_user(UserName='alice')
-for body in keys: iam.upload_ssh_public_key(UserName='alice', SSHPublicKeyBody=body)
-iam.add_user_to_group(UserName='alice', GroupName='ssh-users')",
-    );
+    machine.iam(RECREATE);
     machine.sh("iamctl flush; rm -rf /home/alice").succeeds();
     machine.wait_until("! box-ssh alice true; grep -q reason=name-inherited $BOX_LOG/authpriv.log");
     let said = machine.sh("iamctl lint").stdout;
@@ -214,5 +208,32 @@ iam.add_user_to_group(UserName='alice', GroupName='ssh-users')",
     machine.ssh("alice", "true").succeeds();
     // What is set up for the new owner is meant.
     machine.sh("echo 'alice ALL=(ALL) NOPASSWD: /usr/bin/true' >/etc/sudoers.d/app").succeeds();
+    machine.ssh("alice", "true").succeeds();
+}
+
+#[test]
+fn a_group_and_a_confined_home_of_an_earlier_user_keep_the_next_one_of_the_name_out_until_they_are_cleared() {
+    let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
+    let first = machine.ssh("alice", "id -u").succeeds();
+    // A group of the host's own, and a home that root owns, as sshd's ChrootDirectory wants it.
+    machine.sh("echo 'devs:x:900:alice' >>/etc/group").succeeds();
+    machine.ssh("alice", "true").succeeds();
+    machine.iam(RECREATE);
+    machine.sh("iamctl flush; rm -rf /home/alice").succeeds();
+    machine.sh(&format!("install -d /home/alice && install -d -o {first} /home/alice/files")).succeeds();
+    // A sweep that sees the new user before any login makes her no owner of the name.
+    machine.wait_until(&format!("id -u alice && ! id -u alice | grep -qx {first}"));
+    machine.sh("setpriv --reuid=$(id -u alice) --clear-groups sleep 60 & iamctl sweep; kill %1").succeeds();
+    machine.ssh("alice", "true").fails();
+    machine.logs("authpriv", "would inherit: /etc/group has alice in devs; take it out");
+    let explained = machine.sh("iamctl explain alice").fails();
+    assert!(explained.contains("another user had the name before"), "{explained}");
+    machine.sh("sed -i /^devs:/d /etc/group").succeeds();
+    let said = machine.ssh("alice", "true").fails();
+    assert!(said.contains("/home/alice belonged to an earlier user of this name"), "{said}");
+    let next = machine.sh("id -u alice").succeeds();
+    let mend = format!("echo {next} >/var/lib/pam_iam/owners/alice");
+    machine.logs("authpriv", &format!("if it holds none: {mend}"));
+    machine.sh(&mend).succeeds();
     machine.ssh("alice", "true").succeeds();
 }

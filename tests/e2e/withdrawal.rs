@@ -50,7 +50,7 @@ iam.delete_user(UserName='alice')"
 }
 
 /// Deletes alice in IAM and makes her again, with the same name, group and key.
-const RECREATE: &str = "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
+pub const RECREATE: &str = "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
 body = iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Encoding='SSH')['SSHPublicKey']['SSHPublicKeyBody']
 iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)
 iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')

@@ -1,0 +1,119 @@
+//! Who last logged in under each Linux name. A name may pass to another IAM user, by a deletion or by two renames, and what
+//! the host keeps by name would pass with it.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::id::Uid;
+use crate::paths;
+use crate::replace::write_new;
+use crate::served::Served;
+
+/// The owners of names. Sessions alone record them: a sweep, or a lookup, sees a new user before the host was asked whether
+/// it has something left for the one before.
+#[derive(Clone, Debug)]
+pub struct Owners {
+    /// A file for each name, with the uid in it. An administrator may write one too.
+    folder: PathBuf,
+    served: Served,
+}
+
+impl Owners {
+    /// The owners that are kept in `folder`. `served` tells of users who never opened a session, but ran processes.
+    pub fn new(folder: &Path, served: &Path) -> Self {
+        Self { folder: folder.to_owned(), served: Served::new(served) }
+    }
+
+    /// The owners that this host keeps.
+    pub fn of_host() -> Self {
+        Self::new(Path::new(paths::OWNERS), Path::new(paths::SERVED))
+    }
+
+    /// Records that the user with `uid` has opened a session under `name`.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be written.
+    pub fn record(&self, name: &str, uid: Uid) -> io::Result<()> {
+        if self.last(name) == Some(uid) {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+        // Two logins may come at once. No Linux name of an IAM user begins with a dot.
+        let unfinished = self.folder.join(format!(".{name}.{}", std::process::id()));
+        write_new(&unfinished, uid.to_string().as_bytes(), 0o600)?;
+        std::fs::rename(&unfinished, self.folder.join(name))?;
+        std::fs::File::open(&self.folder)?.sync_all()
+    }
+
+    /// The uid that last opened a session under `name`. None also if the folder could have been written by others than whoever
+    /// runs this.
+    pub fn last(&self, name: &str) -> Option<Uid> {
+        let is_own = std::fs::symlink_metadata(&self.folder).is_ok_and(|found| {
+            found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0
+        });
+        if !is_own {
+            return None;
+        }
+        std::fs::read_to_string(self.folder.join(name)).ok()?.trim_end().parse().ok().map(Uid)
+    }
+
+    /// The uid of another user than `uid` who had `name` before. None if `uid` had it last, or nobody did.
+    pub fn former(&self, name: &str, uid: Uid) -> Option<Uid> {
+        match self.last(name) {
+            Some(last) => (last != uid).then_some(last),
+            // The list is long, and is read only where no session tells.
+            None => self.served.uids_of(name).into_iter().find(|other| *other != uid),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Uid = Uid(crate::id::FIRST);
+    const SECOND: Uid = Uid(crate::id::FIRST + 1);
+
+    fn owners() -> (tempfile::TempDir, Owners) {
+        let dir = tempfile::tempdir().unwrap();
+        let owners = Owners::new(&dir.path().join("owners"), &dir.path().join("served"));
+        (dir, owners)
+    }
+
+    #[test]
+    fn a_name_has_the_owner_who_opened_the_last_session_under_it() {
+        let (_dir, owners) = owners();
+        assert_eq!((owners.last("ann"), owners.former("ann", FIRST)), (None, None));
+        owners.record("ann", FIRST).unwrap();
+        assert_eq!((owners.former("ann", FIRST), owners.former("ann", SECOND)), (None, Some(FIRST)));
+        // Renamed in IAM: the old name keeps its owner until somebody else logs in under it.
+        owners.record("anne", FIRST).unwrap();
+        assert_eq!(owners.former("ann", SECOND), Some(FIRST));
+        owners.record("ann", SECOND).unwrap();
+        assert_eq!((owners.former("ann", SECOND), owners.former("ann", FIRST)), (None, Some(SECOND)));
+    }
+
+    #[test]
+    fn a_sweep_that_sees_the_new_user_first_makes_the_new_user_no_owner() {
+        let (dir, owners) = owners();
+        let served = Served::new(&dir.path().join("served"));
+        served.add(SECOND, "ann").unwrap();
+        assert_eq!(owners.former("ann", SECOND), None);
+        served.add(FIRST, "ann").unwrap();
+        assert_eq!(owners.former("ann", SECOND), Some(FIRST), "no session, but processes");
+        owners.record("ann", FIRST).unwrap();
+        assert_eq!(owners.former("ann", SECOND), Some(FIRST));
+    }
+
+    #[test]
+    fn a_folder_that_others_could_have_written_says_nothing() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, owners) = owners();
+        owners.record("ann", FIRST).unwrap();
+        let folder = dir.path().join("owners");
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(owners.last("ann"), None);
+    }
+}
