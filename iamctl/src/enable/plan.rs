@@ -109,7 +109,7 @@ pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<
 /// What was changed by hand, as far as it can be told from what is there: our lines may be in the stack of any service.
 pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
     let mut changes = Vec::new();
-    let mut add = |path: &str, without: fn(&str) -> String| -> Result<(), String> {
+    let mut add = |path: &str, without: &dyn Fn(&str) -> String| -> Result<(), String> {
         let Some(after) = read(root, path)? else { return Ok(()) };
         let before = without(&after);
         if before != after {
@@ -118,13 +118,13 @@ pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
         Ok(())
     };
     for stack in pam::stacks(root)? {
-        if let Err(why) = add(&stack, pam_stack::without_lines)
+        if let Err(why) = add(&stack, &|text| pam::without_lines(root, text))
             && may_name_us(root, &stack)
         {
             return Err(format!("{why}; take the line of {} out by hand", pam_stack::MODULE));
         }
     }
-    add(NSSWITCH, nsswitch::without_us)?;
+    add(NSSWITCH, &nsswitch::without_us)?;
     for (path, name) in [(SUDOERS, SHIPPED_SUDOERS), (SSHD_DROP_IN, SHIPPED_SSHD)] {
         let Some(_) = read(root, path)? else { continue };
         // What is not as we ship it is kept aside when it is taken back.
@@ -138,7 +138,7 @@ pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
 fn may_name_us(root: &Path, stack: &str) -> bool {
     std::fs::read(at(root, stack)).map_or(true, |text| {
         let text = String::from_utf8_lossy(&text);
-        pam_stack::without_lines(&text) != text
+        pam::without_lines(root, &text) != text
     })
 }
 

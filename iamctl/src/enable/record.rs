@@ -8,7 +8,7 @@ use pam_iam_core::paths;
 use pam_iam_core::replace::{write_like, write_new};
 use serde::{Deserialize, Serialize};
 
-use crate::host::{pam, pam_stack, read};
+use crate::host::{pam, read};
 
 /// What stands behind the names of unfinished files.
 const UNFINISHED: &str = ".pam_iam-new";
@@ -45,7 +45,7 @@ pub fn take_back(changes: &[Change]) -> Result<(), String> {
         } else if change.path == Path::new(NSSWITCH) {
             Some(nsswitch::without_us(&now))
         } else if change.path.starts_with(pam::FOLDER) {
-            Some(pam_stack::without_lines(&now))
+            Some(pam::without_lines(root, &now))
         } else {
             // A drop-in of ours that somebody edited: kept, under a name that is not read.
             let kept = format!("{path}.disabled");

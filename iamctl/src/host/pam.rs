@@ -74,6 +74,11 @@ pub fn stack(root: &Path, service: &str) -> Result<Option<String>, String> {
     }
 }
 
+/// Takes all entries of our module out of the text of a stack. Included files lie under `root`.
+pub fn without_lines(root: &Path, text: &str) -> String {
+    pam_stack::without_lines(text, &|name| stack(root, name).ok().flatten())
+}
+
 /// Returns the paths of all stacks in [`FOLDER`], sorted.
 ///
 /// # Errors

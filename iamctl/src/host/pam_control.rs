@@ -57,6 +57,7 @@ pub struct Control {
     pub success: Action,
     pub new_authtok_reqd: Action,
     pub ignore: Action,
+    pub perm_denied: Action,
     /// For the failures, each different action once.
     failures: Vec<Action>,
 }
@@ -68,28 +69,28 @@ impl Default for Control {
             success: Action::Bad,
             new_authtok_reqd: Action::Bad,
             ignore: Action::Bad,
+            perm_denied: Action::Bad,
             failures: vec![Action::Bad],
         }
     }
 }
 
 impl Control {
-    /// Reads a control: one of the four words, or a list in brackets.
+    /// Reads a control, without brackets: one of the four words, or a list.
     pub fn parse(word: &str) -> Self {
         let of = |yes, ignore, failure| Self {
             success: yes,
             new_authtok_reqd: yes,
             ignore,
+            perm_denied: failure,
             failures: vec![failure],
         };
-        let inside = word.strip_prefix('[').map(|inside| inside.strip_suffix(']').unwrap_or(inside));
-        match inside.unwrap_or(word).to_ascii_lowercase().as_str() {
+        match word.to_ascii_lowercase().as_str() {
             "required" => of(Action::Ok, Action::Ignore, Action::Bad),
             "requisite" => of(Action::Ok, Action::Ignore, Action::Die),
             "optional" => of(Action::Ok, Action::Ignore, Action::Ignore),
             "sufficient" => of(Action::Done, Action::Ignore, Action::Ignore),
-            list if inside.is_some() => Self::parse_list(list).unwrap_or_default(),
-            _ => Self::default(),
+            list => Self::parse_list(list).unwrap_or_default(),
         }
     }
 
@@ -123,6 +124,7 @@ impl Control {
             success: action("success"),
             new_authtok_reqd: action("new_authtok_reqd"),
             ignore: action("ignore"),
+            perm_denied: action("perm_denied"),
             failures,
         })
     }
@@ -161,19 +163,19 @@ mod tests {
     #[test]
     fn a_word_and_its_list_are_the_same() {
         for (word, list) in [
-            ("required", "[success=ok new_authtok_reqd=ok ignore=ignore default=bad]"),
-            ("Requisite", "[success = ok new_authtok_reqd=ok ignore=ignore default=die]"),
-            ("optional", "[success=ok new_authtok_reqd=ok default=ignore]"),
-            ("sufficient", "[success=done new_authtok_reqd=done default=ignore]"),
+            ("required", "success=ok new_authtok_reqd=ok ignore=ignore default=bad"),
+            ("Requisite", "success = ok new_authtok_reqd=ok ignore=ignore default=die"),
+            ("optional", "success=ok new_authtok_reqd=ok default=ignore"),
+            ("sufficient", "success=done new_authtok_reqd=done default=ignore"),
         ] {
             assert_eq!(Control::parse(word), Control::parse(list), "{word}");
         }
-        assert_eq!(Control::parse("[success=2 perm_denied=ignore default=die]").failures().count(), 2);
+        assert_eq!(Control::parse("success=2 perm_denied=ignore default=die").failures().count(), 2);
     }
 
     #[test]
     fn what_libpam_does_not_understand_is_a_no() {
-        for word in ["requierd", "[success=0]", "[success]", "[sucess=ok]", "[success=okay]", ""] {
+        for word in ["requierd", "success=0", "success", "sucess=ok", "success=okay"] {
             assert_eq!(Control::parse(word), Control::default(), "{word}");
         }
     }

@@ -54,8 +54,10 @@ impl Entry {
         self.word(0).strip_prefix('-').unwrap_or(self.word(0))
     }
 
+    /// A word without its brackets: for libpam they only hold a word together.
     fn word(&self, at: usize) -> &str {
-        self.words.get(at).map_or("", String::as_str)
+        let word = self.words.get(at).map_or("", String::as_str);
+        word.strip_prefix('[').map_or(word, |inside| inside.strip_suffix(']').unwrap_or(inside))
     }
 
     fn is_include(&self) -> bool {
@@ -108,7 +110,7 @@ fn entries(text: &str) -> Vec<Entry> {
 /// What libpam takes for blanks.
 const BLANKS: [char; 2] = [' ', '\t'];
 
-/// Splits an entry into words. What stands in brackets is one word, with its opening bracket kept, so that it differs from a plain one.
+/// Splits an entry into words. What stands in brackets is one word; its brackets are kept.
 fn words(entry: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut rest = entry.trim_start_matches(BLANKS);
@@ -152,74 +154,78 @@ enum Role {
     Fails,
 }
 
+/// Where a text stands in a chain.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    phase: Phase,
+    stacks: Stacks<'a>,
+    /// How many files lead to it.
+    depth: usize,
+    /// In how many substacks it is.
+    level: usize,
+    /// Whether an entry of the phase includes it, not `@include` alone, which includes for all phases.
+    is_for_phase: bool,
+}
+
 /// The chain of a phase, with what other files contribute to it.
 struct Chain(Vec<Module>);
 
 impl Chain {
     fn of(text: &str, phase: Phase, stacks: Stacks<'_>) -> Self {
         let mut chain = Self(Vec::new());
-        chain.read(text, phase, stacks, 0, 0);
+        chain.read(text, Place { phase, stacks, depth: 0, level: 0, is_for_phase: false });
         chain
     }
 
-    /// Adds what `text` contributes. `depth` is how many files lead to it, `level` in how many substacks it is.
-    fn read(&mut self, text: &str, phase: Phase, stacks: Stacks<'_>, depth: usize, level: usize) {
+    /// Adds what `text` contributes.
+    fn read(&mut self, text: &str, place: Place<'_>) {
         for entry in entries(text) {
-            self.read_entry(&entry, phase, stacks, depth, level);
+            self.read_entry(&entry, place);
         }
     }
 
-    fn read_entry(&mut self, entry: &Entry, phase: Phase, stacks: Stacks<'_>, depth: usize, level: usize) {
+    fn read_entry(&mut self, entry: &Entry, place: Place<'_>) {
+        let is_of_a_phase = || {
+            let kinds = ["auth", "account", "password", "session"];
+            kinds.iter().any(|kind| entry.kind().eq_ignore_ascii_case(kind))
+        };
+        let (bad, own) = (Control::default(), || Control::parse(entry.word(1)));
         if entry.is_cut_off {
-            self.fails(entry, level);
+            self.push(entry, place.level, Role::Fails, bad);
         } else if entry.is_include() {
-            self.include(entry.word(1), entry, phase, stacks, depth, level);
-        } else if entry.kind().eq_ignore_ascii_case(phase.word()) {
+            self.include(entry.word(1), entry, place);
+        } else if entry.kind().eq_ignore_ascii_case(place.phase.word()) {
+            let for_phase = Place { is_for_phase: true, ..place };
             match entry.word(1).to_ascii_lowercase().as_str() {
-                "include" => self.include(entry.word(2), entry, phase, stacks, depth, level),
+                "include" => self.include(entry.word(2), entry, for_phase),
                 "substack" => {
-                    self.push(entry, level, Role::OpensSubstack);
-                    self.include(entry.word(2), entry, phase, stacks, depth, level + 1);
+                    self.push(entry, place.level, Role::OpensSubstack, bad);
+                    self.include(entry.word(2), entry, Place { level: place.level + 1, ..for_phase });
                 }
-                _ if entry.word(2).is_empty() => self.fails(entry, level),
-                _ => self.push(entry, level, Role::Runs),
+                // It fails as its control says: one that is optional changes nothing.
+                _ if entry.word(2).is_empty() => self.push(entry, place.level, Role::Fails, own()),
+                _ => self.push(entry, place.level, Role::Runs, own()),
             }
-        } else if depth > 0
-            && !["auth", "account", "password", "session"]
-                .iter()
-                .any(|kind| entry.kind().eq_ignore_ascii_case(kind))
-        {
-            // An entry of no known phase fails in the phase that includes it; in a service's own file, in the phase auth.
-            self.fails(entry, level);
+        } else if place.is_for_phase && !is_of_a_phase() {
+            // An entry of no known phase fails in the phase that a file is included for; elsewhere in the phase auth.
+            self.push(entry, place.level, Role::Fails, own());
         }
     }
 
-    fn include(
-        &mut self,
-        service: &str,
-        entry: &Entry,
-        phase: Phase,
-        stacks: Stacks<'_>,
-        depth: usize,
-        level: usize,
-    ) {
-        match stacks(service).filter(|_| depth + 1 < INCLUDES_MAX && !service.is_empty()) {
-            Some(text) => self.read(&text, phase, stacks, depth + 1, level),
-            None => self.fails(entry, level),
+    fn include(&mut self, service: &str, entry: &Entry, place: Place<'_>) {
+        match (place.stacks)(service).filter(|_| place.depth + 1 < INCLUDES_MAX && !service.is_empty()) {
+            Some(text) => self.read(&text, Place { depth: place.depth + 1, ..place }),
+            None => self.push(entry, place.level, Role::Fails, Control::default()),
         }
     }
 
-    fn fails(&mut self, entry: &Entry, level: usize) {
-        self.push(entry, level, Role::Fails);
-    }
-
-    fn push(&mut self, entry: &Entry, level: usize, role: Role) {
+    fn push(&mut self, entry: &Entry, level: usize, role: Role, control: Control) {
         self.0.push(Module {
             level,
-            control: if role == Role::Runs { Control::parse(entry.word(1)) } else { Control::default() },
+            control,
             shown: entry.words.get(1..).unwrap_or_default().join(" "),
             path: entry.word(2).to_owned(),
-            arguments: entry.words.get(3..).unwrap_or_default().to_vec(),
+            arguments: (3..entry.words.len()).map(|at| entry.word(at).to_owned()).collect(),
             role,
         });
     }
@@ -343,7 +349,8 @@ impl Chain {
             return vec![State { at: state.at + 1, ..state }];
         }
         let outcomes = match (module.role, is_ours && state.said_no) {
-            (Role::Fails, _) => vec![(Outcome::Failure, Action::Bad)],
+            // libpam: PAM_MUST_FAIL_CODE is PAM_PERM_DENIED.
+            (Role::Fails, _) => vec![(Outcome::Failure, module.control.perm_denied)],
             // Asked twice, it says the same.
             (_, true) => module.control.failures().map(|action| (Outcome::Failure, action)).collect(),
             _ => {
@@ -416,7 +423,7 @@ pub fn with_line(
     let entries = entries(text);
     let contributes = |entry: &&Entry| {
         let mut chain = Chain(Vec::new());
-        chain.read_entry(entry, phase, stacks, 0, 0);
+        chain.read_entry(entry, Place { phase, stacks, depth: 0, level: 0, is_for_phase: false });
         !chain.0.is_empty()
     };
     let of_phase: Vec<&Entry> = entries.iter().filter(contributes).collect();
@@ -465,12 +472,32 @@ fn jumps(text: &str, phase: Phase, stacks: Stacks<'_>) -> Vec<Option<usize>> {
         .collect()
 }
 
-/// Takes all entries of our module out of a text.
-pub fn without_lines(text: &str) -> String {
+/// What stands in the place of an entry of ours that others jump over: whatever it returns changes nothing.
+const NOTHING: &str = "[default=ignore] pam_permit.so";
+
+/// Takes all entries of our module out of a text. Where others jump over one, an entry that does nothing takes its place, so
+/// that they land where they did.
+pub fn without_lines(text: &str, stacks: Stacks<'_>) -> String {
+    let phases = [Phase::Account, Phase::Session];
+    let moves = |phase| jumps(text, phase, stacks) != jumps(&without(text, &[]), phase, stacks);
+    without(text, &phases.into_iter().filter(|phase| moves(*phase)).collect::<Vec<_>>())
+}
+
+/// A text without the entries of our module; those of `replaced` phases do nothing instead.
+fn without(text: &str, replaced: &[Phase]) -> String {
     let ours: Vec<Entry> = entries(text).into_iter().filter(Entry::is_ours).collect();
-    let is_ours = |line: usize| ours.iter().any(|entry| (entry.first_line..entry.next_line).contains(&line));
-    let kept: Vec<&str> =
-        text.split('\n').enumerate().filter(|(number, _)| !is_ours(*number)).map(|(_, line)| line).collect();
+    let mut kept: Vec<String> = Vec::new();
+    for (number, line) in text.split('\n').enumerate() {
+        let entry = ours.iter().find(|entry| (entry.first_line..entry.next_line).contains(&number));
+        match entry {
+            None => kept.push(line.to_owned()),
+            Some(entry) if number == entry.first_line => {
+                let phase = replaced.iter().find(|phase| entry.kind().eq_ignore_ascii_case(phase.word()));
+                kept.extend(phase.map(|phase| format!("{} {NOTHING}", phase.word())));
+            }
+            Some(_) => {}
+        }
+    }
     kept.join("\n")
 }
 

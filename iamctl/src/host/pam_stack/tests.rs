@@ -25,6 +25,7 @@ fn common(name: &str) -> Option<String> {
             "account [success=ok new_authtok_reqd=ok ignore=ignore default=die] pam_iam.so policy=sudo\naccount include system-auth\n"
         }
         "system-auth" => "account required pam_unix.so\n",
+        "odd" => "acount required pam_unix.so\n",
         _ => return None,
     };
     Some(text.to_owned())
@@ -90,6 +91,11 @@ fn an_entry_that_may_lead_past_our_line_is_named() {
             format!("account [success=1 default=ignore] pam_x.so\n{ACCOUNT}\naccount required pam_unix.so"),
             "[success=1 default=ignore] pam_x.so",
         ),
+        // For libpam brackets only hold a word together.
+        (format!("account [include] password-auth\n{ACCOUNT}"), "sufficient pam_localuser.so"),
+        // An entry without a module fails as its control says, and one of no phase not in this one.
+        (format!("account optional\naccount sufficient pam_x.so\n{ACCOUNT}"), "sufficient pam_x.so"),
+        (format!("@include odd\naccount sufficient pam_x.so\n{ACCOUNT}"), "sufficient pam_x.so"),
     ] {
         assert_eq!(account(&text), Verdict::PassedOver(entry.to_owned()), "{text}");
     }
@@ -124,6 +130,10 @@ fn a_file_that_cannot_be_read_to_its_end_lets_nobody_past() {
     // The entry breaks off, or the file that it includes is not there: libpam says no.
     assert_eq!(account(&format!("account include nothing\n{ACCOUNT}")), Verdict::InForce);
     assert_eq!(account(&format!("{ACCOUNT}\naccount required \\")), Verdict::InForce);
+    assert_eq!(
+        account(&format!("account include odd\naccount sufficient pam_x.so\n{ACCOUNT}")),
+        Verdict::InForce
+    );
 }
 
 #[test]
@@ -166,7 +176,7 @@ fn our_lines_come_before_what_could_end_the_stack_and_before_what_wants_a_home()
         format!("{SESSION}\nsession [success=1 default=ignore] pam_a.so\n@include common-session\n")
     );
     for text in [debian, redhat] {
-        assert_eq!(without_lines(&add(text)), text);
+        assert_eq!(without_lines(&add(text), &common), text);
         assert_eq!(add(&add(text)), add(text), "twice is once");
     }
 }
@@ -186,8 +196,13 @@ fn our_entries_go_and_no_others() {
         ),
         ("account required pam_exec.so /bin/pam_iam.so", "account required pam_exec.so /bin/pam_iam.so"),
         ("-session optional pam_iam.so\n", ""),
+        // An administrator's jump over our line lands where it did.
+        (
+            "account [success=2 default=ignore] pam_access.so\naccount required pam_iam.so\naccount requisite pam_deny.so\naccount required pam_permit.so",
+            "account [success=2 default=ignore] pam_access.so\naccount [default=ignore] pam_permit.so\naccount requisite pam_deny.so\naccount required pam_permit.so",
+        ),
     ] {
-        assert_eq!(without_lines(before), after);
+        assert_eq!(without_lines(before, &common), after);
     }
 }
 
@@ -232,7 +247,7 @@ proptest! {
         for (line, phase) in [(ACCOUNT, Phase::Account), (SESSION, Phase::Session)] {
             let with = with_line(&text, line, phase, &common, &for_login);
             prop_assert_eq!(judge(&with, phase, &common, &for_login), Verdict::InForce, "{}", with);
-            prop_assert_eq!(without_lines(&with), text.clone(), "{}", with);
+            prop_assert_eq!(without_lines(&with, &common), text.clone(), "{}", with);
             prop_assert_eq!(with_line(&with, line, phase, &common, &for_login), with.clone(), "twice is once");
             prop_assert_eq!(jumps(&with, phase, &common), jumps(&text, phase, &common), "{}", with);
         }
