@@ -127,12 +127,12 @@ fn rules(root: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Whether a rule of sudo's names a user: as a word of its own, neither a group's (`%alice`) nor part of a longer one.
+/// Whether a rule of sudo's names a user, in any case, as sudo compares by default: as a word of its own, neither a group's (`%alice`) nor part of a longer one.
 fn names_in_rules(text: &str, name: &str) -> bool {
     let is_letter = |letter: char| letter.is_ascii_alphanumeric() || "_.-%#/@".contains(letter);
     let rules =
         text.lines().map(str::trim_start).filter(|line| !line.starts_with('#') && !line.starts_with('@'));
-    rules.flat_map(|line| line.split(|letter| !is_letter(letter))).any(|word| word == name)
+    rules.flat_map(|line| line.split(|letter| !is_letter(letter))).any(|word| word.eq_ignore_ascii_case(name))
 }
 
 #[cfg(test)]
@@ -164,7 +164,7 @@ mod tests {
         write("etc/systemd/system/multi-user.target.wants/run@alice.service", "");
         write("etc/subgid", "alice:1:2\n");
         write("var/lib/systemd/linger/alice", "");
-        write("etc/sudoers.d/app", "User_Alias OPS = bob, alice\n");
+        write("etc/sudoers.d/app", "User_Alias OPS = bob, Alice\n");
         assert_eq!(
             of("alice", &["docker"], root.path()),
             [

@@ -176,6 +176,12 @@ pub fn sshd_not_in_force(config: &Config, managed_user: Option<&str>) -> Option<
     Some(sshd::not_in_force(config, managed_user)?.iter().map(ToString::to_string).collect())
 }
 
+/// What keeps IAM users from having accounts, with what to do, on a host where they come from NSS.
+pub fn nss_not_in_force() -> Option<String> {
+    let finding = files::accounts(None);
+    (finding.state == State::Wrong).then(|| finding.to_string())
+}
+
 /// Which PAM stacks do not ask us, each with what to do.
 pub fn pam_not_in_force(config: &Config) -> Vec<String> {
     let findings = pam::stacks(config);

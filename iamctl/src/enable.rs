@@ -4,14 +4,19 @@
 //! fails, what was done is taken back. sshd is reloaded, never restarted: no open session notices.
 
 use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
+use pam_iam_core::nsswitch::{self, DATABASES, NSSWITCH};
 use pam_iam_core::paths;
 use pam_iam_core::replace::write_new;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
 use crate::Context;
@@ -53,13 +58,36 @@ pub struct Options {
     pub trial: Option<Duration>,
 }
 
+/// Held by the one call that changes the host.
+const LOCK: &str = "/var/lib/pam_iam/enable.lock";
+
+/// Returns a lock that goes with the process.
+///
+/// # Errors
+/// Returns an error if another call of enable, disable or the trial's timer is changing the host.
+fn alone() -> Result<File, String> {
+    let failed = |error: io::Error| format!("{LOCK}: {error}");
+    if let Some(folder) = Path::new(LOCK).parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let mut options = OpenOptions::new();
+    let file = options.create(true).write(true).truncate(false).mode(0o600).open(LOCK).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => {
+            Err("another iamctl enable or disable is at work: run it again when that has ended".to_owned())
+        }
+    }
+}
+
 /// Switches everything on.
 pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
     let config = context.config()?;
     if let Some(why) = cannot_read(&config, &context.config_path) {
         return Err(why);
     }
-    end_trial_that_is_over(context)?;
+    let _alone = alone()?;
+    end_trial_if_over(context)?;
     if let Some(trial) = trial::load()? {
         return Err(format!(
             "a trial goes on for {} s: iamctl enable --confirm keeps what it changed, iamctl disable takes it back now",
@@ -101,7 +129,9 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
         .and_then(|()| start(&units))
         .and_then(|()| apply(&changes))
         .and_then(|()| reload())
-        .and_then(|()| sshd_asks_us(&config));
+        .and_then(|()| sshd_asks_us(&config))
+        // Its time begins when users may log in.
+        .and_then(|()| options.trial.map_or(Ok(()), |lasts| trial::save(&Trial::begin(&Now::read(), lasts))));
     if let Err(why) = done {
         let back = take_back(&changes);
         let _ = reload();
@@ -139,7 +169,8 @@ fn check_trial(before: Option<&Record>) -> Result<(), String> {
 
 /// Ends the trial: what it changed stays. It counts once an IAM user has logged in after it began.
 pub fn confirm(context: &Context) -> Result<bool, String> {
-    end_trial_that_is_over(context)?;
+    let _alone = alone()?;
+    end_trial_if_over(context)?;
     let Some(trial) = trial::load()? else { return Err("no trial goes on".to_owned()) };
     let Some(session) = trial.proof() else {
         return Err("no IAM user has logged in since: log in as one by ssh, keep that session open, and confirm again".to_owned());
@@ -153,6 +184,14 @@ pub fn confirm(context: &Context) -> Result<bool, String> {
 
 /// Takes a trial back whose time is over. Run by a timer, and by whatever else looks at the host's files.
 pub fn end_trial_that_is_over(context: &Context) -> Result<bool, String> {
+    if trial::load()?.is_none() {
+        return Ok(true);
+    }
+    let _alone = alone()?;
+    end_trial_if_over(context)
+}
+
+fn end_trial_if_over(context: &Context) -> Result<bool, String> {
     let Some(trial) = trial::load()? else { return Ok(true) };
     if !trial.left(&Now::read()).is_zero() {
         return Ok(true);
@@ -162,7 +201,7 @@ pub fn end_trial_that_is_over(context: &Context) -> Result<bool, String> {
         "the trial of iamctl enable --try is over and was not confirmed: taking it back",
     );
     context.output.remark("the trial is over and was not confirmed: it is taken back");
-    disable(context, false)
+    take_everything_back(context, false)
 }
 
 /// How long a trial goes on that nobody has confirmed yet, if one does.
@@ -183,6 +222,11 @@ fn lets_no_passwords_in() -> Result<(), String> {
 
 /// Takes everything back.
 pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
+    let _alone = alone()?;
+    take_everything_back(context, dry_run)
+}
+
+fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String> {
     let record = load()?;
     let by_hand = record.is_none();
     let mut changes = record.unwrap_or_default().changes;
@@ -256,6 +300,14 @@ fn imported(root: &Path) -> Vec<String> {
         Uid(uid).is_ours().then(|| name.to_owned())
     };
     passwd.lines().filter_map(ours).collect()
+}
+
+/// Whether accounts come from NSS here: `enable` made it so, or nsswitch.conf has something of ours.
+pub fn has_accounts_by_nss() -> bool {
+    let record = load().ok().flatten().unwrap_or_default();
+    let text = read(Path::new("/"), NSSWITCH).ok().flatten().unwrap_or_default();
+    record.changes.iter().any(|change| change.path == Path::new(NSSWITCH))
+        || DATABASES.iter().any(|database| nsswitch::asks_us(&text, database))
 }
 
 /// Whether nothing of ours is switched on, neither by this program nor by hand.

@@ -97,12 +97,12 @@ impl Swept {
     }
 
     /// Notes what is not in force. Returns whether that is news.
-    pub fn note_not_in_force(&mut self, sshd: Option<(String, Vec<String>)>, pam: Vec<String>) -> bool {
+    pub fn note_not_in_force(&mut self, sshd: Option<(String, Vec<String>)>, others: Vec<String>) -> bool {
         let asked = sshd.is_some();
         if let Some((files, found)) = sshd {
             (self.sshd_files, self.sshd_asked_at, self.sshd_not_in_force) = (files, Some(now()), found);
         }
-        let found: Vec<String> = pam.into_iter().chain(self.sshd_not_in_force.iter().cloned()).collect();
+        let found: Vec<String> = others.into_iter().chain(self.sshd_not_in_force.iter().cloned()).collect();
         let is_news = found != self.not_in_force || asked;
         self.not_in_force_total += u64::from(!found.is_empty());
         self.not_in_force = found;

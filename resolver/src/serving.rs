@@ -63,6 +63,9 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
             return refuse_all(listener, config_path).await;
         };
         let iam = AwsIam::new(&config.aws).await;
+        if let Some(why) = iam.route().proxy_error {
+            self::log().write(Level::Error, format!("{why}; IAM is asked without a proxy"));
+        }
         let directory = Directory::new(iam, config, self::log());
         let (stop, stopped) = oneshot::channel::<()>();
         let keeper = Keeper::new(Rc::clone(&directory), cache, self::log());

@@ -42,6 +42,17 @@ fn a_sweep_says_which_line_of_pam_and_which_setting_of_sshd_is_gone() {
             "sudo: pam_iam.so is not always asked, because of `sufficient pam_permit.so`",
             "cp -p /tmp/saved /etc/pam.d/sudo",
         ),
+        (
+            "cp -p /etc/nsswitch.conf /tmp/saved; sed -i '/^passwd/s/ iam$//' /etc/nsswitch.conf",
+            "/etc/nsswitch.conf does not ask IAM for accounts",
+            "cp -p /tmp/saved /etc/nsswitch.conf",
+        ),
+        // Nobody is logged in, and yet it is looked at for a user of IAM.
+        (
+            "cp -p /etc/ssh/sshd_config.d/10-pam_iam.conf /tmp/saved; sed -i '/AuthorizedKeysFile/d' /etc/ssh/sshd_config.d/10-pam_iam.conf",
+            "sshd also takes keys from .ssh/authorized_keys",
+            "cp -p /tmp/saved /etc/ssh/sshd_config.d/10-pam_iam.conf",
+        ),
     ] {
         machine.sh(broken).succeeds();
         let found = not_in_force(&machine);
@@ -53,7 +64,7 @@ fn a_sweep_says_which_line_of_pam_and_which_setting_of_sshd_is_gone() {
         machine.sh(mended).succeeds();
         assert_eq!(not_in_force(&machine), [""; 0], "after {mended}");
     }
-    machine.sh("iamctl status --prometheus /tmp/metrics && grep -qx 'pam_iam_not_in_force_sweeps_total 3' /tmp/metrics").succeeds();
+    machine.sh("iamctl status --prometheus /tmp/metrics && grep -qx 'pam_iam_not_in_force_sweeps_total 5' /tmp/metrics").succeeds();
 }
 
 #[test]

@@ -11,7 +11,9 @@ use pam_iam_core::config::Config;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::paths;
 use pam_iam_core::register::Register;
+use pam_iam_core::wire::{Request, Roster};
 
+use crate::Context;
 use crate::swept::Swept;
 use crate::{doctor, enable};
 
@@ -30,7 +32,7 @@ const SSHD_UNITS: [&str; 4] = [
 const ASK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Looks, and logs what is not in force: when that changed, and once an hour.
-pub fn look(config: &Config, log: &mut Log) {
+pub fn look(context: &Context, config: &Config, log: &mut Log) {
     if enable::is_off() {
         return;
     }
@@ -38,10 +40,14 @@ pub fn look(config: &Config, log: &mut Log) {
     let files = state(&SSHD_FILES.into_iter().chain(SSHD_UNITS).collect::<Vec<_>>());
     let is_due = record.since_sshd_was_asked().is_none_or(|since| since >= ASK_AGAIN);
     // What does not answer is asked again by the next sweep; what it said last stands.
-    let ask =
-        || doctor::sshd_not_in_force(config, managed_user().as_deref()).map(|found| (files.clone(), found));
+    let ask = || {
+        let user = managed_user(context);
+        doctor::sshd_not_in_force(config, user.as_deref()).map(|found| (files.clone(), found))
+    };
     let sshd = if is_due || files != record.sshd_files { ask() } else { None };
-    if !record.note_not_in_force(sshd, doctor::pam_not_in_force(config)) {
+    let mut others = doctor::pam_not_in_force(config);
+    others.extend(if enable::has_accounts_by_nss() { doctor::nss_not_in_force() } else { None });
+    if !record.note_not_in_force(sshd, others) {
         return;
     }
     for found in &record.not_in_force {
@@ -49,13 +55,16 @@ pub fn look(config: &Config, log: &mut Log) {
     }
 }
 
-/// A managed user who is logged in, and so has an account here.
-fn managed_user() -> Option<String> {
-    let open = Register::open(Path::new(paths::SESSIONS)).ok()?.sessions().ok()?;
-    open.into_iter()
-        .map(|(session, _)| session)
-        .find(|session| session.uid.is_ours())
-        .map(|session| session.user)
+/// A managed user with an account here: one who is logged in, or one whom the daemon has on its list. Without a daemon IAM
+/// would be asked.
+fn managed_user(context: &Context) -> Option<String> {
+    let open = Register::open(Path::new(paths::SESSIONS)).and_then(|register| register.sessions());
+    let mut open = open.unwrap_or_default().into_iter().map(|(session, _)| session);
+    open.find(|session| session.uid.is_ours()).map(|session| session.user).or_else(|| {
+        let roster =
+            (!context.has_no_daemon()).then(|| context.report::<Roster>(&Request::Roster).ok())??;
+        Some(roster.users.first()?.name.to_string())
+    })
 }
 
 /// What files and the files in folders look like: changes whenever one of them is written, renamed, made or removed.
