@@ -16,7 +16,7 @@ use crate::name::LinuxName;
 mod report;
 
 pub use report::{
-    Explanation, Finding, Flushed, Holder, IamEntry, KeyState, Linted, Probed, Refused, Roster, Route,
+    Explanation, Finding, Flushed, Holder, IamEntry, KeyState, Linted, Refused, Roster, Route, SelfTested,
     Status, Try,
 };
 
@@ -136,7 +136,7 @@ pub enum Request {
         name: Option<LinuxName>,
     },
     /// To try each IAM permission that is needed.
-    Probe,
+    SelfTest,
     /// To go over all IAM users and name those who cannot log in as they should.
     Lint,
     /// To write an event of the audit trail into the resolver's own journal, numbered.
@@ -162,7 +162,7 @@ impl Request {
             Self::Explain { .. } => "explain",
             Self::WhoIs { .. } => "who-is",
             Self::Flush { .. } => "flush",
-            Self::Probe => "probe",
+            Self::SelfTest => "self-test",
             Self::Lint => "lint",
             Self::Record { .. } => "record",
         }
@@ -173,7 +173,7 @@ impl Request {
     pub fn retries(&self, by_root: bool) -> u32 {
         match self {
             // Each costs many calls.
-            Self::Roster | Self::Probe | Self::Lint => 0,
+            Self::Roster | Self::SelfTest | Self::Lint => 0,
             // Nobody waits long for it.
             Self::Record { .. } => 1,
             // A login hangs on it: sshd and sudo look up accounts as root.
@@ -187,7 +187,7 @@ impl Request {
     /// How long a client waits for the answer.
     pub fn patience(&self) -> Duration {
         match self {
-            Self::Roster | Self::Probe => ROSTER_DEADLINE,
+            Self::Roster | Self::SelfTest => ROSTER_DEADLINE,
             Self::Lint => LINT_DEADLINE,
             Self::Record { .. } => RECORD_DEADLINE,
             _ => CLIENT_DEADLINE,
@@ -426,7 +426,7 @@ impl Reason {
             (Self::NoLogin, _) => "you may no longer log in to this host",
             (Self::NoSuchUser, _) => "there is no such IAM user",
             (Self::Ambiguous, _) => "two IAM users claim this name, so neither gets it",
-            (Self::UidTaken, _) => "another IAM user has the same uid",
+            (Self::UidTaken, _) => "the uid of your IAM user is taken on this host",
             (Self::UidMismatch, _) => "this account belonged to an earlier IAM user of the same name",
             (Self::Local, _) => "this is a local account",
             (Self::Denied, _) => "this host is not allowed to look you up in IAM",
@@ -482,7 +482,7 @@ mod tests {
             Request::Explain { name: name.clone() },
             Request::WhoIs { uid: Uid(1) },
             Request::Flush { name: Some(name) },
-            Request::Probe,
+            Request::SelfTest,
             Request::Lint,
         ] {
             assert_eq!(serde_json::to_value(&request).unwrap()["ask"], request.kind());

@@ -175,7 +175,7 @@ fn because(decision: &Decision, policy: Policy) -> String {
         Reason::NoLogin => "who may not log in may not use sudo".to_owned(),
         Reason::NoSuchUser => "IAM has no such user".to_owned(),
         Reason::Ambiguous => "several IAM users claim the name, so none gets it".to_owned(),
-        Reason::UidTaken => "an older IAM user has the same uid".to_owned(),
+        Reason::UidTaken => "an older IAM user, a local account or a group has the same number".to_owned(),
         Reason::UidMismatch => "the account belongs to an earlier IAM user of the name".to_owned(),
         Reason::Local => "the account is the host's own".to_owned(),
         Reason::Denied => "IAM does not let this host look at the user".to_owned(),

@@ -119,7 +119,7 @@ impl<I: Iam> Answerer<I> {
     pub async fn answer(&self, request: &Request, asker: impl Into<Asker>) -> Answer {
         let asker = asker.into();
         let limit = match request {
-            Request::Roster | Request::Probe => ROSTER_LIMIT + GRACE,
+            Request::Roster | Request::SelfTest => ROSTER_LIMIT + GRACE,
             Request::Lint => LINT_LIMIT + GRACE,
             _ => self.config().aws.total_timeout.0 + GRACE,
         };
@@ -150,7 +150,7 @@ impl<I: Iam> Answerer<I> {
                 self.directory.settle().await;
                 Ok(Answer::report(&Flushed { forgotten }))
             }
-            Request::Probe => Ok(self.probe().await),
+            Request::SelfTest => Ok(self.self_test().await),
             Request::Lint => self.lint().await,
             Request::Record { line } => {
                 self.trail.record(line);
@@ -440,11 +440,24 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Whether the uid of `person` is an older user's, that of a local account of another name than `name`, or the gid of a
-    /// group of ours, which would then be the user's primary group.
+    /// group, which would then be the user's primary group.
     fn uid_is_taken(&self, name: &LinuxName, person: &Person) -> Result<bool, Trouble> {
         Ok(is_never_a_users(person.uid)
             || self.directory.has_elder(person)
-            || self.locals.is_uid_of_another(person.uid, name.as_str())?)
+            || self.locals.is_uid_of_another(person.uid, name.as_str())?
+            || self.locals.is_gid_of_another(person.uid.private_group(), name.as_str())?
+            || self.is_gid_of_a_mapped_group(person))
+    }
+
+    /// Whether the private group of `person` would be a Linux group of ours that an IAM group maps to.
+    fn is_gid_of_a_mapped_group(&self, person: &Person) -> bool {
+        let gid = person.uid.private_group();
+        let own = person.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
+        let roster = self.directory.last_roster();
+        let listed = roster
+            .iter()
+            .flat_map(|roster| self.config().groups.keys().filter_map(|group| roster.gid_of(group)));
+        own.map(|group| ids::gid_of(group.id.as_str())).chain(listed).any(|taken| taken == gid)
     }
 
     /// Why no IAM user gets `name` on this host, if so: it is that of a group, or the host claims it.

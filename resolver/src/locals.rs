@@ -80,6 +80,17 @@ impl Locals {
         }
     }
 
+    /// Whether a local group of another name than `name` has `gid`.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn is_gid_of_another(&self, gid: Gid, name: &str) -> io::Result<bool> {
+        match &*self.groups.borrow() {
+            Some((_, groups)) => Ok(groups.iter().any(|(local, held)| *held == gid && local != name)),
+            None => Err(unreadable(&self.files.group)),
+        }
+    }
+
     /// The privileged local group that lists `name`, which no local account has: whoever got the name would be in it.
     ///
     /// # Errors

@@ -242,7 +242,7 @@ fn may_ask(peer: Uid, trusted: bool, request: &Request) -> bool {
         | Request::Explain { .. }
         | Request::WhoIs { .. }
         | Request::Flush { .. }
-        | Request::Probe
+        | Request::SelfTest
         | Request::Lint
         | Request::Record { .. } => peer == Uid::ROOT,
     }

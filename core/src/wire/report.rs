@@ -149,7 +149,7 @@ pub struct Flushed {
 
 /// What became of each IAM permission that was tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Probed {
+pub struct SelfTested {
     /// One for each API action.
     pub tries: Vec<Try>,
     /// How IAM is reached.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::paths;
-use pam_iam_core::wire::{Probed, Request, Try};
+use pam_iam_core::wire::{Request, SelfTested, Try};
 
 use super::Finding;
 use crate::Context;
@@ -65,8 +65,8 @@ pub fn metadata(config: &Config) -> Vec<Finding> {
 /// Tries each API action that is needed.
 pub fn permissions(context: &Context) -> Vec<Finding> {
     const CHECK: &str = "IAM";
-    let Probed { tries, route } = match context.report(&Request::Probe) {
-        Ok(probed) => probed,
+    let SelfTested { tries, route } = match context.report(&Request::SelfTest) {
+        Ok(tested) => tested,
         Err(why) => return vec![Finding::wrong(CHECK, why, "mend the resolver first")],
     };
     if let Some(why) = route.proxy_error {

@@ -9,7 +9,7 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{
-    Answer, Decision, Explanation, Finding, Holder, IamEntry, KeyState, Linted, Policy, Probed, Reason,
+    Answer, Decision, Explanation, Finding, Holder, IamEntry, KeyState, Linted, Policy, Reason, SelfTested,
     Source, Try,
 };
 
@@ -91,13 +91,13 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Tries each API action that the configuration needs, on the first user who may log in.
-    pub(super) async fn probe(&self) -> Answer {
+    pub(super) async fn self_test(&self) -> Answer {
         let (iam, config) = (self.directory.iam(), self.config());
         let access = match self.directory.access().await {
             Ok(access) => access,
             Err(error) => {
                 let tries = vec![tried("instance tags", Some(error))];
-                return Answer::report(&Probed { tries, route: iam.route() });
+                return Answer::report(&SelfTested { tries, route: iam.route() });
             }
         };
         let mut tries = Vec::new();
@@ -119,7 +119,7 @@ impl<I: Iam> Answerer<I> {
             tries.push(tried("iam:ListUsers", answer.err()));
         }
         let Some(user) = known.or_else(|| IamName::user(NOBODY).ok()) else {
-            return Answer::report(&Probed { tries, route: iam.route() });
+            return Answer::report(&SelfTested { tries, route: iam.route() });
         };
         tries.push(tried("iam:GetUser", iam.user(&user).await.err()));
         tries.push(tried("iam:ListGroupsForUser", iam.groups_of(&user).await.err()));
@@ -132,7 +132,7 @@ impl<I: Iam> Answerer<I> {
         tries.dedup_by(|one, other| {
             one.action == other.action && (one.error.is_none() || other.error.is_some())
         });
-        Answer::report(&Probed { tries, route: iam.route() })
+        Answer::report(&SelfTested { tries, route: iam.route() })
     }
 
     /// Goes over all IAM users: names and uids, and the keys of those who may log in.

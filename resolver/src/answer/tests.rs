@@ -423,6 +423,24 @@ async fn a_group_with_the_gid_of_one_that_means_root_takes_the_operators_word() 
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn a_user_whose_private_group_would_be_another_group_is_refused() {
+    let host = Host::new();
+    let groups = std::fs::read_to_string(&host.files.group).unwrap();
+    std::fs::write(&host.files.group, format!("{groups}ops:x:{}:\n", uid(1))).unwrap();
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::UidTaken), "a local group");
+    assert_eq!(host.user("alice").await, None);
+    std::fs::write(&host.files.group, format!("{groups}alice:x:{}:\n", uid(1))).unwrap();
+    assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup), "the user's own");
+    std::fs::write(&host.files.group, groups).unwrap();
+    // An id whose number is that of the group devs, which IAM maps to a group that no file has.
+    host.iam().change("alice", |alice| alice.id = "AGPA0000000000000devs".into());
+    let other = ids::uid_of("AGPA0000000000000devs");
+    host.directory.read_roster().await.unwrap();
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(host.decide("alice", other, LOGIN).await, (false, Reason::UidTaken), "a mapped group");
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn groups_that_are_asked_for_at_boot_cost_no_call() {
     let host = Host::new();
     let known = |name: &str| host.ask(Request::GroupsOf { name: linux(name), known: true });
