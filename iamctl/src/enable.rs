@@ -54,6 +54,8 @@ pub enum Accounts {
 pub struct Options {
     pub accounts: Accounts,
     pub dry_run: bool,
+    /// Whether users who come by su or sudo get home directories too.
+    pub with_su: bool,
     /// How long to try: then everything is taken back, unless that is confirmed.
     pub trial: Option<Duration>,
 }
@@ -98,7 +100,7 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
     if options.trial.is_some() {
         check_trial(before.as_ref())?;
     }
-    let Plan { changes, kept } = plan(Path::new("/"), options.accounts, before.as_ref())?;
+    let Plan { changes, kept } = plan(Path::new("/"), options, before.as_ref())?;
     for path in &kept {
         context.output.remark(&format!("{path} is not as we ship it: kept as it is"));
     }

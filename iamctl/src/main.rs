@@ -108,11 +108,14 @@ enum Command {
         /// Say what would be changed, and change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Make home directories also for users who come by su or sudo before their first login by ssh
+        #[arg(long)]
+        with_su: bool,
         /// Take everything back after DURATION, like 10m, unless --confirm comes first
         #[arg(long = "try", value_name = "DURATION", value_parser = duration, conflicts_with = "dry_run")]
         trial: Option<Duration>,
         /// Keep what enable --try changed, once an IAM user has logged in since
-        #[arg(long, conflicts_with_all = ["trial", "dry_run", "accounts"])]
+        #[arg(long, conflicts_with_all = ["trial", "dry_run", "accounts", "with_su"])]
         confirm: bool,
     },
     /// Take back what enable --try changed if its time is over. Run by iam-trial.timer
@@ -226,8 +229,8 @@ fn main() -> ExitCode {
         (true, Command::Flush { user }) => flush(&context, user.as_deref()),
         (true, Command::Lint) => lint::run(&context),
         (true, Command::Enable { confirm: true, .. }) => enable::confirm(&context),
-        (true, Command::Enable { accounts, dry_run, trial, .. }) => {
-            enable::enable(&context, enable::Options { accounts, dry_run, trial })
+        (true, Command::Enable { accounts, dry_run, with_su, trial, .. }) => {
+            enable::enable(&context, enable::Options { accounts, dry_run, with_su, trial })
         }
         (true, Command::EndTrial) => enable::end_trial_that_is_over(&context),
         (true, Command::Disable { dry_run }) => enable::disable(&context, dry_run),

@@ -1,6 +1,6 @@
 //! What happens on a host that loses our lines, and how an operator hears of it.
 
-use pam_iam_tests::Machine;
+use pam_iam_tests::{Machine, repository};
 use serde_json::{Value, json};
 
 /// Alice is in a group that may log in; bob is an IAM user with a key, in none.
@@ -114,4 +114,35 @@ fn a_user_with_a_local_group_has_ours_too_where_nsswitch_has_a_line_of_its_own_f
             .stdout
             .contains("the line initgroups: of /etc/nsswitch.conf does not ask IAM")
     );
+}
+
+#[test]
+fn behind_nscd_users_have_their_groups_and_doctor_says_what_it_delays() {
+    let machine = machine();
+    let folder = repository().join("target/nscd");
+    // Without the package's scripts: the box has no init to start it.
+    machine
+        .sh(&format!(
+            "dpkg-deb -x {}/nscd_*.deb /tmp/nscd; install /tmp/nscd/usr/sbin/nscd /usr/sbin/; cp /tmp/nscd/etc/nscd.conf /etc/
+             mkdir -p /run/nscd /var/cache/nscd; nscd",
+            folder.display()
+        ))
+        .succeeds();
+    machine.wait_until("nscd -g | grep -q 'cache is enabled'");
+    let groups = "alice iam-users";
+    assert_eq!(machine.ssh("alice", "id -Gn").succeeds(), groups);
+    // nscd asks for the groups of a user without the user's own, and answers for all.
+    machine.sh("nscd -i group; nscd -i passwd").succeeds();
+    assert_eq!(machine.sh("id -Gn alice").succeeds(), groups);
+    assert_eq!(
+        machine.sh("getent initgroups alice | tr -s ' ' | cut -d ' ' -f 2-").succeeds(),
+        machine.sh("getent group iam-users | cut -d : -f 3").succeeds()
+    );
+    machine
+        .sh("nscd -g | grep -A 25 '^group cache' | grep -q '[1-9]  current number of cached values'")
+        .succeeds();
+    // sshd's rule for the group holds.
+    let look = "sshd -T -C user=alice,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22 | grep -qx 'authorizedkeysfile none'";
+    machine.sh(look).succeeds();
+    assert!(machine.sh("iamctl doctor").stdout.contains("nscd runs: it remembers accounts and groups"));
 }

@@ -525,6 +525,76 @@ done"#;
 }
 
 #[test]
+fn whoever_comes_by_su_or_sudo_before_the_first_login_has_a_home_where_the_operator_wants_that() {
+    let machine = machine();
+    install(&machine);
+    machine.sh("cp /root/of-the-box/* /etc/pam_iam").succeeds();
+    let before = etc_differs(&machine);
+    machine.sh("iamctl enable --with-su").succeeds();
+    assert!(!machine.sh("iamctl doctor").succeeds().contains("--with-su"));
+    assert_eq!(machine.sh("su - alice -c pwd").succeeds(), "/home/alice");
+    // As Ansible's become does it.
+    assert_eq!(machine.sh("sudo -H -u carol /bin/sh -c 'cd && pwd'").succeeds(), "/home/carol");
+    assert_eq!(machine.sh("rm -r /home/carol; sudo -iu carol pwd").succeeds(), "/home/carol");
+    assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
+    assert_eq!(machine.sh("su nobody -s /bin/sh -c 'id -un'").succeeds(), "nobody");
+    machine.sh("iamctl disable").succeeds();
+    assert_eq!(etc_differs(&machine), before);
+    machine.sh("iamctl enable").succeeds();
+    assert!(machine.sh("iamctl doctor").succeeds().contains("iamctl enable --with-su changes that"));
+}
+
+/// What `iamctl doctor` says that is not ok.
+fn complaints(machine: &Machine) -> String {
+    let said = machine.sh("iamctl doctor").stdout;
+    said.lines().filter(|line| !line.starts_with("ok")).collect::<Vec<_>>().join("\n")
+}
+
+/// The differences between Ubuntu's layout and Debian's, as far as they are ours to notice: sshd starts by its socket, cloud-init
+/// has drop-ins for sshd and sudo, sudo's stacks have a session part of their own, and the first user is `ubuntu`.
+const LIKE_UBUNTU: &str = r#"
+printf 'passwd:         files systemd\ngroup:          files systemd\nshadow:         files systemd\ngshadow:        files systemd\n\nhosts:          files dns\n' >/etc/nsswitch.conf
+printf 'PasswordAuthentication no\n' >/etc/ssh/sshd_config.d/50-cloud-init.conf
+printf 'PasswordAuthentication no\n' >/etc/ssh/sshd_config.d/60-cloudimg-settings.conf
+for service in sudo sudo-i; do
+    printf '#%%PAM-1.0\n\n# Set up user limits from /etc/security/limits.conf.\nsession    required   pam_limits.so\n\nsession    required   pam_env.so readenv=1 user_readenv=0\n\n@include common-auth\n@include common-account\n@include common-session-noninteractive\n' >/etc/pam.d/$service
+done
+printf 'Defaults\tenv_reset\nDefaults\tmail_badpass\nDefaults\tuse_pty\nroot\tALL=(ALL:ALL) ALL\n%%admin ALL=(ALL) ALL\n%%sudo\tALL=(ALL:ALL) ALL\n\n@includedir /etc/sudoers.d\n' >/etc/sudoers
+printf '# User rules for ubuntu\nubuntu ALL=(ALL) NOPASSWD:ALL\n' >/etc/sudoers.d/90-cloud-init-users
+useradd --create-home --shell /bin/bash --groups adm,sudo ubuntu
+systemctl disable --now ssh.service
+systemctl enable --now ssh.socket
+"#;
+
+#[test]
+fn on_a_host_laid_out_like_debians_and_ubuntus_users_log_in_and_doctor_finds_nothing() {
+    for layout in ["useradd --create-home ubuntu", LIKE_UBUNTU] {
+        let users = json!([
+            {"name": "alice", "groups": ["ssh-users"], "keys": [{}]},
+            {"name": "carol", "groups": ["ssh-users", "ssh-admins"], "keys": [{}]},
+            {"name": "bob", "groups": [], "keys": [{}]}]);
+        let fixtures = json!({"groups": ["ssh-users", "ssh-admins"], "users": users});
+        let machine = bare(Machine::new().settings("[freshness]\nmax_age = 0").fixtures(fixtures));
+        machine.sh(layout).succeeds();
+        // As README's limits say.
+        machine.sh("echo 'LASTLOG_UID_MAX 60000' >>/etc/login.defs").succeeds();
+        machine.sh("rm -r /root/etc; cp -a /etc /root/etc").succeeds();
+        install(&machine);
+        machine.sh("cp /root/of-the-box/* /etc/pam_iam").succeeds();
+        let before = etc_differs(&machine);
+        machine.sh("iamctl enable").succeeds();
+        assert_eq!(complaints(&machine), "");
+        assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");
+        assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
+        assert_eq!(machine.sh("su ubuntu -c 'id -un'").succeeds(), "ubuntu");
+        machine.ssh("bob", "true").fails();
+        assert_eq!(complaints(&machine), "");
+        machine.sh("iamctl disable").succeeds();
+        assert_eq!(etc_differs(&machine), before);
+    }
+}
+
+#[test]
 fn purge_keeps_the_packed_homes_of_users_who_left_and_names_them() {
     let machine = machine();
     install(&machine);

@@ -5,7 +5,7 @@ use std::path::Path;
 use pam_iam_core::config::{Config, Who};
 
 use super::Finding;
-use crate::host::pam::{self, FOLDER, Role, SERVICES, Service};
+use crate::host::pam::{self, BECOMING, FOLDER, Role, SERVICES, Service};
 use crate::host::pam_stack::{MODULE, Phase, Verdict};
 
 const CHECK: &str = "PAM";
@@ -13,7 +13,24 @@ const CHECK: &str = "PAM";
 /// Looks at the stacks of sshd, sudo and what starts jobs.
 pub fn stacks(config: &Config) -> Vec<Finding> {
     let is_wanted = |service: &&Service| service.role != Role::Sudo || config.access.sudo != Who::None;
-    SERVICES.iter().filter(is_wanted).flat_map(|service| findings(service, Path::new("/"))).collect()
+    let asked = SERVICES.iter().filter(is_wanted).flat_map(|service| findings(service, Path::new("/")));
+    asked.chain(becoming(Path::new("/"))).collect()
+}
+
+/// Whether a user who comes by su or sudo has a home directory in any case. It is the operator's choice, so no answer is wrong.
+fn becoming(root: &Path) -> Option<Finding> {
+    let is_without = |service: &&Service| {
+        let text = pam::stack(root, service.name).ok().flatten();
+        text.is_some_and(|text| service.judge(root, &text, Phase::Session) != Verdict::InForce)
+    };
+    let without: Vec<&str> = BECOMING.iter().filter(is_without).map(|service| service.name).collect();
+    (!without.is_empty()).then(|| {
+        let what = format!(
+            "{}: a user who comes this way before the first login by ssh has no home directory; iamctl enable --with-su changes that",
+            without.join(", ")
+        );
+        Finding::ok(CHECK, what)
+    })
 }
 
 /// What the stack of a service has wrong, or that it is right. Nothing where the host has no such service.
@@ -58,7 +75,7 @@ fn finding(service: &Service, phase: Phase, text: &str, root: &Path) -> Finding 
             format!("{what}; what a withdrawn user has there starts again and again"),
             mend,
         ),
-        Role::Login | Role::Sudo => Finding::wrong(CHECK, what, mend),
+        Role::Login | Role::Sudo | Role::Becoming => Finding::wrong(CHECK, what, mend),
     }
 }
 

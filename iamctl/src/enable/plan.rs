@@ -5,8 +5,8 @@ use std::path::Path;
 use pam_iam_core::nsswitch::{self, NSSWITCH};
 use pam_iam_core::paths;
 
-use super::Accounts;
 use super::record::{Change, Record};
+use super::{Accounts, Options};
 use crate::host::pam::{self, Role};
 use crate::host::sshd::DROP_IN as SSHD_DROP_IN;
 use crate::host::{at, pam_stack, read};
@@ -27,7 +27,7 @@ pub struct Plan {
 }
 
 /// What is to be changed under `root`, where it is not so already. `before` is what was changed earlier.
-pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<Plan, String> {
+pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Plan, String> {
     let mut changes = Vec::new();
     let mut kept = Vec::new();
     // An administrator's own rule, or an older one of ours?
@@ -53,18 +53,20 @@ pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<
         let path = format!("{}/{name}", paths::SHARE);
         read(root, &path)?.ok_or_else(|| format!("{path} is missing: is the package installed?"))
     };
-    if accounts == Accounts::Nss {
+    if options.accounts == Accounts::Nss {
         add(NSSWITCH, &|text| Ok(nsswitch::with_us(text)), None)?;
     }
     // What is planned counts when a later stack includes it.
     let mut planned: Vec<(&str, String)> = Vec::new();
-    for service in &pam::SERVICES {
+    let becoming = if options.with_su { pam::BECOMING.as_slice() } else { &[] };
+    for service in pam::SERVICES.iter().chain(becoming) {
         let stack_of = |name: &str| match planned.iter().find(|(known, _)| *known == name) {
             Some((_, text)) => Some(text.clone()),
             None => pam::stack(root, name).ok().flatten(),
         };
-        let path = format!("{}/{}", pam::FOLDER, service.name);
-        let Some(text) = pam::stack(root, service.name)? else {
+        let path = path_of(service.name);
+        pam::stack(root, service.name)?;
+        let Some(text) = stack_of(service.name) else {
             if service.role == Role::Login {
                 return Err(format!("{path} is missing"));
             }
@@ -86,9 +88,14 @@ pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<
             pam_stack::with_line(&text, line, *phase, &stack_of, &|arguments| service.are_ours(arguments))
         });
         if with_ours != text {
-            add(&path, &|_| Ok(with_ours.clone()), Some(0o644))?;
-            planned.push((service.name, with_ours));
+            match planned.iter_mut().find(|(known, _)| *known == service.name) {
+                Some((_, planned)) => *planned = with_ours,
+                None => planned.push((service.name, with_ours)),
+            }
         }
+    }
+    for (service, text) in planned {
+        add(&path_of(service), &|_| Ok(text.clone()), Some(0o644))?;
     }
     // sshd's last, since from then on it asks.
     for (path, name, mode) in [(SUDOERS, SHIPPED_SUDOERS, 0o440), (SSHD_DROP_IN, SHIPPED_SSHD, 0o644)] {
@@ -104,6 +111,10 @@ pub fn plan(root: &Path, accounts: Accounts, before: Option<&Record>) -> Result<
         add(path, &|_| Ok(text.clone()), Some(mode))?;
     }
     Ok(Plan { changes, kept })
+}
+
+fn path_of(service: &str) -> String {
+    format!("{}/{service}", pam::FOLDER)
 }
 
 /// What was changed by hand, as far as it can be told from what is there: our lines may be in the stack of any service.
@@ -149,6 +160,7 @@ fn has_folder(root: &Path, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::enable::Accounts;
 
     #[test]
     fn what_is_so_already_is_not_changed() {
@@ -158,7 +170,8 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         };
-        let planned = |accounts| plan(root.path(), accounts, None);
+        let options = |accounts| Options { accounts, dry_run: false, with_su: false, trial: None };
+        let planned = |accounts| plan(root.path(), options(accounts), None);
         assert!(planned(Accounts::Nss).unwrap_err().contains("nsswitch.conf is missing"));
         write("etc/nsswitch.conf", "passwd: files\ngroup: files\n");
         std::fs::create_dir_all(root.path().join("etc/sudoers.d")).unwrap();
@@ -214,7 +227,7 @@ mod tests {
                 mode: 0o440,
             }],
         };
-        let upgrade = plan(root.path(), Accounts::Nss, Some(&ours)).unwrap();
+        let upgrade = plan(root.path(), options(Accounts::Nss), Some(&ours)).unwrap();
         assert!(upgrade.kept.is_empty() && upgrade.changes.len() == 1, "{upgrade:?}");
     }
 }

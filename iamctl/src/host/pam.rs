@@ -33,6 +33,8 @@ pub enum Role {
     Sudo,
     /// It starts what belongs to a user again and again, each minute or at boot: also what a withdrawn user left.
     Jobs,
+    /// It lets one user become another.
+    Becoming,
 }
 
 /// All services that we have lines for. Those of [`Role::Jobs`] have atd's line, which we ship for both families.
@@ -44,6 +46,15 @@ pub const SERVICES: [Service; 7] = [
     Service { name: "crond", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
     Service { name: "atd", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
     Service { name: "systemd-user", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
+];
+
+/// The services by which one user becomes another. Our session line there makes the other's home directory, where the
+/// operator wants that.
+pub const BECOMING: [Service; 4] = [
+    Service { name: "su", lines: "sshd", phases: &[Phase::Session], role: Role::Becoming },
+    Service { name: "su-l", lines: "sshd", phases: &[Phase::Session], role: Role::Becoming },
+    Service { name: "sudo", lines: "sshd", phases: &[Phase::Session], role: Role::Becoming },
+    Service { name: "sudo-i", lines: "sshd", phases: &[Phase::Session], role: Role::Becoming },
 ];
 
 impl Service {
