@@ -119,6 +119,10 @@ fn a_user_with_a_local_group_has_ours_too_where_nsswitch_has_a_line_of_its_own_f
 #[test]
 fn behind_nscd_users_have_their_groups_and_doctor_says_what_it_delays() {
     let machine = machine();
+    // A service may run as a user with another primary group.
+    let with_group_100 =
+        "import grp, os; print([grp.getgrgid(gid).gr_name for gid in os.getgrouplist('alice', 100)])";
+    assert_eq!(machine.run(&["python3", "-c", with_group_100]).succeeds(), "['users', 'iam-users']");
     let folder = repository().join("target/nscd");
     // Without the package's scripts: the box has no init to start it.
     machine

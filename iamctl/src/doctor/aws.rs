@@ -1,7 +1,7 @@
 //! The way to IAM: metadata, credentials, clock, permissions.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use pam_iam_core::config::Config;
@@ -11,8 +11,8 @@ use pam_iam_core::wire::{Request, SelfTested, Try};
 use super::Finding;
 use crate::Context;
 
-/// The instance metadata service (EC2 user guide).
-const METADATA: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
+/// The instance metadata service, and the one for IPv6 (EC2 user guide).
+const METADATA: [&str; 2] = ["169.254.169.254:80", "[fd00:ec2::254]:80"];
 
 /// How long it may take; on an instance it answers within 1 ms.
 const METADATA_PATIENCE: Duration = Duration::from_secs(1);
@@ -26,15 +26,21 @@ pub fn metadata(config: &Config) -> Vec<Finding> {
     if elsewhere {
         return Vec::new();
     }
-    let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::from(METADATA), METADATA_PATIENCE) else {
+    let address = metadata_address(&environment);
+    let first = address.to_socket_addrs().ok().and_then(|mut all| all.next());
+    let Some(Ok(mut stream)) = first.map(|first| TcpStream::connect_timeout(&first, METADATA_PATIENCE))
+    else {
         return vec![Finding::warning(
             CHECK,
-            "there is no instance metadata service",
+            format!("there is no instance metadata service at {address}"),
             format!("outside EC2, put AWS_ACCESS_KEY_ID and the like into {}", paths::ENVIRONMENT),
         )];
     };
-    let request = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nContent-Length: 0\r\n\
-                   X-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n";
+    let request = format!(
+        "PUT /latest/api/token HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\
+         X-aws-ec2-metadata-token-ttl-seconds: 60\r\nConnection: close\r\n\r\n",
+        address.trim_end_matches(":80")
+    );
     let mut answer = Vec::new();
     let asked = stream
         .set_read_timeout(Some(METADATA_PATIENCE))
@@ -60,6 +66,25 @@ pub fn metadata(config: &Config) -> Vec<Finding> {
              --http-put-response-hop-limit 2",
         )],
     }
+}
+
+/// Where the resolver finds the metadata service, by the variables that the SDK heeds.
+fn metadata_address(environment: &str) -> String {
+    let value = |name: &str| {
+        let of = |line: &str| {
+            Some(line.trim().strip_prefix(name)?.strip_prefix('=')?.trim_matches('"').to_owned())
+        };
+        environment.lines().filter_map(of).next_back().filter(|value| !value.is_empty())
+    };
+    if let Some(endpoint) = value("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
+        let host = endpoint.trim_start_matches("http://").split('/').next().unwrap_or_default();
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        return if has_port { host.to_owned() } else { format!("{host}:80") };
+    }
+    let is_v6 =
+        value("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE").is_some_and(|mode| mode.eq_ignore_ascii_case("ipv6"));
+    let [v4, v6] = METADATA;
+    if is_v6 { v6 } else { v4 }.to_owned()
 }
 
 /// Tries each API action that is needed.
@@ -133,4 +158,22 @@ fn diagnose(tried: &Try) -> Finding {
         format!("{action} brings no answer: {why}"),
         "does this host reach iam.amazonaws.com by HTTPS, or aws.endpoint of the configuration?",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metadata_service_is_where_the_resolvers_environment_says() {
+        for (environment, address) in [
+            ("", "169.254.169.254:80"),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6\n", "[fd00:ec2::254]:80"),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://[fd00:ec2::254]/\n", "[fd00:ec2::254]:80"),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT=\"http://127.0.0.1:1338\"\n", "127.0.0.1:1338"),
+            ("# AWS_EC2_METADATA_SERVICE_ENDPOINT=http://x\n", "169.254.169.254:80"),
+        ] {
+            assert_eq!(metadata_address(environment), address, "{environment}");
+        }
+    }
 }

@@ -23,10 +23,35 @@ const SSM_AGENTS: [&str; 3] = [
 /// Looks at everything here.
 pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
     let home = roster.and_then(|roster| roster.users.first()).map_or("/home/user", |user| user.home.as_str());
-    [ids(Path::new("/proc/self/uid_map")), shell(config), homes(Path::new(home)), nscd(), run_as()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let one = [ids(Path::new("/proc/self/uid_map")), shell(config), homes(Path::new(home)), nscd(), run_as()];
+    let users = roster.map(|roster| roster.users.as_slice()).unwrap_or_default();
+    let names: Vec<&str> = users.iter().map(|user| user.name.as_str()).collect();
+    one.into_iter().flatten().chain(at_boot(&names, Path::new("/"))).collect()
+}
+
+/// Files of tmpfiles.d(5) that name IAM users: systemd-tmpfiles reads them at boot, before anybody knows these users.
+fn at_boot(users: &[&str], root: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for folder in ["etc/tmpfiles.d", "usr/local/lib/tmpfiles.d", "usr/lib/tmpfiles.d"] {
+        for entry in std::fs::read_dir(root.join(folder)).into_iter().flatten().flatten() {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            // Type, path, mode, user, group.
+            let named = text.lines().filter(|line| !line.trim_start().starts_with('#')).find_map(|line| {
+                let mut words = line.split_whitespace().skip(3).take(2);
+                words.find_map(|word| users.iter().find(|user| **user == word.trim_start_matches(':')))
+            });
+            let Some(user) = named else { continue };
+            findings.push(Finding::warning(
+                "boot",
+                format!(
+                    "/{folder}/{} names {user}, whom systemd-tmpfiles does not know at boot",
+                    entry.file_name().display()
+                ),
+                format!("write the number there instead: id -u {user}"),
+            ));
+        }
+    }
+    findings
 }
 
 /// Whether this machine has the uids of IAM users at all: a container may have 65,536.
@@ -108,6 +133,20 @@ fn run_as() -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_tmpfiles_that_names_a_user_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("etc/tmpfiles.d");
+        std::fs::create_dir_all(&folder).unwrap();
+        let text =
+            "# d /x 0755 alice\nd /srv/alice 0755 root root -\nf /srv/b 0644 2013265921 alice2 - alice\n";
+        std::fs::write(folder.join("app.conf"), text).unwrap();
+        assert!(at_boot(&["alice"], root.path()).is_empty());
+        std::fs::write(folder.join("app.conf"), format!("{text}d /srv/c 0755 root :alice -\n")).unwrap();
+        let found = at_boot(&["bob", "alice"], root.path());
+        assert!(found.len() == 1 && found[0].what.contains("/etc/tmpfiles.d/app.conf names alice"));
+    }
 
     #[test]
     fn a_container_without_the_uids_is_found() {
