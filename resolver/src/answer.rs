@@ -439,25 +439,30 @@ impl<I: Iam> Answerer<I> {
         })
     }
 
-    /// Whether the uid of `person` is an older user's, that of a local account of another name than `name`, or the gid of a
-    /// group, which would then be the user's primary group.
+    /// Whether the uid of `person` is an older user's, or this host has it otherwise.
     fn uid_is_taken(&self, name: &LinuxName, person: &Person) -> Result<bool, Trouble> {
-        Ok(is_never_a_users(person.uid)
-            || self.directory.has_elder(person)
-            || self.locals.is_uid_of_another(person.uid, name.as_str())?
-            || self.locals.is_gid_of_another(person.uid.private_group(), name.as_str())?
-            || self.is_gid_of_a_mapped_group(person))
+        let mut mapped = person.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
+        let gid = person.uid.private_group();
+        Ok(self.directory.has_elder(person)
+            || self.uid_of_the_host(name, person.uid)?.is_some()
+            || mapped.any(|group| ids::gid_of(group.id.as_str()) == gid))
     }
 
-    /// Whether the private group of `person` would be a Linux group of ours that an IAM group maps to.
-    fn is_gid_of_a_mapped_group(&self, person: &Person) -> bool {
-        let gid = person.uid.private_group();
-        let own = person.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
+    /// What of this host has `uid`, if it is not the user's called `name`: a local account, or a group, which would then be
+    /// the user's primary group.
+    fn uid_of_the_host(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, Trouble> {
+        let gid = uid.private_group();
         let roster = self.directory.last_roster();
-        let listed = roster
-            .iter()
-            .flat_map(|roster| self.config().groups.keys().filter_map(|group| roster.gid_of(group)));
-        own.map(|group| ids::gid_of(group.id.as_str())).chain(listed).any(|taken| taken == gid)
+        let mut mapped = self.config().groups.keys().filter_map(|group| roster.as_ref()?.gid_of(group));
+        Ok(if is_never_a_users(uid) || mapped.any(|mapped| mapped == gid) {
+            Some("its uid is the gid of a group of ours")
+        } else if self.locals.is_uid_of_another(uid, name.as_str())? {
+            Some("its uid is that of a local account")
+        } else if self.locals.is_gid_of_another(gid, name.as_str())? {
+            Some("its uid is the gid of a local group")
+        } else {
+            None
+        })
     }
 
     /// Why no IAM user gets `name` on this host, if so: it is that of a group, or the host claims it.

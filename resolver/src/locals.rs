@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -32,7 +33,23 @@ pub struct Version {
     modified: (i64, i64),
 }
 
-type Cached<T> = Option<(Version, HashMap<String, T>)>;
+type Cached<T> = Option<(Version, Names<T>)>;
+
+/// What the names of a file stand for.
+#[derive(Debug)]
+struct Names<T> {
+    of: HashMap<String, T>,
+    /// How many names stand for each.
+    count: HashMap<T, usize>,
+}
+
+impl<T: Copy + Eq + Hash> Names<T> {
+    /// Whether another name than `name` stands for `wanted`.
+    fn is_of_another(&self, wanted: T, name: &str) -> bool {
+        let own = usize::from(self.of.get(name) == Some(&wanted));
+        self.count.get(&wanted).copied().unwrap_or_default() > own
+    }
+}
 
 impl Locals {
     /// The files at these places.
@@ -75,7 +92,7 @@ impl Locals {
     /// The file cannot be read.
     pub fn is_uid_of_another(&self, uid: Uid, name: &str) -> io::Result<bool> {
         match &*self.users.borrow() {
-            Some((_, users)) => Ok(users.iter().any(|(local, held)| *held == uid && local != name)),
+            Some((_, users)) => Ok(users.is_of_another(uid, name)),
             None => Err(unreadable(&self.files.passwd)),
         }
     }
@@ -86,7 +103,7 @@ impl Locals {
     /// The file cannot be read.
     pub fn is_gid_of_another(&self, gid: Gid, name: &str) -> io::Result<bool> {
         match &*self.groups.borrow() {
-            Some((_, groups)) => Ok(groups.iter().any(|(local, held)| *held == gid && local != name)),
+            Some((_, groups)) => Ok(groups.is_of_another(gid, name)),
             None => Err(unreadable(&self.files.group)),
         }
     }
@@ -142,17 +159,20 @@ fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String
 }
 
 /// Of several lines of one name, the C library takes the first.
-fn first<T>(entries: impl Iterator<Item = (String, T)>) -> HashMap<String, T> {
-    let mut names = HashMap::new();
+fn first<T: Copy + Eq + Hash>(entries: impl Iterator<Item = (String, T)>) -> Names<T> {
+    let (mut of, mut count) = (HashMap::new(), HashMap::new());
     for (name, id) in entries {
-        names.entry(name).or_insert(id);
+        of.entry(name).or_insert(id);
     }
-    names
+    for id in of.values() {
+        *count.entry(*id).or_default() += 1;
+    }
+    Names { of, count }
 }
 
 fn look_up<T: Copy>(cached: &RefCell<Cached<T>>, path: &Path, name: &str) -> io::Result<Option<T>> {
     match &*cached.borrow() {
-        Some((_, names)) => Ok(names.get(name).copied()),
+        Some((_, names)) => Ok(names.of.get(name).copied()),
         None => Err(unreadable(path)),
     }
 }
@@ -161,11 +181,7 @@ fn unreadable(path: &Path) -> io::Error {
     io::Error::other(format!("{} cannot be read", path.display()))
 }
 
-fn refresh<T>(
-    cached: &RefCell<Cached<T>>,
-    path: &Path,
-    read: impl FnOnce() -> io::Result<HashMap<String, T>>,
-) {
+fn refresh<T>(cached: &RefCell<Cached<T>>, path: &Path, read: impl FnOnce() -> io::Result<Names<T>>) {
     let Ok(metadata) = std::fs::metadata(path) else {
         *cached.borrow_mut() = None;
         return;

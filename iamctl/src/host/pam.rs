@@ -1,4 +1,6 @@
 //! Which PAM services we are in, where their stacks lie, and whether our module is in force in them.
+//!
+//! /etc/pam.conf is not read: libpam does so only where there is no folder of stacks, and no distribution is without one.
 
 use std::io;
 use std::path::Path;

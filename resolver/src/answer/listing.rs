@@ -5,7 +5,7 @@ use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::standing::{Standing, standing};
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
 
-use super::{Answerer, Trouble, is_never_a_users};
+use super::{Answerer, Trouble};
 use crate::directory::Known;
 use crate::iam::{Iam, IamUser};
 use crate::ids;
@@ -104,8 +104,8 @@ impl<I: Iam> Answerer<I> {
             Place::None("its name is that of a group on this host")
         } else if self.claim_of(name)?.is_some() {
             Place::None("this host needs its name for itself; iamctl explain says for what")
-        } else if is_never_a_users(uid) {
-            Place::None("its uid is the gid of a group of ours")
+        } else if let Some(why) = self.uid_of_the_host(name, uid)? {
+            Place::None(why)
         } else {
             Place::Ours
         })
