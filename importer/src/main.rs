@@ -33,7 +33,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::database::{Database, DatabaseError};
-use crate::plan::{HomeFate, Plan, Removal, Situation, accounts_of_ours, plan};
+use crate::plan::{HomeFate, Others, Plan, Removal, Situation, accounts_of_ours, plan};
 use crate::report::Report;
 use crate::state::State;
 use crate::table::{Tables, uid_of};
@@ -128,6 +128,19 @@ fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
     }
     let accounts = Import { arguments, config: &config, roster: &roster, report }.run(state)?;
     Ok(report.summary(accounts, took, began.elapsed()))
+}
+
+/// All services of nsswitch.conf.
+struct Nss;
+
+impl Others for Nss {
+    fn uid_of(&self, name: &str) -> Option<Uid> {
+        users::get_user_by_name(name).map(|user| Uid(user.uid()))
+    }
+
+    fn name_of(&self, uid: Uid) -> Option<String> {
+        users::get_user_by_uid(uid.0).map(|user| user.name().to_string_lossy().into_owned())
+    }
 }
 
 /// Waits until no other run is under way. The lock goes with the process.
@@ -242,7 +255,8 @@ impl Import<'_> {
 
     fn plan(&self, tables: &Tables, state: &State, adopted: &[(String, Uid)]) -> Plan {
         let (roster, config, force) = (self.roster, self.config, self.arguments.force);
-        plan(&Situation { roster, config, state, adopted, force, today: register::now() / DAY }, tables)
+        let today = register::now() / DAY;
+        plan(&Situation { roster, config, state, adopted, force, today, others: &Nss }, tables)
     }
 
     /// The local accounts that are adopted.

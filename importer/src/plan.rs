@@ -47,6 +47,16 @@ pub struct Situation<'a> {
     pub force: bool,
     /// Days since 1970.
     pub today: u64,
+    /// What other services of nsswitch.conf have.
+    pub others: &'a dyn Others,
+}
+
+/// The accounts of other services than passwd(5).
+pub trait Others {
+    /// The uid of the account `name`.
+    fn uid_of(&self, name: &str) -> Option<Uid>;
+    /// The name of the account with `uid`.
+    fn name_of(&self, uid: Uid) -> Option<String>;
 }
 
 /// What is to change.
@@ -204,6 +214,7 @@ impl<'a> Planner<'a> {
                 wanted.push((uid, from, user.name.to_string()));
             }
         }
+        let others = self.situation.others;
         let tables = &mut self.plan.tables;
         // One who stays may keep another from going, and so on.
         loop {
@@ -211,8 +222,11 @@ impl<'a> Planner<'a> {
             let before = wanted.len();
             wanted.retain(|(uid, _, to)| {
                 let own_group = |row: &Row| gid_of(row) == Some(uid.0);
+                let is_others = || others.uid_of(to).is_some_and(|known| known != *uid);
                 leaving.contains(to)
-                    || tables.passwd.get(to).is_none() && tables.group.get(to).is_none_or(own_group)
+                    || tables.passwd.get(to).is_none()
+                        && tables.group.get(to).is_none_or(own_group)
+                        && !is_others()
             });
             if wanted.len() == before {
                 break;
@@ -324,6 +338,14 @@ impl<'a> Planner<'a> {
 
     fn create(&mut self, user: &User) {
         let name = user.name.as_str();
+        // passwd(5) comes first: an account there would take the place of the other directory's.
+        let others = self.situation.others;
+        if others.uid_of(name).is_some_and(|known| known != user.uid) {
+            return self.refuse(user, "its name is that of an account of another directory".to_owned());
+        }
+        if others.name_of(user.uid).is_some_and(|known| known != name) {
+            return self.refuse(user, "its uid is that of an account of another directory".to_owned());
+        }
         match self.plan.tables.group.get(name).map(gid_of) {
             None => self.plan.tables.push_group(name, user.gid.0),
             Some(Some(gid)) if gid == user.gid.0 => {}

@@ -76,6 +76,9 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
         return Found::No;
     }
     let answer = ask(&Request::GroupsOf { name, known: !is_managed || looks_only() });
+    if !is_managed && matches!(answer, Some(Answer::Groups { .. })) && !is_ours_to_all(user) {
+        return Found::No;
+    }
     let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
     // The host's own group of that name, if it has one.
     let own = local::group_by_name(Path::new(paths::GROUP), IAM_USERS).ok().flatten();
@@ -94,6 +97,12 @@ fn groups_in(answer: Option<Answer>, restricts: Option<Gid>, mapped: &[Gid]) -> 
     gids.retain(|gid| is_believed(*gid, mapped));
     gids.extend(restricts.filter(|gid| gid.0 != 0 && !gids.contains(gid)));
     Found::Yes(gids)
+}
+
+/// Whether the first of all services that knows the account `name` gives it a uid of our range: an account of another directory
+/// must not get the groups of the IAM user of its name.
+fn is_ours_to_all(name: &str) -> bool {
+    users::get_user_by_name(name).is_some_and(|user| Uid(user.uid()).is_ours())
 }
 
 /// Whether `name` is that of a local account. A file that cannot be read has every name.

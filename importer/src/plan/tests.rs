@@ -17,6 +17,21 @@ struct Host {
     tables: Tables,
     force: bool,
     adopted: Vec<(String, Uid)>,
+    others: Directory,
+}
+
+/// Accounts of another directory.
+#[derive(Default)]
+struct Directory(Vec<(&'static str, Uid)>);
+
+impl Others for Directory {
+    fn uid_of(&self, name: &str) -> Option<Uid> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, uid)| *uid)
+    }
+
+    fn name_of(&self, uid: Uid) -> Option<String> {
+        self.0.iter().find(|(_, known)| *known == uid).map(|(name, _)| (*name).to_owned())
+    }
 }
 
 fn linux(name: &str) -> LinuxName {
@@ -51,7 +66,15 @@ impl Host {
             missing: Vec::new(),
             complete: true,
         };
-        Self { roster, config, state: State::default(), tables, force: false, adopted: Vec::new() }
+        Self {
+            roster,
+            config,
+            state: State::default(),
+            tables,
+            force: false,
+            adopted: Vec::new(),
+            others: Directory::default(),
+        }
     }
 
     /// A host on which so many users have accounts.
@@ -87,8 +110,8 @@ impl Host {
     }
 
     fn plan(&self) -> Plan {
-        let Self { roster, config, state, tables, force, adopted } = self;
-        plan(&Situation { roster, config, state, adopted, force: *force, today: 20_000 }, tables)
+        let Self { roster, config, state, tables, force, adopted, others } = self;
+        plan(&Situation { roster, config, state, adopted, force: *force, today: 20_000, others }, tables)
     }
 
     /// One whole run, with everybody seen off who is to be.
@@ -355,6 +378,32 @@ fn a_renamed_user_keeps_the_account() {
     assert!(host.passwd("alice").unwrap().starts_with(&format!("alice:x:{}:", uid(2))));
     assert_eq!(host.members("docker"), "ec2-user,aduser,bob");
     assert_eq!(host.plan().changes, []);
+}
+
+#[test]
+fn a_name_or_uid_of_another_directory_gets_no_account() {
+    let mut host = Host::with_users("", 3);
+    host.run();
+    let (carol, dave) = (host.roster.users[0].clone(), host.roster.users[1].clone());
+    let users = [
+        User { name: linux("carol"), uid: uid(8), ..carol },
+        User { name: linux("dave"), uid: uid(9), ..dave },
+    ];
+    host.roster.users.extend(users);
+    host.others = Directory(vec![("carol", Uid(60_123)), ("erin", uid(9)), ("user0", Uid(60_124))]);
+    let plan = host.run();
+    assert_eq!(plan.changes, [], "what has an account keeps it");
+    let whys: Vec<&str> = plan.refused.iter().map(|refused| refused.why.as_str()).collect();
+    assert_eq!(
+        whys,
+        [
+            "its name is that of an account of another directory",
+            "its uid is that of an account of another directory"
+        ]
+    );
+    // Renamed to a name of the other directory.
+    host.roster.users[2].name = linux("erin");
+    assert!(host.run().changes.is_empty());
 }
 
 #[test]
