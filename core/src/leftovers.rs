@@ -41,12 +41,17 @@ fn of(name: &str, of_importer: &[&str], root: &Path) -> Vec<String> {
         linger.exists().then(|| format!("/{LINGER}/{name} has systemd start what {name} left at boot")),
     );
     found.extend(units(name, root));
-    for path in rules(root) {
-        let is_short = std::fs::metadata(&path).is_ok_and(|file| file.len() <= RULES_MAX);
-        let text = if is_short { std::fs::read(&path).unwrap_or_default() } else { Vec::new() };
-        if names_in_rules(&String::from_utf8_lossy(&text), name) {
+    found.extend(rules_for(name, root));
+    found
+}
+
+/// The files of sudo's rules that name `subject`: a user, or a group with `%` before it.
+fn rules_for(subject: &str, root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, text) in rules(root) {
+        if names_in_rules(&text, subject) {
             let shown = Path::new("/").join(path.strip_prefix(root).unwrap_or(&path));
-            found.push(format!("{} names {name}", shown.display()));
+            found.push(format!("{} names {subject}", shown.display()));
         }
     }
     found
@@ -55,7 +60,11 @@ fn of(name: &str, of_importer: &[&str], root: &Path) -> Vec<String> {
 /// The services of an administrator's that run as `name`: by `User=NAME`, or as an instance of `User=%i`.
 fn units(name: &str, root: &Path) -> Vec<String> {
     let folder = root.join(UNITS);
-    let mut names = file_names(&folder);
+    // A drop-in may say as whom a unit of a package runs.
+    let mut names: Vec<String> = file_names(&folder)
+        .into_iter()
+        .map(|entry| entry.strip_suffix(".d").map(str::to_owned).unwrap_or(entry))
+        .collect();
     names.retain(|unit| !unit.contains('@'));
     // Instances that start at boot are links in the folders of what wants them.
     let wanted = file_names(&folder).into_iter().filter(|entry| entry.ends_with(".wants"));
@@ -88,6 +97,40 @@ pub enum Leftovers {
     First(Vec<String>),
     /// This, which was set up while another user had the name.
     Inherited(Vec<String>),
+    /// Rules of sudo's for the group of that name, which the private group of the user would be: they are meant for another.
+    OfGroup(Vec<String>),
+}
+
+/// Why a user is refused for what the name brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The word of the audit trail.
+    pub reason: &'static str,
+    /// For administrators.
+    pub why: String,
+}
+
+impl Leftovers {
+    /// Returns why the user called `name` is refused for them, if so.
+    pub fn refusal(&self, name: &str) -> Option<Refusal> {
+        match self {
+            Self::None | Self::First(_) => None,
+            Self::Inherited(found) => Some(Refusal {
+                reason: "name-inherited",
+                why: format!(
+                    "another user had the name {name} before, and this one would inherit: {}",
+                    found.join("; ")
+                ),
+            }),
+            Self::OfGroup(found) => Some(Refusal {
+                reason: "name-of-group",
+                why: format!(
+                    "the user's own group would be called {name}, and have these rights: {}",
+                    found.join("; ")
+                ),
+            }),
+        }
+    }
 }
 
 /// Returns what the host under `root` has set up for `name` that the user with `uid` would get with the first login. Where the
@@ -104,6 +147,10 @@ pub fn for_user(name: &str, uid: Uid, owners: &Owners, config: Option<&Config>, 
         }
         None => Vec::new(),
     };
+    let rules_of_group = rules_for(&format!("%{name}"), root);
+    if !rules_of_group.is_empty() {
+        return Leftovers::OfGroup(rules_of_group);
+    }
     let found = of(name, &of_importer, root);
     if found.is_empty() {
         Leftovers::None
@@ -114,20 +161,50 @@ pub fn for_user(name: &str, uid: Uid, owners: &Owners, config: Option<&Config>, 
     }
 }
 
-/// sudo's own files: it reads no name with a dot, and none that ends with `~`.
-fn rules(root: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(root.join("etc/sudoers.d")).into_iter().flatten().flatten();
-    let is_read = |path: &PathBuf| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        !name.contains('.') && !name.ends_with('~')
-    };
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_read).collect();
-    paths.push(root.join("etc/sudoers"));
-    paths.sort();
-    paths
+/// How many files of sudo's rules are read.
+const RULES_FILES_MAX: usize = 200;
+
+/// sudo's files with their texts, as /etc/sudoers includes them: of a folder no name with a dot, and none that ends with `~`.
+fn rules(root: &Path) -> Vec<(PathBuf, String)> {
+    // The folder counts also where the file that includes it cannot be read.
+    let (mut read, mut next) = (Vec::new(), vec![root.join("etc/sudoers")]);
+    next.extend(rules_in(&root.join("etc/sudoers.d")));
+    while let Some(path) = next.pop() {
+        if read.iter().any(|(known, _)| *known == path) || read.len() >= RULES_FILES_MAX {
+            continue;
+        }
+        let is_short = std::fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= RULES_MAX);
+        let text = if is_short { std::fs::read(&path).unwrap_or_default() } else { Vec::new() };
+        let text = String::from_utf8_lossy(&text).into_owned();
+        for line in text.lines().map(str::trim) {
+            // `#include` is the older form.
+            let Some((word, rest)) = line.split_once([' ', '\t']) else { continue };
+            let rest = rest.trim().trim_matches('"');
+            // What is relative lies beside sudoers(5) itself.
+            let at = |path: &str| {
+                root.join(
+                    Path::new("etc").join(path).strip_prefix("/").unwrap_or(&Path::new("etc").join(path)),
+                )
+            };
+            match word {
+                "@include" | "#include" => next.push(at(rest)),
+                "@includedir" | "#includedir" => next.extend(rules_in(&at(rest))),
+                _ => {}
+            }
+        }
+        read.push((path, text));
+    }
+    read.sort();
+    read
 }
 
-/// Whether a rule of sudo's names a user, in any case, as sudo compares by default: as a word of its own, neither a group's (`%alice`) nor part of a longer one.
+fn rules_in(folder: &Path) -> Vec<PathBuf> {
+    let is_read = |name: &String| !name.contains('.') && !name.ends_with('~');
+    file_names(folder).into_iter().filter(is_read).map(|name| folder.join(name)).collect()
+}
+
+/// Whether a rule of sudo's names a user, or a group with `%` before it, in any case, as sudo compares by default: as a word of
+/// its own, not part of a longer one.
 fn names_in_rules(text: &str, name: &str) -> bool {
     let is_letter = |letter: char| letter.is_ascii_alphanumeric() || "_.-%#/@".contains(letter);
     let rules =
@@ -153,6 +230,7 @@ mod tests {
             "# alice ALL=(ALL) ALL\n%alice ALL=(ALL) ALL\nroot ALL=(alice2) /bin/alice\n@includedir /etc/alice\n",
         );
         write("etc/sudoers.d/old.bak", "alice ALL=(ALL) ALL\n");
+        write("etc/rules", "@includedir /etc/rules.d\n");
         write("etc/group", "devs:x:1:alice2\nalice:x:2:\n");
         write("etc/systemd/system/other.service", "[Service]\nUser=alice2\n");
         write("usr/lib/systemd/system/run@.service", "[Service]\nUser=%i\n");
@@ -164,7 +242,10 @@ mod tests {
         write("etc/systemd/system/multi-user.target.wants/run@alice.service", "");
         write("etc/subgid", "alice:1:2\n");
         write("var/lib/systemd/linger/alice", "");
-        write("etc/sudoers.d/app", "User_Alias OPS = bob, Alice\n");
+        write("etc/sudoers.d/app", "User_Alias OPS = bob, Alice\n@include rules\n");
+        write("etc/rules.d/more", "alice ALL = ALL\n");
+        write("etc/systemd/system/packaged.service.d/user.conf", "[Service]\nUser=alice\n");
+        write("usr/lib/systemd/system/packaged.service", "[Service]\nUser=daemon\n");
         assert_eq!(
             of("alice", &["docker"], root.path()),
             [
@@ -172,7 +253,9 @@ mod tests {
                 "/etc/group has alice in devs",
                 "/var/lib/systemd/linger/alice has systemd start what alice left at boot",
                 "/etc/systemd/system has app.service run as alice",
+                "/etc/systemd/system has packaged.service run as alice",
                 "/etc/systemd/system has run@alice.service run as alice",
+                "/etc/rules.d/more names alice",
                 "/etc/sudoers.d/app names alice",
             ]
         );
@@ -193,6 +276,9 @@ mod tests {
         assert_eq!(of(next), Leftovers::Inherited(found));
         std::fs::write(root.path().join("etc/subuid"), "").unwrap();
         assert_eq!(of(next), Leftovers::None);
+        std::fs::write(root.path().join("etc/sudoers"), "%Alice ALL=(ALL) ALL\n").unwrap();
+        assert_eq!(of(next), Leftovers::OfGroup(vec!["/etc/sudoers names %alice".to_owned()]));
+        std::fs::remove_file(root.path().join("etc/sudoers")).unwrap();
         // What an administrator sets up for the new owner afterwards is meant.
         owners.record("alice", next).unwrap();
         std::fs::write(root.path().join("etc/subuid"), "alice:1:2\n").unwrap();

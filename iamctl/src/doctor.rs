@@ -218,15 +218,13 @@ pub fn unmanaged_sudo_members(config: &Config) -> Vec<String> {
 pub fn leftovers_of(config: &Config, roster: &Roster) -> Vec<(String, String)> {
     let told = |user: &User| {
         let name = user.name.as_str();
-        let what = match leftovers::for_user(name, user.uid, &Owners::of_host(), Some(config), Path::new("/"))
-        {
-            Leftovers::None => return None,
-            Leftovers::First(found) => {
+        let leftovers = leftovers::for_user(name, user.uid, &Owners::of_host(), Some(config), Path::new("/"));
+        let what = match (leftovers.refusal(name), leftovers) {
+            (Some(refusal), _) => format!("{name} is refused: {}", refusal.why),
+            (None, Leftovers::First(found)) => {
                 format!("{name} may log in, has not yet done so, and will get: {}", found.join("; "))
             }
-            Leftovers::Inherited(found) => {
-                format!("{name} is refused, since another user had the name before: {}", found.join("; "))
-            }
+            (None, _) => return None,
         };
         Some((name.to_owned(), what))
     };

@@ -214,12 +214,22 @@ pub fn trial_left() -> Option<Duration> {
 /// Our drop-in says `UsePAM yes`. Where it was no, that might let users in by passwords that PAM asks for.
 fn lets_no_passwords_in() -> Result<(), String> {
     let settings = sshd::effective("root").map_err(|failure| failure.to_string())?;
-    if settings.get("usepam") == "yes" || settings.get("kbdinteractiveauthentication") == "no" {
+    if settings.get("usepam") == "yes" {
         return Ok(());
     }
-    Err("sshd has UsePAM no and KbdInteractiveAuthentication yes: with the UsePAM yes that IAM users need, PAM would let users in by \
-         password; set KbdInteractiveAuthentication no, or UsePAM yes if that is what you want, and run it again"
-        .to_owned())
+    // Also for some users, in a `Match`, by its older name too.
+    let mut allowed_in: Vec<String> = ["KbdInteractiveAuthentication", "ChallengeResponseAuthentication"]
+        .into_iter()
+        .flat_map(|name| sshd::files_with(name, "yes"))
+        .collect();
+    if settings.get("kbdinteractiveauthentication") != "no" {
+        allowed_in.push("its defaults".to_owned());
+    }
+    let Some(first) = allowed_in.first() else { return Ok(()) };
+    Err(format!(
+        "sshd has UsePAM no and KbdInteractiveAuthentication yes (in {first}): with the UsePAM yes that IAM users need, PAM would let \
+         users in by password; set KbdInteractiveAuthentication no there, or UsePAM yes if that is what you want, and run it again"
+    ))
 }
 
 /// Takes everything back.

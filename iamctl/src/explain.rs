@@ -32,8 +32,8 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
     // PAM and the key command read the configuration themselves, and refuse.
     let mistake = context.config().err().filter(|_| explanation.standing != "local");
     let leftovers = leftovers(context, &explanation);
-    let is_heir = matches!(leftovers, Leftovers::Inherited(_));
-    let allow = decision.allow && opens != Some(false) && mistake.is_none() && !is_heir;
+    let refusal = leftovers.refusal(explanation.name.as_str());
+    let allow = decision.allow && opens != Some(false) && mistake.is_none() && refusal.is_none();
     let mut json = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
     if let Some(object) = json.as_object_mut() {
         object.insert("allow".to_owned(), json!(allow));
@@ -43,23 +43,19 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
         if let Some(mistake) = &mistake {
             object.insert("configuration".to_owned(), json!(mistake));
         }
-        if let Leftovers::First(found) | Leftovers::Inherited(found) = &leftovers {
+        if let Leftovers::First(found) | Leftovers::Inherited(found) | Leftovers::OfGroup(found) = &leftovers
+        {
             object.insert("set_up_by_name".to_owned(), json!(found));
-            object.insert("name_inherited".to_owned(), json!(is_heir));
+            object.insert("refused_for_name".to_owned(), json!(refusal.is_some()));
         }
     }
     let mut text = text(&explanation, key.as_deref().zip(opens), &context.output);
-    if let Leftovers::First(found) = &leftovers {
+    if let Leftovers::First(found) = &leftovers
+        && allow
+    {
         let _ = writeln!(text, "{:<11}with the first login: {}", "will get", found.join("; "));
     }
-    let inherited = match leftovers {
-        Leftovers::Inherited(found) => Some(format!(
-            "another user had the name before, and this one would inherit: {}",
-            found.join("; ")
-        )),
-        Leftovers::First(_) | Leftovers::None => None,
-    };
-    for mistake in mistake.into_iter().chain(inherited) {
+    for mistake in mistake.into_iter().chain(refusal.map(|refusal| refusal.why)) {
         let refused = context.output.paint(Tone::Bad, "refused all the same");
         let _ = writeln!(text, "{:<11}{refused}: {mistake}", "but");
     }

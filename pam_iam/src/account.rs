@@ -6,7 +6,7 @@ use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
-use pam_iam_core::leftovers::{self, Leftovers};
+use pam_iam_core::leftovers::{self, Leftovers, Refusal};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::standing::{Files, Standing, standing_or_meant};
@@ -94,20 +94,17 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         }
         return Outcome::Ignore;
     }
-    match subject.leftovers() {
-        Leftovers::None => {}
-        Leftovers::First(found) => {
-            let what = found.join("; ");
-            let user = &subject.name;
-            let line = format!("{user}, an IAM user, is the first to have this name here, and gets: {what}");
-            host.log(Severity::Warning, &line);
-        }
-        Leftovers::Inherited(found) => {
-            let event = refused(begun, host, "name-inherited");
-            host.audit(Severity::Warning, &event);
-            tell_heir(host, &subject.name, &found);
-            return Outcome::Denied;
-        }
+    let leftovers = subject.leftovers();
+    if let Some(refusal) = leftovers.refusal(&subject.name) {
+        let event = refused(begun, host, refusal.reason);
+        host.audit(Severity::Warning, &event);
+        tell_of_name(host, &subject.name, &refusal);
+        return Outcome::Denied;
+    }
+    if let Leftovers::First(found) = leftovers {
+        let (user, what) = (&subject.name, found.join("; "));
+        let line = format!("{user}, an IAM user, is the first to have this name here, and gets: {what}");
+        host.log(Severity::Warning, &line);
     }
     match decide(&subject, arguments.policy) {
         Ok(decision) => {
@@ -149,17 +146,11 @@ fn refuse_another(begun: Event, host: &mut impl Host, user: &str) -> Outcome {
     Outcome::Denied
 }
 
-/// Says why a user is refused who would have what this host set up for an earlier user of the name.
-pub fn tell_heir(host: &mut impl Host, user: &str, inherited: &[String]) {
-    host.log(
-        Severity::Warning,
-        &format!(
-            "{user} is another user than the one who had this name before, and would inherit: {}; take it out, and {user} can log in",
-            inherited.join("; ")
-        ),
-    );
+/// Says why a user is refused for what the host has set up by the name.
+pub fn tell_of_name(host: &mut impl Host, user: &str, refusal: &Refusal) {
+    host.log(Severity::Warning, &format!("{}; take it out, and {user} can log in", refusal.why));
     host.tell(&format!(
-        "{user}: this host still has rights of an earlier user of your name; ask an administrator."
+        "{user}: this host has rights for your name that are not meant for you; ask an administrator."
     ));
 }
 

@@ -9,7 +9,6 @@ use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, OnMismatch, Unregistered};
 use pam_iam_core::escape::Value;
 use pam_iam_core::key::{PublicKey, authenticated_with};
-use pam_iam_core::leftovers::Leftovers;
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::process::{Process, own_audit_session};
@@ -20,7 +19,7 @@ use pam_iam_core::wire::{Answer, Request};
 use pam_iam_core::{local, paths};
 use rustix::fs::{Gid, Uid};
 
-use crate::account::{Subject, tell_heir};
+use crate::account::{Subject, tell_of_name};
 use crate::arguments::Arguments;
 use crate::home::{self, HomeError, Made, Owner};
 use crate::host::{Host, Outcome, Severity};
@@ -44,10 +43,10 @@ pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         }
     };
     // The account phase refuses the user too, where the stack asks it.
-    if let Leftovers::Inherited(found) = subject.leftovers() {
+    if let Some(refusal) = subject.leftovers().refusal(&subject.name) {
         let event = Event::new("session").with("user", &subject.name).with("service", host.service());
-        host.audit(Severity::Warning, &event.with("result", "deny").with("reason", "name-inherited"));
-        tell_heir(host, &subject.name, &found);
+        host.audit(Severity::Warning, &event.with("result", "deny").with("reason", refusal.reason));
+        tell_of_name(host, &subject.name, &refusal);
         return Outcome::SessionFailed;
     }
     let opened = opened_by(host, &subject, config);

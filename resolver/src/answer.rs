@@ -478,6 +478,11 @@ impl<I: Iam> Answerer<I> {
         if let Some(group) = self.locals.privileged_group_of(name.as_str())? {
             return Ok(Some(format!("the name is a member of the group {group} in {}", paths::GROUP)));
         }
+        if self.locals.has_in_other_case(name.as_str())? {
+            let what =
+                "a local account or group has the name in another case, and sudo does not tell them apart";
+            return Ok(Some(what.to_owned()));
+        }
         Ok(self.claims.of(name.as_str()))
     }
 
@@ -487,8 +492,10 @@ impl<I: Iam> Answerer<I> {
     /// known yet, any group of our range may be.
     fn name_of_a_group(&self, name: &LinuxName, uid: Option<Uid>) -> Result<bool, Trouble> {
         let word = name.as_str();
-        if self.is_mapped(name) || [IAM_USERS, IAM_SUDO].contains(&word) || PRIVILEGED_GROUPS.contains(&word)
-        {
+        // Without regard to case, as sudo compares.
+        let mapped = self.config().groups.values().map(|target| target.group.as_str());
+        let mut meant = mapped.chain([IAM_USERS, IAM_SUDO]).chain(PRIVILEGED_GROUPS.iter().copied());
+        if meant.any(|group| group.eq_ignore_ascii_case(word)) {
             return Ok(true);
         }
         // A local account brings the local group of its name along; its group is its own.

@@ -41,9 +41,17 @@ struct Names<T> {
     of: HashMap<String, T>,
     /// How many names stand for each.
     count: HashMap<T, usize>,
+    /// How many names there are without regard to case, by their lower case.
+    lower: HashMap<String, usize>,
 }
 
 impl<T: Copy + Eq + Hash> Names<T> {
+    /// Whether there is a name that differs from `name` only in case.
+    fn has_in_other_case(&self, name: &str) -> bool {
+        let own = usize::from(self.of.contains_key(name));
+        self.lower.get(&name.to_ascii_lowercase()).copied().unwrap_or_default() > own
+    }
+
     /// Whether another name than `name` stands for `wanted`.
     fn is_of_another(&self, wanted: T, name: &str) -> bool {
         let own = usize::from(self.of.get(name) == Some(&wanted));
@@ -108,6 +116,21 @@ impl Locals {
         }
     }
 
+    /// Whether a local account or group has a name that differs from `name` only in case.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn has_in_other_case(&self, name: &str) -> io::Result<bool> {
+        let (users, groups) = (self.users.borrow(), self.groups.borrow());
+        match (&*users, &*groups) {
+            (Some((_, users)), Some((_, groups))) => {
+                Ok(users.has_in_other_case(name) || groups.has_in_other_case(name))
+            }
+            (None, _) => Err(unreadable(&self.files.passwd)),
+            (_, None) => Err(unreadable(&self.files.group)),
+        }
+    }
+
     /// The privileged local group that lists `name`, which no local account has: whoever got the name would be in it.
     ///
     /// # Errors
@@ -160,14 +183,15 @@ fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String
 
 /// Of several lines of one name, the C library takes the first.
 fn first<T: Copy + Eq + Hash>(entries: impl Iterator<Item = (String, T)>) -> Names<T> {
-    let (mut of, mut count) = (HashMap::new(), HashMap::new());
+    let (mut of, mut count, mut lower) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (name, id) in entries {
         of.entry(name).or_insert(id);
     }
-    for id in of.values() {
+    for (name, id) in &of {
         *count.entry(*id).or_default() += 1;
+        *lower.entry(name.to_ascii_lowercase()).or_default() += 1;
     }
-    Names { of, count }
+    Names { of, count, lower }
 }
 
 fn look_up<T: Copy>(cached: &RefCell<Cached<T>>, path: &Path, name: &str) -> io::Result<Option<T>> {

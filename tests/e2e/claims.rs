@@ -200,7 +200,7 @@ fn a_user_made_anew_gets_nothing_that_the_host_set_up_for_the_one_before() {
     let said = machine.sh("iamctl lint").stdout;
     assert!(
         said.contains(
-            "alice is refused, since another user had the name before: /etc/sudoers.d/app names alice"
+            "alice is refused: another user had the name alice before, and this one would inherit: /etc/sudoers.d/app names alice"
         ),
         "{said}"
     );
@@ -227,7 +227,7 @@ fn a_group_and_a_confined_home_of_an_earlier_user_keep_the_next_one_of_the_name_
     machine.ssh("alice", "true").fails();
     machine.logs("authpriv", "would inherit: /etc/group has alice in devs; take it out");
     let explained = machine.sh("iamctl explain alice").fails();
-    assert!(explained.contains("another user had the name before"), "{explained}");
+    assert!(explained.contains("another user had the name alice before"), "{explained}");
     machine.sh("sed -i /^devs:/d /etc/group").succeeds();
     let said = machine.ssh("alice", "true").fails();
     assert!(said.contains("/home/alice belonged to an earlier user of this name"), "{said}");

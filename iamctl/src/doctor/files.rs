@@ -127,7 +127,7 @@ fn effective(user: &str) -> Finding {
         Ok(Effective { asks_pam: false, .. }) => Finding::wrong(
             CHECK,
             "sudo does not ask PAM whether an account may be used, so a user whose right to sudo is withdrawn keeps it",
-            "take !pam_acct_mgmt, pam_service and pam_login_service out of the Defaults of sudoers",
+            "take !pam_acct_mgmt, pam_service, pam_login_service and pam_askpass_service out of the Defaults of sudoers",
         ),
         Ok(_) => {
             Finding::ok(CHECK, format!("{SUDOERS} lets {user} use sudo without a password, and PAM is asked"))

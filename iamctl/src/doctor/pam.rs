@@ -7,8 +7,12 @@ use pam_iam_core::config::{Config, Who};
 use super::Finding;
 use crate::host::pam::{self, BECOMING, FOLDER, Role, SERVICES, Service};
 use crate::host::pam_stack::{MODULE, Phase, Verdict};
+use crate::is_installed;
 
 const CHECK: &str = "PAM";
+
+/// Where sudo is, if it is installed.
+const SUDO: &str = "/usr/bin/sudo";
 
 /// Looks at the stacks of sshd, sudo and what starts jobs.
 pub fn stacks(config: &Config) -> Vec<Finding> {
@@ -40,6 +44,17 @@ fn findings(service: &Service, root: &Path) -> Vec<Finding> {
         Ok(None) if service.role == Role::Login => {
             let what = format!("{FOLDER}/{} is missing", service.name);
             return vec![Finding::wrong(CHECK, what, "install openssh-server again")];
+        }
+        Ok(None) if service.role == Role::Sudo && is_installed(SUDO) => {
+            let what = format!(
+                "{FOLDER}/{} is missing, so PAM takes the stack other, which does not ask IAM",
+                service.name
+            );
+            return vec![Finding::wrong(
+                CHECK,
+                what,
+                "iamctl enable, which may be run again, writes it like sudo's",
+            )];
         }
         Ok(None) => return Vec::new(),
         Err(why) => return vec![Finding::wrong(CHECK, why, "mend the file")],

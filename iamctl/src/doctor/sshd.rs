@@ -1,6 +1,9 @@
 //! sshd's effective settings: is our command in force, or who won?
 
+use std::path::Path;
+
 use pam_iam_core::config::Config;
+use pam_iam_core::name::IAM_USERS;
 
 use super::{Finding, State};
 use crate::host::command::Failure;
@@ -28,16 +31,8 @@ pub fn effective(config: &Config, user: Option<&str>) -> Vec<Finding> {
         Err(failure) => return vec![refused(&failure)],
     };
     let mut findings = judge(&settings, config, user.is_some());
-    findings.extend(started());
-    for list in ["allowusers", "allowgroups", "denyusers", "denygroups"] {
-        if settings.has(list) {
-            findings.push(Finding::warning(
-                CHECK,
-                format!("sshd's {list} is set to {}, beside what IAM says", settings.get(list)),
-                "see that it lets IAM users in: AllowGroups iam-users, for one",
-            ));
-        }
-    }
+    findings.extend(lists(&settings));
+    findings.extend(methods(&settings));
     findings.extend(key_types(settings.get("pubkeyacceptedalgorithms"), settings.get("requiredrsasize")));
     findings
 }
@@ -50,7 +45,56 @@ pub fn not_in_force(config: &Config, managed_user: Option<&str>) -> Option<Vec<F
         Err(Failure::TimedOut(_)) => return None,
         Err(failure) => vec![refused(&failure)],
     };
-    Some(started().into_iter().chain(findings).filter(|finding| finding.state != State::Ok).collect())
+    Some(findings.into_iter().filter(|finding| finding.state != State::Ok).collect())
+}
+
+/// Lists of sshd's own that say who gets in.
+fn lists(settings: &Settings) -> Vec<Finding> {
+    let has_us = |list: &str| settings.get(list).split(' ').any(|group| [IAM_USERS, "*"].contains(&group));
+    let mends = [
+        (
+            "AllowUsers",
+            "take it out: AllowGroups with iam-users and the groups of your local administrators does the same",
+        ),
+        ("AllowGroups", "add iam-users to it, and keep your own groups there"),
+        ("DenyUsers", "see that it names no IAM user"),
+        ("DenyGroups", "see that it names neither iam-users nor a group of theirs"),
+    ];
+    let set = mends.into_iter().filter(|(name, _)| settings.has(&name.to_ascii_lowercase()));
+    let keeps_out = set.filter(|(name, _)| *name != "AllowGroups" || !has_us("allowgroups"));
+    keeps_out
+        .map(|(name, mend)| {
+            let lower = name.to_ascii_lowercase();
+            let what = format!(
+                "sshd's {lower} is set to {}{}, beside what IAM says",
+                settings.get(&lower),
+                by(name)
+            );
+            Finding::warning(CHECK, what, mend)
+        })
+        .collect()
+}
+
+/// sshd may ask for more than a key.
+fn methods(settings: &Settings) -> Option<Finding> {
+    let methods = settings.get("authenticationmethods");
+    let suffices = methods.is_empty() || methods.split(' ').any(|list| ["any", "publickey"].contains(&list));
+    (!suffices).then(|| {
+        Finding::wrong(
+            CHECK,
+            format!(
+                "sshd's authenticationmethods is {methods}{}: IAM users have a key and nothing else",
+                by("AuthenticationMethods")
+            ),
+            "add publickey to it, in a Match Group iam-users",
+        )
+    })
+}
+
+/// Says which files set `name`.
+fn by(name: &str) -> String {
+    let files = sshd::files_that_set(name);
+    if files.is_empty() { String::new() } else { format!(" (in {})", files.join(", ")) }
 }
 
 fn refused(failure: &Failure) -> Finding {
@@ -58,15 +102,22 @@ fn refused(failure: &Failure) -> Finding {
 }
 
 /// A key command in sshd's own command line.
-fn started() -> Option<Finding> {
+fn started(settings: &Settings) -> Option<Finding> {
     let mend = "systemctl edit its unit: an empty ExecStart= and then one without that option; \
                 keep EC2 Instance Connect by keys.also_run in our configuration";
-    let started = sshd::started_with()?;
-    Some(Finding::wrong(CHECK, format!("{started}, which wins over every file"), mend))
+    let command = sshd::key_command_in(&settings.options)?;
+    Some(Finding::wrong(
+        CHECK,
+        format!("sshd is started with -o {command}, which wins over every file"),
+        mend,
+    ))
 }
 
 /// Judges what decides whether sshd asks us, and us alone.
 fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding> {
+    if let Some(started) = started(settings) {
+        return vec![started];
+    }
     let mut findings = vec![command(settings.get("authorizedkeyscommand"))];
     // Where our drop-in is not in force, the rest of it is not either.
     if !settings.get("authorizedkeyscommand").starts_with(KEY_COMMAND) {
@@ -84,8 +135,9 @@ fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding>
     for (name, wanted) in [("usepam", "UsePAM yes"), ("pubkeyauthentication", "PubkeyAuthentication yes")] {
         if settings.get(name) != "yes" {
             let what = format!(
-                "{name} is {:?}: without it no IAM user gets in, or nobody is asked whether they may",
-                settings.get(name)
+                "{name} is {:?}{}: without it no IAM user gets in, or nobody is asked whether they may",
+                settings.get(name),
+                by(name)
             );
             findings.push(Finding::wrong(CHECK, what, format!("set {wanted}, before any other file does")));
         }
@@ -148,15 +200,19 @@ fn command(set: &str) -> Finding {
             ),
         };
     }
-    let drop_in = "put our drop-in first: sshd takes the first value that it reads, so 10-pam_iam.conf must come before \
-                   other files of /etc/ssh/sshd_config.d, and its Include before other lines of sshd_config";
+    let others = sshd::files_that_set("AuthorizedKeysCommand");
+    let drop_in = match (Path::new(sshd::DROP_IN).exists(), others.first()) {
+        (false, _) => "iamctl enable, which may be run again, puts our drop-in there".to_owned(),
+        (true, Some(other)) => format!(
+            "take AuthorizedKeysCommand out of {other}: sshd takes the first value that it reads (a Match comes before all)"
+        ),
+        (true, None) => "write Include /etc/ssh/sshd_config.d/*.conf as the first line of /etc/ssh/sshd_config: sshd does not read \
+                         our drop-in"
+            .to_owned(),
+    };
     match RIVALS.iter().find(|(word, _)| set.contains(word)) {
         Some((_, rival)) => Finding::wrong(CHECK, format!("{rival}; sshd runs {set}"), drop_in),
-        None if set == "none" || set.is_empty() => Finding::wrong(
-            CHECK,
-            "sshd runs no key command",
-            "cp /usr/share/pam_iam/sshd/10-pam_iam.conf /etc/ssh/sshd_config.d/",
-        ),
+        None if set == "none" || set.is_empty() => Finding::wrong(CHECK, "sshd runs no key command", drop_in),
         None => Finding::wrong(CHECK, format!("another key command is in force: {set}"), drop_in),
     }
 }

@@ -8,8 +8,12 @@ use pam_iam_core::paths;
 use super::record::{Change, Record};
 use super::{Accounts, Options};
 use crate::host::pam::{self, Role};
+use crate::host::pam_stack::Verdict;
 use crate::host::sshd::DROP_IN as SSHD_DROP_IN;
 use crate::host::{at, pam_stack, read};
+
+/// Where sudo is, if it is installed.
+const SUDO: &str = "/usr/bin/sudo";
 
 pub const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
 
@@ -66,16 +70,20 @@ pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Pl
         };
         let path = path_of(service.name);
         pam::stack(root, service.name)?;
-        let Some(text) = stack_of(service.name) else {
-            if service.role == Role::Login {
-                return Err(format!("{path} is missing"));
+        let Some(text) = stack_of(service.name).or_else(|| {
+            // PAM would take the stack `other`, which does not ask us: sudo's own stands for both.
+            let is_needed = service.role == Role::Sudo && at(root, SUDO).exists();
+            is_needed.then(|| stack_of("sudo")).flatten()
+        }) else {
+            if service.role == Role::Login || service.role == Role::Sudo && at(root, SUDO).exists() {
+                return Err(format!("{path} is missing: install the package that it is from again"));
             }
             continue;
         };
         if let Some(phase) =
             service.phases.iter().find(|phase| !pam_stack::has_entries(&text, **phase, &stack_of))
         {
-            if service.role != Role::Login {
+            if ![Role::Login, Role::Sudo].contains(&service.role) {
                 continue;
             }
             return Err(format!(
@@ -87,7 +95,10 @@ pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Pl
             let Some(line) = pam_stack::line_of(&ours, *phase) else { return text };
             pam_stack::with_line(&text, line, *phase, &stack_of, &|arguments| service.are_ours(arguments))
         });
-        if with_ours != text {
+        if matches!(service.role, Role::Login | Role::Sudo) {
+            is_in_force(service, &with_ours, &stack_of)?;
+        }
+        if with_ours != text || stack_of(service.name).is_none() {
             match planned.iter_mut().find(|(known, _)| *known == service.name) {
                 Some((_, planned)) => *planned = with_ours,
                 None => planned.push((service.name, with_ours)),
@@ -111,6 +122,26 @@ pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Pl
         add(path, &|_| Ok(text.clone()), Some(mode))?;
     }
     Ok(Plan { changes, kept })
+}
+
+/// Checks that our module is always asked, and heeded.
+fn is_in_force(service: &pam::Service, text: &str, stacks: pam_stack::Stacks<'_>) -> Result<(), String> {
+    let name = service.name;
+    for phase in service.phases {
+        let judged = pam_stack::judge(text, *phase, stacks, &|arguments| service.are_ours(arguments));
+        let why = match judged {
+            Verdict::InForce => continue,
+            Verdict::Missing => "there is no place for our line".to_owned(),
+            Verdict::PassedOver(entry) => format!("`{entry}` may keep PAM from asking it"),
+            Verdict::NotHeeded(entry) => format!("the control of `{entry}` does not heed its no"),
+        };
+        return Err(format!(
+            "{}/{name}: {} cannot be put in force in the phase {phase:?}: {why}; mend that entry first",
+            pam::FOLDER,
+            pam_stack::MODULE
+        ));
+    }
+    Ok(())
 }
 
 fn path_of(service: &str) -> String {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pam_iam_core::paths;
-use pam_iam_core::register::{self, Register, Session};
+use pam_iam_core::register::{self, Origin, Register, Session};
 use pam_iam_core::replace::write_new;
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +73,7 @@ impl Trial {
         let register = Register::open(Path::new(paths::SESSIONS)).ok()?;
         let open = register.sessions().unwrap_or_default().into_iter().map(|(session, _)| session);
         let over = register.left().unwrap_or_default();
-        open.chain(over).find(|session| session.since >= self.started)
+        open.chain(over).find(|session| session.since >= self.started && session.origin == Origin::Iam)
     }
 }
 

@@ -39,7 +39,7 @@ pub enum Role {
     Becoming,
 }
 
-/// All services that we have lines for. Those of [`Role::Jobs`] have atd's line, which we ship for both families.
+/// All services that we have lines for. cron's and crond's are atd's, which we ship for both families.
 pub const SERVICES: [Service; 7] = [
     Service { name: "sshd", lines: "sshd", phases: &[Phase::Account, Phase::Session], role: Role::Login },
     Service { name: "sudo", lines: "sudo", phases: &[Phase::Account], role: Role::Sudo },
@@ -47,7 +47,7 @@ pub const SERVICES: [Service; 7] = [
     Service { name: "cron", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
     Service { name: "crond", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
     Service { name: "atd", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
-    Service { name: "systemd-user", lines: "atd", phases: &[Phase::Account], role: Role::Jobs },
+    Service { name: "systemd-user", lines: "systemd-user", phases: &[Phase::Account], role: Role::Jobs },
 ];
 
 /// The services by which one user becomes another. Our session line there makes the other's home directory, where the

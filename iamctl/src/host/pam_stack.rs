@@ -278,7 +278,8 @@ struct State {
     /// The entry that led past our module.
     passed_over_by: Option<usize>,
     was_asked: bool,
-    said_no: bool,
+    /// Our entry that said no last.
+    said_no_at: Option<usize>,
 }
 
 /// What libpam thinks so far.
@@ -304,7 +305,7 @@ pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[S
         saved: vec![Impression::Undecided],
         passed_over_by: None,
         was_asked: false,
-        said_no: false,
+        said_no_at: None,
     };
     let (mut seen, mut open) = (HashSet::from([start.clone()]), vec![start]);
     let shown = |at: Option<usize>| {
@@ -317,8 +318,8 @@ pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[S
                 Impression::Yes if !state.was_asked => {
                     return Verdict::PassedOver(shown(state.passed_over_by));
                 }
-                Impression::Yes if state.said_no => {
-                    verdict = Verdict::NotHeeded(shown(chain.0.iter().position(is_ours)))
+                Impression::Yes if state.said_no_at.is_some() => {
+                    verdict = Verdict::NotHeeded(shown(state.said_no_at));
                 }
                 _ => {}
             }
@@ -348,11 +349,14 @@ impl Chain {
         if module.role == Role::OpensSubstack {
             return vec![State { at: state.at + 1, ..state }];
         }
-        let outcomes = match (module.role, is_ours && state.said_no) {
+        let outcomes = match (module.role, is_ours && state.said_no_at.is_some()) {
             // libpam: PAM_MUST_FAIL_CODE is PAM_PERM_DENIED.
             (Role::Fails, _) => vec![(Outcome::Failure, module.control.perm_denied)],
             // Asked twice, it says the same.
             (_, true) => module.control.failures().map(|action| (Outcome::Failure, action)).collect(),
+            _ if is_ours && state.was_asked => {
+                vec![(Outcome::Success, module.control.success), (Outcome::Ignore, module.control.ignore)]
+            }
             _ => {
                 let yes = [
                     (Outcome::Success, module.control.success),
@@ -369,7 +373,9 @@ impl Chain {
     fn after(&self, state: &State, outcome: Outcome, action: Action, is_ours: bool) -> State {
         let mut next = State { at: state.at + 1, ..state.clone() };
         next.was_asked |= is_ours;
-        next.said_no |= is_ours && outcome == Outcome::Failure;
+        if is_ours && outcome == Outcome::Failure {
+            next.said_no_at = Some(state.at);
+        }
         match action {
             Action::Ignore => {}
             Action::Ok | Action::Done => {
@@ -452,7 +458,10 @@ pub fn with_line(
     let is_good = |text: &String| {
         judge(text, phase, stacks, are_ours) == Verdict::InForce && jumps(text, phase, stacks) == before
     };
-    places.iter().rev().map(|place| inserted(*place)).find(is_good).unwrap_or_else(|| inserted(first))
+    let good = places.iter().rev().map(|place| inserted(*place)).find(is_good);
+    // Where no place is good, a second line of ours would not be either.
+    let has_line = text.lines().any(|known| known.split_whitespace().eq(line.split_whitespace()));
+    good.unwrap_or_else(|| if has_line { text.to_owned() } else { inserted(first) })
 }
 
 /// Whether a stack has any entry of a phase. Where it has none, libpam takes the stack `other`, until there is one.

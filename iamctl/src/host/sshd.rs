@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pam_iam_core::paths;
@@ -16,9 +16,14 @@ pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/10-pam_iam.conf";
 /// What sshd is to run.
 pub const KEY_COMMAND: &str = "/usr/libexec/pam_iam/iam-authorized-keys";
 
-/// What sshd would do, by `sshd -T`: names in lower case.
+/// What sshd would do, by `sshd -T` with the options of its unit.
 #[derive(Debug)]
-pub struct Settings(HashMap<String, String>);
+pub struct Settings {
+    /// By names in lower case.
+    values: HashMap<String, String>,
+    /// The options of its command line, which win over every file.
+    pub options: Vec<String>,
+}
 
 /// Asks sshd what it would do for a login of `user` from this host.
 ///
@@ -26,7 +31,11 @@ pub struct Settings(HashMap<String, String>);
 /// Returns an error if sshd refuses its configuration or cannot be run.
 pub fn effective(user: &str) -> Result<Settings, Failure> {
     let connection = format!("user={user},host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22");
-    Ok(Settings::parse(&sshd(&["-T", "-C", &connection])?))
+    let options = started_with();
+    let words: Vec<&str> =
+        ["-T", "-C", &connection].into_iter().chain(options.iter().map(String::as_str)).collect();
+    let values = Settings::parse(&sshd(&words)?);
+    Ok(Settings { values, options })
 }
 
 /// Checks sshd's configuration.
@@ -123,19 +132,25 @@ impl Drop for HostKey {
 }
 
 impl Settings {
-    fn parse(said: &str) -> Self {
-        let pairs = said.lines().filter_map(|line| line.split_once(' '));
-        Self(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    fn parse(said: &str) -> HashMap<String, String> {
+        let mut all: HashMap<String, String> = HashMap::new();
+        for (name, value) in said.lines().filter_map(|line| line.split_once(' ')) {
+            // A list has a line for each of its entries.
+            let known = all.entry(name.to_owned()).or_default();
+            known.push_str(if known.is_empty() { "" } else { " " });
+            known.push_str(value);
+        }
+        all
     }
 
     /// Returns the value of a setting; nothing if it is not set.
     pub fn get(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", String::as_str)
+        self.values.get(name).map_or("", String::as_str)
     }
 
     /// Whether a setting is set at all.
     pub fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
+        self.values.contains_key(name)
     }
 }
 
@@ -152,20 +167,120 @@ pub fn reload() -> Result<(), String> {
     running.map_or(Ok(()), |unit| run("systemctl", &["reload", unit]).map(drop))
 }
 
-/// What sshd's unit says of a key command in the command line of sshd, as EC2 Instance Connect has it on some systems.
-pub fn started_with() -> Option<String> {
-    let question = ["show", "--property=ExecStart", "--value", "ssh.service", "sshd.service"];
-    let said = run_within(LIMIT, "systemctl", &question, &[]).ok()?;
-    let command = key_command_in(&said).filter(|command| !command.ends_with("/iam-authorized-keys"))?;
-    Some(format!("sshd is started with -o AuthorizedKeysCommand={command}"))
+/// Where units keep the variables of their command lines.
+const PROPERTIES: &str = "--property=ExecStart,Environment,EnvironmentFiles";
+
+/// The options of sshd's command line that set anything, by its unit: they win over every file. EC2 Instance Connect has its
+/// key command there on some systems.
+fn started_with() -> Vec<String> {
+    let question = ["show", PROPERTIES, "ssh.service", "sshd.service"];
+    let said = run_within(LIMIT, "systemctl", &question, &[]).unwrap_or_default();
+    // One may be the other's alias.
+    let unit = said.split("\n\n").find(|unit| unit.contains("ExecStart="));
+    unit.map(|unit| options_in(unit, &|path| std::fs::read_to_string(path).ok())).unwrap_or_default()
 }
 
-/// `-o "AuthorizedKeysCommand /path …"` or `-o AuthorizedKeysCommand=/path`.
-fn key_command_in(command_line: &str) -> Option<&str> {
-    const OPTION: &str = "AuthorizedKeysCommand";
-    let mut words = command_line.split([' ', '=', '"', '\'', '\t', '\n']).filter(|word| !word.is_empty());
-    words.find(|word| word.eq_ignore_ascii_case(OPTION))?;
-    words.next()
+/// `-o NAME=VALUE`, `-oNAME=VALUE` and `-f FILE` of what `systemctl show` says of a unit, with its variables put in.
+fn options_in(unit: &str, file: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut variables: HashMap<String, String> = HashMap::new();
+    let mut learn = |text: &str| {
+        let lines = text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';']));
+        for (name, value) in lines.filter_map(|line| line.split_once('=')) {
+            variables.insert(name.to_owned(), value.trim_matches(['"', '\'']).to_owned());
+        }
+    };
+    let values = |property: &str| -> Vec<&str> {
+        unit.lines().filter_map(|line| line.strip_prefix(property)?.strip_prefix('=')).collect()
+    };
+    for value in values("Environment") {
+        words(value).iter().for_each(|word| learn(word));
+    }
+    for value in values("EnvironmentFiles") {
+        learn(&value.split(" (").next().and_then(file).unwrap_or_default());
+    }
+    let mut options = Vec::new();
+    for value in values("ExecStart") {
+        let command = value.split("argv[]=").nth(1).unwrap_or_default();
+        let command = command.split(" ; ").next().unwrap_or_default();
+        let mut expanded = Vec::new();
+        for word in words(command) {
+            // `$NAME` is split into words, `${NAME}` is not (systemd.service(5)).
+            let whole = word.strip_prefix("${").and_then(|name| name.strip_suffix('}'));
+            match (whole, word.strip_prefix('$')) {
+                (Some(name), _) => expanded.extend(variables.get(name).cloned()),
+                (None, Some(name)) => {
+                    expanded.extend(variables.get(name).map(|value| words(value)).unwrap_or_default())
+                }
+                (None, None) => expanded.push(word),
+            }
+        }
+        let mut left = expanded.into_iter().skip(1);
+        while let Some(word) = left.next() {
+            match word.as_str() {
+                "-o" | "-f" => options.extend([word].into_iter().chain(left.next())),
+                _ if word.starts_with("-o") || word.starts_with("-f") => options.push(word),
+                _ => {}
+            }
+        }
+    }
+    options
+}
+
+/// Splits at blanks outside of quotes.
+fn words(text: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for letter in text.chars() {
+        match quote {
+            Some(open) if letter == open => quote = None,
+            None if ['"', '\''].contains(&letter) => {
+                quote = Some(letter);
+                word.get_or_insert_default();
+            }
+            None if letter.is_whitespace() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// Returns the key command among the options of a command line, if there is another one than ours.
+pub fn key_command_in(options: &[String]) -> Option<&str> {
+    let option = |word: &str| word.to_ascii_lowercase().contains("authorizedkeyscommand");
+    let set =
+        options.iter().find(|word| option(word) && !word.to_ascii_lowercase().contains("commanduser"))?;
+    (!set.contains(KEY_COMMAND)).then_some(set.as_str())
+}
+
+/// Returns the files of sshd's configuration, but ours, that set `name`, each once.
+pub fn files_that_set(name: &str) -> Vec<String> {
+    files_where(&|text| !values_in(text, name).is_empty())
+}
+
+/// Returns the files of sshd's configuration, but ours, that set `name` to `value` for anybody, each once.
+pub fn files_with(name: &str, value: &str) -> Vec<String> {
+    files_where(&|text| values_in(text, name).iter().any(|known| known.eq_ignore_ascii_case(value)))
+}
+
+fn files_where(is_wanted: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let folder = Path::new(DROP_IN).parent().unwrap_or(Path::new("/"));
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_read = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "conf");
+    let mut paths: Vec<PathBuf> =
+        entries.filter(|path| is_read(path) && path != Path::new(DROP_IN)).collect();
+    paths.sort();
+    paths.push("/etc/ssh/sshd_config".into());
+    paths.retain(|path| is_wanted(&std::fs::read_to_string(path).unwrap_or_default()));
+    paths.iter().map(|path| path.display().to_string()).collect()
+}
+
+/// The values that a text of sshd's configuration gives to `name`, in any `Match` too.
+pub fn values_in(text: &str, name: &str) -> Vec<String> {
+    let value = |line: &str| {
+        let (word, rest) = line.trim().split_once([' ', '\t', '='])?;
+        word.eq_ignore_ascii_case(name).then(|| rest.trim_matches([' ', '\t', '=', '"']).to_owned())
+    };
+    text.lines().filter_map(value).collect()
 }
 
 #[cfg(test)]
@@ -173,19 +288,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_command_in_sshds_command_line_is_found() {
-        for (line, command) in [
-            (
-                "/usr/sbin/sshd -D -o AuthorizedKeysCommand /usr/share/eic %u %f -o AuthorizedKeysCommandUser eic",
-                Some("/usr/share/eic"),
-            ),
-            (
-                "argv[]=/usr/sbin/sshd -D -o authorizedkeyscommanduser=x -o \"AuthorizedKeysCommand=/bin/x %u\"",
-                Some("/bin/x"),
-            ),
-            ("/usr/sbin/sshd -D $SSHD_OPTS", None),
-        ] {
-            assert_eq!(key_command_in(line), command, "{line}");
-        }
+    fn what_sshds_command_line_sets_is_found_through_variables_too() {
+        let show = |command: &str, rest: &str| {
+            format!(
+                "ExecStart={{ path=/usr/sbin/sshd ; argv[]=/usr/sbin/sshd {command} ; ignore_errors=no ; pid=0 }}\n{rest}"
+            )
+        };
+        let file = |path: &str| {
+            (path == "/etc/default/ssh").then(|| "# x\nSSHD_OPTS=\"-o UsePAM=no -f /etc/alt\"\n".to_owned())
+        };
+        let of = |command: &str, rest: &str| options_in(&show(command, rest), &file);
+        assert_eq!(
+            of("-D $SSHD_OPTS", "EnvironmentFiles=/etc/default/ssh (ignore_errors=yes)"),
+            ["-o", "UsePAM=no", "-f", "/etc/alt"]
+        );
+        assert_eq!(of("-D $SSHD_OPTS", ""), [""; 0]);
+        assert_eq!(of("-D -oUsePAM=no", ""), ["-oUsePAM=no"]);
+        assert_eq!(of("-D $A ${A}", "Environment=A=-d B=2"), [""; 0]);
+        let eic =
+            of("-D -o \"AuthorizedKeysCommand /usr/share/eic %u %f\" -o AuthorizedKeysCommandUser=eic", "");
+        assert_eq!(key_command_in(&eic), Some("AuthorizedKeysCommand /usr/share/eic %u %f"));
+    }
+
+    #[test]
+    fn a_list_of_several_lines_and_the_values_of_a_file_are_read() {
+        assert_eq!(
+            Settings::parse("allowusers ubuntu\nallowusers admin\nport 22\n")["allowusers"],
+            "ubuntu admin"
+        );
+        let text = "# UsePAM no\nUsePAM yes\nMatch User x\n\tkbdinteractiveauthentication = yes\n";
+        assert_eq!(values_in(text, "UsePAM"), ["yes"]);
+        assert_eq!(values_in(text, "KbdInteractiveAuthentication"), ["yes"]);
     }
 }

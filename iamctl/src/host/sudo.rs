@@ -7,7 +7,7 @@ use super::command::run;
 pub struct Effective {
     pub rule: Rule,
     /// Whether sudo asks the account phase of the PAM services that we are in (sudoers(5): `pam_acct_mgmt`, `pam_service`,
-    /// `pam_login_service`).
+    /// `pam_login_service`, `pam_askpass_service`).
     pub asks_pam: bool,
 }
 
@@ -36,6 +36,7 @@ fn parse(listing: &str) -> Effective {
     let is_otherwise = |word: &str| match word.split_once('=') {
         Some(("pam_service", service)) => service != "sudo",
         Some(("pam_login_service", service)) => !["sudo", "sudo-i"].contains(&service),
+        Some(("pam_askpass_service", service)) => service != "sudo",
         _ => word == "!pam_acct_mgmt",
     };
     let asks_pam = !defaults.split([',', ' ', '\n']).any(is_otherwise);
@@ -83,6 +84,7 @@ mod tests {
         assert!(parse(defaults).asks_pam);
         assert!(parse("    env_reset, pam_service=sudo, pam_login_service=sudo-i\n").asks_pam);
         assert!(!parse("    env_reset, pam_service=corp\n").asks_pam);
+        assert!(!parse("    env_reset, pam_askpass_service=other\n").asks_pam);
         assert!(
             !parse("    env_reset, !pam_acct_mgmt, use_pty\nUser alice may run the following commands")
                 .asks_pam

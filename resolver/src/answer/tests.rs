@@ -441,6 +441,18 @@ async fn a_user_whose_private_group_would_be_another_group_is_refused() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn a_name_that_sudo_does_not_tell_from_anothers_is_refused() {
+    let host = Host::new();
+    // In another case: our own group, one that means root, a mapped one, a local group, a local account.
+    for name in ["Iam-Sudo", "Wheel", "Dev", "WebTeam", "EC2-User"] {
+        host.iam().add(name, &["users", "admins"]);
+        assert_eq!(host.user(name).await, None, "{name}");
+    }
+    host.iam().add("Alice2", &["users"]);
+    assert!(host.user("Alice2").await.is_some());
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn groups_that_are_asked_for_at_boot_cost_no_call() {
     let host = Host::new();
     let known = |name: &str| host.ask(Request::GroupsOf { name: linux(name), known: true });

@@ -101,7 +101,8 @@ fn an_entry_that_may_lead_past_our_line_is_named() {
     }
     // A jump past the last module is no yes.
     assert_eq!(account(&format!("account [success=2 default=bad] pam_x.so\n{ACCOUNT}")), Verdict::InForce);
-    // A line that is there twice is as good as the better one.
+    // A line that is there twice is as good as the better one, and says the same twice.
+    assert_eq!(account(&format!("{ACCOUNT}\naccount sufficient pam_iam.so")), Verdict::InForce);
     assert_eq!(account(&format!("{ACCOUNT}\naccount sufficient pam_x.so\n{ACCOUNT}")), Verdict::InForce);
 }
 
