@@ -101,9 +101,27 @@ fn is_asked(database: &str, words: &[Placed<'_>]) -> bool {
             Word::Service(_) => false,
         })
     };
+    // glibc asks nobody further where an earlier service's "not found" ends the lookup.
+    let ends = |placed: &Placed<'_>| match placed.word {
+        Word::Action(action) => ends_not_found(&plain(action)),
+        Word::Service(_) => false,
+    };
+    if before.iter().any(ends) {
+        return false;
+    }
     let mut services =
         before.iter().enumerate().filter(|(_, placed)| matches!(placed.word, Word::Service(_)));
     database != OPTIONAL || services.all(|(at, _)| goes_on(words.get(at + 1)))
+}
+
+/// Whether an action, in lower case and without blanks, ends the lookup when its service does not know the name.
+fn ends_not_found(action: &str) -> bool {
+    let inside = action.trim_start_matches('[').trim_end_matches(']');
+    // `!X=return` is about all but X.
+    inside.contains("notfound=return") && !inside.contains("!notfound=return")
+        || ["!success=return", "!unavail=return", "!tryagain=return"]
+            .iter()
+            .any(|other| inside.contains(other))
 }
 
 /// An action in lower case and without blanks.

@@ -115,6 +115,8 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
     let mut units: Vec<&str> = UNITS.to_vec();
     units.extend((options.accounts == Accounts::Importer).then_some(IMPORTER_UNIT));
     if options.dry_run {
+        let now = states(&units);
+        units.retain(|name| now.iter().any(|unit| unit.name == *name && !unit.is_on()));
         show(context, "would change", &changes, &units);
         return Ok(true);
     }
@@ -146,6 +148,8 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
             Err(other) => format!("{why}; and not everything could be taken back: {other}"),
         });
     }
+    let units: Vec<&str> =
+        units_before.iter().filter(|unit| !unit.is_on()).map(|unit| unit.name.as_str()).collect();
     show(context, "changed", &changes, &units);
     if let Some(lasts) = options.trial {
         context.output.remark(&format!(
@@ -173,7 +177,12 @@ fn check_trial(before: Option<&Record>) -> Result<(), String> {
 pub fn confirm(context: &Context) -> Result<bool, String> {
     let _alone = alone()?;
     end_trial_if_over(context)?;
-    let Some(trial) = trial::load()? else { return Err("no trial goes on".to_owned()) };
+    let Some(trial) = trial::load()? else {
+        return Err(
+            "no trial goes on; one whose time is over was taken back: iamctl doctor says what is in force"
+                .to_owned(),
+        );
+    };
     let Some(session) = trial.proof() else {
         return Err("no IAM user has logged in since: log in as one by ssh, keep that session open, and confirm again".to_owned());
     };
@@ -189,7 +198,8 @@ pub fn end_trial_that_is_over(context: &Context) -> Result<bool, String> {
     if trial::load()?.is_none() {
         return Ok(true);
     }
-    let _alone = alone()?;
+    // Whoever changes the host now sees to it; the timer comes again.
+    let Ok(_alone) = alone() else { return Ok(true) };
     end_trial_if_over(context)
 }
 
@@ -250,8 +260,14 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
     // Taken back from the end: sshd first, so that it asks for no command that is about to go.
     changes.sort_by_key(|change| change.path == Path::new(SSHD_DROP_IN));
     let units: Vec<&str> = UNITS.iter().copied().chain([IMPORTER_UNIT, trial::TIMER]).collect();
+    let before = states(&units);
+    let on: Vec<&str> = before
+        .iter()
+        .filter(|unit| unit.is_enabled || unit.is_active)
+        .map(|unit| unit.name.as_str())
+        .collect();
     if dry_run {
-        show(context, "would take back", &changes, &units);
+        show(context, "would take back", &changes, &on);
         return Ok(true);
     }
     if by_hand && changes.is_empty() {
@@ -274,7 +290,12 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
     remove(Path::new(paths::TRIAL))?;
     // Last, since the unit that ends a trial is one of them.
     stop(&units)?;
-    show(context, "took back", &changes, &units);
+    show(context, "took back", &changes, &on);
+    for kept in [SUDOERS, SSHD_DROP_IN].map(|path| format!("{path}.disabled")) {
+        if Path::new(&kept).exists() {
+            context.output.remark(&format!("what you had changed is in {kept}, which nothing reads"));
+        }
+    }
     let left = imported(Path::new("/"));
     if !left.is_empty() {
         context.output.remark(&format!(
@@ -336,7 +357,12 @@ fn show(context: &Context, verb: &str, changes: &[Change], units: &[&str]) {
             text.push_str(&format!("    {line}\n"));
         }
     }
-    text.push_str(&format!("{verb} units: {}\n", units.join(" ")));
+    if !units.is_empty() {
+        text.push_str(&format!("{verb} units: {}\n", units.join(" ")));
+    }
+    if changes.is_empty() && units.is_empty() {
+        text.push_str("nothing is to be changed\n");
+    }
     let paths: Vec<String> = changes.iter().map(|change| change.path.display().to_string()).collect();
     context.output.show(&json!({ "done": verb, "files": paths, "units": units }), &text);
 }

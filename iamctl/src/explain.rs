@@ -10,7 +10,7 @@ use pam_iam_core::wire::{Decision, Explanation, IamEntry, Policy, Reason, Reques
 use serde_json::json;
 
 use crate::output::{Output, Tone};
-use crate::{Context, Service, linux_name};
+use crate::{Context, Service, here, linux_name};
 
 /// True if the user may.
 pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -> Result<bool, String> {
@@ -33,7 +33,16 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
     let mistake = context.config().err().filter(|_| explanation.standing != "local");
     let leftovers = leftovers(context, &explanation);
     let refusal = leftovers.refusal(explanation.name.as_str());
-    let allow = decision.allow && opens != Some(false) && mistake.is_none() && refusal.is_none();
+    let obstacles =
+        match explanation.uid.filter(|_| explanation.standing == "ours" && explanation.login.allow) {
+            Some(uid) => here::obstacles(explanation.name.as_str(), uid, context.config().ok().as_ref()),
+            None => Vec::new(),
+        };
+    let allow = decision.allow
+        && opens != Some(false)
+        && mistake.is_none()
+        && refusal.is_none()
+        && obstacles.is_empty();
     let mut json = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
     if let Some(object) = json.as_object_mut() {
         object.insert("allow".to_owned(), json!(allow));
@@ -48,6 +57,9 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
             object.insert("set_up_by_name".to_owned(), json!(found));
             object.insert("refused_for_name".to_owned(), json!(refusal.is_some()));
         }
+        if !obstacles.is_empty() {
+            object.insert("obstacles".to_owned(), json!(obstacles));
+        }
     }
     let mut text = text(&explanation, key.as_deref().zip(opens), &context.output);
     if let Leftovers::First(found) = &leftovers
@@ -55,7 +67,7 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
     {
         let _ = writeln!(text, "{:<11}with the first login: {}", "will get", found.join("; "));
     }
-    for mistake in mistake.into_iter().chain(refusal.map(|refusal| refusal.why)) {
+    for mistake in mistake.into_iter().chain(refusal.map(|refusal| refusal.why)).chain(obstacles) {
         let refused = context.output.paint(Tone::Bad, "refused all the same");
         let _ = writeln!(text, "{:<11}{refused}: {mistake}", "but");
     }
@@ -101,6 +113,8 @@ pub fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Outpu
     };
     let uid = uid.map_or_else(|| "no uid".to_owned(), |uid| format!("uid {uid}"));
     let account = match standing.as_str() {
+        "ours" if login.reason == Reason::NoSuchUser => "no account: IAM has no such user",
+        "ours" if !login.allow => "from IAM, not shown on this host while the login is refused",
         "ours" => "from IAM",
         "adopted" => "local, adopted",
         "shared" => "local, shared",

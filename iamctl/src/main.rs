@@ -6,6 +6,7 @@
 mod doctor;
 mod enable;
 mod explain;
+mod here;
 mod host;
 mod lint;
 mod mapped;

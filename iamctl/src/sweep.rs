@@ -132,6 +132,12 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     let config = context.config().map_err(|why| {
         format!("{why}; nobody is ended until that is mended, but by: iamctl sessions end USER")
     })?;
+    if !dry_run {
+        // /etc/group may have changed since the resolver started. Without the list NSS believes less, and nobody stays in.
+        if let Err(why) = crate::mapped::write(context) {
+            Log::to_syslog("iamctl").write(Level::Warning, why);
+        }
+    }
     let done = sweep(context, &config, dry_run);
     if !dry_run {
         in_force::look(context, &config, &mut Log::to_syslog("iamctl"));

@@ -217,12 +217,14 @@ impl<I: Iam> Answerer<I> {
             seen => seen?,
         };
         let people = match &seen.record.known {
-            Known::One(person)
-                if self.obstacle(name, uid, standing, person)?.is_none()
-                    && self.may_log_in(person).await? =>
-            {
-                std::slice::from_ref(person)
-            }
+            Known::One(person) => match self.obstacle(name, uid, standing, person)? {
+                None if self.may_log_in(person).await? => std::slice::from_ref(person),
+                Some(Reason::UidMismatch) => {
+                    self.tell_of_another_uid(name, uid, person);
+                    return Ok(none);
+                }
+                _ => return Ok(none),
+            },
             Known::Team(team) if standing == Standing::Shared => team,
             _ => return Ok(none),
         };
@@ -351,6 +353,17 @@ impl<I: Iam> Answerer<I> {
             ));
         }
         Ok(())
+    }
+
+    /// Logs that sshd asks about another uid than the user's, when that is new.
+    fn tell_of_another_uid(&self, name: &LinuxName, asked: Uid, person: &Person) {
+        if self.not_shown.borrow_mut().insert(name.clone(), Reason::UidMismatch) != Some(Reason::UidMismatch)
+        {
+            self.directory.warn(format!(
+                "{name} had uid {asked}, and the IAM user {} has uid {}: a user who was made anew gets in at the next attempt",
+                person.user.name, person.uid
+            ));
+        }
     }
 
     /// The account of the user who has a uid, if NSS shows it under the user's name.

@@ -47,7 +47,7 @@ fn explain_says_who_may_and_why() {
     assert_eq!(told(&machine, "alice"), format!("{ALICE}\nsource     fresh, N s old"));
     assert_eq!(
         told(&machine, "bob"),
-        "account    bob, from IAM, uid N\n\
+        "account    bob, from IAM, not shown on this host while the login is refused, uid N\n\
          candidates bob\n\
          IAM user   bob (AIDA), uid N\n  \
            in       none\n  \
@@ -58,7 +58,7 @@ fn explain_says_who_may_and_why() {
     );
     assert_eq!(
         told(&machine, "a.at.b"),
-        "account    a.at.b, from IAM, no uid\n\
+        "account    a.at.b, from IAM, not shown on this host while the login is refused, no uid\n\
          candidates a.at.b a@b\n\
          claimed by a.at.b and a@b\n\
          login      refused: several IAM users claim the name, so none gets it\n\
@@ -67,7 +67,7 @@ fn explain_says_who_may_and_why() {
     );
     assert_eq!(
         told(&machine, "nobody-there"),
-        "account    nobody-there, from IAM, no uid\n\
+        "account    nobody-there, no account: IAM has no such user, no uid\n\
          candidates nobody-there\n\
          login      refused: IAM has no such user\n\
          sudo       refused: IAM has no such user\n\
@@ -374,7 +374,7 @@ fn the_doctor_finds_what_is_wrong_with_pam_nss_sudo_and_owners() {
     finds(
         &machine,
         "cp -p /etc/nsswitch.conf /tmp/saved; sed -i '/^passwd:/s/ iam/ [NOTFOUND=return] iam/' /etc/nsswitch.conf",
-        "`getent passwd alice` finds nobody",
+        "does not ask IAM for accounts",
         "cp -p /tmp/saved /etc/nsswitch.conf",
     );
     finds(
@@ -413,7 +413,7 @@ fn the_doctor_finds_what_is_wrong_with_iam_and_the_resolver() {
         ("fail=denied&only=ListGroupsForUser", "IAM denies iam:ListGroupsForUser"),
         ("fail=denied&only=ListSSHPublicKeys", "IAM denies iam:ListSSHPublicKeys"),
         ("fail=denied&only=GetSSHPublicKey", "IAM denies iam:GetSSHPublicKey"),
-        ("fail=503", "brings no answer"),
+        ("fail=503", "with an error of its own"),
         ("fail=skew", "IAM refuses our clock"),
         ("fail=credentials", "give the instance a role"),
         ("fail=hang&only=IMDS", "the hop limit is too low"),

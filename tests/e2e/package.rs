@@ -78,7 +78,7 @@ fn from_nothing_to_a_login_and_back_to_nothing() {
     machine.ssh("bob", "true").fails();
     machine.sh("iamctl doctor").succeeds();
     machine.sh("systemctl is-active iam-resolver.socket iam-resolver.service iam-sweep.service").succeeds();
-    assert!(machine.sh("iamctl enable").succeeds().contains("changed units"), "twice is once");
+    assert!(machine.sh("iamctl enable").succeeds().contains("nothing is to be changed"), "twice is once");
 
     machine.sh("(box-ssh alice 'sleep 4201' </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1").succeeds();
     machine.wait_until("pgrep -f '^sleep 4201' && grep -q alice /var/cache/pam_iam/cache.json");
@@ -395,8 +395,8 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
         ),
         (
             // As EC2 Instance Connect comes on some systems.
-            r#"mkdir /run/systemd/system/ssh.service.d; printf '[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -o "AuthorizedKeysCommand /usr/share/eic_run_authorized_keys %%%%u %%%%f" $SSHD_OPTS\n' >/run/systemd/system/ssh.service.d/eic.conf; systemctl daemon-reload"#,
-            "sshd is started with -o AuthorizedKeysCommand=/usr/share/eic_run_authorized_keys, which wins over every file",
+            r#"mkdir /run/systemd/system/ssh.service.d; printf '[Service]\nExecStart=\nExecStart=/usr/sbin/sshd -D -o "AuthorizedKeysCommand /usr/share/eic_run_authorized_keys %%%%u %%%%f" -o "AuthorizedKeysCommandUser nobody" $SSHD_OPTS\n' >/run/systemd/system/ssh.service.d/eic.conf; systemctl daemon-reload"#,
+            "sshd is started with -o AuthorizedKeysCommand /usr/share/eic_run_authorized_keys %u %f, which wins over every file",
             "rm -r /run/systemd/system/ssh.service.d; systemctl daemon-reload",
         ),
         (
@@ -408,6 +408,22 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
             "sed -i '/^UsePAM/d' /etc/ssh/sshd_config; printf 'UsePAM no\nKbdInteractiveAuthentication yes\n' >/etc/ssh/sshd_config.d/00.conf",
             "PAM would let users in by password",
             "cp /root/etc/ssh/sshd_config /etc/ssh/; rm /etc/ssh/sshd_config.d/00.conf",
+        ),
+        (
+            // For some users alone, by what sshd's defaults say for the others.
+            "sed -i '/^UsePAM/d' /etc/ssh/sshd_config; printf 'UsePAM no\nKbdInteractiveAuthentication no\nMatch User games\n    KbdInteractiveAuthentication yes\n' >/etc/ssh/sshd_config.d/00.conf",
+            "(in /etc/ssh/sshd_config.d/00.conf)",
+            "cp /root/etc/ssh/sshd_config /etc/ssh/; rm /etc/ssh/sshd_config.d/00.conf",
+        ),
+        (
+            "echo 'SSHD_OPTS=\"-o UsePAM=no -o KbdInteractiveAuthentication=no\"' >/etc/default/ssh",
+            "usepam is \"no\"",
+            "cp /root/etc/default/ssh /etc/default/",
+        ),
+        (
+            "rm /etc/pam.d/sudo; rm /etc/pam.d/sudo-i",
+            "/etc/pam.d/sudo is missing",
+            "cp /root/etc/pam.d/sudo* /etc/pam.d/",
         ),
         (
             "chmod 600 /etc/pam_iam/config.toml",
@@ -426,6 +442,12 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
             .succeeds();
         machine.sh(mend).succeeds();
     }
+    // PAM would take the stack other for a missing one.
+    machine.sh("mv /etc/pam.d/sudo-i /root/; iamctl enable; grep -q pam_iam /etc/pam.d/sudo-i").succeeds();
+    assert_eq!(machine.ssh("carol", "sudo -n -i id -u").succeeds(), "0");
+    machine.sh("rm /etc/pam.d/sudo-i").succeeds();
+    assert!(machine.sh("iamctl doctor").fails().contains("/etc/pam.d/sudo-i is missing"));
+    machine.sh("iamctl disable; mv /root/sudo-i /etc/pam.d/").succeeds();
     machine.sh("iamctl enable").succeeds();
     machine.ssh("alice", "true").succeeds();
     // What somebody else changed since stays, and our lines go.

@@ -110,12 +110,12 @@ pub fn permissions(context: &Context) -> Vec<Finding> {
         ];
     }
     // One cause is told once, however many calls it has spoilt.
-    let mut findings: Vec<Finding> = failed.iter().map(|tried| diagnose(tried)).collect();
+    let mut findings: Vec<Finding> = failed.iter().map(|tried| diagnose(tried, &route.way)).collect();
     findings.dedup_by(|one, other| one.check == other.check && one.mend == other.mend);
     findings
 }
 
-fn diagnose(tried: &Try) -> Finding {
+fn diagnose(tried: &Try, way: &str) -> Finding {
     let why = tried.error.clone().unwrap_or_default();
     let action = &tried.action;
     let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
@@ -153,10 +153,24 @@ fn diagnose(tried: &Try) -> Finding {
     if why.contains("instance tag") {
         return Finding::wrong("tags", why, "tag the instance, and switch InstanceMetadataTags on");
     }
+    if says(&["Throttl", "Rate exceeded", "LimitExceeded", "TooManyRequests"]) {
+        return Finding::wrong(
+            "IAM",
+            format!("IAM throttles {action}: {why}"),
+            "the limit is that of the whole AWS account: raise freshness.max_age, and see what else there asks IAM",
+        );
+    }
+    if says(&["InternalFailure", "ServiceUnavailable", "503", "500"]) {
+        return Finding::wrong(
+            "IAM",
+            format!("IAM answers {action} with an error of its own, by way of {way}: {why}"),
+            "wait, and see the AWS Health Dashboard; what is known serves meanwhile",
+        );
+    }
     Finding::wrong(
         "IAM",
-        format!("{action} brings no answer: {why}"),
-        "does this host reach iam.amazonaws.com by HTTPS, or aws.endpoint of the configuration?",
+        format!("{action} brings no answer by way of {way}: {why}"),
+        "see that this host gets there by HTTPS: its route, its name server, the proxy, aws.region and aws.endpoint",
     )
 }
 

@@ -101,17 +101,29 @@ pub fn sudoers(config: &Config, roster: Option<&Roster>) -> Finding {
     let roster = roster.filter(|_| !modules("security/pam_iam.so").is_empty());
     let admins = roster.and_then(|roster| roster.groups.iter().find(|group| group.name.as_str() == IAM_SUDO));
     match admins.and_then(|group| group.members.first()) {
-        Some(user) => effective(user.as_str()),
+        Some(user) => effective(user.as_str(), is_edited()),
         None => Finding::ok(CHECK, SUDOERS),
     }
 }
 
+/// Whether an administrator has changed our rule: then what it gives is the administrator's business.
+fn is_edited() -> bool {
+    let shipped = std::fs::read(format!("{}/sudoers/pam_iam", paths::SHARE));
+    shipped.is_ok_and(|shipped| std::fs::read(SUDOERS).is_ok_and(|now| now != shipped))
+}
+
 /// What sudo would do for a user who may use it.
-fn effective(user: &str) -> Finding {
+fn effective(user: &str, is_edited: bool) -> Finding {
     const CHECK: &str = "sudoers";
     let mend = format!("sudo -l -U {user} shows the rules that count: the last one that matches does");
     match sudo::effective(user) {
-        Err(why) => Finding::wrong(CHECK, why, "visudo -c names the file and line"),
+        Err(why) => Finding::wrong(CHECK, why, format!("{mend}; visudo -c checks the files")),
+        Ok(Effective { rule: Rule::None | Rule::AsksForPassword, asks_pam: true }) if is_edited => {
+            Finding::ok(
+                CHECK,
+                format!("{SUDOERS} is edited: sudo -l -U {user} shows what it gives; PAM is asked"),
+            )
+        }
         Ok(Effective { rule: Rule::None, .. }) => Finding::wrong(
             CHECK,
             format!("sudo has no rule for {user}, who may use it: it does not read {SUDOERS}"),
@@ -163,6 +175,7 @@ pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
         findings.push(Finding::wrong(CHECK, problem.0, problem.1));
     }
     findings.dedup();
+    findings.extend(environment(Path::new(paths::ENVIRONMENT)));
     if let Some(why) = access::cannot_read(settings, config) {
         findings.push(Finding::wrong(CHECK, why, "until then no IAM user gets in"));
     }
@@ -170,6 +183,40 @@ pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
     findings.extend(run_folder());
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, format!("{} files are root's alone", paths.len())));
+    }
+    findings
+}
+
+/// Who can write and read the variables of the resolver, and lines that systemd passes over.
+fn environment(path: &Path) -> Vec<Finding> {
+    const CHECK: &str = "owners";
+    let (Ok(found), shown) = (std::fs::metadata(path), path.display()) else { return Vec::new() };
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let mut findings = Vec::new();
+    if found.uid() != 0 || found.mode() & 0o022 != 0 {
+        findings.push(Finding::wrong(
+            CHECK,
+            format!("{shown} can be changed by others than root, who could say which IAM is asked"),
+            format!("chown root {shown} && chmod go-w {shown}"),
+        ));
+    }
+    let lines = || text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';']));
+    let has_secret = lines().any(|line| {
+        ["AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN="].iter().any(|name| line.starts_with(name))
+    });
+    if has_secret && found.mode() & 0o007 != 0 {
+        findings.push(Finding::wrong(
+            CHECK,
+            format!("{shown} has a secret key in it, and everybody can read it"),
+            format!("chgrp {user} {shown} && chmod 640 {shown}", user = paths::RESOLVER_USER),
+        ));
+    }
+    if let Some(line) = lines().find(|line| line.starts_with("export ")) {
+        findings.push(Finding::warning(
+            "configuration",
+            format!("{shown} has the line {line:?}, which systemd passes over"),
+            "write NAME=VALUE, without export",
+        ));
     }
     findings
 }

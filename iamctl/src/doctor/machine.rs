@@ -6,6 +6,7 @@ use std::path::Path;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{FIRST, LAST};
 use pam_iam_core::wire::Roster;
+use pam_iam_core::{local, paths};
 
 use super::Finding;
 use crate::is_installed;
@@ -26,7 +27,26 @@ pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
     let one = [ids(Path::new("/proc/self/uid_map")), shell(config), homes(Path::new(home)), nscd(), run_as()];
     let users = roster.map(|roster| roster.users.as_slice()).unwrap_or_default();
     let names: Vec<&str> = users.iter().map(|user| user.name.as_str()).collect();
-    one.into_iter().flatten().chain(at_boot(&names, Path::new("/"))).collect()
+    let in_range = users_of_nobody(roster);
+    one.into_iter().flatten().chain(at_boot(&names, Path::new("/"))).chain(in_range).collect()
+}
+
+/// Local accounts with uids of IAM users that are none.
+fn users_of_nobody(roster: Option<&Roster>) -> Vec<Finding> {
+    // The importer makes and retires such accounts itself.
+    let Some(roster) = roster.filter(|_| !is_installed(paths::IMPORTER_STATE)) else { return Vec::new() };
+    let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
+    let is_users = |account: &local::Account| roster.users.iter().any(|user| user.uid == account.uid);
+    let strangers = accounts.iter().filter(|account| account.uid.is_ours() && !is_users(account));
+    strangers
+        .map(|local::Account { name, uid, .. }| {
+            Finding::warning(
+                "uids",
+                format!("the local account {name} has uid {uid}, which is one of IAM users: it can't log in unless IAM lets {name} in"),
+                format!("if it is the host's own, give it another uid: usermod -u NUMBER {name}"),
+            )
+        })
+        .collect()
 }
 
 /// Files of tmpfiles.d(5) that name IAM users: systemd-tmpfiles reads them at boot, before anybody knows these users.

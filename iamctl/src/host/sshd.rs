@@ -214,16 +214,25 @@ fn options_in(unit: &str, file: &dyn Fn(&str) -> Option<String>) -> Vec<String> 
                 (None, None) => expanded.push(word),
             }
         }
-        let mut left = expanded.into_iter().skip(1);
-        while let Some(word) = left.next() {
-            match word.as_str() {
-                "-o" | "-f" => options.extend([word].into_iter().chain(left.next())),
-                _ if word.starts_with("-o") || word.starts_with("-f") => options.push(word),
-                _ => {}
-            }
-        }
+        options.extend(settings_in(expanded));
     }
     options
+}
+
+/// The options `-o` and `-f` among the words of a command line. systemd shows no quotes, so what stands before the next option
+/// belongs to the last one: sshd has nothing but options.
+fn settings_in(command: Vec<String>) -> Vec<String> {
+    let mut options: Vec<Vec<String>> = Vec::new();
+    for word in command.into_iter().skip(1) {
+        match options.last_mut().filter(|_| !word.starts_with('-')) {
+            Some(option) => option.push(word),
+            None => options.push(vec![word]),
+        }
+    }
+    let words = options.iter().filter_map(|option| option.split_first());
+    let sets = words.filter(|(first, _)| first.starts_with("-o") || first.starts_with("-f"));
+    let both = sets.flat_map(|(first, rest)| [first.clone(), rest.join(" ")]);
+    both.filter(|word| !word.is_empty()).collect()
 }
 
 /// Splits at blanks outside of quotes.
@@ -305,8 +314,7 @@ mod tests {
         assert_eq!(of("-D $SSHD_OPTS", ""), [""; 0]);
         assert_eq!(of("-D -oUsePAM=no", ""), ["-oUsePAM=no"]);
         assert_eq!(of("-D $A ${A}", "Environment=A=-d B=2"), [""; 0]);
-        let eic =
-            of("-D -o \"AuthorizedKeysCommand /usr/share/eic %u %f\" -o AuthorizedKeysCommandUser=eic", "");
+        let eic = of("-D -o AuthorizedKeysCommand /usr/share/eic %u %f -o AuthorizedKeysCommandUser=eic", "");
         assert_eq!(key_command_in(&eic), Some("AuthorizedKeysCommand /usr/share/eic %u %f"));
     }
 

@@ -17,6 +17,13 @@ pub struct UnitState {
     pub is_active: bool,
 }
 
+impl UnitState {
+    /// Whether starting the unit would change nothing.
+    pub fn is_on(&self) -> bool {
+        self.is_enabled && (self.is_active || !is_booted())
+    }
+}
+
 /// Returns how units are now.
 pub fn states(units: &[&str]) -> Vec<UnitState> {
     let is = |word: &str, unit: &str| run("systemctl", &[word, "--quiet", unit]).is_ok();

@@ -344,7 +344,17 @@ impl<'a> Judge<'a> {
         let Ok(local) = local::account_by_uid(Path::new(paths::PASSWD), uid) else {
             return Owning::Unanswered;
         };
+        // One that neither this host nor IAM knows as a user of IAM's is the host's, whatever its number.
+        let is_known = |account: &local::Account| {
+            self.served.has(uid) || Path::new(paths::IMPORTER_STATE).exists() || {
+                let holder = self.ask(&Request::WhoIs { uid }).and_then(Answer::into_report);
+                matches!(holder, Some(Holder { name: Some(name) }) if name.as_str() == account.name)
+            }
+        };
         if let Some(account) = local {
+            if !is_known(&account) {
+                return Owning::Unknown;
+            }
             let _ = self.served.add(uid, &account.name);
             return LinuxName::new(&account.name).map_or(Owning::Unanswered, Owning::User);
         }

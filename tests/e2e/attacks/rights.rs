@@ -155,6 +155,27 @@ fn an_account_of_another_directory_with_the_name_of_an_admin_of_iam_is_not_that_
 }
 
 #[test]
+fn an_account_of_another_directory_with_an_iam_users_name_keeps_its_name_and_gets_none_of_the_users_groups() {
+    const DIRECTORY: &str = "mkdir -p /var/lib/extrausers; cd /var/lib/extrausers; touch shadow
+        printf 'carol:x:5000:5000::/:/bin/bash\\nbob:x:5001:5001::/:/bin/bash\\n' >passwd; printf 'carol:x:5000:\\nbob:x:5001:\\n' >group
+        sed -i -E 's/^(passwd|group):.*/\\1: files extrausers iam/' /etc/nsswitch.conf";
+    let mapped = "[groups]\n'ssh-admins' = { group = 'disk', allow_privileged = true }";
+    let machine = Machine::new().settings(mapped).start();
+    assert!(machine.sh("id -Gn carol").succeeds().ends_with("disk"));
+    machine.sh(DIRECTORY).succeeds();
+    assert_eq!(machine.sh("id carol").succeeds(), "uid=5000(carol) gid=5000(carol) groups=5000(carol)");
+    let explained = machine.sh("iamctl explain carol").fails();
+    assert!(explained.contains("another directory has the name"), "{explained}");
+    // The importer puts no account before it, though IAM lets its bob in.
+    let host = Machine::new().importer().start();
+    host.sh(DIRECTORY).succeeds();
+    host.iam("iam.add_user_to_group(UserName='bob', GroupName='ssh-users')");
+    host.sh("iamctl flush").succeeds();
+    host.wait_until("iam-importer 2>&1 | grep -q 'its name is that of an account of another directory'");
+    assert_eq!(host.sh("id -u bob").succeeds(), "5001");
+}
+
+#[test]
 fn an_account_that_glibc_has_and_that_is_not_utf_8_uses_no_sudo_by_iam_sudo() {
     let machine = Machine::new().start();
     machine.sh(r"printf 'latin:x:5001:5001:M\374ller:/tmp:/bin/bash\n' >>/etc/passwd").succeeds();

@@ -1,0 +1,94 @@
+//! What of this host keeps a user out whom IAM lets in: the account, its expiry, the home directory.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use pam_iam_core::config::{Config, OnMismatch};
+use pam_iam_core::id::Uid;
+use pam_iam_core::owners::Owners;
+use pam_iam_core::register;
+use users::os::unix::UserExt;
+
+/// Where passwords and expiry dates are, see shadow(5).
+const SHADOW: &str = "/etc/shadow";
+
+/// Seconds of a day: shadow(5) counts in days since 1970.
+const DAY: u64 = 86_400;
+
+/// Returns what keeps the managed user with `uid` from logging in as `name`, each for an administrator. Nothing where there is
+/// no account yet.
+pub fn obstacles(name: &str, uid: Uid, config: Option<&Config>) -> Vec<String> {
+    let Some(account) = users::get_user_by_name(name) else { return Vec::new() };
+    if account.uid() != uid.0 {
+        return vec![format!(
+            "getent passwd {name} gives uid {}, not the IAM user's: another directory has the name, or an earlier user had it",
+            account.uid()
+        )];
+    }
+    let shadow = std::fs::read_to_string(SHADOW).unwrap_or_default();
+    let expired = has_expired(&shadow, name, register::now() / DAY)
+        .then(|| format!("the account has expired in {SHADOW}; usermod -e '' {name} takes that back"));
+    let moves_aside = config.is_some_and(|config| config.home.on_mismatch == OnMismatch::Aside);
+    expired.into_iter().chain(home(account.home_dir(), name, uid, moves_aside, &Owners::of_host())).collect()
+}
+
+/// Whether the account's date of expiry has come.
+fn has_expired(shadow: &str, name: &str, today: u64) -> bool {
+    let row = shadow.lines().find(|line| line.split(':').next() == Some(name));
+    let date = row.and_then(|row| row.split(':').nth(7)).and_then(|date| date.parse::<u64>().ok());
+    date.is_some_and(|date| date <= today)
+}
+
+/// What is wrong with the home directory `path`, as the session phase sees it.
+fn home(path: &Path, name: &str, uid: Uid, moves_aside: bool, owners: &Owners) -> Option<String> {
+    let found = std::fs::metadata(path).ok()?;
+    let (shown, owner) = (path.display(), Uid(found.uid()));
+    if !found.is_dir() {
+        return Some(format!("{shown} is no directory: move it away"));
+    }
+    if owner == uid || owner.is_ours() && moves_aside {
+        return None;
+    }
+    if owner != Uid::ROOT {
+        return Some(format!(
+            "the home directory {shown} belongs to uid {owner}: move it away, or see home.on_mismatch"
+        ));
+    }
+    let former = owners.former(name, uid)?;
+    Some(format!("{shown} is root's, and may hold files of uid {former}, who had the name before"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_has_expired_from_its_date_on() {
+        let shadow = "alice:*:1::::::\nbob:*:1:::::1:\ncarol:*:1:::::20000:\n";
+        let expired = |name| has_expired(shadow, name, 20_000);
+        assert_eq!(["alice", "bob", "carol", "dave"].map(expired), [false, true, true, false]);
+        assert!(!has_expired(shadow, "carol", 19_999));
+    }
+
+    #[test]
+    fn a_home_of_another_or_no_directory_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let owners = Owners::new(&dir.path().join("owners"), &dir.path().join("served"));
+        let own = Uid(rustix::process::geteuid().as_raw());
+        let first = Uid(pam_iam_core::id::FIRST);
+        let of = |path: &Path, uid| home(path, "alice", uid, false, &owners);
+        assert_eq!(of(&dir.path().join("none"), first), None);
+        assert_eq!(of(dir.path(), own), None);
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(of(&file, own).unwrap().contains("is no directory"));
+        let other = Uid(own.0 + 1);
+        if own == Uid::ROOT {
+            assert_eq!(of(dir.path(), first), None, "as sshd's ChrootDirectory wants it");
+            owners.record("alice", other).unwrap();
+            assert!(of(dir.path(), first).unwrap().contains("had the name before"));
+        } else {
+            assert!(of(dir.path(), first).unwrap().contains(&format!("belongs to uid {own}")));
+        }
+    }
+}
