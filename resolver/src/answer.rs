@@ -72,18 +72,18 @@ impl From<Uid> for Asker {
 }
 
 /// Why a question has no answer.
-enum Trouble {
+enum AnswerError {
     Iam(IamError),
     Local(std::io::Error),
 }
 
-impl From<IamError> for Trouble {
+impl From<IamError> for AnswerError {
     fn from(error: IamError) -> Self {
         Self::Iam(error)
     }
 }
 
-impl From<std::io::Error> for Trouble {
+impl From<std::io::Error> for AnswerError {
     fn from(error: std::io::Error) -> Self {
         Self::Local(error)
     }
@@ -162,14 +162,14 @@ impl<I: Iam> Answerer<I> {
             *self.decisions.borrow_mut().entry(what).or_default() += 1;
         }
         answer.unwrap_or_else(|trouble| match trouble {
-            Trouble::Iam(IamError::Denied(message)) => {
+            AnswerError::Iam(IamError::Denied(message)) => {
                 Answer::Error { kind: Failure::Configuration, message: format!("IAM denies it: {message}") }
             }
-            Trouble::Iam(error @ IamError::Configuration(_)) => {
+            AnswerError::Iam(error @ IamError::Configuration(_)) => {
                 Answer::Error { kind: Failure::Configuration, message: error.to_string() }
             }
-            Trouble::Iam(error) => Answer::Error { kind: Failure::Unavailable, message: error.to_string() },
-            Trouble::Local(error) => Answer::Error {
+            AnswerError::Iam(error) => Answer::Error { kind: Failure::Unavailable, message: error.to_string() },
+            AnswerError::Local(error) => Answer::Error {
                 kind: Failure::Unavailable,
                 message: format!("the local accounts cannot be read: {error}"),
             },
@@ -186,11 +186,11 @@ impl<I: Iam> Answerer<I> {
         Age { fresh: freshness.max_age.0, offline: freshness.offline.0, origin }
     }
 
-    async fn user_by_name(&self, name: &LinuxName, origin: Origin) -> Result<Answer, Trouble> {
+    async fn user_by_name(&self, name: &LinuxName, origin: Origin) -> Result<Answer, AnswerError> {
         Ok(self.account(name, origin).await?.map_or(Answer::NotFound, Answer::User))
     }
 
-    async fn user_by_uid(&self, uid: Uid, origin: Origin) -> Result<Answer, Trouble> {
+    async fn user_by_uid(&self, uid: Uid, origin: Origin) -> Result<Answer, AnswerError> {
         Ok(self.account_by_uid(uid, origin).await?.map_or(Answer::NotFound, Answer::User))
     }
 
@@ -200,7 +200,7 @@ impl<I: Iam> Answerer<I> {
         uid: Uid,
         fingerprint: Option<&str>,
         origin: Origin,
-    ) -> Result<Answer, Trouble> {
+    ) -> Result<Answer, AnswerError> {
         let none = Answer::Keys { keys: Vec::new() };
         let standing = self.standing(name, uid)?;
         if standing == Standing::Local {
@@ -247,7 +247,7 @@ impl<I: Iam> Answerer<I> {
         uid: Uid,
         policy: Policy,
         origin: Origin,
-    ) -> Result<Answer, Trouble> {
+    ) -> Result<Answer, AnswerError> {
         let standing = self.standing(name, uid)?;
         if standing == Standing::Local {
             return Ok(refusal(Reason::Local, None, Source::Cache, 0));
@@ -285,7 +285,7 @@ impl<I: Iam> Answerer<I> {
 
     fn status(&self) -> Answer {
         let roster = self.directory.last_roster();
-        let tally = self.directory.tally();
+        let stats = self.directory.stats();
         let saved = self.directory.saved();
         Answer::report(&Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -296,10 +296,10 @@ impl<I: Iam> Answerer<I> {
             cache_age: saved.at.map(|at| at.elapsed().as_secs()),
             cache_bytes: saved.bytes,
             cache_error: saved.error,
-            calls: tally.calls,
-            errors: tally.errors,
-            last_error: tally.last_error,
-            last_answer: tally.last_answer.map(|at| at.elapsed().as_secs()),
+            calls: stats.calls,
+            errors: stats.errors,
+            last_error: stats.last_error,
+            last_answer: stats.last_answer.map(|at| at.elapsed().as_secs()),
             unknown_left: self.directory.unknown_left(),
             unknown_per_minute: self.config().freshness.unknown_per_minute,
             backing_off: self.directory.backing_off(),
@@ -314,7 +314,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The account that NSS shows under `name`: only a user who may log in has one.
-    async fn account(&self, name: &LinuxName, origin: Origin) -> Result<Option<User>, Trouble> {
+    async fn account(&self, name: &LinuxName, origin: Origin) -> Result<Option<User>, AnswerError> {
         if self.is_the_hosts(name)? || self.refusal_of_name(name, None)?.is_some() {
             return Ok(None);
         }
@@ -331,7 +331,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Logs why a user whom IAM has does not exist here, when that is new: sshd's "invalid user" does not tell.
-    async fn tell_why_not_shown(&self, name: &LinuxName, seen: &Seen) -> Result<(), Trouble> {
+    async fn tell_why_not_shown(&self, name: &LinuxName, seen: &Seen) -> Result<(), AnswerError> {
         let Known::One(person) = &seen.record.known else { return Ok(()) };
         let reason = match self.obstacle(name, person.uid, Standing::Ours, person)? {
             Some(reason) => reason,
@@ -367,18 +367,18 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The account of the user who has a uid, if NSS shows it under the user's name.
-    async fn account_by_uid(&self, uid: Uid, origin: Origin) -> Result<Option<User>, Trouble> {
+    async fn account_by_uid(&self, uid: Uid, origin: Origin) -> Result<Option<User>, AnswerError> {
         let Some((name, named)) = self.directory.find_uid(uid, origin).await? else { return Ok(None) };
         Ok(self.entry_named(&name, &named).await?.filter(|user| user.uid == uid))
     }
 
     /// Whether `name` is that of a local account, shared or not: then NSS shows no other.
-    fn is_the_hosts(&self, name: &LinuxName) -> Result<bool, Trouble> {
+    fn is_the_hosts(&self, name: &LinuxName) -> Result<bool, AnswerError> {
         Ok(self.is_shared(name) || self.locals.uid_of(name.as_str())?.is_some())
     }
 
     /// The account of the user who is behind a name, if the user may have it and may log in.
-    async fn entry_named(&self, name: &LinuxName, named: &Named) -> Result<Option<User>, Trouble> {
+    async fn entry_named(&self, name: &LinuxName, named: &Named) -> Result<Option<User>, AnswerError> {
         if self.is_the_hosts(name)? {
             return Ok(None);
         }
@@ -398,7 +398,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The uid and the IAM name of a user who is known from the roster alone, if the user may have the name.
-    fn listed_uid(&self, name: &LinuxName, roster: &Roster) -> Result<Option<(Uid, IamName)>, Trouble> {
+    fn listed_uid(&self, name: &LinuxName, roster: &Roster) -> Result<Option<(Uid, IamName)>, AnswerError> {
         let Some(user) = roster.user(name) else { return Ok(None) };
         let uid = ids::uid(&self.config().accounts, user);
         let refused = self.refusal_of_name(name, Some(uid))?.is_some()
@@ -425,7 +425,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The one IAM user who has a right to `name`.
-    fn rightful<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Result<Option<&'a Person>, Trouble> {
+    fn rightful<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Result<Option<&'a Person>, AnswerError> {
         let Known::One(person) = &seen.record.known else { return Ok(None) };
         let refused =
             self.refusal_of_name(name, Some(person.uid))?.is_some() || self.uid_is_taken(name, person)?;
@@ -440,7 +440,7 @@ impl<I: Iam> Answerer<I> {
         uid: Uid,
         standing: Standing,
         person: &Person,
-    ) -> Result<Option<Reason>, Trouble> {
+    ) -> Result<Option<Reason>, AnswerError> {
         Ok(match standing {
             Standing::Adopted => None,
             Standing::Local | Standing::Shared => Some(Reason::Local),
@@ -453,7 +453,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Whether the uid of `person` is an older user's, or this host has it otherwise.
-    fn uid_is_taken(&self, name: &LinuxName, person: &Person) -> Result<bool, Trouble> {
+    fn uid_is_taken(&self, name: &LinuxName, person: &Person) -> Result<bool, AnswerError> {
         let mut mapped = person.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
         let gid = person.uid.private_group();
         Ok(self.directory.has_elder(person)
@@ -463,7 +463,7 @@ impl<I: Iam> Answerer<I> {
 
     /// What of this host has `uid`, if it is not the user's called `name`: a local account, or a group, which would then be
     /// the user's primary group.
-    fn uid_of_the_host(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, Trouble> {
+    fn uid_of_the_host(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, AnswerError> {
         let gid = uid.private_group();
         let roster = self.directory.last_roster();
         let mut mapped = self.config().groups.keys().filter_map(|group| roster.as_ref()?.gid_of(group));
@@ -479,7 +479,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Why no IAM user gets `name` on this host, if so: it is that of a group, or the host claims it.
-    fn refusal_of_name(&self, name: &LinuxName, uid: Option<Uid>) -> Result<Option<Reason>, Trouble> {
+    fn refusal_of_name(&self, name: &LinuxName, uid: Option<Uid>) -> Result<Option<Reason>, AnswerError> {
         if self.name_of_a_group(name, uid)? {
             return Ok(Some(Reason::NameOfGroup));
         }
@@ -487,7 +487,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// What of the host claims `name`, if anything does.
-    fn claim_of(&self, name: &LinuxName) -> Result<Option<String>, Trouble> {
+    fn claim_of(&self, name: &LinuxName) -> Result<Option<String>, AnswerError> {
         if let Some(group) = self.locals.privileged_group_of(name.as_str())? {
             return Ok(Some(format!("the name is a member of the group {group} in {}", paths::GROUP)));
         }
@@ -503,7 +503,7 @@ impl<I: Iam> Answerer<I> {
     /// sudo compares group names, so an IAM user called `sudo`, `wheel` or `admin` would be root by `%sudo` and the
     /// like. A local group that is the private group of an account with `uid` is no such group; where the uid is not
     /// known yet, any group of our range may be.
-    fn name_of_a_group(&self, name: &LinuxName, uid: Option<Uid>) -> Result<bool, Trouble> {
+    fn name_of_a_group(&self, name: &LinuxName, uid: Option<Uid>) -> Result<bool, AnswerError> {
         let word = name.as_str();
         // Without regard to case, as sudo compares.
         let mapped = self.config().groups.values().map(|target| target.group.as_str());
@@ -524,22 +524,22 @@ impl<I: Iam> Answerer<I> {
     ///
     /// # Errors
     /// Returns an error if nobody can tell, since the instance's tags could not be read.
-    async fn may_log_in(&self, person: &Person) -> Result<bool, Trouble> {
+    async fn may_log_in(&self, person: &Person) -> Result<bool, AnswerError> {
         match self.verdict(Policy::Login, person).await {
             Ok(verdict) => Ok(verdict.allow),
-            Err(Trouble::Iam(error @ (IamError::Unreachable(_) | IamError::Limited))) => Err(error.into()),
-            Err(Trouble::Iam(_)) => Ok(false),
+            Err(AnswerError::Iam(error @ (IamError::Unreachable(_) | IamError::Limited))) => Err(error.into()),
+            Err(AnswerError::Iam(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    async fn verdict(&self, policy: Policy, person: &Person) -> Result<Verdict, Trouble> {
+    async fn verdict(&self, policy: Policy, person: &Person) -> Result<Verdict, AnswerError> {
         Ok(verdict_by(&*self.directory.access().await?, policy, person))
     }
 
     /// Whose the account is. What /etc/passwd says of a name is how the account is: whoever saw another uid saw
     /// something else, and gets nothing of it.
-    fn standing(&self, name: &LinuxName, uid: Uid) -> Result<Standing, Trouble> {
+    fn standing(&self, name: &LinuxName, uid: Uid) -> Result<Standing, AnswerError> {
         let local = self.locals.uid_of(name.as_str())?;
         if local.is_some_and(|local| local != uid) {
             return Ok(Standing::Local);

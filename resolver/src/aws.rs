@@ -21,7 +21,7 @@ use pam_iam_core::wire::Route;
 use tokio::time::Instant;
 
 use crate::http::{self, Proxy};
-use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, Tally};
+use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, CallStats};
 
 /// Tries per call, within `aws.total_timeout`.
 const ATTEMPTS: u32 = 3;
@@ -50,7 +50,7 @@ pub struct AwsIam {
     metadata: imds::Client,
     /// How IAM is reached.
     route: Route,
-    tally: RefCell<Tally>,
+    stats: RefCell<CallStats>,
 }
 
 impl AwsIam {
@@ -75,7 +75,7 @@ impl AwsIam {
         if let Some(role) = &settings.assume_role {
             config = config.credentials_provider(assumed(role, settings, &shared).await);
         }
-        Self { client: Client::from_conf(config.build()), metadata, route, tally: RefCell::default() }
+        Self { client: Client::from_conf(config.build()), metadata, route, stats: RefCell::default() }
     }
 
     /// Waits for a call, classifies its failure and counts it.
@@ -83,20 +83,20 @@ impl AwsIam {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        self.tally.borrow_mut().calls += 1;
+        self.stats.borrow_mut().calls += 1;
         let answer = call.await.map_err(classify);
         self.note(answer)
     }
 
     fn note<T>(&self, answer: Result<T, IamError>) -> Result<T, IamError> {
         if let Err(error @ (IamError::Denied(_) | IamError::Unreachable(_))) = &answer {
-            let mut tally = self.tally.borrow_mut();
+            let mut stats = self.stats.borrow_mut();
             // That IAM denies a look-up is an answer.
-            tally.errors += u64::from(matches!(error, IamError::Unreachable(_)));
-            tally.last_error = Some(error.to_string());
+            stats.errors += u64::from(matches!(error, IamError::Unreachable(_)));
+            stats.last_error = Some(error.to_string());
         }
         if !matches!(answer, Err(IamError::Unreachable(_))) {
-            self.tally.borrow_mut().last_answer = Some(Instant::now());
+            self.stats.borrow_mut().last_answer = Some(Instant::now());
         }
         answer
     }
@@ -187,8 +187,8 @@ impl Iam for AwsIam {
         self.route.clone()
     }
 
-    fn tally(&self) -> Tally {
-        self.tally.borrow().clone()
+    fn stats(&self) -> CallStats {
+        self.stats.borrow().clone()
     }
 }
 

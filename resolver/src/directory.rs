@@ -509,8 +509,8 @@ impl<I: Iam> Directory<I> {
     }
 
     /// The calls to IAM so far.
-    pub fn tally(&self) -> crate::iam::Tally {
-        self.iam.tally()
+    pub fn stats(&self) -> crate::iam::CallStats {
+        self.iam.stats()
     }
 
     /// Whether an unknown name may cost calls: it is on the roster, or the bucket has a token for each user who could

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pam_iam_core::config::Config;
 use pam_iam_core::name::{IamName, LinuxName};
 
-use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, Tally};
+use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, CallStats};
 use crate::ids;
 
 /// A key that `ssh-keygen` made.
@@ -193,8 +193,8 @@ impl Iam for FakeIam {
         self.call("IMDS", tag, |_| value).await
     }
 
-    fn tally(&self) -> Tally {
-        Tally { calls: self.calls.borrow().len() as u64, ..Tally::default() }
+    fn stats(&self) -> CallStats {
+        CallStats { calls: self.calls.borrow().len() as u64, ..CallStats::default() }
     }
 }
 

@@ -107,12 +107,12 @@ pub trait Iam: 'static {
         Route::default()
     }
     /// How many calls were made, how many of them failed, and how the last failure read.
-    fn tally(&self) -> Tally;
+    fn stats(&self) -> CallStats;
 }
 
 /// Counters of calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct CallStats {
     /// Calls made, retries not counted apart.
     pub calls: u64,
     /// Those that brought no answer.

@@ -13,7 +13,7 @@ use pam_iam_core::wire::{
     Source, Try,
 };
 
-use super::{Answerer, Trouble};
+use super::{Answerer, AnswerError};
 use crate::directory::{Keys, Known, Person};
 use crate::iam::{Iam, IamError, IamUser};
 use crate::ids;
@@ -28,7 +28,7 @@ const NOBODY: &str = "pam_iam-nobody";
 
 impl<I: Iam> Answerer<I> {
     /// All that decides about a name. The decisions are those that PAM would get.
-    pub(super) async fn explain(&self, name: &LinuxName) -> Result<Answer, Trouble> {
+    pub(super) async fn explain(&self, name: &LinuxName) -> Result<Answer, AnswerError> {
         let local = self.locals.uid_of(name.as_str())?;
         let standing = match local {
             Some(uid) => self.standing(name, uid)?,
@@ -85,7 +85,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Whose a uid is.
-    pub(super) async fn who_is(&self, uid: Uid) -> Result<Answer, Trouble> {
+    pub(super) async fn who_is(&self, uid: Uid) -> Result<Answer, AnswerError> {
         let found = self.directory.find_uid(uid, Origin::Host).await?;
         Ok(Answer::report(&Holder { name: found.map(|(name, _)| name) }))
     }
@@ -136,7 +136,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Goes over all IAM users: names and uids, and the keys of those who may log in.
-    pub(super) async fn lint(&self) -> Result<Answer, Trouble> {
+    pub(super) async fn lint(&self) -> Result<Answer, AnswerError> {
         let everybody = self.directory.iam().all_users().await?;
         let roster = self.directory.read_roster().await?;
         let mut allowed: BTreeMap<&IamName, bool> =
@@ -172,7 +172,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Why a user has no key to log in with, if so.
-    async fn trouble_with_keys(&self, user: &IamUser) -> Result<Option<String>, Trouble> {
+    async fn trouble_with_keys(&self, user: &IamUser) -> Result<Option<String>, AnswerError> {
         let keys = match self.directory.iam().keys_of(&user.name).await {
             Ok(keys) => keys,
             Err(IamError::Denied(_)) => {

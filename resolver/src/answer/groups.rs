@@ -8,7 +8,7 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Group, Policy, User};
 
-use super::{Answerer, Asker, Trouble, verdict_by};
+use super::{Answerer, Asker, AnswerError, verdict_by};
 use crate::directory::{Known, Named, Person};
 use crate::iam::{Iam, IamGroup, IamId};
 use crate::ids;
@@ -25,7 +25,7 @@ fn constant(name: &str) -> LinuxName {
 
 /// What makes a user a member of a Linux group.
 #[derive(Clone, Copy)]
-enum Ticket<'a> {
+enum MembershipRule<'a> {
     /// To have an account of ours.
     Account,
     /// That sudo is allowed.
@@ -37,7 +37,7 @@ enum Ticket<'a> {
 impl<I: Iam> Answerer<I> {
     /// A group, without its members: newgrp(1) would let an account of another service in that has a member's name,
     /// and initgroups(3) gives every user their groups.
-    pub(super) async fn group_by_name(&self, name: &LinuxName, origin: Origin) -> Result<Answer, Trouble> {
+    pub(super) async fn group_by_name(&self, name: &LinuxName, origin: Origin) -> Result<Answer, AnswerError> {
         if self.locals.gid_of(name.as_str())?.is_some() {
             // `files` has answered, and whoever asks us all the same must not get two groups of one name.
             return Ok(Answer::NotFound);
@@ -53,7 +53,7 @@ impl<I: Iam> Answerer<I> {
         Ok(self.account(name, origin).await?.map_or(Answer::NotFound, private_group))
     }
 
-    pub(super) async fn group_by_gid(&self, gid: Gid, origin: Origin) -> Result<Answer, Trouble> {
+    pub(super) async fn group_by_gid(&self, gid: Gid, origin: Origin) -> Result<Answer, AnswerError> {
         let mut name =
             own_groups().into_iter().find(|(own, _)| ids::gid_of(own.as_str()) == gid).map(|(own, _)| own);
         if name.is_none() && !self.config().groups.is_empty() {
@@ -76,7 +76,7 @@ impl<I: Iam> Answerer<I> {
         name: &LinuxName,
         known: bool,
         asker: Asker,
-    ) -> Result<Answer, Trouble> {
+    ) -> Result<Answer, AnswerError> {
         if self.is_shared(name) {
             return Ok(Answer::NotFound);
         }
@@ -113,7 +113,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The Linux groups of a user of whom nothing but the roster is known.
-    fn listed_groups(&self, name: &LinuxName, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, Trouble> {
+    fn listed_groups(&self, name: &LinuxName, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
         let is_in = |group: &IamName| roster.members(group).contains(name);
         if roster.access.sudo == Who::All || roster.access.sudo.groups().iter().any(is_in) {
@@ -127,7 +127,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The groups of a user that this host gives by what IAM says, by their names.
-    pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, Trouble> {
+    pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, AnswerError> {
         let seen = self.directory.find(name, self.age(Origin::Host)).await?;
         let Some(person) = self.rightful(name, &seen)? else { return Ok(Vec::new()) };
         if !self.may_log_in(person).await? && self.locals.uid_of(name.as_str())?.is_none() {
@@ -142,7 +142,7 @@ impl<I: Iam> Answerer<I> {
 
     /// The Linux groups of a person beside the private one. Who may not log in has but the one that sshd's rule about
     /// keys goes by: cron and the like do not ask whether a user may.
-    async fn linux_groups(&self, person: &Person) -> Result<Vec<(&LinuxName, Gid)>, Trouble> {
+    async fn linux_groups(&self, person: &Person) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
         let access = self.directory.access().await.ok();
         let may = |policy| access.as_ref().is_some_and(|access| allowed(access, policy, person));
@@ -161,7 +161,7 @@ impl<I: Iam> Answerer<I> {
 
     /// The gid of the Linux group that an IAM group maps to. Where several map to one, it is that of the first for all of them,
     /// and without a list of groups none.
-    async fn gid_of_target(&self, group: &LinuxName, iam: &IamId) -> Result<Option<Gid>, Trouble> {
+    async fn gid_of_target(&self, group: &LinuxName, iam: &IamId) -> Result<Option<Gid>, AnswerError> {
         if let Some(local) = self.locals.gid_of(group.as_str())? {
             return Ok(self.may_be_mapped(group)?.then_some(local));
         }
@@ -175,14 +175,14 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// All groups that users are in by what IAM says, for who keeps them in group(5).
-    pub(super) fn all_groups(&self, roster: &Roster) -> Result<Vec<Group>, Trouble> {
+    pub(super) fn all_groups(&self, roster: &Roster) -> Result<Vec<Group>, AnswerError> {
         let mut groups = Vec::new();
-        for (name, ticket) in own_groups() {
+        for (name, rule) in own_groups() {
             let gid = self.gid_of_own(name.as_str())?;
-            groups.push(Group { name: name.clone(), gid, members: self.members(roster, ticket) });
+            groups.push(Group { name: name.clone(), gid, members: self.members(roster, rule) });
         }
         for (name, gid) in self.mapped(roster)? {
-            let members = self.members(roster, Ticket::Mapped(name));
+            let members = self.members(roster, MembershipRule::Mapped(name));
             groups.push(Group { name: name.clone(), gid, members });
         }
         groups.retain(|group| group.gid.0 != 0);
@@ -191,7 +191,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The gid of one of our own two groups: the local group's, where there is one.
-    fn gid_of_own(&self, name: &str) -> Result<Gid, Trouble> {
+    fn gid_of_own(&self, name: &str) -> Result<Gid, AnswerError> {
         Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
     }
 
@@ -201,7 +201,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The Linux groups that IAM groups map to, each once.
-    fn mapped(&self, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, Trouble> {
+    fn mapped(&self, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let names: BTreeSet<&LinuxName> = self.config().groups.values().map(|target| &target.group).collect();
         let mut groups = Vec::new();
         for name in names {
@@ -211,13 +211,13 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Whether IAM may give a Linux group: one that means root by its gid alone, only if the configuration says so.
-    fn may_be_mapped(&self, group: &LinuxName) -> Result<bool, Trouble> {
+    fn may_be_mapped(&self, group: &LinuxName) -> Result<bool, AnswerError> {
         let mut targets = self.config().groups.values().filter(|target| target.group == *group);
         Ok(targets.any(|target| target.allow_privileged) || !self.locals.is_privileged(group.as_str())?)
     }
 
     /// The gid of a Linux group that IAM groups map to: the local one's, or that of the first of them that IAM has.
-    fn mapped_gid(&self, roster: &Roster, name: &LinuxName) -> Result<Option<Gid>, Trouble> {
+    fn mapped_gid(&self, roster: &Roster, name: &LinuxName) -> Result<Option<Gid>, AnswerError> {
         if !self.may_be_mapped(name)? {
             return Ok(None);
         }
@@ -227,17 +227,17 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Who has the ticket, by the roster and by what was learned of users since.
-    fn members(&self, roster: &Roster, ticket: Ticket<'_>) -> Vec<LinuxName> {
+    fn members(&self, roster: &Roster, rule: MembershipRule<'_>) -> Vec<LinuxName> {
         let access = &roster.access;
         let names_of = |groups: &[IamName]| -> Vec<LinuxName> {
             groups.iter().flat_map(|group| roster.members(group)).cloned().collect()
         };
-        let listed = match (ticket, &access.sudo) {
-            (Ticket::Account, _) | (Ticket::Sudo, Who::All) => {
+        let listed = match (rule, &access.sudo) {
+            (MembershipRule::Account, _) | (MembershipRule::Sudo, Who::All) => {
                 roster.users().map(|(name, _)| name.clone()).collect()
             }
-            (Ticket::Sudo, sudo) => names_of(sudo.groups()),
-            (Ticket::Mapped(group), _) => {
+            (MembershipRule::Sudo, sudo) => names_of(sudo.groups()),
+            (MembershipRule::Mapped(group), _) => {
                 let iam = self.config().groups.iter().filter(|(_, target)| target.group == *group);
                 names_of(&iam.map(|(iam, _)| iam.clone()).collect::<Vec<_>>())
             }
@@ -246,7 +246,7 @@ impl<I: Iam> Answerer<I> {
         for (name, record) in self.directory.learned_since(roster.at) {
             match &record.known {
                 // Learned while the list was being read, it may be the older of the two.
-                Known::One(person) if self.holds(access, ticket, &name, person) => {
+                Known::One(person) if self.holds(access, rule, &name, person) => {
                     record.at >= roster.ended && members.insert(name)
                 }
                 _ => members.remove(&name),
@@ -256,7 +256,7 @@ impl<I: Iam> Answerer<I> {
         members.into_iter().collect()
     }
 
-    fn holds(&self, access: &Access, ticket: Ticket<'_>, name: &LinuxName, person: &Person) -> bool {
+    fn holds(&self, access: &Access, rule: MembershipRule<'_>, name: &LinuxName, person: &Person) -> bool {
         let maps_to = |group: &LinuxName| {
             let mut groups = person.groups.iter().filter_map(|known| self.config().groups.get(&known.name));
             groups.any(|target| target.group == *group)
@@ -265,17 +265,17 @@ impl<I: Iam> Answerer<I> {
         if self.uid_is_taken(name, person).unwrap_or(true) {
             return false;
         }
-        match ticket {
-            Ticket::Account => allowed(access, Policy::Login, person),
-            Ticket::Sudo => allowed(access, Policy::Sudo, person),
-            Ticket::Mapped(group) => allowed(access, Policy::Login, person) && maps_to(group),
+        match rule {
+            MembershipRule::Account => allowed(access, Policy::Login, person),
+            MembershipRule::Sudo => allowed(access, Policy::Sudo, person),
+            MembershipRule::Mapped(group) => allowed(access, Policy::Login, person) && maps_to(group),
         }
     }
 }
 
 /// Our own two groups.
-fn own_groups() -> [(&'static LinuxName, Ticket<'static>); 2] {
-    [(&IAM_USERS_NAME, Ticket::Account), (&IAM_SUDO_NAME, Ticket::Sudo)]
+fn own_groups() -> [(&'static LinuxName, MembershipRule<'static>); 2] {
+    [(&IAM_USERS_NAME, MembershipRule::Account), (&IAM_SUDO_NAME, MembershipRule::Sudo)]
 }
 
 fn allowed(access: &Access, policy: Policy, person: &Person) -> bool {

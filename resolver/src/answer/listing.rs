@@ -5,7 +5,7 @@ use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::standing::{Standing, standing};
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
 
-use super::{Answerer, Trouble};
+use super::{Answerer, AnswerError};
 use crate::directory::Known;
 use crate::iam::{Iam, IamUser};
 use crate::ids;
@@ -23,7 +23,7 @@ enum Place {
 
 impl<I: Iam> Answerer<I> {
     /// The roster, read now.
-    pub(super) async fn roster(&self) -> Result<Answer, Trouble> {
+    pub(super) async fn roster(&self) -> Result<Answer, AnswerError> {
         let roster = self.directory.read_roster().await?;
         let (mut users, mut adopted) = (Vec::new(), Vec::new());
         let mut refused: Vec<Refused> = roster
@@ -82,14 +82,14 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Why the owner of `name` has no account here, if so.
-    pub(super) fn no_place(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, Trouble> {
+    pub(super) fn no_place(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, AnswerError> {
         Ok(match self.place(name, uid)? {
             Place::None(why) => Some(why),
             Place::Ours | Place::Adopted => None,
         })
     }
 
-    fn place(&self, name: &LinuxName, uid: Uid) -> Result<Place, Trouble> {
+    fn place(&self, name: &LinuxName, uid: Uid) -> Result<Place, AnswerError> {
         if self.is_shared(name) {
             return Ok(Place::None("its name is that of a shared account"));
         }
