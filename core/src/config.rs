@@ -21,7 +21,7 @@ mod parse;
 mod tests;
 mod values;
 
-pub use values::{AbsolutePath, HomePattern, Pattern, Percent, Span, TagName};
+pub use values::{AbsolutePath, ConfigDuration, HomePattern, Pattern, Percent, TagName};
 
 /// The longest configuration that is read, in bytes.
 const LENGTH_MAX: u64 = 1024 * 1024;
@@ -144,10 +144,10 @@ pub struct Config {
 pub struct Access {
     /// Who may log in.
     #[serde(deserialize_with = "parse::allow")]
-    pub allow: Who,
+    pub allow: Allowed,
     /// Who may use sudo.
     #[serde(default = "parse::nobody", deserialize_with = "parse::sudo")]
-    pub sudo: Who,
+    pub sudo: Allowed,
     /// IAM groups whose members may do nothing, whatever else lets them.
     #[serde(default, deserialize_with = "parse::denied")]
     pub deny: Vec<IamName>,
@@ -156,7 +156,7 @@ pub struct Access {
 /// Whom a policy names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Who {
+pub enum Allowed {
     /// Nobody.
     None,
     /// Every IAM user.
@@ -311,12 +311,12 @@ pub struct Aws {
     /// The external id that the role's trust policy wants.
     pub external_id: Option<String>,
     /// Limit of one connect.
-    pub connect_timeout: Span,
+    pub connect_timeout: ConfigDuration,
     /// Limit of one API call.
-    pub call_timeout: Span,
+    pub call_timeout: ConfigDuration,
     /// Limit of one question, with all its calls and retries.
     #[serde(deserialize_with = "parse::total_timeout")]
-    pub total_timeout: Span,
+    pub total_timeout: ConfigDuration,
 }
 
 impl Default for Aws {
@@ -327,9 +327,9 @@ impl Default for Aws {
             profile: None,
             assume_role: None,
             external_id: None,
-            connect_timeout: Span::seconds(1),
-            call_timeout: Span::seconds(2),
-            total_timeout: Span::seconds(3),
+            connect_timeout: ConfigDuration::seconds(1),
+            call_timeout: ConfigDuration::seconds(2),
+            total_timeout: ConfigDuration::seconds(3),
         }
     }
 }
@@ -339,13 +339,13 @@ impl Default for Aws {
 #[serde(deny_unknown_fields, default)]
 pub struct Freshness {
     /// Older answers are checked with IAM before they are used.
-    pub max_age: Span,
+    pub max_age: ConfigDuration,
     /// How often the list of allowed users is read again.
-    pub roster: Span,
+    pub roster: ConfigDuration,
     /// How long a last answer serves logins while IAM cannot be reached.
-    pub offline: Span,
+    pub offline: ConfigDuration,
     /// The same for sudo.
-    pub offline_sudo: Span,
+    pub offline_sudo: ConfigDuration,
     /// IAM look-ups a minute of names that are not on the roster.
     pub unknown_per_minute: u32,
 }
@@ -353,10 +353,10 @@ pub struct Freshness {
 impl Default for Freshness {
     fn default() -> Self {
         Self {
-            max_age: Span::seconds(10),
-            roster: Span::seconds(5 * 60),
-            offline: Span::seconds(12 * 3600),
-            offline_sudo: Span::seconds(3600),
+            max_age: ConfigDuration::seconds(10),
+            roster: ConfigDuration::seconds(5 * 60),
+            offline: ConfigDuration::seconds(12 * 3600),
+            offline_sudo: ConfigDuration::seconds(3600),
             unknown_per_minute: 30,
         }
     }
@@ -369,7 +369,7 @@ pub struct Sessions {
     /// What the sweep looks at.
     pub sweep: Sweep,
     /// Between asking a session to end and killing it.
-    pub grace: Span,
+    pub grace: ConfigDuration,
     /// What becomes of a managed user's session that cannot be registered.
     pub unregistered: Unregistered,
     /// What becomes of a managed user's ssh session of which sshd names no key.
@@ -380,7 +380,7 @@ impl Default for Sessions {
     fn default() -> Self {
         Self {
             sweep: Sweep::Key,
-            grace: Span::seconds(10),
+            grace: ConfigDuration::seconds(10),
             unregistered: Unregistered::Refuse,
             without_key: Unregistered::Refuse,
         }
@@ -544,11 +544,11 @@ fn is_plain_and_far(endpoint: &str) -> bool {
 impl Access {
     /// The groups that are named here, login before sudo.
     pub fn groups(&self) -> impl Iterator<Item = &IamName> {
-        [&self.allow, &self.sudo].into_iter().flat_map(Who::groups).chain(&self.deny)
+        [&self.allow, &self.sudo].into_iter().flat_map(Allowed::groups).chain(&self.deny)
     }
 }
 
-impl Who {
+impl Allowed {
     /// The groups that are named, if any. Those of a tag are not known here.
     pub fn groups(&self) -> &[IamName] {
         match self {

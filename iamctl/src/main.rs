@@ -27,7 +27,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use pam_iam_core::ask::{Mode, Resolver};
 use pam_iam_core::audit::Event;
 use pam_iam_core::client::AskError;
-use pam_iam_core::config::{Config, Span};
+use pam_iam_core::config::{Config, ConfigDuration};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
@@ -269,7 +269,7 @@ fn flush(context: &Context, user: Option<&str>) -> Result<bool, String> {
 
 /// A duration as the configuration has it.
 fn duration(text: &str) -> Result<Duration, String> {
-    text.parse().map(|Span(duration)| duration)
+    text.parse().map(|ConfigDuration(duration)| duration)
 }
 
 fn linux_name(name: &str) -> Result<LinuxName, String> {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pam_iam_core::config::{Config, Importer, Retire, Who};
+use pam_iam_core::config::{Allowed, Config, Importer, Retire};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::{IAM_USERS, LinuxName};
 use pam_iam_core::paths::NOLOGIN;
@@ -302,7 +302,7 @@ impl<'a> Planner<'a> {
         }
         let wanted = match config.importer.retire {
             // Who may write instance tags must not be able to have homes removed.
-            _ if matches!(config.access.allow, Who::Tag(_)) => None,
+            _ if matches!(config.access.allow, Allowed::Tag(_)) => None,
             Retire::Archive => Some(HomeFate::Archive),
             Retire::Delete => Some(HomeFate::Delete),
             Retire::Lock => None,

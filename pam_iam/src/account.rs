@@ -21,7 +21,7 @@ use crate::sudoer::{Invoker, NssGroups, importer_record, refused_for};
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
 
 /// An account as this host knows it, and whose it is.
-pub struct Subject {
+pub struct TargetAccount {
     /// The name.
     pub name: String,
     /// The uid.
@@ -37,7 +37,7 @@ pub struct Subject {
     config_path: PathBuf,
 }
 
-impl Subject {
+impl TargetAccount {
     /// The account `name`, by NSS as the application itself sees it. A look-up that fails reads as "no such account",
     /// and that is refused.
     pub fn look_up(name: String, config: &Path) -> Option<Self> {
@@ -74,7 +74,7 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
         return Outcome::UnknownUser;
     };
     let begun = begun(arguments.policy, &name);
-    let Some(subject) = Subject::look_up(name, &arguments.config) else {
+    let Some(subject) = TargetAccount::look_up(name, &arguments.config) else {
         let event = refused(begun, host, "no-such-account");
         host.audit(Severity::Warning, &event);
         return Outcome::UnknownUser;
@@ -128,7 +128,7 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
 
 /// Whether sudo is invoked by a uid that is not the account's: another directory has an account of that name, or the name has
 /// changed hands. Of accounts that IAM has no part in that is the host's business.
-fn is_of_another(invoker: Uid, subject: &Subject) -> bool {
+fn is_of_another(invoker: Uid, subject: &TargetAccount) -> bool {
     let is_local = matches!(subject.standing, Standing::Local | Standing::Shared);
     invoker != Uid::ROOT && invoker != subject.uid && (!is_local || invoker.is_ours())
 }
@@ -155,7 +155,7 @@ pub fn tell_of_name(host: &mut impl Host, user: &str, refusal: &Refusal) {
 }
 
 /// The group that grants sudo by what IAM says and that `subject`, about whom IAM is not asked, holds all the same.
-fn group_without_a_right(host: &impl Host, subject: &Subject) -> Option<String> {
+fn group_without_a_right(host: &impl Host, subject: &TargetAccount) -> Option<String> {
     let gids = [host.process_gids(), host.gids_of(&subject.name, subject.gid)].concat();
     let invoker = Invoker { name: &subject.name, uid: subject.uid, gids: &gids };
     let config = subject.config.as_ref().ok();
@@ -180,7 +180,7 @@ fn subject_name(host: &mut impl Host, policy: Policy) -> Option<String> {
     name.filter(|name| !name.is_empty())
 }
 
-fn decide(subject: &Subject, policy: Policy) -> Result<Decision, String> {
+fn decide(subject: &TargetAccount, policy: Policy) -> Result<Decision, String> {
     let config = subject.config.as_ref().map_err(ToString::to_string)?;
     let name = LinuxName::new(&subject.name).map_err(|why| format!("the name {why}"))?;
     let request = Request::Decide { name, uid: subject.uid, policy };

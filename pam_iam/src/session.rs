@@ -19,7 +19,7 @@ use pam_iam_core::wire::{Answer, Request};
 use pam_iam_core::{local, paths};
 use rustix::fs::{Gid, Uid};
 
-use crate::account::{Subject, tell_of_name};
+use crate::account::{TargetAccount, tell_of_name};
 use crate::arguments::Arguments;
 use crate::home::{self, HomeError, Made, Owner};
 use crate::host::{Host, Outcome, Severity};
@@ -30,7 +30,7 @@ const UNREADABLE: &str = "unreadable";
 /// The body of `pam_sm_open_session`.
 pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
     let Some(name) = host.user().filter(|name| !name.is_empty()) else { return Outcome::UnknownUser };
-    let Some(subject) = Subject::look_up(name, &arguments.config) else { return Outcome::UnknownUser };
+    let Some(subject) = TargetAccount::look_up(name, &arguments.config) else { return Outcome::UnknownUser };
     if subject.standing == Standing::Local {
         return Outcome::Ignore;
     }
@@ -125,7 +125,7 @@ struct Opened {
 /// Logs the fingerprint of each key that opened the session, and whose it is. One that is not an active IAM key of the
 /// user is called foreign: it comes from a place that IAM cannot withdraw, and sshd's rule that keeps such keys out
 /// (`Match Group iam-users`) did not hold.
-fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened {
+fn opened_by(host: &mut impl Host, subject: &TargetAccount, config: &Config) -> Opened {
     let info = host.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
     let (service, rhost) = (host.service(), host.remote_host());
     let mut opened =
@@ -175,12 +175,12 @@ fn opened_by(host: &mut impl Host, subject: &Subject, config: &Config) -> Opened
 }
 
 /// Whether sshd logs a managed user in: by a key, or by Kerberos, a trusted host or a password, which IAM knows nothing of.
-fn is_ssh_of_managed(host: &impl Host, subject: &Subject, arguments: &Arguments) -> bool {
+fn is_ssh_of_managed(host: &impl Host, subject: &TargetAccount, arguments: &Arguments) -> bool {
     subject.standing == Standing::Ours && (arguments.is_sshd || host.service() == "sshd")
 }
 
 /// Whether a session by such a key is not to be.
-fn is_refused(subject: &Subject, config: &Config, origin: Origin) -> bool {
+fn is_refused(subject: &TargetAccount, config: &Config, origin: Origin) -> bool {
     subject.standing == Standing::Ours
         && origin == Origin::Foreign
         && !config.keys.others_open_managed_accounts()
@@ -188,7 +188,7 @@ fn is_refused(subject: &Subject, config: &Config, origin: Origin) -> bool {
 
 /// Enters the session in the register, where the sweep finds it. One without a key that IAM knows, of an account that is
 /// only shared, is the host's own.
-fn register(host: &mut impl Host, subject: &Subject, opened: Opened) -> io::Result<()> {
+fn register(host: &mut impl Host, subject: &TargetAccount, opened: Opened) -> io::Result<()> {
     if subject.standing == Standing::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin) {
         return Ok(());
     }
@@ -222,7 +222,7 @@ fn register(host: &mut impl Host, subject: &Subject, opened: Opened) -> io::Resu
 }
 
 /// The IAM user whose active key this is, if it is anybody's who may use the account; none if nobody can tell.
-fn owner(subject: &Subject, config: &Config, fingerprint: &str) -> Option<Option<String>> {
+fn owner(subject: &TargetAccount, config: &Config, fingerprint: &str) -> Option<Option<String>> {
     let name = LinuxName::new(&subject.name).ok()?;
     let request = Request::Keys { name, uid: subject.uid, fingerprint: Some(fingerprint.to_owned()) };
     match subject.resolver(config).ask(&request) {
@@ -236,14 +236,14 @@ fn owner(subject: &Subject, config: &Config, fingerprint: &str) -> Option<Option
 }
 
 /// Whether another account of this host has the same home directory. One that cannot be ruled out is one.
-fn is_home_of_another(subject: &Subject) -> bool {
+fn is_home_of_another(subject: &TargetAccount) -> bool {
     let others = local::accounts(Path::new(paths::PASSWD));
     others.map_or(true, |all| {
         all.iter().any(|other| other.uid != subject.uid && Path::new(&other.home) == subject.home)
     })
 }
 
-fn make_home(host: &mut impl Host, subject: &Subject, config: &Config) -> Outcome {
+fn make_home(host: &mut impl Host, subject: &TargetAccount, config: &Config) -> Outcome {
     let owner = Owner { uid: Uid::from_raw(subject.uid.0), gid: Gid::from_raw(subject.gid) };
     let path = subject.home.display().to_string();
     let event = |result: &str| {

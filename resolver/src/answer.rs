@@ -168,7 +168,9 @@ impl<I: Iam> Answerer<I> {
             AnswerError::Iam(error @ IamError::Configuration(_)) => {
                 Answer::Error { kind: Failure::Configuration, message: error.to_string() }
             }
-            AnswerError::Iam(error) => Answer::Error { kind: Failure::Unavailable, message: error.to_string() },
+            AnswerError::Iam(error) => {
+                Answer::Error { kind: Failure::Unavailable, message: error.to_string() }
+            }
             AnswerError::Local(error) => Answer::Error {
                 kind: Failure::Unavailable,
                 message: format!("the local accounts cannot be read: {error}"),
@@ -527,7 +529,9 @@ impl<I: Iam> Answerer<I> {
     async fn may_log_in(&self, person: &Person) -> Result<bool, AnswerError> {
         match self.verdict(Policy::Login, person).await {
             Ok(verdict) => Ok(verdict.allow),
-            Err(AnswerError::Iam(error @ (IamError::Unreachable(_) | IamError::Limited))) => Err(error.into()),
+            Err(AnswerError::Iam(error @ (IamError::Unreachable(_) | IamError::Limited))) => {
+                Err(error.into())
+            }
             Err(AnswerError::Iam(_)) => Ok(false),
             Err(error) => Err(error),
         }

@@ -21,7 +21,7 @@ use pam_iam_core::wire::Route;
 use tokio::time::Instant;
 
 use crate::http::{self, Proxy};
-use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, CallStats};
+use crate::iam::{CallStats, Iam, IamError, IamGroup, IamId, IamUser};
 
 /// Tries per call, within `aws.total_timeout`.
 const ATTEMPTS: u32 = 3;

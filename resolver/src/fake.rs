@@ -8,7 +8,7 @@ use std::time::Duration;
 use pam_iam_core::config::Config;
 use pam_iam_core::name::{IamName, LinuxName};
 
-use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser, CallStats};
+use crate::iam::{CallStats, Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
 
 /// A key that `ssh-keygen` made.

@@ -1,6 +1,6 @@
 //! Who may do what: pure functions of a user and the configuration.
 
-use pam_iam_core::config::{Access, Who};
+use pam_iam_core::config::{Access, Allowed};
 use pam_iam_core::name::IamName;
 use pam_iam_core::wire::{Policy, Reason};
 
@@ -29,12 +29,12 @@ pub fn decide(access: &Access, policy: Policy, groups: &[IamName]) -> Verdict {
     }
 }
 
-fn judge(who: &Who, groups: &[IamName]) -> Verdict {
+fn judge(who: &Allowed, groups: &[IamName]) -> Verdict {
     match who {
         // A tag that was not read names nobody.
-        Who::None | Who::Tag(_) => Verdict { allow: false, reason: Reason::PolicyNone, group: None },
-        Who::All => Verdict { allow: true, reason: Reason::All, group: None },
-        Who::Groups(allowed) => match allowed.iter().find(|group| groups.contains(group)) {
+        Allowed::None | Allowed::Tag(_) => Verdict { allow: false, reason: Reason::PolicyNone, group: None },
+        Allowed::All => Verdict { allow: true, reason: Reason::All, group: None },
+        Allowed::Groups(allowed) => match allowed.iter().find(|group| groups.contains(group)) {
             Some(group) => Verdict { allow: true, reason: Reason::InGroup, group: Some(group.clone()) },
             None => Verdict { allow: false, reason: Reason::NotInGroup, group: None },
         },
@@ -49,7 +49,7 @@ mod tests {
         names.iter().map(|name| IamName::group(name).unwrap()).collect()
     }
 
-    fn verdict(allow: &Who, sudo: &Who, policy: Policy, groups: &[&str]) -> (bool, Reason) {
+    fn verdict(allow: &Allowed, sudo: &Allowed, policy: Policy, groups: &[&str]) -> (bool, Reason) {
         let access = Access { allow: allow.clone(), sudo: sudo.clone(), deny: names(&["out"]) };
         let verdict = decide(&access, policy, &names(groups));
         (verdict.allow, verdict.reason)
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn members_of_an_allowed_group_may() {
-        let (users, admins) = (Who::Groups(names(&["users"])), Who::Groups(names(&["admins"])));
+        let (users, admins) = (Allowed::Groups(names(&["users"])), Allowed::Groups(names(&["admins"])));
         assert_eq!(verdict(&users, &admins, Policy::Login, &["x", "users"]), (true, Reason::InGroup));
         assert_eq!(verdict(&users, &admins, Policy::Login, &["admins"]), (false, Reason::NotInGroup));
         assert_eq!(verdict(&users, &admins, Policy::Login, &["Users"]), (false, Reason::NotInGroup));
@@ -67,25 +67,28 @@ mod tests {
 
     #[test]
     fn members_of_a_denied_group_may_nothing_whatever_else_they_are_in() {
-        let users = Who::Groups(names(&["users"]));
-        for (allow, groups) in [(&users, &["users", "out"][..]), (&Who::All, &["out"])] {
+        let users = Allowed::Groups(names(&["users"]));
+        for (allow, groups) in [(&users, &["users", "out"][..]), (&Allowed::All, &["out"])] {
             for policy in [Policy::Login, Policy::Sudo] {
-                assert_eq!(verdict(allow, &Who::All, policy, groups), (false, Reason::InDeniedGroup));
+                assert_eq!(verdict(allow, &Allowed::All, policy, groups), (false, Reason::InDeniedGroup));
             }
         }
     }
 
     #[test]
     fn sudo_without_login_is_nothing() {
-        let (users, admins) = (Who::Groups(names(&["users"])), Who::Groups(names(&["admins"])));
+        let (users, admins) = (Allowed::Groups(names(&["users"])), Allowed::Groups(names(&["admins"])));
         assert_eq!(verdict(&users, &admins, Policy::Sudo, &["admins"]), (false, Reason::NoLogin));
-        assert_eq!(verdict(&users, &Who::All, Policy::Sudo, &[]), (false, Reason::NoLogin));
+        assert_eq!(verdict(&users, &Allowed::All, Policy::Sudo, &[]), (false, Reason::NoLogin));
     }
 
     #[test]
     fn all_and_none_mean_what_they_say() {
-        assert_eq!(verdict(&Who::All, &Who::None, Policy::Login, &[]), (true, Reason::All));
-        assert_eq!(verdict(&Who::All, &Who::All, Policy::Sudo, &[]), (true, Reason::All));
-        assert_eq!(verdict(&Who::All, &Who::None, Policy::Sudo, &["root"]), (false, Reason::PolicyNone));
+        assert_eq!(verdict(&Allowed::All, &Allowed::None, Policy::Login, &[]), (true, Reason::All));
+        assert_eq!(verdict(&Allowed::All, &Allowed::All, Policy::Sudo, &[]), (true, Reason::All));
+        assert_eq!(
+            verdict(&Allowed::All, &Allowed::None, Policy::Sudo, &["root"]),
+            (false, Reason::PolicyNone)
+        );
     }
 }

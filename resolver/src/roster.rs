@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join};
-use pam_iam_core::config::{Access, Accounts, Config, Who};
+use pam_iam_core::config::{Access, Accounts, Allowed, Config};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IamName, LinuxName};
 use serde::{Deserialize, Serialize};
@@ -84,8 +84,8 @@ impl Roster {
         let groups = async { groups.await.into_iter().collect::<Result<Vec<_>, _>>() };
         let everybody = async {
             match access.allow {
-                Who::All => iam.all_users().await,
-                Who::None | Who::Groups(_) | Who::Tag(_) => Ok(Vec::new()),
+                Allowed::All => iam.all_users().await,
+                Allowed::None | Allowed::Groups(_) | Allowed::Tag(_) => Ok(Vec::new()),
             }
         };
         let (groups, everybody) = try_join(groups, everybody).await?;

@@ -6,50 +6,50 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
-use super::{GroupTarget, PRIVILEGED_GROUPS, Pattern, Span, TagRule, Who};
+use super::{Allowed, ConfigDuration, GroupTarget, PRIVILEGED_GROUPS, Pattern, TagRule};
 use crate::id::{LAST, LAST_HASHED, Uid};
 use crate::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use crate::wire::TOTAL_TIMEOUT_MAX;
 
-pub(super) fn nobody() -> Who {
-    Who::None
+pub(super) fn nobody() -> Allowed {
+    Allowed::None
 }
 
-pub(super) fn allow<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+pub(super) fn allow<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Allowed, D::Error> {
     match access(deserializer)? {
-        Who::None => Err(de::Error::custom(r#"expected "all" or a list of IAM groups, found "none""#)),
+        Allowed::None => Err(de::Error::custom(r#"expected "all" or a list of IAM groups, found "none""#)),
         policy => Ok(policy),
     }
 }
 
-pub(super) fn sudo<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+pub(super) fn sudo<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Allowed, D::Error> {
     access(deserializer)
 }
 
-fn access<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Who, D::Error> {
+fn access<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Allowed, D::Error> {
     struct Words;
 
     impl<'de> Visitor<'de> for Words {
-        type Value = Who;
+        type Value = Allowed;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(r#""all", a list of IAM groups, or { tag = "TAG", within = ["PATTERN"] }"#)
         }
 
-        fn visit_str<E: de::Error>(self, word: &str) -> Result<Who, E> {
+        fn visit_str<E: de::Error>(self, word: &str) -> Result<Allowed, E> {
             match word {
-                "all" => Ok(Who::All),
-                "none" => Ok(Who::None),
+                "all" => Ok(Allowed::All),
+                "none" => Ok(Allowed::None),
                 _ => Err(E::custom(format!(r#"expected "all" or a list, found {word:?}; write [{word:?}]"#))),
             }
         }
 
-        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Who, A::Error> {
-            groups(de::value::SeqAccessDeserializer::new(list)).map(Who::Groups)
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Allowed, A::Error> {
+            groups(de::value::SeqAccessDeserializer::new(list)).map(Allowed::Groups)
         }
 
-        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Who, A::Error> {
-            TagRule::deserialize(de::value::MapAccessDeserializer::new(map)).map(Who::Tag)
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Allowed, A::Error> {
+            TagRule::deserialize(de::value::MapAccessDeserializer::new(map)).map(Allowed::Tag)
         }
     }
 
@@ -218,8 +218,8 @@ pub(super) fn assigned_uids<'de, D: Deserializer<'de>>(
     Ok(uids)
 }
 
-pub(super) fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
-    let span = Span::deserialize(deserializer)?;
+pub(super) fn total_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ConfigDuration, D::Error> {
+    let span = ConfigDuration::deserialize(deserializer)?;
     if span.0 > TOTAL_TIMEOUT_MAX || span.0.is_zero() {
         let max = TOTAL_TIMEOUT_MAX.as_secs();
         return Err(de::Error::custom(format!(

@@ -76,7 +76,7 @@ fn without_allow_nothing_goes() {
 fn a_tag_needs_patterns() {
     let access = |allow: &str| parse(&format!("[access]\nallow = {allow}"));
     let tagged = access("{ tag = 'ssh-groups', within = ['prod-*', 'ops'] }").unwrap();
-    assert!(matches!(&tagged.access.allow, Who::Tag(rule) if rule.tag.as_str() == "ssh-groups"));
+    assert!(matches!(&tagged.access.allow, Allowed::Tag(rule) if rule.tag.as_str() == "ssh-groups"));
     for (wrong, what) in [
         ("{ tag = 'ssh-groups' }", "missing field `within`"),
         ("{ tag = 'ssh-groups', within = [] }", "an empty list would allow nobody"),
@@ -145,7 +145,7 @@ fn values_are_read_as_meant() {
     assert_eq!(config.aws.call_timeout.0, Duration::from_millis(250));
     let name = LinuxName::new("alice").unwrap();
     assert_eq!(config.accounts.home.of(&name), "/home/alice");
-    assert_eq!(parse("[access]\nallow = 'all'").unwrap().access.allow, Who::All);
+    assert_eq!(parse("[access]\nallow = 'all'").unwrap().access.allow, Allowed::All);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use pam_iam_core::config::{Config, Who};
+use pam_iam_core::config::{Allowed, Config};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::IAM_SUDO;
 use pam_iam_core::nsswitch::{self, NSSWITCH};
@@ -77,7 +77,7 @@ pub fn accounts(roster: Option<&Roster>) -> Finding {
 /// sudo's rule, where anybody may use sudo: the file, and what sudo makes of all its files for a user who may.
 pub fn sudoers(config: &Config, roster: Option<&Roster>) -> Finding {
     const CHECK: &str = "sudoers";
-    if config.access.sudo == Who::None {
+    if config.access.sudo == Allowed::None {
         return Finding::ok(CHECK, "access.sudo is \"none\"");
     }
     if !is_installed(VISUDO) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pam_iam_core::config::{Config, Who};
+use pam_iam_core::config::{Allowed, Config};
 
 use super::Finding;
 use crate::host::pam::{self, BECOMING, FOLDER, Role, SERVICES, Service};
@@ -16,7 +16,7 @@ const SUDO: &str = "/usr/bin/sudo";
 
 /// Looks at the stacks of sshd, sudo and what starts jobs.
 pub fn stacks(config: &Config) -> Vec<Finding> {
-    let is_wanted = |service: &&Service| service.role != Role::Sudo || config.access.sudo != Who::None;
+    let is_wanted = |service: &&Service| service.role != Role::Sudo || config.access.sudo != Allowed::None;
     let asked = SERVICES.iter().filter(is_wanted).flat_map(|service| findings(service, Path::new("/")));
     asked.chain(becoming(Path::new("/"))).collect()
 }

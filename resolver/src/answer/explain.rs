@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, stream};
-use pam_iam_core::config::Who;
+use pam_iam_core::config::Allowed;
 use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
@@ -13,7 +13,7 @@ use pam_iam_core::wire::{
     Source, Try,
 };
 
-use super::{Answerer, AnswerError};
+use super::{AnswerError, Answerer};
 use crate::directory::{Keys, Known, Person};
 use crate::iam::{Iam, IamError, IamUser};
 use crate::ids;
@@ -111,7 +111,7 @@ impl<I: Iam> Answerer<I> {
             }
             tries.push(tried("iam:GetGroup", answer.err()));
         }
-        if access.allow == Who::All {
+        if access.allow == Allowed::All {
             let answer = iam.all_users().await;
             if let Ok(users) = &answer {
                 known = known.or_else(|| users.first().map(|user| user.name.clone()));

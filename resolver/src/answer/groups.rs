@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use pam_iam_core::config::{Access, Who};
+use pam_iam_core::config::{Access, Allowed};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Group, Policy, User};
 
-use super::{Answerer, Asker, AnswerError, verdict_by};
+use super::{AnswerError, Answerer, Asker, verdict_by};
 use crate::directory::{Known, Named, Person};
 use crate::iam::{Iam, IamGroup, IamId};
 use crate::ids;
@@ -37,7 +37,11 @@ enum MembershipRule<'a> {
 impl<I: Iam> Answerer<I> {
     /// A group, without its members: newgrp(1) would let an account of another service in that has a member's name,
     /// and initgroups(3) gives every user their groups.
-    pub(super) async fn group_by_name(&self, name: &LinuxName, origin: Origin) -> Result<Answer, AnswerError> {
+    pub(super) async fn group_by_name(
+        &self,
+        name: &LinuxName,
+        origin: Origin,
+    ) -> Result<Answer, AnswerError> {
         if self.locals.gid_of(name.as_str())?.is_some() {
             // `files` has answered, and whoever asks us all the same must not get two groups of one name.
             return Ok(Answer::NotFound);
@@ -113,10 +117,14 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The Linux groups of a user of whom nothing but the roster is known.
-    fn listed_groups(&self, name: &LinuxName, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
+    fn listed_groups(
+        &self,
+        name: &LinuxName,
+        roster: &Roster,
+    ) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
         let is_in = |group: &IamName| roster.members(group).contains(name);
-        if roster.access.sudo == Who::All || roster.access.sudo.groups().iter().any(is_in) {
+        if roster.access.sudo == Allowed::All || roster.access.sudo.groups().iter().any(is_in) {
             groups.push((&IAM_SUDO_NAME, self.gid_of_own(IAM_SUDO)?));
         }
         for (_, target) in self.config().groups.iter().filter(|(iam, _)| is_in(iam)) {
@@ -233,7 +241,7 @@ impl<I: Iam> Answerer<I> {
             groups.iter().flat_map(|group| roster.members(group)).cloned().collect()
         };
         let listed = match (rule, &access.sudo) {
-            (MembershipRule::Account, _) | (MembershipRule::Sudo, Who::All) => {
+            (MembershipRule::Account, _) | (MembershipRule::Sudo, Allowed::All) => {
                 roster.users().map(|(name, _)| name.clone()).collect()
             }
             (MembershipRule::Sudo, sudo) => names_of(sudo.groups()),

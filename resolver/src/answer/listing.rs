@@ -5,7 +5,7 @@ use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::standing::{Standing, standing};
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
 
-use super::{Answerer, AnswerError};
+use super::{AnswerError, Answerer};
 use crate::directory::Known;
 use crate::iam::{Iam, IamUser};
 use crate::ids;

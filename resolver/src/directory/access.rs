@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use pam_iam_core::config::{Access, TagRule, Who};
+use pam_iam_core::config::{Access, Allowed, TagRule};
 use pam_iam_core::escape::Value;
 use pam_iam_core::name::IamName;
 use pam_iam_core::wire::Policy;
@@ -17,8 +17,8 @@ use crate::iam::{Iam, IamError};
 /// What the tags said, each with the moment before it was asked.
 #[derive(Default)]
 pub(super) struct Tags {
-    pub(super) allow: Option<(Who, Instant)>,
-    pub(super) sudo: Option<(Who, Instant)>,
+    pub(super) allow: Option<(Allowed, Instant)>,
+    pub(super) sudo: Option<(Allowed, Instant)>,
     /// When they were last asked, whatever came of it.
     asked: Option<Instant>,
     /// Why nobody may log in, if that is so.
@@ -64,7 +64,7 @@ impl<I: Iam> Directory<I> {
 
     fn has_tags(&self) -> bool {
         let Access { allow, sudo, .. } = &self.config.access;
-        [allow, sudo].into_iter().any(|who| matches!(who, Who::Tag(_)))
+        [allow, sudo].into_iter().any(|who| matches!(who, Allowed::Tag(_)))
     }
 
     /// What was last read, as far as it still serves: while the metadata service is silent, as long as an answer of IAM.
@@ -72,13 +72,13 @@ impl<I: Iam> Directory<I> {
         let state = self.state.borrow();
         let Tags { allow, sudo, refused, .. } = &state.tags;
         let freshness = &self.config.freshness;
-        let serves = |held: &Option<(Who, Instant)>, limit: Duration| {
+        let serves = |held: &Option<(Allowed, Instant)>, limit: Duration| {
             held.clone().filter(|(_, at)| at.elapsed() < limit).map(|(who, _)| who)
         };
         let unread = || IamError::Unreachable("the instance's tags were not read".to_owned());
         let allow =
             serves(allow, freshness.offline.0).ok_or_else(|| refused.clone().unwrap_or_else(unread))?;
-        let sudo = serves(sudo, freshness.offline_sudo.0).unwrap_or(Who::None);
+        let sudo = serves(sudo, freshness.offline_sudo.0).unwrap_or(Allowed::None);
         Ok(Rc::new(Access { allow, sudo, deny: self.config.access.deny.clone() }))
     }
 
@@ -119,7 +119,7 @@ impl<I: Iam> Directory<I> {
     }
 
     /// An answer counts at once; silence leaves the last one in force as long as it may serve.
-    fn heard_tag(&self, policy: Policy, answer: Result<Who, IamError>, at: Instant) {
+    fn heard_tag(&self, policy: Policy, answer: Result<Allowed, IamError>, at: Instant) {
         let what = match policy {
             Policy::Login => "log in",
             Policy::Sudo => "use sudo",
@@ -154,8 +154,8 @@ impl<I: Iam> Directory<I> {
 
     /// Puts the groups that a tag names in its place. A group that the configuration does not list among those that a
     /// tag may name is left out: who may write tags must not choose who is root.
-    async fn groups_of_tag(&self, what: &str, who: &Who) -> Result<Who, IamError> {
-        let Who::Tag(TagRule { tag, within }) = who else { return Ok(who.clone()) };
+    async fn groups_of_tag(&self, what: &str, who: &Allowed) -> Result<Allowed, IamError> {
+        let Allowed::Tag(TagRule { tag, within }) = who else { return Ok(who.clone()) };
         let tag = tag.as_str();
         let value = self.iam.instance_tag(tag).await.map_err(|error| match error {
             IamError::NoSuchEntity => IamError::Configuration(format!(
@@ -179,6 +179,6 @@ impl<I: Iam> Directory<I> {
                 "the instance tag {tag} names no IAM group that {what} lets it name"
             )));
         }
-        Ok(Who::Groups(groups))
+        Ok(Allowed::Groups(groups))
     }
 }

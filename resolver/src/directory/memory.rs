@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pam_iam_core::config::{Config, Who};
+use pam_iam_core::config::{Allowed, Config};
 use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{IamName, LinuxName};
@@ -266,8 +266,8 @@ impl<I: Iam> Directory<I> {
             })
             .collect();
         names.sort_by(|one, other| one.name.cmp(&other.name));
-        let tag = |held: &Option<(Who, Instant)>| match held {
-            Some((Who::Groups(groups), at)) => Some((groups.clone(), milliseconds(at.elapsed()))),
+        let tag = |held: &Option<(Allowed, Instant)>| match held {
+            Some((Allowed::Groups(groups), at)) => Some((groups.clone(), milliseconds(at.elapsed()))),
             _ => None,
         };
         Snapshot {
@@ -303,8 +303,8 @@ struct Unpacked {
     bodies: HashMap<(IamId, String), Option<PublicKey>>,
     names: HashMap<Uid, LinuxName>,
     roster: Option<Rc<Roster>>,
-    allow: Option<(Who, Instant)>,
-    sudo: Option<(Who, Instant)>,
+    allow: Option<(Allowed, Instant)>,
+    sudo: Option<(Allowed, Instant)>,
 }
 
 impl Snapshot {
@@ -352,7 +352,7 @@ impl Snapshot {
             roster.and_then(|saved| began(saved.age).map(|at| Rc::new(Roster::restored(saved, config, at))));
         let tag = |held: Option<(Vec<IamName>, u64)>| {
             let (groups, age) = held?;
-            Some((Who::Groups(groups), began(age)?))
+            Some((Allowed::Groups(groups), began(age)?))
         };
         let (allow, sudo) = (tag(self.tags.allow), tag(self.tags.sudo));
         Unpacked { records, bodies, names, roster, allow, sudo }
