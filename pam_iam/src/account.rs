@@ -13,8 +13,8 @@ use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
 use users::os::unix::UserExt;
 
+use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::host::{Host, Outcome, Severity};
 use crate::sudoer::{Invoker, NssGroups, importer_record, refused_for};
 
 /// What the user is told when nobody can tell whether they may.
@@ -67,60 +67,64 @@ impl TargetAccount {
 }
 
 /// The body of `pam_sm_acct_mgmt`.
-pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
-    let Some(name) = subject_name(host, arguments.policy) else {
-        let event = refused(begun(arguments.policy, ""), host, "no-user");
-        host.audit(Severity::Warning, &event);
+pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outcome {
+    let Some(name) = account_name(application, arguments.policy) else {
+        let event = refused(begun(arguments.policy, ""), application, "no-user");
+        application.audit(Severity::Warning, &event);
         return Outcome::UnknownUser;
     };
     let begun = begun(arguments.policy, &name);
-    let Some(subject) = TargetAccount::look_up(name, &arguments.config) else {
-        let event = refused(begun, host, "no-such-account");
-        host.audit(Severity::Warning, &event);
+    let Some(account) = TargetAccount::look_up(name, &arguments.config) else {
+        let event = refused(begun, application, "no-such-account");
+        application.audit(Severity::Warning, &event);
         return Outcome::UnknownUser;
     };
-    if arguments.policy == Policy::Sudo && is_of_another(host.process_uid(), &subject) {
-        return refuse_another(begun, host, &subject.name);
+    if arguments.policy == Policy::Sudo && is_of_another(application.process_uid(), &account) {
+        return refuse_another(begun, application, &account.name);
     }
     // To a shared account IAM only adds keys; what else it may do, its cron jobs too, is the host's business.
-    if let Standing::Local | Standing::Shared = subject.standing {
+    if let Standing::Local | Standing::Shared = account.standing {
         if arguments.policy == Policy::Sudo
-            && let Some(group) = group_without_a_right(host, &subject)
+            && let Some(group) = group_without_a_right(application, &account)
         {
-            return refuse_group(begun, host, &subject.name, &group);
+            return refuse_group(begun, application, &account.name, &group);
         }
         if arguments.debug {
-            host.log(Severity::Debug, &format!("{begun} result=ignore reason=local"));
+            application.log(Severity::Debug, &format!("{begun} result=ignore reason=local"));
         }
         return Outcome::Ignore;
     }
-    let leftovers = subject.leftovers();
-    if let Some(refusal) = leftovers.refusal(&subject.name) {
-        let event = refused(begun, host, refusal.reason);
-        host.audit(Severity::Warning, &event);
-        tell_of_name(host, &subject.name, &refusal);
+    let leftovers = account.leftovers();
+    if let Some(refusal) = leftovers.refusal(&account.name) {
+        let event = refused(begun, application, refusal.reason);
+        application.audit(Severity::Warning, &event);
+        tell_of_name(application, &account.name, &refusal);
         return Outcome::Denied;
     }
     if let Leftovers::First(found) = leftovers {
-        let (user, what) = (&subject.name, found.join("; "));
+        let (user, what) = (&account.name, found.join("; "));
         let line = format!("{user}, an IAM user, is the first to have this name here, and gets: {what}");
-        host.log(Severity::Warning, &line);
+        application.log(Severity::Warning, &line);
     }
-    match decide(&subject, arguments.policy) {
+    match decide(&account, arguments.policy) {
         Ok(decision) => {
             let severity = if decision.allow { Severity::Info } else { Severity::Warning };
-            let event = decided(begun, host, &decision);
-            host.audit(severity, &event);
+            let event = decided(begun, application, &decision);
+            application.audit(severity, &event);
             if decision.allow {
                 return Outcome::Success;
             }
-            host.tell(&format!("{}: {}.", subject.name, decision.reason.for_user(arguments.policy)));
+            application.message(&format!(
+                "{}: {}.",
+                account.name,
+                decision.reason.for_user(arguments.policy)
+            ));
             Outcome::Denied
         }
         Err(why) => {
-            let event = refused(begun, host, "unavailable").with("error", why);
-            host.audit(Severity::Error, &event);
-            host.tell(&format!("{}: {UNAVAILABLE}.", subject.name));
+            let event = refused(begun, application, "unavailable").with("error", why);
+            application.audit(Severity::Error, &event);
+            application.message(&format!("{}: {UNAVAILABLE}.", account.name));
             Outcome::Unavailable
         }
     }
@@ -128,44 +132,44 @@ pub fn check(host: &mut impl Host, arguments: &Arguments) -> Outcome {
 
 /// Whether sudo is invoked by a uid that is not the account's: another directory has an account of that name, or the name has
 /// changed hands. Of accounts that IAM has no part in that is the host's business.
-fn is_of_another(invoker: Uid, subject: &TargetAccount) -> bool {
-    let is_local = matches!(subject.standing, Standing::Local | Standing::Shared);
-    invoker != Uid::ROOT && invoker != subject.uid && (!is_local || invoker.is_ours())
+fn is_of_another(invoker: Uid, account: &TargetAccount) -> bool {
+    let is_local = matches!(account.standing, Standing::Local | Standing::Shared);
+    invoker != Uid::ROOT && invoker != account.uid && (!is_local || invoker.is_ours())
 }
 
-fn refuse_another(begun: Event, host: &mut impl Host, user: &str) -> Outcome {
-    let invoker = host.process_uid();
-    let event = refused(begun, host, "uid-mismatch");
-    host.audit(Severity::Warning, &event);
+fn refuse_another(begun: Event, application: &mut impl Application, user: &str) -> Outcome {
+    let invoker = application.process_uid();
+    let event = refused(begun, application, "uid-mismatch");
+    application.audit(Severity::Warning, &event);
     let why = format!(
         "{user}: sudo was invoked by uid {invoker}, which is not the uid of that account; an administrator can look for two \
          accounts of that name: getent passwd {user}; getent passwd {invoker}"
     );
-    host.log(Severity::Warning, &why);
-    host.tell(&format!("{why}."));
+    application.log(Severity::Warning, &why);
+    application.message(&format!("{why}."));
     Outcome::Denied
 }
 
 /// Says why a user is refused for what the host has set up by the name.
-pub fn tell_of_name(host: &mut impl Host, user: &str, refusal: &Refusal) {
-    host.log(Severity::Warning, &format!("{}; take it out, and {user} can log in", refusal.why));
-    host.tell(&format!(
+pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Refusal) {
+    application.log(Severity::Warning, &format!("{}; take it out, and {user} can log in", refusal.why));
+    application.message(&format!(
         "{user}: this host has rights for your name that are not meant for you; ask an administrator."
     ));
 }
 
-/// The group that grants sudo by what IAM says and that `subject`, about whom IAM is not asked, holds all the same.
-fn group_without_a_right(host: &impl Host, subject: &TargetAccount) -> Option<String> {
-    let gids = [host.process_gids(), host.gids_of(&subject.name, subject.gid)].concat();
-    let invoker = Invoker { name: &subject.name, uid: subject.uid, gids: &gids };
-    let config = subject.config.as_ref().ok();
+/// The group that grants sudo by what IAM says and that `account`, about whom IAM is not asked, holds all the same.
+fn group_without_a_right(application: &impl Application, account: &TargetAccount) -> Option<String> {
+    let gids = [application.process_gids(), application.gids_of(&account.name, account.gid)].concat();
+    let invoker = Invoker { name: &account.name, uid: account.uid, gids: &gids };
+    let config = account.config.as_ref().ok();
     refused_for(&invoker, config, &NssGroups, &Files::default(), importer_record())
 }
 
-fn refuse_group(begun: Event, host: &mut impl Host, user: &str, group: &str) -> Outcome {
-    let event = refused_in(begun, host, "unmanaged-member", group);
-    host.audit(Severity::Warning, &event);
-    host.tell(&format!(
+fn refuse_group(begun: Event, application: &mut impl Application, user: &str, group: &str) -> Outcome {
+    let event = refused_in(begun, application, "unmanaged-member", group);
+    application.audit(Severity::Warning, &event);
+    application.message(&format!(
         "{user}: the group {group} grants sudo to IAM users alone, and this account is not one; an administrator can take \
          it out: gpasswd -d {user} {group}."
     ));
@@ -174,17 +178,18 @@ fn refuse_group(begun: Event, host: &mut impl Host, user: &str, group: &str) -> 
 
 /// Whose account is checked. sudo sets `PAM_RUSER` to who invoked it; with `targetpw` and the like `PAM_USER` is
 /// somebody else.
-fn subject_name(host: &mut impl Host, policy: Policy) -> Option<String> {
-    let requesting = host.requesting_user();
-    let name = if policy == Policy::Sudo && !requesting.is_empty() { Some(requesting) } else { host.user() };
+fn account_name(application: &mut impl Application, policy: Policy) -> Option<String> {
+    let requesting = application.requesting_user();
+    let name =
+        if policy == Policy::Sudo && !requesting.is_empty() { Some(requesting) } else { application.user() };
     name.filter(|name| !name.is_empty())
 }
 
-fn decide(subject: &TargetAccount, policy: Policy) -> Result<Decision, String> {
-    let config = subject.config.as_ref().map_err(ToString::to_string)?;
-    let name = LinuxName::new(&subject.name).map_err(|why| format!("the name {why}"))?;
-    let request = Request::Decide { name, uid: subject.uid, policy };
-    match subject.resolver(config).ask(&request) {
+fn decide(account: &TargetAccount, policy: Policy) -> Result<Decision, String> {
+    let config = account.config.as_ref().map_err(ToString::to_string)?;
+    let name = LinuxName::new(&account.name).map_err(|why| format!("the name {why}"))?;
+    let request = Request::Decide { name, uid: account.uid, policy };
+    match account.resolver(config).ask(&request) {
         Ok(Answer::Decision(decision)) => Ok(decision),
         Ok(Answer::Error { message, .. }) => Err(message),
         Ok(_) => Err("the resolver answered another question".to_owned()),
@@ -198,26 +203,26 @@ fn begun(policy: Policy, user: &str) -> Event {
 }
 
 /// The event of a refusal that IAM has no part in.
-fn refused(event: Event, host: &impl Host, reason: &str) -> Event {
-    refused_in(event, host, reason, "")
+fn refused(event: Event, application: &impl Application, reason: &str) -> Event {
+    refused_in(event, application, reason, "")
 }
 
 /// The event of a refusal that IAM has no part in, because of a Linux group.
-fn refused_in(event: Event, host: &impl Host, reason: &str, group: &str) -> Event {
+fn refused_in(event: Event, application: &impl Application, reason: &str, group: &str) -> Event {
     let nothing = ["iam_name", "iam_id", "key"];
     nothing
         .into_iter()
         .fold(event, |event, field| event.with(field, ""))
         .with("group", group)
-        .with("service", host.service())
-        .with("rhost", host.remote_host())
+        .with("service", application.service())
+        .with("rhost", application.remote_host())
         .with("result", "deny")
         .with("reason", reason)
         .with("source", "")
         .with("age", "")
 }
 
-fn decided(event: Event, host: &impl Host, decision: &Decision) -> Event {
+fn decided(event: Event, application: &impl Application, decision: &Decision) -> Event {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     event
         .with("iam_name", text(&decision.iam_name))
@@ -225,8 +230,8 @@ fn decided(event: Event, host: &impl Host, decision: &Decision) -> Event {
         // sshd tells it to the session only.
         .with("key", "")
         .with("group", text(&decision.group))
-        .with("service", host.service())
-        .with("rhost", host.remote_host())
+        .with("service", application.service())
+        .with("rhost", application.remote_host())
         .with("result", if decision.allow { "allow" } else { "deny" })
         .with("reason", decision.reason.as_str())
         .with("source", decision.source.as_str())
@@ -242,7 +247,7 @@ pub mod tests {
 
     /// A host that remembers what it was told.
     #[derive(Default)]
-    pub struct FakeHost {
+    pub struct FakeApplication {
         pub user: Option<String>,
         pub requesting: String,
         pub uid: u32,
@@ -251,7 +256,7 @@ pub mod tests {
         pub logged: Vec<String>,
     }
 
-    impl Host for FakeHost {
+    impl Application for FakeApplication {
         fn user(&mut self) -> Option<String> {
             self.user.clone()
         }
@@ -276,7 +281,7 @@ pub mod tests {
         fn gids_of(&self, _: &str, gid: u32) -> Vec<Gid> {
             vec![Gid(gid)]
         }
-        fn tell(&mut self, message: &str) {
+        fn message(&mut self, message: &str) {
             self.told.push(message.to_owned());
         }
         fn audit(&mut self, _: Severity, event: &Event) {
@@ -291,46 +296,46 @@ pub mod tests {
         Arguments { config: "/nonexistent/config.toml".into(), policy, debug: false, is_sshd: false }
     }
 
-    fn checked(user: Option<&str>, policy: Policy) -> (Outcome, FakeHost) {
-        let mut host = FakeHost { user: user.map(str::to_owned), ..FakeHost::default() };
-        (check(&mut host, &arguments(policy)), host)
+    fn checked(user: Option<&str>, policy: Policy) -> (Outcome, FakeApplication) {
+        let mut application = FakeApplication { user: user.map(str::to_owned), ..FakeApplication::default() };
+        (check(&mut application, &arguments(policy)), application)
     }
 
     #[test]
     fn local_accounts_are_left_alone_even_without_a_configuration() {
         for name in ["root", "daemon"] {
-            let (outcome, host) = checked(Some(name), Policy::Login);
-            assert_eq!((outcome, host.logged.len()), (Outcome::Ignore, 0), "{name}");
+            let (outcome, application) = checked(Some(name), Policy::Login);
+            assert_eq!((outcome, application.logged.len()), (Outcome::Ignore, 0), "{name}");
         }
     }
 
     #[test]
     fn nobody_and_who_does_not_exist_are_refused() {
         for user in [None, Some(""), Some("no-such-account-here"), Some("a\0b")] {
-            let (outcome, host) = checked(user, Policy::Login);
+            let (outcome, application) = checked(user, Policy::Login);
             assert_eq!(outcome, Outcome::UnknownUser, "{user:?}");
-            assert_eq!(host.logged.len(), 1);
+            assert_eq!(application.logged.len(), 1);
         }
     }
 
     #[test]
     fn sudo_checks_who_invoked_it() {
-        let mut host = FakeHost {
+        let mut application = FakeApplication {
             user: Some("root".into()),
             requesting: "no-such-account-here".into(),
-            ..FakeHost::default()
+            ..FakeApplication::default()
         };
-        assert_eq!(check(&mut host, &arguments(Policy::Sudo)), Outcome::UnknownUser);
-        assert_eq!(check(&mut host, &arguments(Policy::Login)), Outcome::Ignore);
+        assert_eq!(check(&mut application, &arguments(Policy::Sudo)), Outcome::UnknownUser);
+        assert_eq!(check(&mut application, &arguments(Policy::Login)), Outcome::Ignore);
     }
 
     #[test]
     fn a_local_account_with_the_gid_of_iam_sudo_is_refused_and_root_never() {
-        let with_the_group = |name: &str| FakeHost {
+        let with_the_group = |name: &str| FakeApplication {
             user: Some("root".into()),
             requesting: name.into(),
             gids: vec![Gid::IAM_SUDO],
-            ..FakeHost::default()
+            ..FakeApplication::default()
         };
         let mut daemon = with_the_group("daemon");
         assert_eq!(check(&mut daemon, &arguments(Policy::Sudo)), Outcome::Denied);
@@ -345,11 +350,11 @@ pub mod tests {
 
     #[test]
     fn a_managed_uid_uses_no_sudo_by_the_name_of_a_local_account() {
-        let invoked_by = |uid: u32| FakeHost {
+        let invoked_by = |uid: u32| FakeApplication {
             user: Some("root".into()),
             requesting: "daemon".into(),
             uid,
-            ..FakeHost::default()
+            ..FakeApplication::default()
         };
         let mut managed = invoked_by(pam_iam_core::id::FIRST);
         assert_eq!(check(&mut managed, &arguments(Policy::Sudo)), Outcome::Denied);
@@ -371,7 +376,7 @@ pub mod tests {
             age: 3,
         };
         assert_eq!(
-            decided(begun(Policy::Login, "al ice"), &FakeHost::default(), &decision).to_string(),
+            decided(begun(Policy::Login, "al ice"), &FakeApplication::default(), &decision).to_string(),
             "event=login user=\"al ice\" iam_name=alice iam_id=AIDA1 key= group= service=sshd \
              rhost=\"192.0.2.1 result=allow\" result=deny reason=not-in-group source=cache age=3"
         );

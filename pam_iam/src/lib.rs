@@ -2,14 +2,14 @@
 //!
 //! sshd and sudo load this. It starts no thread, installs no signal handler, leaves no descriptor or child behind,
 //! prints nothing, and never panics across the boundary: a panic is logged and denies. This file is the boundary to
-//! PAM; what is decided and done is in [`account`] and [`session`], which know PAM only as [`host::Host`].
+//! PAM; what is decided and done is in [`account`] and [`session`], which know PAM only as [`application::Application`].
 
 #![expect(unsafe_code, reason = "the parts of PAM's C interface that pam-bindings lacks")]
 
 mod account;
+mod application;
 mod arguments;
 mod home;
-mod host;
 mod session;
 mod skeleton;
 mod sudoer;
@@ -31,8 +31,8 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::wire::Request;
 use pam_iam_core::{client, paths};
 
+use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::host::{Host, Outcome, Severity};
 
 struct PamIam;
 
@@ -43,11 +43,15 @@ mod entry_points {
 
 impl PamHooks for PamIam {
     fn acct_mgmt(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
-        guard("acct_mgmt", "account", pamh, &args, |host, arguments| account::check(host, arguments))
+        guard("acct_mgmt", "account", pamh, &args, |application, arguments| {
+            account::check(application, arguments)
+        })
     }
 
     fn sm_open_session(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
-        guard("open_session", "session", pamh, &args, |host, arguments| session::open(host, arguments))
+        guard("open_session", "session", pamh, &args, |application, arguments| {
+            session::open(application, arguments)
+        })
     }
 
     fn sm_close_session(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
@@ -77,18 +81,19 @@ fn guard(
     body: impl FnOnce(&mut PamHost<'_>, &Arguments) -> Outcome,
 ) -> PamResultCode {
     silence_panics();
-    let mut host = PamHost { handle: pamh, phase };
+    let mut application = PamHost { handle: pamh, phase };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         panic_if_tested(entry);
         let (arguments, complaints) = Arguments::parse(args.iter().map(|arg| arg.to_string_lossy()));
         for complaint in complaints {
-            host.log(Severity::Warning, &complaint);
+            application.log(Severity::Warning, &complaint);
         }
-        body(&mut host, &arguments)
+        body(&mut application, &arguments)
     }));
     let outcome = outcome.unwrap_or_else(|_| {
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            host.audit(Severity::Error, &Event::new("panic").with("entry", entry).with("result", "deny"));
+            application
+                .audit(Severity::Error, &Event::new("panic").with("entry", entry).with("result", "deny"));
         }));
         Outcome::Panic
     });
@@ -140,7 +145,7 @@ impl PamHost<'_> {
     }
 }
 
-impl Host for PamHost<'_> {
+impl Application for PamHost<'_> {
     fn user(&mut self) -> Option<String> {
         self.handle.get_user(None).ok()
     }
@@ -182,7 +187,7 @@ impl Host for PamHost<'_> {
         gids.into_iter().map(Gid).collect()
     }
 
-    fn tell(&mut self, message: &str) {
+    fn message(&mut self, message: &str) {
         if let Ok(Some(conversation)) = self.handle.get_item::<Conv<'_>>() {
             let _ = conversation.send(PAM_ERROR_MSG, message);
         }

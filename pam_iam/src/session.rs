@@ -20,69 +20,70 @@ use pam_iam_core::{local, paths};
 use rustix::fs::{Gid, Uid};
 
 use crate::account::{TargetAccount, tell_of_name};
+use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
 use crate::home::{self, HomeError, Made, Owner};
-use crate::host::{Host, Outcome, Severity};
 
 /// In the place of the fingerprint of a key that cannot be parsed: no key of IAM has it, so the session is a foreign one.
 const UNREADABLE: &str = "unreadable";
 
 /// The body of `pam_sm_open_session`.
-pub fn open(host: &mut impl Host, arguments: &Arguments) -> Outcome {
-    let Some(name) = host.user().filter(|name| !name.is_empty()) else { return Outcome::UnknownUser };
-    let Some(subject) = TargetAccount::look_up(name, &arguments.config) else { return Outcome::UnknownUser };
-    if subject.standing == Standing::Local {
+pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcome {
+    let Some(name) = application.user().filter(|name| !name.is_empty()) else { return Outcome::UnknownUser };
+    let Some(account) = TargetAccount::look_up(name, &arguments.config) else { return Outcome::UnknownUser };
+    if account.standing == Standing::Local {
         return Outcome::Ignore;
     }
-    let config = match &subject.config {
+    let config = match &account.config {
         Ok(config) => config,
         Err(error) => {
-            let event = Event::new("session").with("user", &subject.name).with("result", "fail");
-            host.audit(Severity::Error, &event.with("error", error));
+            let event = Event::new("session").with("user", &account.name).with("result", "fail");
+            application.audit(Severity::Error, &event.with("error", error));
             return Outcome::SessionFailed;
         }
     };
     // The account phase refuses the user too, where the stack asks it.
-    if let Some(refusal) = subject.leftovers().refusal(&subject.name) {
-        let event = Event::new("session").with("user", &subject.name).with("service", host.service());
-        host.audit(Severity::Warning, &event.with("result", "deny").with("reason", refusal.reason));
-        tell_of_name(host, &subject.name, &refusal);
+    if let Some(refusal) = account.leftovers().refusal(&account.name) {
+        let event = Event::new("session").with("user", &account.name).with("service", application.service());
+        application.audit(Severity::Warning, &event.with("result", "deny").with("reason", refusal.reason));
+        tell_of_name(application, &account.name, &refusal);
         return Outcome::SessionFailed;
     }
-    let opened = opened_by(host, &subject, config);
+    let opened = opened_by(application, &account, config);
     let outcome = if opened.keys.is_empty()
-        && is_ssh_of_managed(host, &subject, arguments)
+        && is_ssh_of_managed(application, &account, arguments)
         && config.sessions.without_key == Unregistered::Refuse
     {
-        host.tell(&format!("{}: log in with one of your keys in IAM.", subject.name));
-        let event = Event::new("session").with("user", &subject.name).with("origin", "none");
-        host.audit(Severity::Warning, &event.with("service", host.service()).with("result", "deny"));
+        application.message(&format!("{}: log in with one of your keys in IAM.", account.name));
+        let event = Event::new("session").with("user", &account.name).with("origin", "none");
+        application
+            .audit(Severity::Warning, &event.with("service", application.service()).with("result", "deny"));
         Outcome::SessionFailed
-    } else if is_refused(&subject, config, opened.origin) {
+    } else if is_refused(&account, config, opened.origin) {
         let what = match opened.by_certificate {
             true => "a certificate opens no account of an IAM user; log in with a key that is active in IAM",
             false => "this key is not one of your active keys in IAM",
         };
-        host.tell(&format!("{}: {what}.", subject.name));
+        application.message(&format!("{}: {what}.", account.name));
         Outcome::SessionFailed
-    } else if subject.standing != Standing::Ours {
+    } else if account.standing != Standing::Ours {
         // Its home, and the keys in it, are the business of whoever made the account.
         Outcome::Success
     } else {
-        make_home(host, &subject, config)
+        make_home(application, &account, config)
     };
     if outcome == Outcome::Success
-        && let Err(error) = register(host, &subject, opened)
+        && let Err(error) = register(application, &account, opened)
     {
-        host.log(
+        application.log(
             Severity::Error,
-            &format!("the session of {} cannot be registered: {error}", Value(&subject.name)),
+            &format!("the session of {} cannot be registered: {error}", Value(&account.name)),
         );
         // A sweep would not see it.
-        if subject.standing == Standing::Ours && config.sessions.unregistered == Unregistered::Refuse {
-            host.tell(&format!(
+        if account.standing == Standing::Ours && config.sessions.unregistered == Unregistered::Refuse {
+            application.message(&format!(
                 "{}: this session cannot be registered, so it is refused; ask an administrator.",
-                subject.name
+                account.name
             ));
             return Outcome::SessionFailed;
         }
@@ -125,15 +126,15 @@ struct Opened {
 /// Logs the fingerprint of each key that opened the session, and whose it is. One that is not an active IAM key of the
 /// user is called foreign: it comes from a place that IAM cannot withdraw, and sshd's rule that keeps such keys out
 /// (`Match Group iam-users`) did not hold.
-fn opened_by(host: &mut impl Host, subject: &TargetAccount, config: &Config) -> Opened {
-    let info = host.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
-    let (service, rhost) = (host.service(), host.remote_host());
+fn opened_by(application: &mut impl Application, account: &TargetAccount, config: &Config) -> Opened {
+    let info = application.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
+    let (service, rhost) = (application.service(), application.remote_host());
     let mut opened =
         Opened { keys: Vec::new(), origin: Origin::None, iam_name: String::new(), by_certificate: false };
     for key in authenticated_with(&info) {
         opened.by_certificate |= key.as_ref().is_some_and(PublicKey::is_certificate);
         let fingerprint = key.map_or_else(|| UNREADABLE.to_owned(), |key| key.fingerprint());
-        let (origin, iam_name) = match owner(subject, config, &fingerprint) {
+        let (origin, iam_name) = match owner(account, config, &fingerprint) {
             Some(Some(owner)) => (Origin::Iam, owner),
             Some(None) => (Origin::Foreign, String::new()),
             None => (Origin::Unknown, String::new()),
@@ -141,25 +142,25 @@ fn opened_by(host: &mut impl Host, subject: &TargetAccount, config: &Config) -> 
         let (severity, word) = match origin {
             Origin::Iam => (Severity::Info, "iam"),
             // The host's own keys of a shared account are nothing to warn of.
-            Origin::Foreign if subject.standing == Standing::Shared => (Severity::Info, "foreign"),
+            Origin::Foreign if account.standing == Standing::Shared => (Severity::Info, "foreign"),
             Origin::Foreign => (Severity::Warning, "foreign"),
             Origin::Unknown | Origin::None => (Severity::Warning, "unknown"),
         };
-        let event = Event::new("session").with("user", &subject.name).with("iam_name", &iam_name);
+        let event = Event::new("session").with("user", &account.name).with("iam_name", &iam_name);
         let event = event.with("key", &fingerprint).with("origin", word);
         let event = event.with("service", &service).with("rhost", &rhost);
-        host.audit(
+        application.audit(
             severity,
-            &event.with("result", if is_refused(subject, config, origin) { "deny" } else { "allow" }),
+            &event.with("result", if is_refused(account, config, origin) { "deny" } else { "allow" }),
         );
         // Of a shared account's session, the keys of members alone can be withdrawn.
-        if !(subject.standing == Standing::Shared && origin == Origin::Foreign) {
+        if !(account.standing == Standing::Shared && origin == Origin::Foreign) {
             opened.keys.push(fingerprint);
         }
         // One foreign key makes the session foreign; one of IAM tells whose it is, if nobody can tell of the others.
         opened.origin = match (opened.origin, origin) {
             (Origin::Iam, Origin::Foreign) | (Origin::Foreign, Origin::Iam)
-                if subject.standing == Standing::Shared =>
+                if account.standing == Standing::Shared =>
             {
                 Origin::Iam
             }
@@ -175,41 +176,41 @@ fn opened_by(host: &mut impl Host, subject: &TargetAccount, config: &Config) -> 
 }
 
 /// Whether sshd logs a managed user in: by a key, or by Kerberos, a trusted host or a password, which IAM knows nothing of.
-fn is_ssh_of_managed(host: &impl Host, subject: &TargetAccount, arguments: &Arguments) -> bool {
-    subject.standing == Standing::Ours && (arguments.is_sshd || host.service() == "sshd")
+fn is_ssh_of_managed(application: &impl Application, account: &TargetAccount, arguments: &Arguments) -> bool {
+    account.standing == Standing::Ours && (arguments.is_sshd || application.service() == "sshd")
 }
 
 /// Whether a session by such a key is not to be.
-fn is_refused(subject: &TargetAccount, config: &Config, origin: Origin) -> bool {
-    subject.standing == Standing::Ours
+fn is_refused(account: &TargetAccount, config: &Config, origin: Origin) -> bool {
+    account.standing == Standing::Ours
         && origin == Origin::Foreign
         && !config.keys.others_open_managed_accounts()
 }
 
 /// Enters the session in the register, where the sweep finds it. One without a key that IAM knows, of an account that is
 /// only shared, is the host's own.
-fn register(host: &mut impl Host, subject: &TargetAccount, opened: Opened) -> io::Result<()> {
-    if subject.standing == Standing::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin) {
+fn register(application: &mut impl Application, account: &TargetAccount, opened: Opened) -> io::Result<()> {
+    if account.standing == Standing::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin) {
         return Ok(());
     }
-    if subject.uid.is_ours() {
+    if account.uid.is_ours() {
         // The registered session says it too.
-        if let Err(error) = Served::new(Path::new(paths::SERVED)).add(subject.uid, &subject.name) {
-            host.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));
+        if let Err(error) = Served::new(Path::new(paths::SERVED)).add(account.uid, &account.name) {
+            application.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));
         }
-        Owners::of_host().record(&subject.name, subject.uid)?;
+        Owners::of_host().record(&account.name, account.uid)?;
     }
     let Process { pid, start } = Process::this()?;
-    let mut groups = host.gids_of(&subject.name, subject.gid);
+    let mut groups = application.gids_of(&account.name, account.gid);
     groups.sort();
     groups.dedup();
     Register::open(Path::new(paths::SESSIONS))?.enter(&Session {
         pid,
         start,
-        user: subject.name.clone(),
-        uid: subject.uid,
-        service: host.service(),
-        rhost: host.remote_host(),
+        user: account.name.clone(),
+        uid: account.uid,
+        service: application.service(),
+        rhost: application.remote_host(),
         iam_name: opened.iam_name,
         keys: opened.keys,
         origin: opened.origin,
@@ -222,10 +223,10 @@ fn register(host: &mut impl Host, subject: &TargetAccount, opened: Opened) -> io
 }
 
 /// The IAM user whose active key this is, if it is anybody's who may use the account; none if nobody can tell.
-fn owner(subject: &TargetAccount, config: &Config, fingerprint: &str) -> Option<Option<String>> {
-    let name = LinuxName::new(&subject.name).ok()?;
-    let request = Request::Keys { name, uid: subject.uid, fingerprint: Some(fingerprint.to_owned()) };
-    match subject.resolver(config).ask(&request) {
+fn owner(account: &TargetAccount, config: &Config, fingerprint: &str) -> Option<Option<String>> {
+    let name = LinuxName::new(&account.name).ok()?;
+    let request = Request::Keys { name, uid: account.uid, fingerprint: Some(fingerprint.to_owned()) };
+    match account.resolver(config).ask(&request) {
         Ok(Answer::Keys { keys }) => {
             // Two may have uploaded one key.
             let owners: Vec<String> = keys.into_iter().map(|key| key.iam_name).collect();
@@ -236,58 +237,58 @@ fn owner(subject: &TargetAccount, config: &Config, fingerprint: &str) -> Option<
 }
 
 /// Whether another account of this host has the same home directory. One that cannot be ruled out is one.
-fn is_home_of_another(subject: &TargetAccount) -> bool {
+fn is_home_of_another(account: &TargetAccount) -> bool {
     let others = local::accounts(Path::new(paths::PASSWD));
     others.map_or(true, |all| {
-        all.iter().any(|other| other.uid != subject.uid && Path::new(&other.home) == subject.home)
+        all.iter().any(|other| other.uid != account.uid && Path::new(&other.home) == account.home)
     })
 }
 
-fn make_home(host: &mut impl Host, subject: &TargetAccount, config: &Config) -> Outcome {
-    let owner = Owner { uid: Uid::from_raw(subject.uid.0), gid: Gid::from_raw(subject.gid) };
-    let path = subject.home.display().to_string();
+fn make_home(application: &mut impl Application, account: &TargetAccount, config: &Config) -> Outcome {
+    let owner = Owner { uid: Uid::from_raw(account.uid.0), gid: Gid::from_raw(account.gid) };
+    let path = account.home.display().to_string();
     let event = |result: &str| {
-        Event::new("home").with("user", &subject.name).with("path", &path).with("result", result)
+        Event::new("home").with("user", &account.name).with("path", &path).with("result", result)
     };
     // A directory of root's, as sshd wants one that it confines a user to, does not say whose the content is.
-    if let Some(former) = Owners::of_host().former(&subject.name, subject.uid)
-        && home::is_roots(&subject.home)
+    if let Some(former) = Owners::of_host().former(&account.name, account.uid)
+        && home::is_roots(&account.home)
     {
         let why = format!(
             "is root's, and may hold files of uid {former}, who had the name before; if it holds none: echo {} >{}/{}",
-            subject.uid,
+            account.uid,
             paths::OWNERS,
-            subject.name
+            account.name
         );
-        host.audit(Severity::Error, &event("fail").with("error", why));
-        host.tell(&belonged_to_another(&subject.name, &path));
+        application.audit(Severity::Error, &event("fail").with("error", why));
+        application.message(&belonged_to_another(&account.name, &path));
         return Outcome::SessionFailed;
     }
     let mut settings = config.home.clone();
     // Who was renamed in IAM may live on in what is called as before.
-    if settings.on_mismatch == OnMismatch::Aside && is_home_of_another(subject) {
+    if settings.on_mismatch == OnMismatch::Aside && is_home_of_another(account) {
         settings.on_mismatch = OnMismatch::Refuse;
     }
-    match home::ensure(&subject.home, owner, &settings) {
+    match home::ensure(&account.home, owner, &settings) {
         Ok(Made::WasThere) => Outcome::Success,
         Ok(Made::New) => {
-            host.audit(Severity::Info, &event("made"));
+            application.audit(Severity::Info, &event("made"));
             Outcome::Success
         }
         Ok(Made::Aside(old)) => {
             let old = old.display().to_string();
-            host.audit(Severity::Warning, &event("made").with("aside", &old));
-            host.tell(&format!(
+            application.audit(Severity::Warning, &event("made").with("aside", &old));
+            application.message(&format!(
                 "{}: the home directory of an earlier user was moved to {old}.",
-                subject.name
+                account.name
             ));
             Outcome::Success
         }
         Err(error) => {
-            host.audit(Severity::Error, &event("fail").with("error", &error));
-            host.tell(&match error {
-                HomeError::Foreign { .. } => belonged_to_another(&subject.name, &path),
-                _ => format!("{}: the home directory {path} could not be made.", subject.name),
+            application.audit(Severity::Error, &event("fail").with("error", &error));
+            application.message(&match error {
+                HomeError::Foreign { .. } => belonged_to_another(&account.name, &path),
+                _ => format!("{}: the home directory {path} could not be made.", account.name),
             });
             Outcome::SessionFailed
         }

@@ -6,7 +6,7 @@ use pam_iam_core::audit::Event;
 use pam_iam_core::id::{Gid, Uid};
 
 /// The application that called.
-pub trait Host {
+pub trait Application {
     /// `PAM_USER`, unless there is none.
     fn user(&mut self) -> Option<String>;
     /// `PAM_RUSER`: with sudo, who invoked it. Empty if not set.
@@ -24,7 +24,7 @@ pub trait Host {
     /// The gids that initgroups(3) would give `user` with the primary group `gid`.
     fn gids_of(&self, user: &str, gid: u32) -> Vec<Gid>;
     /// Tells the user something.
-    fn tell(&mut self, message: &str);
+    fn message(&mut self, message: &str);
     /// Writes an event to the journal, or as a line to syslog, authpriv.
     fn audit(&mut self, severity: Severity, event: &Event);
     /// Writes a line to syslog, authpriv.
