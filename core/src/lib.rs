@@ -28,7 +28,7 @@ pub mod once;
 pub mod owners;
 pub mod paths;
 pub mod process;
-pub mod register;
+pub mod registry;
 pub mod replace;
 pub mod served;
 #[cfg(feature = "config")]

@@ -6,7 +6,7 @@ use std::path::Path;
 use pam_iam_core::config::{Config, OnMismatch};
 use pam_iam_core::id::Uid;
 use pam_iam_core::owners::Owners;
-use pam_iam_core::register;
+use pam_iam_core::registry;
 use users::os::unix::UserExt;
 
 /// Where passwords and expiry dates are, see shadow(5).
@@ -26,7 +26,7 @@ pub fn obstacles(name: &str, uid: Uid, config: Option<&Config>) -> Vec<String> {
         )];
     }
     let shadow = std::fs::read_to_string(SHADOW).unwrap_or_default();
-    let expired = has_expired(&shadow, name, register::now() / DAY)
+    let expired = has_expired(&shadow, name, registry::now() / DAY)
         .then(|| format!("the account has expired in {SHADOW}; usermod -e '' {name} takes that back"));
     let moves_aside = config.is_some_and(|config| config.home.on_mismatch == OnMismatch::Aside);
     expired.into_iter().chain(home(account.home_dir(), name, uid, moves_aside, &Owners::of_host())).collect()

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
-use pam_iam_core::register::{self, Origin, Register, Session};
+use pam_iam_core::registry::{self, Origin, Session, SessionRegistry};
 use pam_iam_core::served::Served;
 use pam_iam_sessions::managed;
 use pam_iam_sessions::table::{Effort, Table};
@@ -38,8 +38,8 @@ pub fn run(context: &Context) -> Result<bool, String> {
 
 /// The open sessions. None where nobody ever logged in.
 pub fn open() -> std::io::Result<Vec<Session>> {
-    let register = Register::open_if_made(Path::new(paths::SESSIONS))?;
-    let sessions = register.map_or(Ok(Vec::new()), |register| register.sessions())?;
+    let registry = SessionRegistry::open_if_made(Path::new(paths::SESSIONS))?;
+    let sessions = registry.map_or(Ok(Vec::new()), |registry| registry.sessions())?;
     Ok(sessions.into_iter().map(|(session, _)| session).collect())
 }
 
@@ -74,7 +74,7 @@ fn text(sessions: &[Session], sessionless: &[Sessionless]) -> String {
         );
     }
     for session in sessions {
-        let age = register::now().saturating_sub(session.since);
+        let age = registry::now().saturating_sub(session.since);
         let since = format!("{}:{:02}:{:02}", age / 3600, age / 60 % 60, age % 60);
         let key = match session.origin {
             Origin::None => "none".to_owned(),

@@ -15,7 +15,7 @@ use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::paths;
 use pam_iam_core::process::{self, Process};
-use pam_iam_core::register::{Register, Session};
+use pam_iam_core::registry::{Session, SessionRegistry};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
@@ -150,17 +150,17 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, Stri
         Log::to_syslog("iamctl").write(Level::Error, why);
     }
     let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
-    let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
+    let registry = SessionRegistry::open(Path::new(paths::SESSIONS)).map_err(failed)?;
     if config.sessions.sweep == Sweep::Off {
         if !dry_run {
-            for session in register.left().map_err(failed)? {
-                let _ = register.leave(session.process());
+            for session in registry.left().map_err(failed)? {
+                let _ = registry.remove(session.process());
             }
         }
         context.output.show(&json!({ "ended": [] }), "sessions.sweep is \"off\"");
         return Ok(true);
     }
-    if !dry_run && !register.lock().map_err(failed)? {
+    if !dry_run && !registry.lock().map_err(failed)? {
         return already_running(context);
     }
     let mut record = Swept::load();
@@ -178,7 +178,7 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, Stri
     let mut swept = Ended::default();
     for effort in efforts {
         let judged =
-            register.sessions().map_err(failed).and_then(|open| judge.judge(&register, open, *effort));
+            registry.sessions().map_err(failed).and_then(|open| judge.judge(&registry, open, *effort));
         let found = judged.inspect_err(|_| {
             if !dry_run {
                 record.fail();
@@ -186,7 +186,7 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, Stri
         })?;
         swept.forget_what_is_tried_again(&found);
         if !dry_run {
-            swept.outcomes.extend(end(context, &found, &register, *effort, grace, &mut log));
+            swept.outcomes.extend(end(context, &found, &registry, *effort, grace, &mut log));
         }
         swept.withdrawals.extend(found);
         // Nobody else waits any more for those who make reading slow.
@@ -352,10 +352,10 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         Err(_) => (Vec::new(), config::Sessions::default().grace.0),
     };
     let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
-    let register = Register::open(Path::new(paths::SESSIONS)).map_err(failed)?;
+    let registry = SessionRegistry::open(Path::new(paths::SESSIONS)).map_err(failed)?;
     let open: Vec<Session> =
-        register.sessions().map_err(failed)?.into_iter().map(|(session, _)| session).collect();
-    let left = register.left().map_err(failed)?;
+        registry.sessions().map_err(failed)?.into_iter().map(|(session, _)| session).collect();
+    let left = registry.left().map_err(failed)?;
     // One who may no longer log in has no name here, and a name may have been another IAM user's before.
     let found = lookup::uid_of(user).flatten();
     let mut uids: BTreeSet<Uid> = found.into_iter().collect();
@@ -400,7 +400,7 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
     }
     let mut log = Log::to_syslog("iamctl");
     let grace = grace.min(GRACE_MAX);
-    let outcomes = end(context, &withdrawals, &register, Effort::Thorough, grace, &mut log);
+    let outcomes = end(context, &withdrawals, &registry, Effort::Thorough, grace, &mut log);
     let nothing = format!("{user} runs nothing here");
     report(context, &withdrawals, Some(&outcomes), &nothing);
     Ok(outcomes.iter().all(Outcome::is_complete))
@@ -459,7 +459,7 @@ fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outc
 fn end(
     context: &Context,
     withdrawals: &[Withdrawal],
-    register: &Register,
+    registry: &SessionRegistry,
     effort: Effort,
     grace: Duration,
     log: &mut Log,
@@ -487,7 +487,7 @@ fn end(
     // just before the withdrawal. Asked once for each, since a resolver that hangs must not hold up the others' end.
     let mut refused: BTreeMap<Uid, bool> = BTreeMap::new();
     let is_whole = |termination: &Termination| {
-        let (uid, open) = (termination.owner.uid, register.sessions().unwrap_or_default());
+        let (uid, open) = (termination.owner.uid, registry.sessions().unwrap_or_default());
         let anew = open.iter().any(|(open, _)| open.uid == uid && !ending.contains(&open.process()));
         !anew || *refused.entry(uid).or_insert_with(|| is_refused(context, &termination.owner.name, uid))
     };
@@ -521,7 +521,7 @@ fn end(
     };
     for (withdrawal, _) in ended.clone().filter(|(withdrawal, outcome)| is_gone(withdrawal.uid, outcome)) {
         for session in &withdrawal.left {
-            let _ = register.leave(session.process());
+            let _ = registry.remove(session.process());
         }
     }
     for (withdrawal, outcome) in

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
-use pam_iam_core::register::since_boot as now;
+use pam_iam_core::registry::since_boot as now;
 use pam_iam_core::replace::write_new;
 use serde::{Deserialize, Serialize};
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
-use pam_iam_core::register::Register;
+use pam_iam_core::registry::SessionRegistry;
 use pam_iam_sessions::owner::Owner;
 use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Termination};
@@ -74,8 +74,8 @@ impl LeaveError {
 pub fn end_sessions(name: &str, uid: Uid, grace: Duration) -> Result<(), LeaveError> {
     let Some(owner) = Owner::new(uid, name) else { return Err(LeaveError::StillRunning(uid)) };
     // What opened the user's sessions ends with them: sshd's own part of each is root's.
-    let register = Register::open_if_made(Path::new(paths::SESSIONS)).ok().flatten();
-    let sessions = register.and_then(|register| register.sessions().ok()).unwrap_or_default();
+    let registry = SessionRegistry::open_if_made(Path::new(paths::SESSIONS)).ok().flatten();
+    let sessions = registry.and_then(|registry| registry.sessions().ok()).unwrap_or_default();
     let openers =
         sessions.iter().filter(|(open, _)| open.uid == uid).map(|(open, _)| open.process()).collect();
     let notice = "your access to this host was withdrawn".to_owned();

@@ -26,7 +26,7 @@ use pam_iam_core::ask::Resolver;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
-use pam_iam_core::register;
+use pam_iam_core::registry;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Request, Roster};
 use rustix::fs::{FlockOperation, flock};
@@ -255,7 +255,7 @@ impl Import<'_> {
 
     fn plan(&self, tables: &Tables, state: &State, adopted: &[(String, Uid)]) -> Plan {
         let (roster, config, force) = (self.roster, self.config, self.arguments.force);
-        let today = register::now() / DAY;
+        let today = registry::now() / DAY;
         plan(&Situation { roster, config, state, adopted, force, today, others: &Nss }, tables)
     }
 
@@ -390,7 +390,7 @@ fn clear(removal: &Removal) -> Result<(), leave::LeaveError> {
     }
     if *fate == HomeFate::Archive {
         // An archive of the same user at another time has another name.
-        leave::archive(path, Path::new(ARCHIVE), name, uid, register::now())?;
+        leave::archive(path, Path::new(ARCHIVE), name, uid, registry::now())?;
     }
     leave::remove(path, name, uid)
 }

@@ -1,5 +1,5 @@
 //! The session phase: a home directory, a line in the log that says whose key opened the session, and an entry in the
-//! register, by which a sweep finds it.
+//! registry, by which a sweep finds it.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use pam_iam_core::key::{PublicKey, authenticated_with};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::process::{Process, own_audit_session};
-use pam_iam_core::register::{self, Origin, Register, Session};
+use pam_iam_core::registry::{self, Origin, Session, SessionRegistry};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{Answer, Request};
@@ -73,7 +73,7 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
         make_home(application, &account, config)
     };
     if outcome == Outcome::Success
-        && let Err(error) = register(application, &account, opened)
+        && let Err(error) = registry(application, &account, opened)
     {
         application.log(
             Severity::Error,
@@ -93,12 +93,13 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
 
 /// The body of `pam_sm_close_session`.
 pub fn close() -> Outcome {
-    let left =
-        Process::this().and_then(|process| match Register::open_if_made(Path::new(paths::SESSIONS))? {
-            Some(register) if a_sweep_will_come() => register.close(process),
-            Some(register) => register.leave(process),
+    let left = Process::this().and_then(|process| {
+        match SessionRegistry::open_if_made(Path::new(paths::SESSIONS))? {
+            Some(registry) if a_sweep_will_come() => registry.close(process),
+            Some(registry) => registry.remove(process),
             None => Ok(()),
-        });
+        }
+    });
     // An entry that stays is removed by the sweep, when the process is gone.
     if left.is_ok() { Outcome::Success } else { Outcome::Ignore }
 }
@@ -110,7 +111,7 @@ fn a_sweep_will_come() -> bool {
     match last {
         // A clock that was set back tells nothing.
         Ok(last) => last.elapsed().map_or(true, |age| age < RECENT),
-        Err(_) => register::since_boot() < RECENT.as_secs(),
+        Err(_) => registry::since_boot() < RECENT.as_secs(),
     }
 }
 
@@ -187,9 +188,9 @@ fn is_refused(account: &TargetAccount, config: &Config, origin: Origin) -> bool 
         && !config.keys.others_open_managed_accounts()
 }
 
-/// Enters the session in the register, where the sweep finds it. One without a key that IAM knows, of an account that is
+/// Enters the session in the registry, where the sweep finds it. One without a key that IAM knows, of an account that is
 /// only shared, is the host's own.
-fn register(application: &mut impl Application, account: &TargetAccount, opened: Opened) -> io::Result<()> {
+fn registry(application: &mut impl Application, account: &TargetAccount, opened: Opened) -> io::Result<()> {
     if account.standing == Standing::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin) {
         return Ok(());
     }
@@ -204,7 +205,7 @@ fn register(application: &mut impl Application, account: &TargetAccount, opened:
     let mut groups = application.gids_of(&account.name, account.gid);
     groups.sort();
     groups.dedup();
-    Register::open(Path::new(paths::SESSIONS))?.enter(&Session {
+    SessionRegistry::open(Path::new(paths::SESSIONS))?.insert(&Session {
         pid,
         start,
         user: account.name.clone(),
@@ -215,7 +216,7 @@ fn register(application: &mut impl Application, account: &TargetAccount, opened:
         keys: opened.keys,
         origin: opened.origin,
         groups,
-        since: register::now(),
+        since: registry::now(),
         audit: own_audit_session(pid),
         closed: false,
         unseen: 0,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pam_iam_core::paths;
-use pam_iam_core::register::{self, Origin, Register, Session};
+use pam_iam_core::registry::{self, Origin, Session, SessionRegistry};
 use pam_iam_core::replace::write_new;
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,7 @@ pub struct Now {
 impl Now {
     pub fn read() -> Self {
         let boot = read(Path::new("/"), BOOT).ok().flatten().unwrap_or_default();
-        Self { clock: register::now(), boot, since_boot: register::since_boot() }
+        Self { clock: registry::now(), boot, since_boot: registry::since_boot() }
     }
 }
 
@@ -70,9 +70,9 @@ impl Trial {
 
     /// Returns a session of an IAM user that began after the trial did, if there is one.
     pub fn proof(&self) -> Option<Session> {
-        let register = Register::open(Path::new(paths::SESSIONS)).ok()?;
-        let open = register.sessions().unwrap_or_default().into_iter().map(|(session, _)| session);
-        let over = register.left().unwrap_or_default();
+        let registry = SessionRegistry::open(Path::new(paths::SESSIONS)).ok()?;
+        let open = registry.sessions().unwrap_or_default().into_iter().map(|(session, _)| session);
+        let over = registry.left().unwrap_or_default();
         open.chain(over).find(|session| session.since >= self.started && session.origin == Origin::Iam)
     }
 }

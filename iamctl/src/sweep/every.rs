@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use pam_iam_core::log::{Level, Log};
-use pam_iam_core::register::uptime;
+use pam_iam_core::registry::uptime;
 use pam_iam_sessions::termination;
 
 /// How long a sweep may be at work: one that hangs would keep all others from beginning.

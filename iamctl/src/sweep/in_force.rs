@@ -10,7 +10,7 @@ use std::time::Duration;
 use pam_iam_core::config::Config;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::paths;
-use pam_iam_core::register::Register;
+use pam_iam_core::registry::SessionRegistry;
 use pam_iam_core::wire::{Request, Roster};
 
 use crate::Context;
@@ -58,7 +58,7 @@ pub fn look(context: &Context, config: &Config, log: &mut Log) {
 /// A managed user with an account here: one who is logged in, or one whom the daemon has on its list. Without a daemon IAM
 /// would be asked.
 fn managed_user(context: &Context) -> Option<String> {
-    let open = Register::open(Path::new(paths::SESSIONS)).and_then(|register| register.sessions());
+    let open = SessionRegistry::open(Path::new(paths::SESSIONS)).and_then(|registry| registry.sessions());
     let mut open = open.unwrap_or_default().into_iter().map(|(session, _)| session);
     open.find(|session| session.uid.is_ours()).map(|session| session.user).or_else(|| {
         let roster =

@@ -11,7 +11,7 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::nsswitch;
 use pam_iam_core::process::Process;
-use pam_iam_core::register::{Origin, Register, Session};
+use pam_iam_core::registry::{Origin, Session, SessionRegistry};
 use pam_iam_core::served::Served;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Holder, Policy, Reason, Request};
@@ -142,7 +142,7 @@ impl<'a> Judge<'a> {
     /// Returns an error if the processes cannot be listed.
     pub fn judge(
         &mut self,
-        register: &Register,
+        registry: &SessionRegistry,
         mut open: Vec<(Session, Duration)>,
         effort: Effort,
     ) -> Result<Vec<Withdrawal>, String> {
@@ -161,7 +161,7 @@ impl<'a> Judge<'a> {
             seen.insert(session.uid);
             let standing = standing(&session.user, session.uid, self.config, &Files::default());
             let verdict = match &standing {
-                Ok(standing) => self.verdict(&session, *standing, register),
+                Ok(standing) => self.verdict(&session, *standing, registry),
                 Err(_) => Verdict::Unknown,
             };
             let managed = matches!(standing, Ok(Standing::Ours));
@@ -181,7 +181,7 @@ impl<'a> Judge<'a> {
                     (Cause::Offline, managed)
                 }
                 Verdict::GoesOn(age) => {
-                    let _ = register.confirm(&session, age);
+                    let _ = registry.touch(&session, age);
                     staying.insert(session.uid);
                     confirmed.insert(session.uid);
                     continue;
@@ -254,24 +254,24 @@ impl<'a> Judge<'a> {
         let whole: BTreeSet<Uid> =
             withdrawals.iter().filter(|known| known.whole_user).map(|known| known.uid).collect();
         let left = self
-            .left_behind(register, &mut owned)
+            .left_behind(registry, &mut owned)
             .map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
         withdrawals.extend(left.into_iter().filter(|left| !whole.contains(&left.uid)));
         Ok(withdrawals)
     }
 
     /// What sessions that are over left behind and were opened with what is withdrawn now. Those that have left nothing are taken
-    /// out of the register.
+    /// out of the registry.
     fn left_behind(
         &mut self,
-        register: &Register,
+        registry: &SessionRegistry,
         owned: &mut Owned<'_>,
     ) -> std::io::Result<Vec<Withdrawal>> {
         self.asked_until = Instant::now() + ASKING_LEFT_MAX;
         let mut withdrawals: Vec<Withdrawal> = Vec::new();
-        let mut sessions = register.left()?;
+        let mut sessions = registry.left()?;
         // There may not be time to ask about all.
-        let sweeps = usize::try_from(pam_iam_core::register::now() / 60).unwrap_or_default();
+        let sweeps = usize::try_from(pam_iam_core::registry::now() / 60).unwrap_or_default();
         let first = sweeps.wrapping_mul(ROTATION).checked_rem(sessions.len()).unwrap_or_default();
         sessions.rotate_left(first);
         let (mut at_work, mut still) = (BTreeMap::new(), BTreeMap::new());
@@ -282,7 +282,7 @@ impl<'a> Judge<'a> {
         for session in sessions {
             let audit = session.audit.as_deref();
             let Some((audit, owner)) = audit.zip(Owner::new(session.uid, &session.user)) else {
-                self.forget(register, &session);
+                self.forget(registry, &session);
                 continue;
             };
             // What forks and ends all the time may be missed by any look.
@@ -296,13 +296,13 @@ impl<'a> Judge<'a> {
                     Some(seen) if seen.contains(audit) => unseen = 0,
                     None if is_at_work && !many => {}
                     _ => {
-                        self.forget(register, &session);
+                        self.forget(registry, &session);
                         continue;
                     }
                 }
             }
             if !self.is_dry {
-                let _ = register.note_unseen(&session, unseen);
+                let _ = registry.note_unseen(&session, unseen);
             }
             if unseen > ASKED_UNSEEN_MAX && !is_at_work {
                 continue;
@@ -310,7 +310,7 @@ impl<'a> Judge<'a> {
             let Ok(standing) = standing(&session.user, session.uid, self.config, &Files::default()) else {
                 continue;
             };
-            let cause = match self.verdict(&session, standing, register) {
+            let cause = match self.verdict(&session, standing, registry) {
                 Verdict::SessionWithdrawn(cause) => cause,
                 // What the marks of a login are on is no service of the host's.
                 Verdict::UserWithdrawn(reason)
@@ -332,10 +332,10 @@ impl<'a> Judge<'a> {
         Ok(withdrawals)
     }
 
-    /// Takes what a login left behind out of the register.
-    fn forget(&self, register: &Register, session: &Session) {
+    /// Takes what a login left behind out of the registry.
+    fn forget(&self, registry: &SessionRegistry, session: &Session) {
         if !self.is_dry {
-            let _ = register.leave(session.process());
+            let _ = registry.remove(session.process());
         }
     }
 
@@ -400,7 +400,7 @@ impl<'a> Judge<'a> {
         privileged.lost(name, held, |request| self.ask(request))
     }
 
-    fn verdict(&self, session: &Session, standing: Standing, register: &Register) -> Verdict {
+    fn verdict(&self, session: &Session, standing: Standing, registry: &SessionRegistry) -> Verdict {
         let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
         if standing == Standing::Local {
             return Verdict::GoesOn(Duration::ZERO);
@@ -413,7 +413,7 @@ impl<'a> Judge<'a> {
                 matches!(answer, Some(Answer::Keys { keys }) if !keys.is_empty())
             };
             if session.keys.iter().any(members) {
-                let _ = register.enter(&Session { origin: Origin::Iam, ..session.clone() });
+                let _ = registry.insert(&Session { origin: Origin::Iam, ..session.clone() });
             }
             return Verdict::GoesOn(Duration::ZERO);
         }

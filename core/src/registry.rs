@@ -1,4 +1,4 @@
-//! The register of open sessions: one file for each, written by PAM's session phase, read by the sweep.
+//! The registry of open sessions: one file for each, written by PAM's session phase, read by the sweep.
 //!
 //! It is root's alone, and so is the directory that it lies in: whoever could rename it away could hide a session from the sweep.
 //! It is opened without following links and used only if both belong to root.
@@ -72,13 +72,13 @@ pub enum Origin {
     Unknown,
 }
 
-/// The register.
-pub struct Register {
+/// The registry.
+pub struct SessionRegistry {
     dir: OwnedFd,
 }
 
-impl Register {
-    /// Opens the register in `path`, if somebody has made it.
+impl SessionRegistry {
+    /// Opens the registry in `path`, if somebody has made it.
     ///
     /// # Errors
     /// It cannot be opened, or belongs to somebody else than who runs this.
@@ -89,7 +89,7 @@ impl Register {
         }
     }
 
-    /// Opens the register in `path`, made if it is not there.
+    /// Opens the registry in `path`, made if it is not there.
     ///
     /// # Errors
     /// It cannot be made or opened, or belongs to somebody else than who runs this.
@@ -130,9 +130,9 @@ impl Register {
     ///
     /// # Errors
     /// Those of writing the entry.
-    pub fn enter(&self, session: &Session) -> io::Result<()> {
+    pub fn insert(&self, session: &Session) -> io::Result<()> {
         self.write(session)?;
-        self.confirm(session, Duration::ZERO)
+        self.touch(session, Duration::ZERO)
     }
 
     fn write(&self, session: &Session) -> io::Result<()> {
@@ -157,7 +157,7 @@ impl Register {
     pub fn close(&self, process: Process) -> io::Result<()> {
         match self.read(&name_of(process))? {
             Some((session, _)) if session.audit.is_some() => self.write(&Session { closed: true, ..session }),
-            _ => self.leave(process),
+            _ => self.remove(process),
         }
     }
 
@@ -176,7 +176,7 @@ impl Register {
     ///
     /// # Errors
     /// Returns an error if the entry exists and cannot be removed. A missing entry is not an error.
-    pub fn leave(&self, process: Process) -> io::Result<()> {
+    pub fn remove(&self, process: Process) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.dir, name_of(process), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -265,7 +265,7 @@ impl Register {
     ///
     /// # Errors
     /// Those of changing the entry.
-    pub fn confirm(&self, session: &Session, age: Duration) -> io::Result<()> {
+    pub fn touch(&self, session: &Session, age: Duration) -> io::Result<()> {
         let at = i64::try_from(since_boot().saturating_sub(age.as_secs())).unwrap_or_default();
         let at = Timespec { tv_sec: at, tv_nsec: 0 };
         let times = Timestamps { last_access: at, last_modification: at };
@@ -336,77 +336,77 @@ mod tests {
     fn a_session_is_entered_confirmed_and_taken_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pam_iam/sessions");
-        assert!(Register::open_if_made(&path).unwrap().is_none() && !path.exists());
-        let register = Register::open(&path).unwrap();
+        assert!(SessionRegistry::open_if_made(&path).unwrap().is_none() && !path.exists());
+        let registry = SessionRegistry::open(&path).unwrap();
         let mine = session();
-        register.enter(&mine).unwrap();
-        register.enter(&mine).unwrap();
-        let (found, age) = register.sessions().unwrap().remove(0);
+        registry.insert(&mine).unwrap();
+        registry.insert(&mine).unwrap();
+        let (found, age) = registry.sessions().unwrap().remove(0);
         assert_eq!(found, mine);
         assert!(age < Duration::from_secs(60));
-        register.confirm(&mine, Duration::from_secs(3600)).unwrap();
+        registry.touch(&mine, Duration::from_secs(3600)).unwrap();
         // As far back as this host's boot lets it.
-        let (_, age) = register.sessions().unwrap().remove(0);
+        let (_, age) = registry.sessions().unwrap().remove(0);
         assert!(age >= Duration::from_secs(60));
-        assert!(register.lock().unwrap() && !Register::open(&path).unwrap().lock().unwrap());
-        register.leave(mine.process()).unwrap();
-        register.leave(mine.process()).unwrap();
-        assert!(register.sessions().unwrap().is_empty());
+        assert!(registry.lock().unwrap() && !SessionRegistry::open(&path).unwrap().lock().unwrap());
+        registry.remove(mine.process()).unwrap();
+        registry.remove(mine.process()).unwrap();
+        assert!(registry.sessions().unwrap().is_empty());
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
     }
 
     #[test]
     fn a_session_that_is_over_stays_in_the_register_for_what_it_may_have_left_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let register = Register::open(&dir.path().join("sessions")).unwrap();
+        let registry = SessionRegistry::open(&dir.path().join("sessions")).unwrap();
         let mine = Session { audit: Some("7".into()), ..session() };
-        register.enter(&mine).unwrap();
-        assert!(register.left().unwrap().is_empty());
-        register.close(mine.process()).unwrap();
-        assert!(register.sessions().unwrap().is_empty());
+        registry.insert(&mine).unwrap();
+        assert!(registry.left().unwrap().is_empty());
+        registry.close(mine.process()).unwrap();
+        assert!(registry.sessions().unwrap().is_empty());
         let over = Session { closed: true, ..mine.clone() };
-        assert_eq!(register.left().unwrap(), std::slice::from_ref(&over));
-        register.note_unseen(&over, 2).unwrap();
-        assert_eq!(register.left().unwrap(), [Session { unseen: 2, ..over }]);
+        assert_eq!(registry.left().unwrap(), std::slice::from_ref(&over));
+        registry.note_unseen(&over, 2).unwrap();
+        assert_eq!(registry.left().unwrap(), [Session { unseen: 2, ..over }]);
         // One that was killed could not say so.
         let killed = Session { start: mine.start + 1, ..mine.clone() };
-        register.enter(&killed).unwrap();
-        assert_eq!(register.left().unwrap().len(), 2);
-        register.leave(killed.process()).unwrap();
-        register.leave(mine.process()).unwrap();
-        register.enter(&session()).unwrap();
-        register.close(mine.process()).unwrap();
-        assert!(register.left().unwrap().is_empty(), "nothing could tell what it has left");
-        register.close(mine.process()).unwrap();
+        registry.insert(&killed).unwrap();
+        assert_eq!(registry.left().unwrap().len(), 2);
+        registry.remove(killed.process()).unwrap();
+        registry.remove(mine.process()).unwrap();
+        registry.insert(&session()).unwrap();
+        registry.close(mine.process()).unwrap();
+        assert!(registry.left().unwrap().is_empty(), "nothing could tell what it has left");
+        registry.close(mine.process()).unwrap();
     }
 
     #[test]
     fn entries_of_processes_that_are_gone_and_of_nonsense_are_removed() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("sessions");
-        let register = Register::open(&path).unwrap();
+        let registry = SessionRegistry::open(&path).unwrap();
         let mine = session();
-        register.enter(&Session { start: mine.start + 1, ..mine.clone() }).unwrap();
-        register.enter(&Session { pid: i32::MAX - 1, ..mine.clone() }).unwrap();
+        registry.insert(&Session { start: mine.start + 1, ..mine.clone() }).unwrap();
+        registry.insert(&Session { pid: i32::MAX - 1, ..mine.clone() }).unwrap();
         std::fs::write(path.join("77"), "{").unwrap();
         std::fs::write(path.join("78"), serde_json::to_vec(&mine).unwrap()).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", path.join("79")).unwrap();
-        assert!(register.sessions().unwrap().is_empty());
+        assert!(registry.sessions().unwrap().is_empty());
         assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
     }
 
     #[test]
     fn the_entry_of_a_process_that_is_gone_is_not_that_of_the_next_with_its_number() {
         let dir = tempfile::tempdir().unwrap();
-        let register = Register::open(&dir.path().join("sessions")).unwrap();
+        let registry = SessionRegistry::open(&dir.path().join("sessions")).unwrap();
         let mine = session();
         let gone = Session { start: mine.start - 1, ..mine.clone() };
-        register.enter(&gone).unwrap();
-        register.enter(&mine).unwrap();
+        registry.insert(&gone).unwrap();
+        registry.insert(&mine).unwrap();
         // As a sweep that has read the first before the second was there.
-        register.leave(gone.process()).unwrap();
+        registry.remove(gone.process()).unwrap();
         let found: Vec<Session> =
-            register.sessions().unwrap().into_iter().map(|(session, _)| session).collect();
+            registry.sessions().unwrap().into_iter().map(|(session, _)| session).collect();
         assert_eq!(found, [mine]);
     }
 
@@ -416,10 +416,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
-        assert!(Register::open(&link).is_err());
+        assert!(SessionRegistry::open(&link).is_err());
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(Register::open(dir.path()).is_err());
-        let why = Register::open(&dir.path().join("sessions")).err().unwrap().to_string();
+        assert!(SessionRegistry::open(dir.path()).is_err());
+        let why = SessionRegistry::open(&dir.path().join("sessions")).err().unwrap().to_string();
         assert!(why.contains("chown root:root"), "in a directory where others may rename it: {why}");
     }
 }
