@@ -33,7 +33,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::database::{Database, DatabaseError};
-use crate::plan::{HomeFate, Others, Plan, Removal, Situation, accounts_of_ours, plan};
+use crate::plan::{HomeAction, Others, Plan, PlanInput, Removal, accounts_of_ours, plan};
 use crate::report::Report;
 use crate::state::State;
 use crate::table::{Tables, uid_of};
@@ -215,7 +215,7 @@ impl Import<'_> {
             self.report.remark(format!("{name} is missing for the {missing}. of {wanted} times"));
         }
 
-        let gone = self.see_off(&first);
+        let gone = self.end_sessions_and_clear_homes(&first);
         let second = match gone.is_empty() {
             true => None,
             false => match self.remove(&gone, &first, &state, &adopted) {
@@ -256,7 +256,7 @@ impl Import<'_> {
     fn plan(&self, tables: &Tables, state: &State, adopted: &[(String, Uid)]) -> Plan {
         let (roster, config, force) = (self.roster, self.config, self.arguments.force);
         let today = registry::now() / DAY;
-        plan(&Situation { roster, config, state, adopted, force, today, others: &Nss }, tables)
+        plan(&PlanInput { roster, config, state, adopted, force, today, others: &Nss }, tables)
     }
 
     /// The local accounts that are adopted.
@@ -306,7 +306,7 @@ impl Import<'_> {
     }
 
     /// Ends the sessions of who is locked, and then does with the homes what is to be done. Who can then be removed.
-    fn see_off<'p>(&mut self, plan: &'p Plan) -> Vec<&'p Removal> {
+    fn end_sessions_and_clear_homes<'p>(&mut self, plan: &'p Plan) -> Vec<&'p Removal> {
         if self.arguments.dry_run {
             let mut would = Vec::new();
             for removal in &plan.remove {
@@ -373,22 +373,22 @@ fn without(tables: &Tables, gone: &[&Removal]) -> Tables {
 /// Whether there is a home directory that is to go, and may.
 fn has_home_to_clear(removal: &Removal) -> Result<bool, leave::LeaveError> {
     let path = Path::new(&removal.home);
-    let goes = removal.fate != HomeFate::Stays && leave::is_in_safe_place(path)?;
+    let goes = removal.home_action != HomeAction::Stays && leave::is_in_safe_place(path)?;
     Ok(goes && leave::is_there(path, removal.account.uid)?)
 }
 
 /// Does with a home directory what is to be done before its account is removed.
 fn clear(removal: &Removal) -> Result<(), leave::LeaveError> {
-    let Removal { account, home, fate } = removal;
+    let Removal { account, home, home_action } = removal;
     let (name, uid, path) = (&account.name, account.uid, Path::new(home));
-    if *fate == HomeFate::Stays || !leave::is_in_safe_place(path)? {
+    if *home_action == HomeAction::Stays || !leave::is_in_safe_place(path)? {
         return Ok(());
     }
     leave::remove_hidden(path, name, uid)?;
     if !leave::is_there(path, uid)? {
         return Ok(());
     }
-    if *fate == HomeFate::Archive {
+    if *home_action == HomeAction::Archive {
         // An archive of the same user at another time has another name.
         leave::archive(path, Path::new(ARCHIVE), name, uid, registry::now())?;
     }

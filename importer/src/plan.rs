@@ -34,7 +34,7 @@ const SHELL: usize = 6;
 const EXPIRY: usize = 7;
 
 /// What a plan is made from.
-pub struct Situation<'a> {
+pub struct PlanInput<'a> {
     /// Who may log in, by IAM.
     pub roster: &'a Roster,
     /// The configuration.
@@ -129,12 +129,12 @@ pub struct Removal {
     /// Its home directory.
     pub home: String,
     /// What becomes of that.
-    pub fate: HomeFate,
+    pub home_action: HomeAction,
 }
 
 /// What becomes of the home directory of an account that is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HomeFate {
+pub enum HomeAction {
     /// It stays, and belongs to a uid that nobody has any more.
     Stays,
     /// It is packed away first.
@@ -144,8 +144,8 @@ pub enum HomeFate {
 }
 
 /// Makes the plan.
-pub fn plan(situation: &Situation<'_>, tables: &Tables) -> Plan {
-    let mut planner = Planner::new(situation, tables);
+pub fn plan(input: &PlanInput<'_>, tables: &Tables) -> Plan {
+    let mut planner = Planner::new(input, tables);
     planner.rename();
     planner.retire();
     planner.create_and_update();
@@ -170,22 +170,22 @@ pub fn accounts_of_ours(tables: &Tables) -> BTreeMap<Uid, String> {
 }
 
 struct Planner<'a> {
-    situation: &'a Situation<'a>,
+    input: &'a PlanInput<'a>,
     plan: Plan,
     /// The users of the roster by uid.
     users: BTreeMap<Uid, &'a User>,
 }
 
 /// An account whose user has left.
-struct Leaver {
+struct Departed {
     account: Account,
     /// Whether it is locked already.
     locked: bool,
 }
 
 impl<'a> Planner<'a> {
-    fn new(situation: &'a Situation<'a>, tables: &Tables) -> Self {
-        let refused = situation.roster.refused.iter();
+    fn new(input: &'a PlanInput<'a>, tables: &Tables) -> Self {
+        let refused = input.roster.refused.iter();
         let refused =
             refused.map(|refused| Refusal { who: refused.iam_name.clone(), why: refused.why.clone() });
         let there = |name: &str| tables.passwd.get(name).is_some();
@@ -193,17 +193,11 @@ impl<'a> Planner<'a> {
             tables: tables.clone(),
             refused: refused.collect(),
             // Of who is gone nothing is given back.
-            former_expiry: situation
-                .state
-                .locked
-                .clone()
-                .into_iter()
-                .filter(|(name, _)| there(name))
-                .collect(),
+            former_expiry: input.state.locked.clone().into_iter().filter(|(name, _)| there(name)).collect(),
             ..Plan::default()
         };
-        let users = situation.roster.users.iter().map(|user| (user.uid, user)).collect();
-        Self { situation, plan, users }
+        let users = input.roster.users.iter().map(|user| (user.uid, user)).collect();
+        Self { input, plan, users }
     }
 
     /// Accounts whose IAM users have another name now. The uid says that they are the same.
@@ -214,7 +208,7 @@ impl<'a> Planner<'a> {
                 wanted.push((uid, from, user.name.to_string()));
             }
         }
-        let others = self.situation.others;
+        let others = self.input.others;
         let tables = &mut self.plan.tables;
         // One who stays may keep another from going, and so on.
         loop {
@@ -249,23 +243,23 @@ impl<'a> Planner<'a> {
     /// Accounts whose users have left: locked now, and removed where the configuration wants it. Where a new user has
     /// taken the name, the account of the old one makes way.
     fn retire(&mut self) {
-        let Situation { roster, config, state, adopted, force, .. } = *self.situation;
+        let PlanInput { roster, config, state, adopted, force, .. } = *self.input;
         let ours = accounts_of_ours(&self.plan.tables);
         let adopted =
             adopted.iter().filter(|(_, uid)| !uid.is_ours()).map(|(name, uid)| (*uid, name.clone()));
-        let (mut active, mut leavers) = (0, Vec::new());
+        let (mut active, mut departed) = (0, Vec::new());
         for (uid, name) in ours.into_iter().chain(adopted) {
             let locked = self.is_locked(&name, uid);
             active += usize::from(!locked);
             let missing = state.missing(uid);
             if roster.complete && missing >= config.importer.confirm.max(1) {
-                leavers.push(Leaver { account: Account { name, uid }, locked });
+                departed.push(Departed { account: Account { name, uid }, locked });
             } else if missing > 0 && !locked {
                 self.plan.waiting.push((name, missing));
             }
         }
         self.plan.limit = limit(&config.importer, active);
-        let fresh = leavers.iter().filter(|leaver| !leaver.locked).count();
+        let fresh = departed.iter().filter(|departed| !departed.locked).count();
         if force {
             self.plan.limit = usize::MAX;
         } else if fresh > self.plan.limit {
@@ -275,46 +269,46 @@ impl<'a> Planner<'a> {
                  really left, run: iam-importer --force"
             );
             self.plan.refused.push(Refusal { who: "retiring".to_owned(), why });
-            leavers.retain(|leaver| leaver.locked);
+            departed.retain(|departed| departed.locked);
         }
-        for leaver in leavers {
-            self.retire_one(leaver);
+        for departed in departed {
+            self.retire_one(departed);
         }
     }
 
-    fn retire_one(&mut self, Leaver { account, locked }: Leaver) {
+    fn retire_one(&mut self, Departed { account, locked }: Departed) {
         if !locked {
             self.lock(&account);
             self.plan.changes.push(Change::Lock { name: account.name.clone() });
         }
-        if let Some(fate) = self.fate(&account) {
+        if let Some(home_action) = self.home_action(&account) {
             let home = self.field(&account.name, HOME);
-            self.plan.remove.push(Removal { account: account.clone(), home, fate });
+            self.plan.remove.push(Removal { account: account.clone(), home, home_action });
         }
         self.plan.locked.push(account);
     }
 
     /// What becomes of the home of a user who has left, if the account is to be removed.
-    fn fate(&self, account: &Account) -> Option<HomeFate> {
-        let Situation { config, .. } = self.situation;
+    fn home_action(&self, account: &Account) -> Option<HomeAction> {
+        let PlanInput { config, .. } = self.input;
         if !account.uid.is_ours() {
             return None;
         }
         let wanted = match config.importer.retire {
             // Who may write instance tags must not be able to have homes removed.
             _ if matches!(config.access.allow, Allowed::Tag(_)) => None,
-            Retire::Archive => Some(HomeFate::Archive),
-            Retire::Delete => Some(HomeFate::Delete),
+            Retire::Archive => Some(HomeAction::Archive),
+            Retire::Delete => Some(HomeAction::Delete),
             Retire::Lock => None,
         };
         let taken = || self.users.values().any(|user| user.name.as_str() == account.name);
-        wanted.or_else(|| taken().then_some(HomeFate::Stays))
+        wanted.or_else(|| taken().then_some(HomeAction::Stays))
     }
 
     /// The users of the roster have accounts that look as they should.
     fn create_and_update(&mut self) {
         let uids: BTreeSet<Uid> = accounts_of_ours(&self.plan.tables).into_keys().collect();
-        for user in &self.situation.roster.users {
+        for user in &self.input.roster.users {
             match self.plan.tables.passwd.get(user.name.as_str()).map(uid_of) {
                 None if uids.contains(&user.uid) => {
                     self.refuse(user, format!("its new name {} is still another account's", user.name));
@@ -331,7 +325,7 @@ impl<'a> Planner<'a> {
                 Some(_) => self.refuse(user, "its name is that of a local account".to_owned()),
             }
         }
-        for name in &self.situation.roster.adopted {
+        for name in &self.input.roster.adopted {
             self.unlock(name.as_str());
         }
     }
@@ -339,7 +333,7 @@ impl<'a> Planner<'a> {
     fn create(&mut self, user: &User) {
         let name = user.name.as_str();
         // passwd(5) comes first: an account there would take the place of the other directory's.
-        let others = self.situation.others;
+        let others = self.input.others;
         if others.uid_of(name).is_some_and(|known| known != user.uid) {
             return self.refuse(user, "its name is that of an account of another directory".to_owned());
         }
@@ -369,7 +363,7 @@ impl<'a> Planner<'a> {
     fn ensure_shadow(&mut self, name: &str) -> bool {
         let Some(shadow) = &mut self.plan.tables.shadow else { return false };
         if shadow.get(name).is_none() {
-            let today = self.situation.today.to_string();
+            let today = self.input.today.to_string();
             shadow.push([name, NO_PASSWORD, &today, "", "", "", "", "", ""].map(str::to_owned).to_vec());
         }
         true
@@ -398,7 +392,7 @@ impl<'a> Planner<'a> {
 
     /// Users are in the groups that IAM puts them in, and in no other of these.
     fn regroup(&mut self) {
-        let Situation { roster, state, adopted, .. } = *self.situation;
+        let PlanInput { roster, state, adopted, .. } = *self.input;
         let ours = accounts_of_ours(&self.plan.tables);
         let mut managed: BTreeMap<String, Uid> =
             ours.iter().map(|(uid, name)| (name.clone(), *uid)).collect();
@@ -462,7 +456,7 @@ impl<'a> Planner<'a> {
             let listed = self.users.contains_key(uid) || !self.is_managed_now(name, *uid);
             listed
                 || locked.contains(uid)
-                || self.situation.roster.adopted.iter().any(|known| known.as_str() == name)
+                || self.input.roster.adopted.iter().any(|known| known.as_str() == name)
         };
         let leaving: BTreeSet<String> = managed.keys().filter(|name| leaves(name)).cloned().collect();
         self.plan.tables.change_group(group, |members| {
@@ -481,7 +475,7 @@ impl<'a> Planner<'a> {
 
     /// Whether the account is ours or adopted, and not one that was.
     fn is_managed_now(&self, name: &str, uid: Uid) -> bool {
-        uid.is_ours() || self.situation.adopted.iter().any(|(known, _)| known == name)
+        uid.is_ours() || self.input.adopted.iter().any(|(known, _)| known == name)
     }
 
     fn refuse(&mut self, user: &User, why: String) {

@@ -10,7 +10,7 @@ use pam_iam_core::audit::Event;
 use pam_iam_core::escape::Value;
 use pam_iam_core::log::{Level, Log};
 
-use crate::plan::{Change, HomeFate, Refusal, Removal};
+use crate::plan::{Change, HomeAction, Refusal, Removal};
 
 /// How many created accounts stand in one line of the log.
 const NAMES_PER_LINE: usize = 20;
@@ -108,10 +108,10 @@ impl Report {
     /// Tells of an account that was removed, or would be.
     pub fn removed(&mut self, removal: &Removal) {
         let name = &removal.account.name;
-        let (what, home) = match removal.fate {
-            HomeFate::Stays => ("whose name a new IAM user has", "stays"),
-            HomeFate::Archive => ("with the home directory archived", "archived"),
-            HomeFate::Delete => ("with the home directory deleted", "deleted"),
+        let (what, home) = match removal.home_action {
+            HomeAction::Stays => ("whose name a new IAM user has", "stays"),
+            HomeAction::Archive => ("with the home directory archived", "archived"),
+            HomeAction::Delete => ("with the home directory deleted", "deleted"),
         };
         self.counts.removed += 1;
         let verb = if self.dry_run { "would remove" } else { "removed" };

@@ -111,7 +111,7 @@ impl Host {
 
     fn plan(&self) -> Plan {
         let Self { roster, config, state, tables, force, adopted, others } = self;
-        plan(&Situation { roster, config, state, adopted, force: *force, today: 20_000, others }, tables)
+        plan(&PlanInput { roster, config, state, adopted, force: *force, today: 20_000, others }, tables)
     }
 
     /// One whole run, with everybody seen off who is to be.
@@ -332,13 +332,13 @@ fn who_is_locked_already_counts_neither_way() {
 
 #[test]
 fn archive_and_delete_remove_the_account() {
-    for (retire, fate) in [("archive", HomeFate::Archive), ("delete", HomeFate::Delete)] {
+    for (retire, home_action) in [("archive", HomeAction::Archive), ("delete", HomeAction::Delete)] {
         let mut host = Host::with_users(&format!("[importer]\nretire = '{retire}'"), 3);
         host.leave("user1");
         host.run();
         let plan = host.run();
         let account = Account { name: "user1".into(), uid: uid(1) };
-        let removal = Removal { account: account.clone(), home: "/home/user1".into(), fate };
+        let removal = Removal { account: account.clone(), home: "/home/user1".into(), home_action };
         assert_eq!((plan.remove, plan.locked), (vec![removal], vec![account]));
         assert_eq!((host.passwd("user1"), host.shadow("user1")), (None, None));
         assert!(host.tables.group.get("user1").is_none() && !host.members("iam-users").contains("user1"));
@@ -355,7 +355,10 @@ fn a_user_made_anew_gets_a_new_account_when_the_old_one_is_certainly_gone() {
     assert!(first.refused.iter().any(|refusal| refusal.why.contains("belongs to an earlier IAM user")));
     assert!(host.passwd("user1").unwrap().contains(&uid(1).to_string()));
     let second = host.run();
-    assert_eq!(second.remove.iter().map(|removal| removal.fate).collect::<Vec<_>>(), [HomeFate::Stays]);
+    assert_eq!(
+        second.remove.iter().map(|removal| removal.home_action).collect::<Vec<_>>(),
+        [HomeAction::Stays]
+    );
     let new = uid(77);
     assert_eq!(host.passwd("user1"), Some(format!("user1:x:{new}:{new}:user1:/home/user1:/bin/bash")));
     assert_eq!(host.run().changes, []);
