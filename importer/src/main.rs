@@ -25,10 +25,10 @@ use clap::Parser;
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
-use pam_iam_core::paths;
 use pam_iam_core::registry;
 use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Request, Roster};
+use pam_iam_core::{local, paths};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -130,16 +130,20 @@ fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
     Ok(report.summary(accounts, took, began.elapsed()))
 }
 
-/// All services of nsswitch.conf.
+/// All services of nsswitch.conf but passwd(5), whose accounts the plan has before it.
 struct Nss;
 
 impl Others for Nss {
     fn uid_of(&self, name: &str) -> Option<Uid> {
-        users::get_user_by_name(name).map(|user| Uid(user.uid()))
+        let uid = Uid(users::get_user_by_name(name)?.uid());
+        let local = local::account_by_name(Path::new(paths::PASSWD), name).ok().flatten();
+        local.is_none_or(|local| local.uid != uid).then_some(uid)
     }
 
     fn name_of(&self, uid: Uid) -> Option<String> {
-        users::get_user_by_uid(uid.0).map(|user| user.name().to_string_lossy().into_owned())
+        let name = users::get_user_by_uid(uid.0)?.name().to_string_lossy().into_owned();
+        let local = local::account_by_uid(Path::new(paths::PASSWD), uid).ok().flatten();
+        local.is_none_or(|local| local.name != name).then_some(name)
     }
 }
 
