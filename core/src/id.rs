@@ -42,7 +42,7 @@ impl Uid {
     pub const ROOT: Self = Self(0);
 
     /// Whether an account with this uid was made from an IAM user.
-    pub fn is_ours(self) -> bool {
+    pub fn is_managed(self) -> bool {
         (FIRST..=LAST).contains(&self.0)
     }
 
@@ -66,7 +66,7 @@ impl Gid {
     pub const IAM_USERS: Self = Self(IAM_USERS_GID);
 
     /// Whether a group with this gid was made from IAM.
-    pub fn is_ours(self) -> bool {
+    pub fn is_managed(self) -> bool {
         (FIRST..=LAST).contains(&self.0)
     }
 }
@@ -89,8 +89,8 @@ mod tests {
 
     #[test]
     fn the_range_is_closed_at_both_ends() {
-        assert!(Uid(FIRST).is_ours() && Uid(LAST).is_ours());
-        assert!(!Uid(FIRST - 1).is_ours() && !Uid(LAST + 1).is_ours() && !Uid::RESERVED.is_ours());
-        assert!(!Uid::ROOT.is_ours() && !Uid(65_534).is_ours() && !Gid(1000).is_ours());
+        assert!(Uid(FIRST).is_managed() && Uid(LAST).is_managed());
+        assert!(!Uid(FIRST - 1).is_managed() && !Uid(LAST + 1).is_managed() && !Uid::RESERVED.is_managed());
+        assert!(!Uid::ROOT.is_managed() && !Uid(65_534).is_managed() && !Gid(1000).is_managed());
     }
 }

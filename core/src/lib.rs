@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "config")]
+pub mod account_kind;
 pub mod ask;
 pub mod audit;
 pub mod client;
@@ -31,7 +33,5 @@ pub mod process;
 pub mod registry;
 pub mod replace;
 pub mod served;
-#[cfg(feature = "config")]
-pub mod standing;
 pub mod unit;
 pub mod wire;

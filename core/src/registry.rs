@@ -110,14 +110,14 @@ impl SessionRegistry {
             dir => dir?,
         };
         let untrusted = |message: String| io::Error::new(io::ErrorKind::PermissionDenied, message);
-        let is_ours = |found: rustix::fs::Stat| {
+        let is_managed = |found: rustix::fs::Stat| {
             found.st_uid == rustix::process::geteuid().as_raw() && found.st_mode & 0o022 == 0
         };
-        if !is_ours(rustix::fs::fstat(&dir)?) {
+        if !is_managed(rustix::fs::fstat(&dir)?) {
             return Err(untrusted(format!("{} belongs to somebody else", path.display())));
         }
         let parent = path.parent().unwrap_or(Path::new("/"));
-        if !is_ours(rustix::fs::stat(parent)?) {
+        if !is_managed(rustix::fs::stat(parent)?) {
             let parent = parent.display();
             return Err(untrusted(format!(
                 "{parent} can be changed by others than root: chown root:root {parent} && chmod 755 {parent}"

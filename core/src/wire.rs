@@ -195,6 +195,20 @@ impl Request {
     }
 }
 
+/// Which kind of account something is: everything else about it follows from that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccountKind {
+    /// Made from an IAM user: its uid is in our range.
+    Managed,
+    /// A local account that the configuration gives to the IAM user of its name.
+    Adopted,
+    /// A local account to which the members of IAM groups log in with their own keys.
+    Shared,
+    /// None of our business.
+    Local,
+}
+
 /// What a decision is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

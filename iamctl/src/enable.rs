@@ -330,7 +330,7 @@ fn imported(root: &Path) -> Vec<String> {
     let ours = |line: &str| {
         let mut fields = line.split(':');
         let (name, uid) = (fields.next()?, fields.nth(1)?.parse().ok()?);
-        Uid(uid).is_ours().then(|| name.to_owned())
+        Uid(uid).is_managed().then(|| name.to_owned())
     };
     passwd.lines().filter_map(ours).collect()
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::leftovers::{self, Leftovers};
 use pam_iam_core::owners::Owners;
-use pam_iam_core::wire::{Decision, Explanation, IamEntry, Policy, Reason, Request};
+use pam_iam_core::wire::{AccountKind, Decision, Explanation, IamEntry, Policy, Reason, Request};
 use serde_json::json;
 
 use crate::output::{Output, Tone};
@@ -30,14 +30,16 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
         Service::Sudo => &explanation.sudo,
     };
     // PAM and the key command read the configuration themselves, and refuse.
-    let mistake = context.config().err().filter(|_| explanation.standing != "local");
+    let mistake = context.config().err().filter(|_| explanation.account_kind != AccountKind::Local);
     let leftovers = leftovers(context, &explanation);
     let refusal = leftovers.refusal(explanation.name.as_str());
-    let obstacles =
-        match explanation.uid.filter(|_| explanation.standing == "ours" && explanation.login.allow) {
-            Some(uid) => here::obstacles(explanation.name.as_str(), uid, context.config().ok().as_ref()),
-            None => Vec::new(),
-        };
+    let obstacles = match explanation
+        .uid
+        .filter(|_| explanation.account_kind == AccountKind::Managed && explanation.login.allow)
+    {
+        Some(uid) => here::obstacles(explanation.name.as_str(), uid, context.config().ok().as_ref()),
+        None => Vec::new(),
+    };
     let allow = decision.allow
         && opens != Some(false)
         && mistake.is_none()
@@ -77,7 +79,7 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
 
 /// What this host has set up by the name, and PAM looks at too.
 fn leftovers(context: &Context, explanation: &Explanation) -> Leftovers {
-    match explanation.uid.filter(|_| explanation.standing == "ours") {
+    match explanation.uid.filter(|_| explanation.account_kind == AccountKind::Managed) {
         Some(uid) => {
             let (name, config) = (explanation.name.as_str(), context.config().ok());
             leftovers::for_user(name, uid, &Owners::of_host(), config.as_ref(), Path::new("/"))
@@ -106,22 +108,22 @@ fn opens(explanation: &Explanation, fingerprint: &str) -> bool {
 /// An explanation for people, with whether `key` opens the account.
 pub fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Output) -> String {
     let mut text = String::new();
-    let Explanation { name, standing, uid, candidates, claimants, users, groups, claim, login, sudo } =
+    let Explanation { name, account_kind, uid, candidates, claimants, users, groups, claim, login, sudo } =
         explanation;
     let mut line = |what: &str, value: &str| {
         let _ = writeln!(text, "{what:<11}{value}");
     };
     let uid = uid.map_or_else(|| "no uid".to_owned(), |uid| format!("uid {uid}"));
-    let account = match standing.as_str() {
-        "ours" if login.reason == Reason::NoSuchUser => "no account: IAM has no such user",
-        "ours" if !login.allow => "from IAM, not shown on this host while the login is refused",
-        "ours" => "from IAM",
-        "adopted" => "local, adopted",
-        "shared" => "local, shared",
-        _ => "local, none of pam_iam's business",
+    let account = match account_kind {
+        AccountKind::Managed if login.reason == Reason::NoSuchUser => "no account: IAM has no such user",
+        AccountKind::Managed if !login.allow => "from IAM, not shown on this host while the login is refused",
+        AccountKind::Managed => "from IAM",
+        AccountKind::Adopted => "local, adopted",
+        AccountKind::Shared => "local, shared",
+        AccountKind::Local => "local, none of pam_iam's business",
     };
     line("account", &format!("{name}, {account}, {uid}"));
-    if standing == "local" {
+    if *account_kind == AccountKind::Local {
         return text;
     }
     if !groups.is_empty() {

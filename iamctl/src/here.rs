@@ -46,7 +46,7 @@ fn home(path: &Path, name: &str, uid: Uid, moves_aside: bool, owners: &Owners) -
     if !found.is_dir() {
         return Some(format!("{shown} is no directory: move it away"));
     }
-    if owner == uid || owner.is_ours() && moves_aside {
+    if owner == uid || owner.is_managed() && moves_aside {
         return None;
     }
     if owner != Uid::ROOT {

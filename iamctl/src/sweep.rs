@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{self, Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
@@ -17,7 +18,6 @@ use pam_iam_core::paths;
 use pam_iam_core::process::{self, Process};
 use pam_iam_core::registry::{Session, SessionRegistry};
 use pam_iam_core::served::Served;
-use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Policy, Reason, Request};
 use pam_iam_sessions::lookup;
 use pam_iam_sessions::owner::{Owner, SessionMarks};
@@ -361,11 +361,12 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
     let mut uids: BTreeSet<Uid> = found.into_iter().collect();
     uids.extend(open.iter().chain(&left).filter(|session| session.user == user).map(|session| session.uid));
     uids.extend(Served::new(Path::new(paths::SERVED)).uids_of(user));
-    let standing = |uid: Uid| standing_or_meant(user, uid, &loaded, &context.config_path, &Files::default());
+    let account_kind =
+        |uid: Uid| account_kind_or_meant(user, uid, &loaded, &context.config_path, &Files::default());
     let managed: BTreeSet<Uid> = uids
         .iter()
         .copied()
-        .filter(|uid| matches!(standing(*uid), Standing::Ours | Standing::Adopted))
+        .filter(|uid| matches!(account_kind(*uid), AccountKind::Managed | AccountKind::Adopted))
         .collect();
     let cause = Cause::Operator;
     let mut withdrawals: Vec<Withdrawal> = Vec::new();
@@ -390,8 +391,8 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
         withdrawals.push(Withdrawal { sessions, whole_user: true, ..withdrawal });
     }
     if withdrawals.is_empty() {
-        return Err(match uids.first().map(|uid| standing(*uid)) {
-            Some(Standing::Shared) => format!(
+        return Err(match uids.first().map(|uid| account_kind(*uid)) {
+            Some(AccountKind::Shared) => format!(
                 "{user} is a shared account: its sessions end with those of the IAM users who opened them; iamctl sessions names them"
             ),
             Some(_) => format!("{user} is a local account: only the processes of IAM users are ended"),

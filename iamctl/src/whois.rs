@@ -18,12 +18,12 @@ use crate::{Context, explain};
 pub fn run(context: &Context, uid: Uid) -> Result<bool, String> {
     let local = local::account_by_uid(Path::new(paths::PASSWD), uid)
         .map_err(|error| format!("{}: {error}", paths::PASSWD))?;
-    if let Some(account) = local.filter(|_| !uid.is_ours()) {
+    if let Some(account) = local.filter(|_| !uid.is_managed()) {
         let json = json!({ "uid": uid, "name": account.name, "local": true });
         context.output.show(&json, &format!("uid {uid} is that of the local account {}", account.name));
         return Ok(true);
     }
-    if !uid.is_ours() {
+    if !uid.is_managed() {
         let why = format!("uid {uid} is outside of the range of IAM users, and no local account has it");
         context.output.show(&json!({ "uid": uid, "name": null }), &why);
         return Ok(false);

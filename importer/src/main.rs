@@ -22,11 +22,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
 use pam_iam_core::registry;
-use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Request, Roster};
 use pam_iam_core::{local, paths};
 use rustix::fs::{FlockOperation, flock};
@@ -268,9 +268,9 @@ impl Import<'_> {
         let mut adopted = Vec::new();
         for row in tables.passwd.rows() {
             let (Some(name), Some(uid)) = (row.first(), uid_of(row).map(Uid)) else { continue };
-            let standing =
-                standing(name, uid, self.config, &Files::default()).map_err(|error| error.to_string())?;
-            if standing == Standing::Adopted {
+            let account_kind =
+                account_kind(name, uid, self.config, &Files::default()).map_err(|error| error.to_string())?;
+            if account_kind == AccountKind::Adopted {
                 adopted.push((name.clone(), uid));
             }
         }

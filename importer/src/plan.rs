@@ -160,7 +160,7 @@ pub fn accounts_of_ours(tables: &Tables) -> BTreeMap<Uid, String> {
     let mut all = BTreeMap::new();
     for row in tables.passwd.rows() {
         if let (Some(name), Some(uid)) = (row.first(), uid_of(row).map(Uid))
-            && uid.is_ours()
+            && uid.is_managed()
         {
             // Of two names with one uid the first counts, as getpwuid(3) has it.
             all.entry(uid).or_insert_with(|| name.clone());
@@ -246,7 +246,7 @@ impl<'a> Planner<'a> {
         let PlanInput { roster, config, state, adopted, force, .. } = *self.input;
         let ours = accounts_of_ours(&self.plan.tables);
         let adopted =
-            adopted.iter().filter(|(_, uid)| !uid.is_ours()).map(|(name, uid)| (*uid, name.clone()));
+            adopted.iter().filter(|(_, uid)| !uid.is_managed()).map(|(name, uid)| (*uid, name.clone()));
         let (mut active, mut departed) = (0, Vec::new());
         for (uid, name) in ours.into_iter().chain(adopted) {
             let locked = self.is_locked(&name, uid);
@@ -291,7 +291,7 @@ impl<'a> Planner<'a> {
     /// What becomes of the home of a user who has left, if the account is to be removed.
     fn home_action(&self, account: &Account) -> Option<HomeAction> {
         let PlanInput { config, .. } = self.input;
-        if !account.uid.is_ours() {
+        if !account.uid.is_managed() {
             return None;
         }
         let wanted = match config.importer.retire {
@@ -315,7 +315,7 @@ impl<'a> Planner<'a> {
                 }
                 None => self.create(user),
                 Some(Some(uid)) if uid == user.uid.0 => self.update(user),
-                Some(Some(uid)) if Uid(uid).is_ours() => self.refuse(
+                Some(Some(uid)) if Uid(uid).is_managed() => self.refuse(
                     user,
                     format!(
                         "the account {} with uid {uid} belongs to an earlier IAM user of the name",
@@ -475,7 +475,7 @@ impl<'a> Planner<'a> {
 
     /// Whether the account is ours or adopted, and not one that was.
     fn is_managed_now(&self, name: &str, uid: Uid) -> bool {
-        uid.is_ours() || self.input.adopted.iter().any(|(known, _)| known == name)
+        uid.is_managed() || self.input.adopted.iter().any(|(known, _)| known == name)
     }
 
     fn refuse(&mut self, user: &User, why: String) {
@@ -485,7 +485,7 @@ impl<'a> Planner<'a> {
     /// Whether the account is expired, and without a shell if it is ours.
     fn is_locked(&self, name: &str, uid: Uid) -> bool {
         let expired = self.expiry(name).is_none_or(|expiry| expiry == EXPIRED);
-        expired && (!uid.is_ours() || self.field(name, SHELL) == NOLOGIN)
+        expired && (!uid.is_managed() || self.field(name, SHELL) == NOLOGIN)
     }
 
     fn lock(&mut self, account: &Account) {
@@ -496,7 +496,7 @@ impl<'a> Planner<'a> {
             self.plan.former_expiry.insert(name.clone(), now);
         }
         self.set_expiry(name, EXPIRED);
-        if account.uid.is_ours() {
+        if account.uid.is_managed() {
             self.set_field(name, SHELL, NOLOGIN);
         }
     }

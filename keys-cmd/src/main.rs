@@ -16,6 +16,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::Config;
@@ -25,7 +26,6 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::paths;
-use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Request};
 
 const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] [--home DIRECTORY] [--type TYPE] [--key KEY] USER [FINGERPRINT]";
@@ -93,7 +93,7 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
     let path = Path::new(&question.config);
     let config = match Config::load(path) {
         Ok(config) => config,
-        Err(error) if uid.is_ours() => return Err(error.to_string()),
+        Err(error) if uid.is_managed() => return Err(error.to_string()),
         // A local account does without; whether it is adopted, PAM asks again and is stricter.
         Err(error) => {
             log.write(Level::Error, error);
@@ -101,12 +101,12 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
             return Ok(());
         }
     };
-    let kind = standing(&question.user, uid, &config, &Files::default());
+    let kind = account_kind(&question.user, uid, &config, &Files::default());
     match &kind {
-        Ok(Standing::Local) => {}
-        Ok(Standing::Ours | Standing::Adopted) => print(&keys(question, uid, &config)?)?,
+        Ok(AccountKind::Local) => {}
+        Ok(AccountKind::Managed | AccountKind::Adopted) => print(&keys(question, uid, &config)?)?,
         // A shared account is the host's own, which must not lose its other keys.
-        Ok(Standing::Shared) => match keys(question, uid, &config) {
+        Ok(AccountKind::Shared) => match keys(question, uid, &config) {
             Ok(lines) => print(&lines)?,
             Err(error) => log.event(Level::Error, &failed(&question.user, &error)),
         },
@@ -115,7 +115,7 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
             format!("whether {} is adopted cannot be told: {error}", Value(&question.user)),
         ),
     }
-    if !matches!(kind, Ok(Standing::Ours)) || config.keys.others_open_managed_accounts() {
+    if !matches!(kind, Ok(AccountKind::Managed)) || config.keys.others_open_managed_accounts() {
         also_run::run(&config.keys.also_run, question, uid, log);
     }
     Ok(())

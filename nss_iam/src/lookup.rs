@@ -35,7 +35,7 @@ pub fn user_by_name(name: &str) -> Found<User> {
 
 /// A uid outside our range is nobody of ours, and nobody is asked.
 pub fn user_by_uid(uid: Uid) -> Found<User> {
-    if uid.is_ours() { user(&Request::UserByUid { uid }) } else { Found::No }
+    if uid.is_managed() { user(&Request::UserByUid { uid }) } else { Found::No }
 }
 
 pub fn group_by_name(name: &str) -> Found<Group> {
@@ -51,7 +51,7 @@ pub fn group_by_gid(gid: Gid) -> Found<Group> {
     if gid == Gid::IAM_USERS {
         return iam_users(Path::new(paths::GROUP));
     }
-    if gid.is_ours() { group(&Request::GroupByGid { gid }) } else { Found::No }
+    if gid.is_managed() { group(&Request::GroupByGid { gid }) } else { Found::No }
 }
 
 /// The group `iam-users`, unless the host's own file has one of that name. Nobody is asked: sshd's rule about authorized_keys
@@ -71,12 +71,12 @@ fn iam_users(groups: &Path) -> Found<Group> {
 /// for other names IAM is not: services start at boot before the network does.
 pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     let Ok(name) = LinuxName::new(user) else { return Found::No };
-    let is_managed = primary.is_ours();
+    let is_managed = primary.is_managed();
     if !is_managed && is_local(Path::new(paths::PASSWD), user) {
         return Found::No;
     }
     let answer = ask(&Request::GroupsOf { name, known: !is_managed || looks_only() });
-    if !is_managed && matches!(answer, Some(Answer::Groups { .. })) && !is_ours_to_all(user) {
+    if !is_managed && matches!(answer, Some(Answer::Groups { .. })) && !is_managed_to_all(user) {
         return Found::No;
     }
     let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
@@ -101,8 +101,8 @@ fn groups_in(answer: Option<Answer>, restricts: Option<Gid>, mapped: &[Gid]) -> 
 
 /// Whether the first of all services that knows the account `name` gives it a uid of our range: an account of another directory
 /// must not get the groups of the IAM user of its name.
-fn is_ours_to_all(name: &str) -> bool {
-    users::get_user_by_name(name).is_some_and(|user| Uid(user.uid()).is_ours())
+fn is_managed_to_all(name: &str) -> bool {
+    users::get_user_by_name(name).is_some_and(|user| Uid(user.uid()).is_managed())
 }
 
 /// Whether `name` is that of a local account. A file that cannot be read has every name.
@@ -139,7 +139,7 @@ fn is_about_group(request: &Request, group: &Group) -> bool {
 fn group(request: &Request) -> Found<Group> {
     match ask(request) {
         // Members are never listed: newgrp(1) would let in whoever has a listed name.
-        Some(Answer::Group(group)) if group.gid.is_ours() && is_about_group(request, &group) => {
+        Some(Answer::Group(group)) if group.gid.is_managed() && is_about_group(request, &group) => {
             Found::Yes(Group { members: Vec::new(), ..group })
         }
         Some(Answer::NotFound) => Found::No,
@@ -149,7 +149,7 @@ fn group(request: &Request) -> Found<Group> {
 
 /// Whether a gid may be one of a user's: of our range, or one that root has written down. 0 is never believed.
 fn is_believed(gid: Gid, mapped: &[Gid]) -> bool {
-    gid.is_ours() || gid.0 != 0 && mapped.contains(&gid)
+    gid.is_managed() || gid.0 != 0 && mapped.contains(&gid)
 }
 
 /// The gids outside our range that root has written down, from the checked configuration. None if the file is missing or
@@ -173,7 +173,7 @@ fn is_sound(user: &User) -> bool {
             && !path.split('/').any(|part| part == "..")
     };
     // What does not lie in our range is never believed, whoever says it: uid 0 least of all.
-    user.uid.is_ours()
+    user.uid.is_managed()
         && user.gid == user.uid.private_group()
         && path_is_sound(&user.home)
         && path_is_sound(&user.shell)

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, ConfigError};
@@ -9,7 +10,6 @@ use pam_iam_core::id::Uid;
 use pam_iam_core::leftovers::{self, Leftovers, Refusal};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
-use pam_iam_core::standing::{Files, Standing, standing_or_meant};
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
 use users::os::unix::UserExt;
 
@@ -31,7 +31,7 @@ pub struct TargetAccount {
     /// The home directory.
     pub home: PathBuf,
     /// Whose the account is.
-    pub standing: Standing,
+    pub account_kind: AccountKind,
     /// The configuration, or why there is none.
     pub config: Result<Config, ConfigError>,
     config_path: PathBuf,
@@ -44,19 +44,19 @@ impl TargetAccount {
         let user = users::get_user_by_name(&name)?;
         let uid = Uid(user.uid());
         let loaded = Config::load(config);
-        let standing = standing_or_meant(&name, uid, &loaded, config, &Files::default());
+        let account_kind = account_kind_or_meant(&name, uid, &loaded, config, &Files::default());
         let (gid, home) = (user.primary_group_id(), user.home_dir().to_owned());
-        Some(Self { name, uid, gid, home, standing, config: loaded, config_path: config.to_owned() })
+        Some(Self { name, uid, gid, home, account_kind, config: loaded, config_path: config.to_owned() })
     }
 
     /// What this host has set up by the name of an IAM user, and would give to this one.
     pub fn leftovers(&self) -> Leftovers {
-        match self.standing {
-            Standing::Ours => {
+        match self.account_kind {
+            AccountKind::Managed => {
                 let config = self.config.as_ref().ok();
                 leftovers::for_user(&self.name, self.uid, &Owners::of_host(), config, Path::new("/"))
             }
-            Standing::Adopted | Standing::Shared | Standing::Local => Leftovers::None,
+            AccountKind::Adopted | AccountKind::Shared | AccountKind::Local => Leftovers::None,
         }
     }
 
@@ -83,7 +83,7 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
         return refuse_another(begun, application, &account.name);
     }
     // To a shared account IAM only adds keys; what else it may do, its cron jobs too, is the host's business.
-    if let Standing::Local | Standing::Shared = account.standing {
+    if let AccountKind::Local | AccountKind::Shared = account.account_kind {
         if arguments.policy == Policy::Sudo
             && let Some(group) = group_without_a_right(application, &account)
         {
@@ -133,8 +133,8 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
 /// Whether sudo is invoked by a uid that is not the account's: another directory has an account of that name, or the name has
 /// changed hands. Of accounts that IAM has no part in that is the host's business.
 fn is_of_another(invoker: Uid, account: &TargetAccount) -> bool {
-    let is_local = matches!(account.standing, Standing::Local | Standing::Shared);
-    invoker != Uid::ROOT && invoker != account.uid && (!is_local || invoker.is_ours())
+    let is_local = matches!(account.account_kind, AccountKind::Local | AccountKind::Shared);
+    invoker != Uid::ROOT && invoker != account.uid && (!is_local || invoker.is_managed())
 }
 
 fn refuse_another(begun: Event, application: &mut impl Application, user: &str) -> Outcome {

@@ -122,7 +122,7 @@ pub fn ensure(path: &Path, owner: Owner, settings: &Home) -> Result<Made, HomeEr
 /// Whether a directory's owner is an earlier IAM user. A directory of root, or of a local user, is never moved: an IAM
 /// user who is called like a directory in /home or /srv must not get its place.
 fn is_former(owner: Uid) -> bool {
-    pam_iam_core::id::Uid(owner.as_raw()).is_ours()
+    pam_iam_core::id::Uid(owner.as_raw()).is_managed()
 }
 
 /// Whether `path` leads to a directory that belongs to `owner`.

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use pam_iam_core::account_kind::AccountKind;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, OnMismatch, Unregistered};
 use pam_iam_core::escape::Value;
@@ -14,7 +15,6 @@ use pam_iam_core::owners::Owners;
 use pam_iam_core::process::{Process, own_audit_session};
 use pam_iam_core::registry::{self, Origin, Session, SessionRegistry};
 use pam_iam_core::served::Served;
-use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{Answer, Request};
 use pam_iam_core::{local, paths};
 use rustix::fs::{Gid, Uid};
@@ -31,7 +31,7 @@ const UNREADABLE: &str = "unreadable";
 pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcome {
     let Some(name) = application.user().filter(|name| !name.is_empty()) else { return Outcome::UnknownUser };
     let Some(account) = TargetAccount::look_up(name, &arguments.config) else { return Outcome::UnknownUser };
-    if account.standing == Standing::Local {
+    if account.account_kind == AccountKind::Local {
         return Outcome::Ignore;
     }
     let config = match &account.config {
@@ -66,7 +66,7 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
         };
         application.message(&format!("{}: {what}.", account.name));
         Outcome::SessionFailed
-    } else if account.standing != Standing::Ours {
+    } else if account.account_kind != AccountKind::Managed {
         // Its home, and the keys in it, are the business of whoever made the account.
         Outcome::Success
     } else {
@@ -80,7 +80,9 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
             &format!("the session of {} cannot be registered: {error}", Value(&account.name)),
         );
         // A sweep would not see it.
-        if account.standing == Standing::Ours && config.sessions.unregistered == Unregistered::Refuse {
+        if account.account_kind == AccountKind::Managed
+            && config.sessions.unregistered == Unregistered::Refuse
+        {
             application.message(&format!(
                 "{}: this session cannot be registered, so it is refused; ask an administrator.",
                 account.name
@@ -143,7 +145,7 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
         let (severity, word) = match origin {
             Origin::Iam => (Severity::Info, "iam"),
             // The host's own keys of a shared account are nothing to warn of.
-            Origin::Foreign if account.standing == Standing::Shared => (Severity::Info, "foreign"),
+            Origin::Foreign if account.account_kind == AccountKind::Shared => (Severity::Info, "foreign"),
             Origin::Foreign => (Severity::Warning, "foreign"),
             Origin::Unknown | Origin::None => (Severity::Warning, "unknown"),
         };
@@ -155,13 +157,13 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
             &event.with("result", if is_refused(account, config, origin) { "deny" } else { "allow" }),
         );
         // Of a shared account's session, the keys of members alone can be withdrawn.
-        if !(account.standing == Standing::Shared && origin == Origin::Foreign) {
+        if !(account.account_kind == AccountKind::Shared && origin == Origin::Foreign) {
             opened.keys.push(fingerprint);
         }
         // One foreign key makes the session foreign; one of IAM tells whose it is, if nobody can tell of the others.
         opened.origin = match (opened.origin, origin) {
             (Origin::Iam, Origin::Foreign) | (Origin::Foreign, Origin::Iam)
-                if account.standing == Standing::Shared =>
+                if account.account_kind == AccountKind::Shared =>
             {
                 Origin::Iam
             }
@@ -178,12 +180,12 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
 
 /// Whether sshd logs a managed user in: by a key, or by Kerberos, a trusted host or a password, which IAM knows nothing of.
 fn is_ssh_of_managed(application: &impl Application, account: &TargetAccount, arguments: &Arguments) -> bool {
-    account.standing == Standing::Ours && (arguments.is_sshd || application.service() == "sshd")
+    account.account_kind == AccountKind::Managed && (arguments.is_sshd || application.service() == "sshd")
 }
 
 /// Whether a session by such a key is not to be.
 fn is_refused(account: &TargetAccount, config: &Config, origin: Origin) -> bool {
-    account.standing == Standing::Ours
+    account.account_kind == AccountKind::Managed
         && origin == Origin::Foreign
         && !config.keys.others_open_managed_accounts()
 }
@@ -191,10 +193,11 @@ fn is_refused(account: &TargetAccount, config: &Config, origin: Origin) -> bool 
 /// Enters the session in the registry, where the sweep finds it. One without a key that IAM knows, of an account that is
 /// only shared, is the host's own.
 fn registry(application: &mut impl Application, account: &TargetAccount, opened: Opened) -> io::Result<()> {
-    if account.standing == Standing::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin) {
+    if account.account_kind == AccountKind::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin)
+    {
         return Ok(());
     }
-    if account.uid.is_ours() {
+    if account.uid.is_managed() {
         // The registered session says it too.
         if let Err(error) = Served::new(Path::new(paths::SERVED)).add(account.uid, &account.name) {
             application.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));

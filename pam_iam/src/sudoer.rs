@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
+use pam_iam_core::account_kind::Files;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local::Group;
 use pam_iam_core::name::IAM_SUDO;
-use pam_iam_core::standing::Files;
 use pam_iam_core::{local, paths};
 use serde::Deserialize;
 
@@ -65,7 +65,8 @@ pub fn refused_for(
         .map(|target| target.group.as_str())
         .collect();
     // A mapped group that no file has is one of ours, and so is its gid.
-    let of_ours = invoker.gids.iter().find(|gid| gid.is_ours() && !is_given(invoker, **gid, &local, files));
+    let of_ours =
+        invoker.gids.iter().find(|gid| gid.is_managed() && !is_given(invoker, **gid, &local, files));
     if let Some(gid) = of_ours.filter(|_| !targets.is_empty()) {
         return Some(gid.to_string());
     }
@@ -88,7 +89,7 @@ fn holds(invoker: &Invoker<'_>, group: &str, local: &[Group], groups: &impl Grou
 fn is_called(gid: Gid, name: &str, local: &[Group], groups: &impl Groups) -> bool {
     match local.iter().find(|group| group.gid == gid) {
         Some(group) => group.name == name,
-        None => !gid.is_ours() && groups.name_of(gid).is_some_and(|known| known == name),
+        None => !gid.is_managed() && groups.name_of(gid).is_some_and(|known| known == name),
     }
 }
 

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
 use pam_iam_core::config::{Access, Config, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::paths;
-use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{
     Answer, Decision, Failure, Flushed, Key, LINT_LIMIT, Policy, ROSTER_LIMIT, Reason, Request, Source,
     Status, User,
@@ -204,22 +204,23 @@ impl<I: Iam> Answerer<I> {
         origin: Origin,
     ) -> Result<Answer, AnswerError> {
         let none = Answer::Keys { keys: Vec::new() };
-        let standing = self.standing(name, uid)?;
-        if standing == Standing::Local {
+        let account_kind = self.account_kind(name, uid)?;
+        if account_kind == AccountKind::Local {
             return Ok(none);
         }
         let seen = match self.directory.find(name, self.age(origin)).await {
             // Unauthenticated clients have used the limit up. PAM asks again without one, and for a managed account it lets
             // no other key open a session.
             Err(IamError::Limited)
-                if standing == Standing::Ours && !self.config().keys.others_open_managed_accounts() =>
+                if account_kind == AccountKind::Managed
+                    && !self.config().keys.others_open_managed_accounts() =>
             {
                 self.directory.remembered(name).ok_or(IamError::Limited)?
             }
             seen => seen?,
         };
         let people = match &seen.record.known {
-            Known::One(person) => match self.obstacle(name, uid, standing, person)? {
+            Known::One(person) => match self.obstacle(name, uid, account_kind, person)? {
                 None if self.may_log_in(person).await? => std::slice::from_ref(person),
                 Some(Reason::UidMismatch) => {
                     self.tell_of_another_uid(name, uid, person);
@@ -227,7 +228,7 @@ impl<I: Iam> Answerer<I> {
                 }
                 _ => return Ok(none),
             },
-            Known::Team(team) if standing == Standing::Shared => team,
+            Known::Team(team) if account_kind == AccountKind::Shared => team,
             _ => return Ok(none),
         };
         let keys = people.iter().flat_map(|person| {
@@ -250,8 +251,8 @@ impl<I: Iam> Answerer<I> {
         policy: Policy,
         origin: Origin,
     ) -> Result<Answer, AnswerError> {
-        let standing = self.standing(name, uid)?;
-        if standing == Standing::Local {
+        let account_kind = self.account_kind(name, uid)?;
+        if account_kind == AccountKind::Local {
             return Ok(refusal(Reason::Local, None, Source::Cache, 0));
         }
         let age = match policy {
@@ -267,7 +268,7 @@ impl<I: Iam> Answerer<I> {
             Known::Ambiguous(_) => return refused(Reason::Ambiguous, None),
             Known::Denied => return refused(Reason::Denied, None),
             // Who they are shows with the key. What the account may do beside logging in is the host's business.
-            Known::Team(team) if standing == Standing::Shared => {
+            Known::Team(team) if account_kind == AccountKind::Shared => {
                 let reason = match (policy, team.is_empty()) {
                     (Policy::Sudo, _) => Reason::Local,
                     (Policy::Login, true) => Reason::NotInGroup,
@@ -279,7 +280,7 @@ impl<I: Iam> Answerer<I> {
             // An account of ours from before its name was shared.
             Known::Team(_) => return refused(Reason::Local, None),
         };
-        if let Some(reason) = self.obstacle(name, uid, standing, person)? {
+        if let Some(reason) = self.obstacle(name, uid, account_kind, person)? {
             return refused(reason, Some(person));
         }
         Ok(decision(self.verdict(policy, person).await?, Some(person), source, age))
@@ -335,7 +336,7 @@ impl<I: Iam> Answerer<I> {
     /// Logs why a user whom IAM has does not exist here, when that is new: sshd's "invalid user" does not tell.
     async fn tell_why_not_shown(&self, name: &LinuxName, seen: &Seen) -> Result<(), AnswerError> {
         let Known::One(person) = &seen.record.known else { return Ok(()) };
-        let reason = match self.obstacle(name, person.uid, Standing::Ours, person)? {
+        let reason = match self.obstacle(name, person.uid, AccountKind::Managed, person)? {
             Some(reason) => reason,
             // Why nobody can tell is in the log by itself.
             None => match self.verdict(Policy::Login, person).await {
@@ -440,14 +441,14 @@ impl<I: Iam> Answerer<I> {
         &self,
         name: &LinuxName,
         uid: Uid,
-        standing: Standing,
+        account_kind: AccountKind,
         person: &Person,
     ) -> Result<Option<Reason>, AnswerError> {
-        Ok(match standing {
-            Standing::Adopted => None,
-            Standing::Local | Standing::Shared => Some(Reason::Local),
-            Standing::Ours if person.uid != uid => Some(Reason::UidMismatch),
-            Standing::Ours => match self.refusal_of_name(name, Some(uid))? {
+        Ok(match account_kind {
+            AccountKind::Adopted => None,
+            AccountKind::Local | AccountKind::Shared => Some(Reason::Local),
+            AccountKind::Managed if person.uid != uid => Some(Reason::UidMismatch),
+            AccountKind::Managed => match self.refusal_of_name(name, Some(uid))? {
                 None if self.uid_is_taken(name, person)? => Some(Reason::UidTaken),
                 refusal => refusal,
             },
@@ -517,7 +518,7 @@ impl<I: Iam> Answerer<I> {
         let Some(gid) = self.locals.gid_of(word)? else { return Ok(false) };
         let own = match uid {
             Some(uid) => gid == uid.private_group(),
-            None => gid.is_ours(),
+            None => gid.is_managed(),
         };
         Ok(self.locals.uid_of(word)?.is_none() && !own)
     }
@@ -543,12 +544,12 @@ impl<I: Iam> Answerer<I> {
 
     /// Whose the account is. What /etc/passwd says of a name is how the account is: whoever saw another uid saw
     /// something else, and gets nothing of it.
-    fn standing(&self, name: &LinuxName, uid: Uid) -> Result<Standing, AnswerError> {
+    fn account_kind(&self, name: &LinuxName, uid: Uid) -> Result<AccountKind, AnswerError> {
         let local = self.locals.uid_of(name.as_str())?;
         if local.is_some_and(|local| local != uid) {
-            return Ok(Standing::Local);
+            return Ok(AccountKind::Local);
         }
-        Ok(standing(name.as_str(), uid, self.config(), &self.locals.files)?)
+        Ok(account_kind(name.as_str(), uid, self.config(), &self.locals.files)?)
     }
 }
 

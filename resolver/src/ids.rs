@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn every_hash_is_in_our_range() {
         for number in 0..10_000 {
-            assert!(uid_of(&format!("AIDA{number:017}")).is_ours());
+            assert!(uid_of(&format!("AIDA{number:017}")).is_managed());
         }
     }
 }

@@ -7,10 +7,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use pam_iam_core::account_kind::Files;
 use pam_iam_core::config::PRIVILEGED_GROUPS;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local;
-use pam_iam_core::standing::Files;
 
 /// /etc/passwd and /etc/group.
 #[derive(Debug)]

@@ -123,7 +123,7 @@ impl<'a> Door<'a> {
 
 /// Under which uid a client is counted.
 fn counted_as(uid: Uid, subuid: &Path) -> Uid {
-    if uid.0 < SUBORDINATE_MIN || uid.is_ours() {
+    if uid.0 < SUBORDINATE_MIN || uid.is_managed() {
         return uid;
     }
     let ranges = local::subordinate(subuid);

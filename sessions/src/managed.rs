@@ -67,7 +67,7 @@ impl<'a> Finder<'a> {
             }
         }
         // The kernel misses none that is just being forked.
-        for uid in self.served.uids().filter(|uid| uid.is_ours() && is_at_work(*uid)) {
+        for uid in self.served.uids().filter(|uid| uid.is_managed() && is_at_work(*uid)) {
             users.entry(uid).or_default();
         }
         for uid in self.owners_at_work() {
@@ -84,7 +84,7 @@ impl<'a> Finder<'a> {
         let mut owners = Vec::new();
         for name in names {
             for uid in self.uids_of_owner(name).to_vec() {
-                let Some(owner) = Owner::with_ranges(uid, name, ranges).filter(|_| uid.is_ours()) else {
+                let Some(owner) = Owner::with_ranges(uid, name, ranges).filter(|_| uid.is_managed()) else {
                     continue;
                 };
                 // Where a directory does not tell whose a uid is, what was listed may have ended before its mark could be read. The
@@ -113,7 +113,7 @@ impl<'a> Finder<'a> {
                 candidates.extend(self.uids_of_owner(name).iter().map(|uid| (*uid, name)));
             }
         }
-        let is_managed = |(uid, _): &Candidate<'_>| uid.is_ours();
+        let is_managed = |(uid, _): &Candidate<'_>| uid.is_managed();
         candidates.retain(is_managed);
         if candidates.is_empty() && uids.iter().all(|uid| self.owned.is_account(*uid) == Some(false)) {
             let of_slice = self.owned.path_of(pid).and_then(cgroup::user_of_slice);

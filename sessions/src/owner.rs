@@ -168,7 +168,7 @@ impl<'a> Owned<'a> {
     /// Whether a uid is an account's, by any service of nsswitch.conf. None if that cannot be told: then nothing is done to a
     /// process by that uid alone.
     pub(crate) fn is_account(&mut self, uid: Uid) -> Option<bool> {
-        if uid == Uid::ROOT || uid.is_ours() {
+        if uid == Uid::ROOT || uid.is_managed() {
             return Some(true);
         }
         if let Some(is_account) = self.accounts.known.get(&uid) {
@@ -217,7 +217,8 @@ impl<'a> Owned<'a> {
     /// Whether a process that has a mark of the user is the host's: of a service that names the user, or in a container that root
     /// has made, where a local account's number may be anybody's.
     fn is_the_hosts(&mut self, task: &Task, owner: &Owner) -> bool {
-        self.service_of(task, owner).is_some() || !owner.uid.is_ours() && self.is_in_a_container(task, owner)
+        self.service_of(task, owner).is_some()
+            || !owner.uid.is_managed() && self.is_in_a_container(task, owner)
     }
 
     /// Whether a process is in a container of root's that the user did not start: a setuid program may make one for whoever

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, Group, User};
+use super::{AccountKind, Decision, Group, User};
 use crate::id::Uid;
 use crate::name::LinuxName;
 
@@ -86,8 +86,8 @@ pub struct Status {
 pub struct Explanation {
     /// The Linux name.
     pub name: LinuxName,
-    /// Whose the account is: `ours`, `adopted`, `shared` or `local`.
-    pub standing: String,
+    /// Which kind of account it is.
+    pub account_kind: AccountKind,
     /// The uid of the account, or the one that it would have.
     pub uid: Option<Uid>,
     /// The IAM users who could stand behind the name.

@@ -3,11 +3,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
 use pam_iam_core::config::{Allowed, Config};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::IAM_SUDO;
 use pam_iam_core::nsswitch::{self, NSSWITCH};
-use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
@@ -60,7 +60,7 @@ pub fn accounts(roster: Option<&Roster>) -> Finding {
             let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
             let here = |uid: Uid| accounts.iter().any(|account| account.uid == uid);
             let missing = roster.map(|roster| roster.users.iter().filter(|user| !here(user.uid)).count());
-            match (accounts.iter().any(|account| account.uid.is_ours()), missing) {
+            match (accounts.iter().any(|account| account.uid.is_managed()), missing) {
                 (true, None | Some(0)) => Finding::ok(CHECK, "imported"),
                 (true, Some(missing)) => Finding::warning(
                     CHECK,
@@ -290,8 +290,8 @@ pub fn sudo_group(config: &Config) -> Vec<Finding> {
     let unmanaged = members.filter(|(name, uid)| {
         *uid != Uid::ROOT
             && matches!(
-                standing(name, *uid, config, &Files::default()),
-                Ok(Standing::Local | Standing::Shared)
+                account_kind(name, *uid, config, &Files::default()),
+                Ok(AccountKind::Local | AccountKind::Shared)
             )
     });
     unmanaged

@@ -37,7 +37,7 @@ fn users_of_nobody(roster: Option<&Roster>) -> Vec<Finding> {
     let Some(roster) = roster.filter(|_| !is_installed(paths::IMPORTER_STATE)) else { return Vec::new() };
     let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
     let is_users = |account: &local::Account| roster.users.iter().any(|user| user.uid == account.uid);
-    let strangers = accounts.iter().filter(|account| account.uid.is_ours() && !is_users(account));
+    let strangers = accounts.iter().filter(|account| account.uid.is_managed() && !is_users(account));
     strangers
         .map(|local::Account { name, uid, .. }| {
             Finding::warning(

@@ -64,7 +64,7 @@ impl Entry {
         self.kind() == "@include"
     }
 
-    fn is_ours(&self) -> bool {
+    fn is_managed(&self) -> bool {
         !self.is_include() && is_our_module(self.word(2))
     }
 }
@@ -295,10 +295,10 @@ enum Impression {
 /// Judges a stack: is our module in force in a phase? Only entries whose arguments `are_ours` accepts count.
 pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[String]) -> bool) -> Verdict {
     let chain = Chain::of(text, phase, stacks);
-    let is_ours = |module: &Module| {
+    let is_managed = |module: &Module| {
         module.role == Role::Runs && is_our_module(&module.path) && are_ours(&module.arguments)
     };
-    let Some(last_of_ours) = chain.0.iter().rposition(is_ours) else { return Verdict::Missing };
+    let Some(last_of_ours) = chain.0.iter().rposition(is_managed) else { return Verdict::Missing };
     let start = State {
         at: 0,
         impression: Impression::Undecided,
@@ -325,7 +325,7 @@ pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[S
             }
             continue;
         };
-        for mut next in chain.next(&state, module, is_ours(module)) {
+        for mut next in chain.next(&state, module, is_managed(module)) {
             if !next.was_asked && next.at > last_of_ours && next.passed_over_by.is_none() {
                 next.passed_over_by = Some(state.at);
             }
@@ -339,7 +339,7 @@ pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[S
 
 impl Chain {
     /// All that may come after a module has run.
-    fn next(&self, state: &State, module: &Module, is_ours: bool) -> Vec<State> {
+    fn next(&self, state: &State, module: &Module, is_managed: bool) -> Vec<State> {
         let mut state = state.clone();
         // What a substack began with is remembered for an action `reset` in it.
         state.saved.truncate(module.level + 1);
@@ -349,12 +349,12 @@ impl Chain {
         if module.role == Role::OpensSubstack {
             return vec![State { at: state.at + 1, ..state }];
         }
-        let outcomes = match (module.role, is_ours && state.said_no_at.is_some()) {
+        let outcomes = match (module.role, is_managed && state.said_no_at.is_some()) {
             // libpam: PAM_MUST_FAIL_CODE is PAM_PERM_DENIED.
             (Role::Fails, _) => vec![(Outcome::Failure, module.control.perm_denied)],
             // Asked twice, it says the same.
             (_, true) => module.control.failures().map(|action| (Outcome::Failure, action)).collect(),
-            _ if is_ours && state.was_asked => {
+            _ if is_managed && state.was_asked => {
                 vec![(Outcome::Success, module.control.success), (Outcome::Ignore, module.control.ignore)]
             }
             _ => {
@@ -367,13 +367,16 @@ impl Chain {
                 yes.into_iter().chain([ignore]).chain(no).collect()
             }
         };
-        outcomes.into_iter().map(|(outcome, action)| self.after(&state, outcome, action, is_ours)).collect()
+        outcomes
+            .into_iter()
+            .map(|(outcome, action)| self.after(&state, outcome, action, is_managed))
+            .collect()
     }
 
-    fn after(&self, state: &State, outcome: Outcome, action: Action, is_ours: bool) -> State {
+    fn after(&self, state: &State, outcome: Outcome, action: Action, is_managed: bool) -> State {
         let mut next = State { at: state.at + 1, ..state.clone() };
-        next.was_asked |= is_ours;
-        if is_ours && outcome == Outcome::Failure {
+        next.was_asked |= is_managed;
+        if is_managed && outcome == Outcome::Failure {
             next.said_no_at = Some(state.at);
         }
         match action {
@@ -494,7 +497,7 @@ pub fn without_lines(text: &str, stacks: Stacks<'_>) -> String {
 
 /// A text without the entries of our module; those of `replaced` phases do nothing instead.
 fn without(text: &str, replaced: &[Phase]) -> String {
-    let ours: Vec<Entry> = entries(text).into_iter().filter(Entry::is_ours).collect();
+    let ours: Vec<Entry> = entries(text).into_iter().filter(Entry::is_managed).collect();
     let mut kept: Vec<String> = Vec::new();
     for (number, line) in text.split('\n').enumerate() {
         let entry = ours.iter().find(|entry| (entry.first_line..entry.next_line).contains(&number));

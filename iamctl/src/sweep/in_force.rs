@@ -60,7 +60,7 @@ pub fn look(context: &Context, config: &Config, log: &mut Log) {
 fn managed_user(context: &Context) -> Option<String> {
     let open = SessionRegistry::open(Path::new(paths::SESSIONS)).and_then(|registry| registry.sessions());
     let mut open = open.unwrap_or_default().into_iter().map(|(session, _)| session);
-    open.find(|session| session.uid.is_ours()).map(|session| session.user).or_else(|| {
+    open.find(|session| session.uid.is_managed()).map(|session| session.user).or_else(|| {
         let roster =
             (!context.has_no_daemon()).then(|| context.report::<Roster>(&Request::Roster).ok())??;
         Some(roster.users.first()?.name.to_string())

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
@@ -13,7 +14,6 @@ use pam_iam_core::nsswitch;
 use pam_iam_core::process::Process;
 use pam_iam_core::registry::{Origin, Session, SessionRegistry};
 use pam_iam_core::served::Served;
-use pam_iam_core::standing::{Files, Standing, standing};
 use pam_iam_core::wire::{Answer, Holder, Policy, Reason, Request};
 use pam_iam_core::{local, paths};
 use pam_iam_sessions::owner::{Owned, Owner, SessionMarks};
@@ -159,16 +159,16 @@ impl<'a> Judge<'a> {
         open.sort_by_key(|(_, unconfirmed)| Reverse(*unconfirmed));
         for (session, unconfirmed) in open {
             seen.insert(session.uid);
-            let standing = standing(&session.user, session.uid, self.config, &Files::default());
-            let verdict = match &standing {
-                Ok(standing) => self.verdict(&session, *standing, registry),
+            let account_kind = account_kind(&session.user, session.uid, self.config, &Files::default());
+            let verdict = match &account_kind {
+                Ok(account_kind) => self.verdict(&session, *account_kind, registry),
                 Err(_) => Verdict::Unknown,
             };
-            let managed = matches!(standing, Ok(Standing::Ours));
+            let managed = matches!(account_kind, Ok(AccountKind::Managed));
             let (cause, whole_user) = match verdict {
                 // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
                 Verdict::UserWithdrawn(reason) => {
-                    (Cause::Refused(reason), managed || matches!(standing, Ok(Standing::Adopted)))
+                    (Cause::Refused(reason), managed || matches!(account_kind, Ok(AccountKind::Adopted)))
                 }
                 // Its jobs are told from the user's others by the kernel's marks of the login; without such marks nobody
                 // could tell, and they all end.
@@ -307,14 +307,15 @@ impl<'a> Judge<'a> {
             if unseen > ASKED_UNSEEN_MAX && !is_at_work {
                 continue;
             }
-            let Ok(standing) = standing(&session.user, session.uid, self.config, &Files::default()) else {
+            let Ok(account_kind) = account_kind(&session.user, session.uid, self.config, &Files::default())
+            else {
                 continue;
             };
-            let cause = match self.verdict(&session, standing, registry) {
+            let cause = match self.verdict(&session, account_kind, registry) {
                 Verdict::SessionWithdrawn(cause) => cause,
                 // What the marks of a login are on is no service of the host's.
                 Verdict::UserWithdrawn(reason)
-                    if matches!(standing, Standing::Adopted | Standing::Shared) =>
+                    if matches!(account_kind, AccountKind::Adopted | AccountKind::Shared) =>
                 {
                     Cause::Refused(reason)
                 }
@@ -400,13 +401,13 @@ impl<'a> Judge<'a> {
         privileged.lost(name, held, |request| self.ask(request))
     }
 
-    fn verdict(&self, session: &Session, standing: Standing, registry: &SessionRegistry) -> Verdict {
+    fn verdict(&self, session: &Session, account_kind: AccountKind, registry: &SessionRegistry) -> Verdict {
         let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
-        if standing == Standing::Local {
+        if account_kind == AccountKind::Local {
             return Verdict::GoesOn(Duration::ZERO);
         }
         // Nobody could tell whose key it was. If it is not a member's now, it is taken for the host's own.
-        if standing == Standing::Shared && session.origin != Origin::Iam {
+        if account_kind == AccountKind::Shared && session.origin != Origin::Iam {
             let members = |key: &String| {
                 let (name, fingerprint) = (name.clone(), Some(key.clone()));
                 let answer = self.ask(&Request::Keys { name, uid: session.uid, fingerprint });
@@ -423,14 +424,14 @@ impl<'a> Judge<'a> {
         };
         // What a shared account or a local one has is the host's.
         let held = session.groups.iter().copied().collect();
-        if standing == Standing::Ours && !self.lost(&name, &held).is_empty() {
+        if account_kind == AccountKind::Managed && !self.lost(&name, &held).is_empty() {
             return Verdict::SessionWithdrawn(Cause::GroupWithdrawn);
         }
         // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
         let elsewhere = session.origin != Origin::Iam
-            && (self.config.keys.others_open_managed_accounts() || standing == Standing::Adopted);
+            && (self.config.keys.others_open_managed_accounts() || account_kind == AccountKind::Adopted);
         // Of a shared account nothing but the key tells whose session it is.
-        let by_key = self.config.sessions.sweep == Sweep::Key || standing == Standing::Shared;
+        let by_key = self.config.sessions.sweep == Sweep::Key || account_kind == AccountKind::Shared;
         if !by_key || elsewhere {
             return Verdict::GoesOn(age);
         }

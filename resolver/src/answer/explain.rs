@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, stream};
+use pam_iam_core::account_kind::AccountKind;
 use pam_iam_core::config::Allowed;
 use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
-use pam_iam_core::standing::Standing;
 use pam_iam_core::wire::{
     Answer, Decision, Explanation, Finding, Holder, IamEntry, KeyState, Linted, Policy, Reason, SelfTested,
     Source, Try,
@@ -30,13 +30,13 @@ impl<I: Iam> Answerer<I> {
     /// All that decides about a name. The decisions are those that PAM would get.
     pub(super) async fn explain(&self, name: &LinuxName) -> Result<Answer, AnswerError> {
         let local = self.locals.uid_of(name.as_str())?;
-        let standing = match local {
-            Some(uid) => self.standing(name, uid)?,
-            None => Standing::Ours,
+        let account_kind = match local {
+            Some(uid) => self.account_kind(name, uid)?,
+            None => AccountKind::Managed,
         };
         let mut explanation = Explanation {
             name: name.clone(),
-            standing: word(standing).to_owned(),
+            account_kind,
             uid: local,
             candidates: Vec::new(),
             claimants: Vec::new(),
@@ -46,10 +46,10 @@ impl<I: Iam> Answerer<I> {
             login: refused(Reason::Local),
             sudo: refused(Reason::Local),
         };
-        if standing == Standing::Local {
+        if account_kind == AccountKind::Local {
             return Ok(Answer::report(&explanation));
         }
-        if standing != Standing::Shared {
+        if account_kind != AccountKind::Shared {
             let candidates = name::candidates(name, &self.config().accounts.drop_suffix);
             explanation.candidates = candidates.iter().map(ToString::to_string).collect();
         }
@@ -66,7 +66,7 @@ impl<I: Iam> Answerer<I> {
             Known::Absent | Known::Denied => {}
         }
         let would_be =
-            explanation.users.first().filter(|_| standing != Standing::Shared).map(|user| user.uid);
+            explanation.users.first().filter(|_| account_kind != AccountKind::Shared).map(|user| user.uid);
         explanation.uid = local.or(would_be);
         // Of nobody any uid of ours will do: the reason is the same.
         let uid = explanation.uid.unwrap_or_else(|| ids::uid_of(name.as_str()));
@@ -78,7 +78,7 @@ impl<I: Iam> Answerer<I> {
             }
         }
         explanation.groups = self.groups_by_name(name).await?;
-        if standing == Standing::Ours {
+        if account_kind == AccountKind::Managed {
             explanation.claim = self.claim_of(name)?;
         }
         Ok(Answer::report(&explanation))
@@ -215,15 +215,6 @@ fn tried(action: &str, error: Option<IamError>) -> Try {
     let error = error.filter(|error| *error != IamError::NoSuchEntity);
     let denied = matches!(error, Some(IamError::Denied(_)));
     Try { action: action.to_owned(), error: error.map(|error| error.to_string()), denied }
-}
-
-fn word(standing: Standing) -> &'static str {
-    match standing {
-        Standing::Ours => "ours",
-        Standing::Adopted => "adopted",
-        Standing::Shared => "shared",
-        Standing::Local => "local",
-    }
 }
 
 fn refused(reason: Reason) -> Decision {

@@ -1,8 +1,8 @@
 //! The roster as this host sees it: who of it has an account here, and who has not and why.
 
+use pam_iam_core::account_kind::{AccountKind, account_kind};
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::{IamName, LinuxName};
-use pam_iam_core::standing::{Standing, standing};
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
 
 use super::{AnswerError, Answerer};
@@ -14,7 +14,7 @@ use crate::roster::Roster;
 /// What an IAM user who may log in has on this host.
 enum Place {
     /// An account of ours.
-    Ours,
+    Managed,
     /// The local account of its name, which is adopted.
     Adopted,
     /// Nothing.
@@ -39,7 +39,7 @@ impl<I: Iam> Answerer<I> {
         for (name, user) in roster.users() {
             let uid = ids::uid(&self.config().accounts, user);
             match self.place(name, uid)? {
-                Place::Ours => users.push(self.entry(name, uid, &user.name)),
+                Place::Managed => users.push(self.entry(name, uid, &user.name)),
                 Place::Adopted => adopted.push(name.clone()),
                 Place::None(why) => {
                     let (iam_name, name) = (user.name.to_string(), Some(name.clone()));
@@ -85,7 +85,7 @@ impl<I: Iam> Answerer<I> {
     pub(super) fn no_place(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, AnswerError> {
         Ok(match self.place(name, uid)? {
             Place::None(why) => Some(why),
-            Place::Ours | Place::Adopted => None,
+            Place::Managed | Place::Adopted => None,
         })
     }
 
@@ -93,10 +93,10 @@ impl<I: Iam> Answerer<I> {
         if self.is_shared(name) {
             return Ok(Place::None("its name is that of a shared account"));
         }
-        if let Some(local) = self.locals.uid_of(name.as_str())?.filter(|local| !local.is_ours()) {
-            let standing = standing(name.as_str(), local, self.config(), &self.locals.files)?;
-            return Ok(match standing {
-                Standing::Adopted => Place::Adopted,
+        if let Some(local) = self.locals.uid_of(name.as_str())?.filter(|local| !local.is_managed()) {
+            let account_kind = account_kind(name.as_str(), local, self.config(), &self.locals.files)?;
+            return Ok(match account_kind {
+                AccountKind::Adopted => Place::Adopted,
                 _ => Place::None("its name is that of a local account"),
             });
         }
@@ -107,7 +107,7 @@ impl<I: Iam> Answerer<I> {
         } else if let Some(why) = self.uid_of_the_host(name, uid)? {
             Place::None(why)
         } else {
-            Place::Ours
+            Place::Managed
         })
     }
 }

@@ -7,19 +7,7 @@ use crate::config::{Config, ConfigError};
 use crate::id::Uid;
 use crate::local;
 use crate::paths;
-
-/// Whose an account is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Made from an IAM user: its uid is in our range.
-    Ours,
-    /// A local account that the configuration gives to the IAM user of its name.
-    Adopted,
-    /// A local account to which the members of IAM groups log in with their own keys.
-    Shared,
-    /// None of our business.
-    Local,
-}
+pub use crate::wire::AccountKind;
 
 /// Where the local accounts and groups are.
 #[derive(Clone, Debug)]
@@ -42,48 +30,48 @@ impl Default for Files {
 /// # Errors
 /// passwd(5) or group(5) cannot be read, and the account may be adopted or not. Who only asks further takes it for
 /// adopted; who would give something away gives nothing.
-pub fn standing(name: &str, uid: Uid, config: &Config, files: &Files) -> io::Result<Standing> {
+pub fn account_kind(name: &str, uid: Uid, config: &Config, files: &Files) -> io::Result<AccountKind> {
     if uid == Uid::ROOT {
-        return Ok(Standing::Local);
+        return Ok(AccountKind::Local);
     }
-    if uid.is_ours() {
-        return Ok(Standing::Ours);
+    if uid.is_managed() {
+        return Ok(AccountKind::Managed);
     }
     let accounts = &config.accounts;
     let shared = config.shared.keys().any(|shared| shared.as_str() == name);
     let listed = accounts.adopt.iter().any(|adopted| adopted.as_str() == name);
     if !shared && !listed && accounts.adopt_group.is_empty() {
-        return Ok(Standing::Local);
+        return Ok(AccountKind::Local);
     }
     let account = local::account_by_name(&files.passwd, name)?;
-    let Some(account) = account.filter(|account| account.uid == uid) else { return Ok(Standing::Local) };
+    let Some(account) = account.filter(|account| account.uid == uid) else { return Ok(AccountKind::Local) };
     if shared {
-        return Ok(Standing::Shared);
+        return Ok(AccountKind::Shared);
     }
     let group = || local::group_by_name(&files.group, &accounts.adopt_group);
     let adopted = listed || group()?.is_some_and(|group| group.has(&account));
-    Ok(if adopted { Standing::Adopted } else { Standing::Local })
+    Ok(if adopted { AccountKind::Adopted } else { AccountKind::Local })
 }
 
 /// Whose the account `name` with `uid` is, where `config` is what loading `config_path` gave. Where nobody can tell, it is taken
 /// for adopted: the resolver is asked, and refuses.
-pub fn standing_or_meant(
+pub fn account_kind_or_meant(
     name: &str,
     uid: Uid,
     config: &Result<Config, ConfigError>,
     config_path: &Path,
     files: &Files,
-) -> Standing {
+) -> AccountKind {
     match config {
         // uid 0 is the host's, whatever the configuration says.
-        _ if uid == Uid::ROOT => Standing::Local,
-        Ok(config) => standing(name, uid, config, files).unwrap_or(Standing::Adopted),
-        Err(_) if uid.is_ours() => Standing::Ours,
+        _ if uid == Uid::ROOT => AccountKind::Local,
+        Ok(config) => account_kind(name, uid, config, files).unwrap_or(AccountKind::Adopted),
+        Err(_) if uid.is_managed() => AccountKind::Managed,
         Err(_) => {
             let text = std::fs::read(config_path).unwrap_or_default();
             match could_be_adopted(name, uid, &String::from_utf8_lossy(&text), files) {
-                true => Standing::Adopted,
-                false => Standing::Local,
+                true => AccountKind::Adopted,
+                false => AccountKind::Local,
             }
         }
     }
@@ -95,7 +83,7 @@ pub fn standing_or_meant(
 /// Only `accounts.adopt`, `accounts.adopt_group` and `[shared]` decide: read from the table if `broken_config` is TOML,
 /// else from the text behind those keys alone.
 pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files) -> bool {
-    if uid == Uid::ROOT || uid.is_ours() {
+    if uid == Uid::ROOT || uid.is_managed() {
         return false;
     }
     let meant = match toml::from_str::<toml::Table>(broken_config) {
@@ -241,44 +229,52 @@ mod tests {
     fn an_account_is_ours_by_its_uid_alone() {
         let none = config("");
         let nowhere = Files { passwd: "/nonexistent".into(), group: "/nonexistent".into() };
-        assert_eq!(standing("x", Uid(id::FIRST), &none, &nowhere).unwrap(), Standing::Ours);
-        assert_eq!(standing("ec2-user", Uid(1000), &none, &nowhere).unwrap(), Standing::Local);
+        assert_eq!(account_kind("x", Uid(id::FIRST), &none, &nowhere).unwrap(), AccountKind::Managed);
+        assert_eq!(account_kind("ec2-user", Uid(1000), &none, &nowhere).unwrap(), AccountKind::Local);
     }
 
     #[test]
     fn accounts_are_adopted_by_name_or_group_and_root_never() {
         let (_dir, files) = files();
         let listed = config("[accounts]\nadopt = ['bob', 'root', 'ghost']");
-        assert_eq!(standing("bob", Uid(1001), &listed, &files).unwrap(), Standing::Adopted);
-        assert_eq!(standing("bob", Uid(1009), &listed, &files).unwrap(), Standing::Local, "another bob");
+        assert_eq!(account_kind("bob", Uid(1001), &listed, &files).unwrap(), AccountKind::Adopted);
         assert_eq!(
-            standing("ghost", Uid(1005), &listed, &files).unwrap(),
-            Standing::Local,
+            account_kind("bob", Uid(1009), &listed, &files).unwrap(),
+            AccountKind::Local,
+            "another bob"
+        );
+        assert_eq!(
+            account_kind("ghost", Uid(1005), &listed, &files).unwrap(),
+            AccountKind::Local,
             "not in passwd(5)"
         );
-        assert_eq!(standing("root", Uid(0), &listed, &files).unwrap(), Standing::Local);
+        assert_eq!(account_kind("root", Uid(0), &listed, &files).unwrap(), AccountKind::Local);
         let grouped = config("[accounts]\nadopt_group = 'synced'");
-        assert_eq!(standing("ann", Uid(1002), &grouped, &files).unwrap(), Standing::Adopted);
+        assert_eq!(account_kind("ann", Uid(1002), &grouped, &files).unwrap(), AccountKind::Adopted);
         assert_eq!(
-            standing("dave", Uid(1003), &grouped, &files).unwrap(),
-            Standing::Adopted,
+            account_kind("dave", Uid(1003), &grouped, &files).unwrap(),
+            AccountKind::Adopted,
             "by the primary group"
         );
-        assert_eq!(standing("bob", Uid(1001), &grouped, &files).unwrap(), Standing::Local);
-        assert_eq!(standing("root", Uid(0), &grouped, &files).unwrap(), Standing::Local);
+        assert_eq!(account_kind("bob", Uid(1001), &grouped, &files).unwrap(), AccountKind::Local);
+        assert_eq!(account_kind("root", Uid(0), &grouped, &files).unwrap(), AccountKind::Local);
         let blind = Files { group: "/nonexistent".into(), ..files };
-        assert!(standing("bob", Uid(1001), &grouped, &blind).is_err(), "nobody can tell");
-        assert_eq!(standing("root", Uid(0), &grouped, &blind).unwrap(), Standing::Local);
+        assert!(account_kind("bob", Uid(1001), &grouped, &blind).is_err(), "nobody can tell");
+        assert_eq!(account_kind("root", Uid(0), &grouped, &blind).unwrap(), AccountKind::Local);
     }
 
     #[test]
     fn an_account_is_shared_by_name_before_it_is_adopted_by_group() {
         let (_dir, files) = files();
         let shared = config("[accounts]\nadopt_group = 'synced'\n[shared.ann]\ngroups = ['ops']");
-        assert_eq!(standing("ann", Uid(1002), &shared, &files).unwrap(), Standing::Shared);
-        assert_eq!(standing("ann", Uid(1009), &shared, &files).unwrap(), Standing::Local, "another ann");
-        assert_eq!(standing("ann", Uid(id::FIRST), &shared, &files).unwrap(), Standing::Ours);
-        assert_eq!(standing("dave", Uid(1003), &shared, &files).unwrap(), Standing::Adopted);
+        assert_eq!(account_kind("ann", Uid(1002), &shared, &files).unwrap(), AccountKind::Shared);
+        assert_eq!(
+            account_kind("ann", Uid(1009), &shared, &files).unwrap(),
+            AccountKind::Local,
+            "another ann"
+        );
+        assert_eq!(account_kind("ann", Uid(id::FIRST), &shared, &files).unwrap(), AccountKind::Managed);
+        assert_eq!(account_kind("dave", Uid(1003), &shared, &files).unwrap(), AccountKind::Adopted);
     }
 
     #[test]
