@@ -59,6 +59,16 @@ impl Owners {
         std::fs::read_to_string(self.folder.join(name)).ok()?.trim_end().parse().ok().map(Uid)
     }
 
+    /// The name under which a user last became an owner.
+    pub fn latest_name(&self) -> Option<String> {
+        let entries = std::fs::read_dir(&self.folder).ok()?.filter_map(Result::ok);
+        let named = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok().filter(|name| !name.starts_with('.'))?;
+            Some((entry.metadata().ok()?.modified().ok()?, name))
+        });
+        named.max().map(|(_, name)| name).filter(|name| self.last(name).is_some())
+    }
+
     /// The uid of another user than `uid` who had `name` before. None if `uid` had it last, or nobody did.
     pub fn former(&self, name: &str, uid: Uid) -> Option<Uid> {
         match self.last(name) {
@@ -85,11 +95,15 @@ mod tests {
     #[test]
     fn a_name_has_the_owner_who_opened_the_last_session_under_it() {
         let (_dir, owners) = owners();
-        assert_eq!((owners.last("ann"), owners.former("ann", FIRST)), (None, None));
+        assert_eq!(
+            (owners.last("ann"), owners.former("ann", FIRST), owners.latest_name()),
+            (None, None, None)
+        );
         owners.record("ann", FIRST).unwrap();
         assert_eq!((owners.former("ann", FIRST), owners.former("ann", SECOND)), (None, Some(FIRST)));
         // Renamed in IAM: the old name keeps its owner until somebody else logs in under it.
         owners.record("anne", FIRST).unwrap();
+        assert_eq!(owners.latest_name().as_deref(), Some("anne"));
         assert_eq!(owners.former("ann", SECOND), Some(FIRST));
         owners.record("ann", SECOND).unwrap();
         assert_eq!((owners.former("ann", SECOND), owners.former("ann", FIRST)), (None, Some(SECOND)));

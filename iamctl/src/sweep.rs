@@ -140,7 +140,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     }
     let done = sweep(context, &config, dry_run);
     if !dry_run {
-        in_force::look(context, &config, &mut Log::to_syslog("iamctl"));
+        in_force::look(&config, &mut Log::to_syslog("iamctl"));
     }
     done
 }

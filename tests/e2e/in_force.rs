@@ -25,6 +25,7 @@ fn not_in_force(machine: &Machine) -> Vec<String> {
 #[test]
 fn a_sweep_says_which_line_of_pam_and_which_setting_of_sshd_is_gone() {
     let machine = machine();
+    machine.ssh("alice", "true").succeeds();
     assert_eq!(not_in_force(&machine), [""; 0]);
     for (broken, what, mended) in [
         (
@@ -47,7 +48,7 @@ fn a_sweep_says_which_line_of_pam_and_which_setting_of_sshd_is_gone() {
             "/etc/nsswitch.conf does not ask IAM for accounts",
             "cp -p /tmp/saved /etc/nsswitch.conf",
         ),
-        // Nobody is logged in, and yet it is looked at for a user of IAM.
+        // Nobody is logged in any more, and yet it is looked at for a user of IAM.
         (
             "cp -p /etc/ssh/sshd_config.d/10-pam_iam.conf /tmp/saved; sed -i '/AuthorizedKeysFile/d' /etc/ssh/sshd_config.d/10-pam_iam.conf",
             "sshd also takes keys from .ssh/authorized_keys",

@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::log::{Level, Log};
+use pam_iam_core::owners::Owners;
 use pam_iam_core::paths;
 use pam_iam_core::registry::SessionRegistry;
-use pam_iam_core::wire::{Request, Roster};
 
-use crate::Context;
 use crate::swept::Swept;
 use crate::{doctor, enable};
 
@@ -32,7 +31,7 @@ const SSHD_UNITS: [&str; 4] = [
 const ASK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Looks, and logs what is not in force: when that changed, and once an hour.
-pub fn look(context: &Context, config: &Config, log: &mut Log) {
+pub fn look(config: &Config, log: &mut Log) {
     if enable::is_off() {
         return;
     }
@@ -41,7 +40,7 @@ pub fn look(context: &Context, config: &Config, log: &mut Log) {
     let is_due = record.since_sshd_was_asked().is_none_or(|since| since >= ASK_AGAIN);
     // What does not answer is asked again by the next sweep; what it said last stands.
     let ask = || {
-        let user = managed_user(context);
+        let user = managed_user();
         doctor::sshd_not_in_force(config, user.as_deref()).map(|found| (files.clone(), found))
     };
     let sshd = if is_due || files != record.sshd_files { ask() } else { None };
@@ -55,16 +54,12 @@ pub fn look(context: &Context, config: &Config, log: &mut Log) {
     }
 }
 
-/// A managed user with an account here: one who is logged in, or one whom the daemon has on its list. Without a daemon IAM
-/// would be asked.
-fn managed_user(context: &Context) -> Option<String> {
+/// A managed user who probably has an account here: one who is logged in, or has been. The list of users would cost calls to IAM.
+fn managed_user() -> Option<String> {
     let open = SessionRegistry::open(Path::new(paths::SESSIONS)).and_then(|registry| registry.sessions());
     let mut open = open.unwrap_or_default().into_iter().map(|(session, _)| session);
-    open.find(|session| session.uid.is_managed()).map(|session| session.user).or_else(|| {
-        let roster =
-            (!context.has_no_daemon()).then(|| context.report::<Roster>(&Request::Roster).ok())??;
-        Some(roster.users.first()?.name.to_string())
-    })
+    let session = open.find(|session| session.uid.is_managed());
+    session.map(|session| session.user).or_else(|| Owners::of_host().latest_name())
 }
 
 /// What files and the files in folders look like: changes whenever one of them is written, renamed, made or removed.
