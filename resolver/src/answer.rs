@@ -220,7 +220,7 @@ impl<I: Iam> Answerer<I> {
             seen => seen?,
         };
         let people = match &seen.record.known {
-            Known::One(person) => match self.obstacle(name, uid, account_kind, person)? {
+            Known::One(person) => match self.refusal_reason(name, uid, account_kind, person)? {
                 None if self.may_log_in(person).await? => std::slice::from_ref(person),
                 Some(Reason::UidMismatch) => {
                     self.tell_of_another_uid(name, uid, person);
@@ -280,7 +280,7 @@ impl<I: Iam> Answerer<I> {
             // An account of ours from before its name was shared.
             Known::Team(_) => return refused(Reason::Local, None),
         };
-        if let Some(reason) = self.obstacle(name, uid, account_kind, person)? {
+        if let Some(reason) = self.refusal_reason(name, uid, account_kind, person)? {
             return refused(reason, Some(person));
         }
         Ok(decision(self.verdict(policy, person).await?, Some(person), source, age))
@@ -336,7 +336,7 @@ impl<I: Iam> Answerer<I> {
     /// Logs why a user whom IAM has does not exist here, when that is new: sshd's "invalid user" does not tell.
     async fn tell_why_not_shown(&self, name: &LinuxName, seen: &Seen) -> Result<(), AnswerError> {
         let Known::One(person) = &seen.record.known else { return Ok(()) };
-        let reason = match self.obstacle(name, person.uid, AccountKind::Managed, person)? {
+        let reason = match self.refusal_reason(name, person.uid, AccountKind::Managed, person)? {
             Some(reason) => reason,
             // Why nobody can tell is in the log by itself.
             None => match self.verdict(Policy::Login, person).await {
@@ -386,7 +386,7 @@ impl<I: Iam> Answerer<I> {
             return Ok(None);
         }
         match named {
-            Named::Seen(seen) => match self.rightful(name, seen)? {
+            Named::Seen(seen) => match self.entitled_user(name, seen)? {
                 Some(person) if self.may_log_in(person).await? => {
                     Ok(Some(self.entry(name, person.uid, &person.user.name)))
                 }
@@ -428,7 +428,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The one IAM user who has a right to `name`.
-    fn rightful<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Result<Option<&'a Person>, AnswerError> {
+    fn entitled_user<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Result<Option<&'a Person>, AnswerError> {
         let Known::One(person) = &seen.record.known else { return Ok(None) };
         let refused =
             self.refusal_of_name(name, Some(person.uid))?.is_some() || self.uid_is_taken(name, person)?;
@@ -437,7 +437,7 @@ impl<I: Iam> Answerer<I> {
 
     /// Why `person` gets neither keys nor a yes for the account `name` with `uid`, whatever the policy says. An adopted
     /// account keeps its own uid and its own group.
-    fn obstacle(
+    fn refusal_reason(
         &self,
         name: &LinuxName,
         uid: Uid,
@@ -459,7 +459,7 @@ impl<I: Iam> Answerer<I> {
     fn uid_is_taken(&self, name: &LinuxName, person: &Person) -> Result<bool, AnswerError> {
         let mut mapped = person.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
         let gid = person.uid.private_group();
-        Ok(self.directory.has_elder(person)
+        Ok(self.directory.uid_belongs_to_older_user(person)
             || self.uid_of_the_host(name, person.uid)?.is_some()
             || mapped.any(|group| ids::gid_of(group.id.as_str()) == gid))
     }

@@ -254,7 +254,7 @@ impl<I: Iam> Directory<I> {
             || known.is_some_and(|record| matches!(record.known, Known::One(_) | Known::Ambiguous(_)));
         // What costs no call of its own takes no part of a limit.
         let is_free = self.state.borrow().fetches.contains_key(name) || self.recent_failure(name).is_some();
-        if !somebody && !is_free && !self.worth_a_call(name, age.origin).await? {
+        if !somebody && !is_free && !self.may_query_iam(name, age.origin).await? {
             let record = Rc::new(Record::new(Known::Absent, Instant::now()));
             return Ok(Seen { record, source: Source::Cache });
         }
@@ -311,7 +311,7 @@ impl<I: Iam> Directory<I> {
         if !matches!(known, Known::One(_) | Known::Ambiguous(_)) {
             return ask(origin).await.map(Named::Seen);
         }
-        if matches!(origin, Origin::User(_)) || !self.worth_a_call(name, origin).await? {
+        if matches!(origin, Origin::User(_)) || !self.may_query_iam(name, origin).await? {
             return Ok(Named::Seen(seen));
         }
         // What it costs is taken.
@@ -397,7 +397,7 @@ impl<I: Iam> Directory<I> {
     }
 
     /// Whether another user who came first has the uid of `person`, by the roster and by who was seen.
-    pub fn has_elder(&self, person: &Person) -> bool {
+    pub fn uid_belongs_to_older_user(&self, person: &Person) -> bool {
         let elder = |other: &IamUser| {
             other.id != person.user.id && (other.created, &other.id) < (person.user.created, &person.user.id)
         };
@@ -519,7 +519,7 @@ impl<I: Iam> Directory<I> {
     ///
     /// # Errors
     /// The bucket is empty and nobody can tell.
-    async fn worth_a_call(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<bool, IamError> {
+    async fn may_query_iam(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<bool, IamError> {
         let roster = self.last_roster();
         if roster.as_ref().is_some_and(|roster| roster.has(name)) {
             return match self.state.borrow_mut().limits.take_revalidation(origin) {

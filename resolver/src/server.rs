@@ -47,25 +47,25 @@ const PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(500);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the future is dropped.
-pub async fn serve<I: Iam>(listener: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>) {
-    let door = Door::new(&listener);
+pub async fn serve<I: Iam>(socket: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>) {
+    let listener = Listener::new(&socket);
     loop {
-        let guest = door.admit(|peer| answerer.is_key_user(peer)).await;
+        let client = listener.admit(|peer| answerer.is_key_user(peer)).await;
         let answerer = Rc::clone(&answerer);
         spawn_local(async move {
             // A client that goes away has nothing to be told.
-            let _ = converse(guest, &answerer).await;
+            let _ = converse(client, &answerer).await;
         });
     }
 }
 
 /// Answers everybody with `frame`, until the future is dropped.
-pub async fn refuse(door: &Door<'_>, frame: &[u8]) {
+pub async fn refuse(listener: &Listener<'_>, frame: &[u8]) {
     loop {
-        let guest = door.admit(|_| false).await;
+        let client = listener.admit(|_| false).await;
         let frame = frame.to_vec();
         spawn_local(async move {
-            let Guest { mut connection, place: _place, .. } = guest;
+            let Client { mut connection, slots: _slots, .. } = client;
             // What is asked does not matter, but who has not sent it yet would see a broken pipe.
             let told = async {
                 connection.receive().await?;
@@ -77,8 +77,8 @@ pub async fn refuse(door: &Door<'_>, frame: &[u8]) {
 }
 
 /// Lets clients in, within the limits.
-pub struct Door<'a> {
-    listener: &'a AsyncFd<OwnedFd>,
+pub struct Listener<'a> {
+    socket: &'a AsyncFd<OwnedFd>,
     slots: Arc<Semaphore>,
     users: Users,
 }
@@ -87,26 +87,26 @@ pub struct Door<'a> {
 type Users = Rc<RefCell<HashMap<Uid, usize>>>;
 
 /// A client that was let in.
-struct Guest {
+struct Client {
     connection: Connection,
     peer: Uid,
     /// Root or the key command.
     trusted: bool,
     /// What it takes up as long as it is there.
-    place: (OwnedSemaphorePermit, Place),
+    slots: (OwnedSemaphorePermit, ConnectionSlot),
 }
 
-impl<'a> Door<'a> {
+impl<'a> Listener<'a> {
     /// Lets clients of a socket in.
-    pub fn new(listener: &'a AsyncFd<OwnedFd>) -> Self {
-        Self { listener, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), users: Rc::default() }
+    pub fn new(socket: &'a AsyncFd<OwnedFd>) -> Self {
+        Self { socket, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), users: Rc::default() }
     }
 
     /// The next client for whom there is room. Others are turned away.
-    async fn admit(&self, is_key_user: impl Fn(Uid) -> bool) -> Guest {
+    async fn admit(&self, is_key_user: impl Fn(Uid) -> bool) -> Client {
         loop {
             let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { continue };
-            let Ok(connection) = accept(self.listener).await else {
+            let Ok(connection) = accept(self.socket).await else {
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             };
@@ -115,8 +115,8 @@ impl<'a> Door<'a> {
             if !trusted && self.slots.available_permits() < CONNECTIONS_RESERVED {
                 continue;
             }
-            let Some(place) = Place::take(&self.users, peer, trusted) else { continue };
-            return Guest { connection, peer, trusted, place: (slot, place) };
+            let Some(slots) = ConnectionSlot::take(&self.users, peer, trusted) else { continue };
+            return Client { connection, peer, trusted, slots: (slot, slots) };
         }
     }
 }
@@ -131,12 +131,12 @@ fn counted_as(uid: Uid, subuid: &Path) -> Uid {
 }
 
 /// One connection's place among those of its user.
-struct Place {
+struct ConnectionSlot {
     users: Users,
     uid: Uid,
 }
 
-impl Place {
+impl ConnectionSlot {
     fn take(users: &Users, uid: Uid, trusted: bool) -> Option<Self> {
         let uid = counted_as(uid, Path::new(paths::SUBUID));
         let mut all = users.borrow_mut();
@@ -149,7 +149,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut all = self.users.borrow_mut();
         if let Some(count) = all.get_mut(&self.uid) {
@@ -161,8 +161,8 @@ impl Drop for Place {
     }
 }
 
-async fn converse<I: Iam>(guest: Guest, answerer: &Answerer<I>) -> io::Result<()> {
-    let Guest { mut connection, peer, trusted, place } = guest;
+async fn converse<I: Iam>(client: Client, answerer: &Answerer<I>) -> io::Result<()> {
+    let Client { mut connection, peer, trusted, slots } = client;
     let patience = if trusted { PATIENCE } else { PATIENCE_WITH_OTHERS };
     let request = timeout(patience, connection.receive()).await??;
     let answer = match parse(&request) {
@@ -170,9 +170,10 @@ async fn converse<I: Iam>(guest: Guest, answerer: &Answerer<I>) -> io::Result<()
             let asker = asker(peer, trusted, &envelope);
             // What a setuid program asks is its user's question, and takes up one of the user's places.
             let _place_of_user = match asker.origin {
-                Origin::User(user) if peer == Uid::ROOT => {
-                    Some(Place::take(&place.1.users, user, false).ok_or(io::ErrorKind::ConnectionRefused)?)
-                }
+                Origin::User(user) if peer == Uid::ROOT => Some(
+                    ConnectionSlot::take(&slots.1.users, user, false)
+                        .ok_or(io::ErrorKind::ConnectionRefused)?,
+                ),
                 _ => None,
             };
             answerer.answer(&envelope.request, asker).await
@@ -185,8 +186,8 @@ async fn converse<I: Iam>(guest: Guest, answerer: &Answerer<I>) -> io::Result<()
     timeout(patience, connection.send(&frame)).await?
 }
 
-async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Connection> {
-    listener
+async fn accept(socket: &AsyncFd<OwnedFd>) -> io::Result<Connection> {
+    socket
         .async_io(Interest::READABLE, |fd| Ok(accept_with(fd, SocketFlags::CLOEXEC)?))
         .await
         .map(Connection::new)
@@ -255,8 +256,8 @@ mod tests {
     #[test]
     fn one_user_has_so_many_places_under_whatever_uids() {
         let users = Rc::default();
-        let take = |uid: u32, trusted| Place::take(&users, Uid(uid), trusted);
-        let mut held: Vec<Place> = (0..).map_while(|_| take(1000, false)).collect();
+        let take = |uid: u32, trusted| ConnectionSlot::take(&users, Uid(uid), trusted);
+        let mut held: Vec<ConnectionSlot> = (0..).map_while(|_| take(1000, false)).collect();
         assert_eq!(held.len(), CONNECTIONS_PER_UID);
         assert!(take(1001, false).is_some() && take(1000, true).is_some());
         held.pop();

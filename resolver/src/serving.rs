@@ -26,7 +26,7 @@ use crate::aws::AwsIam;
 use crate::directory::Directory;
 use crate::iam::Iam;
 use crate::saving::Keeper;
-use crate::server::{self, Door};
+use crate::server::{self, Listener};
 
 /// Everybody may connect; who may ask what is told from the peer's credentials.
 const SOCKET_MODE: u32 = 0o666;
@@ -155,9 +155,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 async fn refuse_all(listener: AsyncFd<OwnedFd>, config: &Path) -> io::Result<()> {
     let message = format!("{0} has an error; run: {1} check-config {0}", config.display(), paths::RESOLVER);
     let frame = server::encode(&Answer::Error { kind: Failure::Configuration, message })?;
-    let door = Door::new(&listener);
+    let listener = Listener::new(&listener);
     loop {
-        let mended = timeout(MENDED_INTERVAL, server::refuse(&door, &frame)).await.is_err();
+        let mended = timeout(MENDED_INTERVAL, server::refuse(&listener, &frame)).await.is_err();
         if mended && Config::load(config).is_ok() {
             return Ok(());
         }
@@ -178,7 +178,7 @@ async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<
     loop {
         let pause = match directory.read_roster().await {
             Ok(roster) => {
-                answerer.tell_who_has_no_place(&roster);
+                answerer.log_ineligible(&roster);
                 directory.config.freshness.roster.0
             }
             Err(_) => ROSTER_RETRY,

@@ -155,7 +155,7 @@ impl<I: Iam> Answerer<I> {
             .collect();
         for user in &everybody {
             let Ok(name) = user.name.to_linux(&self.config().accounts.drop_suffix) else { continue };
-            if let Some(why) = self.no_place(&name, ids::uid(&self.config().accounts, user))? {
+            if let Some(why) = self.ineligible_because(&name, ids::uid(&self.config().accounts, user))? {
                 findings.push(finding(user, why.to_owned()));
             }
         }

@@ -91,7 +91,7 @@ impl<I: Iam> Answerer<I> {
         };
         let (uid, groups, may_log_in) = match &named {
             Named::Seen(seen) => {
-                let Some(person) = self.rightful(name, seen)? else { return Ok(Answer::NotFound) };
+                let Some(person) = self.entitled_user(name, seen)? else { return Ok(Answer::NotFound) };
                 (person.uid, self.linux_groups(person).await?, self.may_log_in(person).await?)
             }
             Named::Listed(roster) => {
@@ -137,7 +137,7 @@ impl<I: Iam> Answerer<I> {
     /// The groups of a user that this host gives by what IAM says, by their names.
     pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, AnswerError> {
         let seen = self.directory.find(name, self.age(Origin::Host)).await?;
-        let Some(person) = self.rightful(name, &seen)? else { return Ok(Vec::new()) };
+        let Some(person) = self.entitled_user(name, &seen)? else { return Ok(Vec::new()) };
         if !self.may_log_in(person).await? && self.locals.uid_of(name.as_str())?.is_none() {
             return Ok(Vec::new());
         }
@@ -260,7 +260,7 @@ impl<I: Iam> Answerer<I> {
                 _ => members.remove(&name),
             };
         }
-        members.retain(|name| self.has_place(roster, name));
+        members.retain(|name| self.is_eligible(roster, name));
         members.into_iter().collect()
     }
 

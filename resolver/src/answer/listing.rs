@@ -12,7 +12,7 @@ use crate::ids;
 use crate::roster::Roster;
 
 /// What an IAM user who may log in has on this host.
-enum Place {
+enum Eligibility {
     /// An account of ours.
     Managed,
     /// The local account of its name, which is adopted.
@@ -38,10 +38,10 @@ impl<I: Iam> Answerer<I> {
             .collect();
         for (name, user) in roster.users() {
             let uid = ids::uid(&self.config().accounts, user);
-            match self.place(name, uid)? {
-                Place::Managed => users.push(self.entry(name, uid, &user.name)),
-                Place::Adopted => adopted.push(name.clone()),
-                Place::None(why) => {
+            match self.eligibility(name, uid)? {
+                Eligibility::Managed => users.push(self.entry(name, uid, &user.name)),
+                Eligibility::Adopted => adopted.push(name.clone()),
+                Eligibility::None(why) => {
                     let (iam_name, name) = (user.name.to_string(), Some(name.clone()));
                     refused.push(Refused { iam_name, name, uid, why: why.to_owned() });
                 }
@@ -57,10 +57,10 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Logs who is on the list and gets no account on this host, when that has changed.
-    pub fn tell_who_has_no_place(&self, roster: &Roster) {
+    pub fn log_ineligible(&self, roster: &Roster) {
         self.locals.refresh();
         let why = |name, user: &IamUser| {
-            self.no_place(name, ids::uid(&self.config().accounts, user)).ok().flatten()
+            self.ineligible_because(name, ids::uid(&self.config().accounts, user)).ok().flatten()
         };
         let without = roster.users().filter_map(|(name, user)| Some((user.name.clone(), why(name, user)?)));
         let without: Vec<(IamName, &'static str)> = without.collect();
@@ -72,42 +72,46 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Whether the owner of `name` has an account here.
-    pub(super) fn has_place(&self, roster: &Roster, name: &LinuxName) -> bool {
+    pub(super) fn is_eligible(&self, roster: &Roster, name: &LinuxName) -> bool {
         let seen = self.directory.record(name).and_then(|record| match &record.known {
             Known::One(person) => Some(person.uid),
             _ => None,
         });
         let uid = seen.or_else(|| roster.user(name).map(|user| ids::uid(&self.config().accounts, user)));
-        uid.is_some_and(|uid| self.no_place(name, uid).is_ok_and(|why| why.is_none()))
+        uid.is_some_and(|uid| self.ineligible_because(name, uid).is_ok_and(|why| why.is_none()))
     }
 
     /// Why the owner of `name` has no account here, if so.
-    pub(super) fn no_place(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, AnswerError> {
-        Ok(match self.place(name, uid)? {
-            Place::None(why) => Some(why),
-            Place::Managed | Place::Adopted => None,
+    pub(super) fn ineligible_because(
+        &self,
+        name: &LinuxName,
+        uid: Uid,
+    ) -> Result<Option<&'static str>, AnswerError> {
+        Ok(match self.eligibility(name, uid)? {
+            Eligibility::None(why) => Some(why),
+            Eligibility::Managed | Eligibility::Adopted => None,
         })
     }
 
-    fn place(&self, name: &LinuxName, uid: Uid) -> Result<Place, AnswerError> {
+    fn eligibility(&self, name: &LinuxName, uid: Uid) -> Result<Eligibility, AnswerError> {
         if self.is_shared(name) {
-            return Ok(Place::None("its name is that of a shared account"));
+            return Ok(Eligibility::None("its name is that of a shared account"));
         }
         if let Some(local) = self.locals.uid_of(name.as_str())?.filter(|local| !local.is_managed()) {
             let account_kind = account_kind(name.as_str(), local, self.config(), &self.locals.files)?;
             return Ok(match account_kind {
-                AccountKind::Adopted => Place::Adopted,
-                _ => Place::None("its name is that of a local account"),
+                AccountKind::Adopted => Eligibility::Adopted,
+                _ => Eligibility::None("its name is that of a local account"),
             });
         }
         Ok(if self.name_of_a_group(name, Some(uid))? {
-            Place::None("its name is that of a group on this host")
+            Eligibility::None("its name is that of a group on this host")
         } else if self.claim_of(name)?.is_some() {
-            Place::None("this host needs its name for itself; iamctl explain says for what")
+            Eligibility::None("this host needs its name for itself; iamctl explain says for what")
         } else if let Some(why) = self.uid_of_the_host(name, uid)? {
-            Place::None(why)
+            Eligibility::None(why)
         } else {
-            Place::Managed
+            Eligibility::Managed
         })
     }
 }

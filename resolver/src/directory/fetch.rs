@@ -148,7 +148,7 @@ impl<I: Iam> Directory<I> {
         let before = state.records.insert(name.clone(), Rc::clone(record));
         drop(state);
         if let Known::One(person) = &record.known
-            && !self.has_elder(person)
+            && !self.uid_belongs_to_older_user(person)
         {
             self.state.borrow_mut().names.insert(person.uid, name.clone());
         }

@@ -229,7 +229,7 @@ async fn after_renamings_everybody_is_who_they_are() {
     find(&directory, "alice").await.unwrap();
     let alicia = find(&directory, "alicia").await.unwrap();
     let Known::One(person) = &alicia.record.known else { panic!() };
-    assert_eq!((person.uid, directory.has_elder(person)), (uid(2), false));
+    assert_eq!((person.uid, directory.uid_belongs_to_older_user(person)), (uid(2), false));
     for (number, name) in [(1, "alice"), (2, "alicia")] {
         let found = directory.find_uid(uid(number), Origin::Host).await.unwrap();
         assert_eq!(found.map(|(name, _)| name), Some(linux(name)));
