@@ -17,7 +17,7 @@ use pam_iam_core::wire::{
 };
 
 use crate::claims::Claims;
-use crate::directory::{Age, Directory, Known, Named, Person, Seen};
+use crate::directory::{Age, Directory, Identity, Lookup, Named, UserEntry};
 use crate::iam::{Iam, IamError};
 use crate::ids;
 use crate::limits::Origin;
@@ -208,7 +208,7 @@ impl<I: Iam> Answerer<I> {
         if account_kind == AccountKind::Local {
             return Ok(none);
         }
-        let seen = match self.directory.find(name, self.age(origin)).await {
+        let lookup = match self.directory.find(name, self.age(origin)).await {
             // Unauthenticated clients have used the limit up. PAM asks again without one, and for a managed account it lets
             // no other key open a session.
             Err(IamError::Limited)
@@ -217,10 +217,10 @@ impl<I: Iam> Answerer<I> {
             {
                 self.directory.remembered(name).ok_or(IamError::Limited)?
             }
-            seen => seen?,
+            lookup => lookup?,
         };
-        let people = match &seen.record.known {
-            Known::One(person) => match self.refusal_reason(name, uid, account_kind, person)? {
+        let people = match &lookup.entry.identity {
+            Identity::User(person) => match self.refusal_reason(name, uid, account_kind, person)? {
                 None if self.may_log_in(person).await? => std::slice::from_ref(person),
                 Some(Reason::UidMismatch) => {
                     self.tell_of_another_uid(name, uid, person);
@@ -228,7 +228,7 @@ impl<I: Iam> Answerer<I> {
                 }
                 _ => return Ok(none),
             },
-            Known::Team(team) if account_kind == AccountKind::Shared => team,
+            Identity::Members(team) if account_kind == AccountKind::Shared => team,
             _ => return Ok(none),
         };
         let keys = people.iter().flat_map(|person| {
@@ -259,16 +259,16 @@ impl<I: Iam> Answerer<I> {
             Policy::Login => self.age(origin),
             Policy::Sudo => Age { offline: self.config().freshness.offline_sudo.0, ..self.age(origin) },
         };
-        let seen = self.directory.find(name, age).await?;
-        let (source, age) = (seen.source, seen.record.at.elapsed().as_secs());
+        let lookup = self.directory.find(name, age).await?;
+        let (source, age) = (lookup.source, lookup.entry.at.elapsed().as_secs());
         let refused = |reason, person| Ok(refusal(reason, person, source, age));
-        let person = match &seen.record.known {
-            Known::One(person) => person,
-            Known::Absent => return refused(Reason::NoSuchUser, None),
-            Known::Ambiguous(_) => return refused(Reason::Ambiguous, None),
-            Known::Denied => return refused(Reason::Denied, None),
+        let person = match &lookup.entry.identity {
+            Identity::User(person) => person,
+            Identity::NotFound => return refused(Reason::NoSuchUser, None),
+            Identity::Ambiguous(_) => return refused(Reason::Ambiguous, None),
+            Identity::AccessDenied => return refused(Reason::Denied, None),
             // Who they are shows with the key. What the account may do beside logging in is the host's business.
-            Known::Team(team) if account_kind == AccountKind::Shared => {
+            Identity::Members(team) if account_kind == AccountKind::Shared => {
                 let reason = match (policy, team.is_empty()) {
                     (Policy::Sudo, _) => Reason::Local,
                     (Policy::Login, true) => Reason::NotInGroup,
@@ -278,7 +278,7 @@ impl<I: Iam> Answerer<I> {
                 return Ok(decision(Verdict { allow, reason, group: None }, None, source, age));
             }
             // An account of ours from before its name was shared.
-            Known::Team(_) => return refused(Reason::Local, None),
+            Identity::Members(_) => return refused(Reason::Local, None),
         };
         if let Some(reason) = self.refusal_reason(name, uid, account_kind, person)? {
             return refused(reason, Some(person));
@@ -324,8 +324,8 @@ impl<I: Iam> Answerer<I> {
         let named = self.directory.find_name(name, origin).await?;
         let entry = self.entry_named(name, &named).await?;
         match (&entry, &named) {
-            (None, Named::Seen(seen)) if !matches!(origin, Origin::User(_)) => {
-                self.tell_why_not_shown(name, seen).await?;
+            (None, Named::Cached(lookup)) if !matches!(origin, Origin::User(_)) => {
+                self.tell_why_not_shown(name, lookup).await?;
             }
             (None, _) => {}
             (Some(_), _) => drop(self.not_shown.borrow_mut().remove(name)),
@@ -334,8 +334,8 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Logs why a user whom IAM has does not exist here, when that is new: sshd's "invalid user" does not tell.
-    async fn tell_why_not_shown(&self, name: &LinuxName, seen: &Seen) -> Result<(), AnswerError> {
-        let Known::One(person) = &seen.record.known else { return Ok(()) };
+    async fn tell_why_not_shown(&self, name: &LinuxName, lookup: &Lookup) -> Result<(), AnswerError> {
+        let Identity::User(person) = &lookup.entry.identity else { return Ok(()) };
         let reason = match self.refusal_reason(name, person.uid, AccountKind::Managed, person)? {
             Some(reason) => reason,
             // Why nobody can tell is in the log by itself.
@@ -359,7 +359,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Logs that sshd asks about another uid than the user's, when that is new.
-    fn tell_of_another_uid(&self, name: &LinuxName, asked: Uid, person: &Person) {
+    fn tell_of_another_uid(&self, name: &LinuxName, asked: Uid, person: &UserEntry) {
         if self.not_shown.borrow_mut().insert(name.clone(), Reason::UidMismatch) != Some(Reason::UidMismatch)
         {
             self.directory.warn(format!(
@@ -386,7 +386,7 @@ impl<I: Iam> Answerer<I> {
             return Ok(None);
         }
         match named {
-            Named::Seen(seen) => match self.entitled_user(name, seen)? {
+            Named::Cached(lookup) => match self.entitled_user(name, lookup)? {
                 Some(person) if self.may_log_in(person).await? => {
                     Ok(Some(self.entry(name, person.uid, &person.user.name)))
                 }
@@ -428,8 +428,12 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// The one IAM user who has a right to `name`.
-    fn entitled_user<'a>(&self, name: &LinuxName, seen: &'a Seen) -> Result<Option<&'a Person>, AnswerError> {
-        let Known::One(person) = &seen.record.known else { return Ok(None) };
+    fn entitled_user<'a>(
+        &self,
+        name: &LinuxName,
+        lookup: &'a Lookup,
+    ) -> Result<Option<&'a UserEntry>, AnswerError> {
+        let Identity::User(person) = &lookup.entry.identity else { return Ok(None) };
         let refused =
             self.refusal_of_name(name, Some(person.uid))?.is_some() || self.uid_is_taken(name, person)?;
         Ok((!refused).then_some(person))
@@ -442,7 +446,7 @@ impl<I: Iam> Answerer<I> {
         name: &LinuxName,
         uid: Uid,
         account_kind: AccountKind,
-        person: &Person,
+        person: &UserEntry,
     ) -> Result<Option<Reason>, AnswerError> {
         Ok(match account_kind {
             AccountKind::Adopted => None,
@@ -456,7 +460,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Whether the uid of `person` is an older user's, or this host has it otherwise.
-    fn uid_is_taken(&self, name: &LinuxName, person: &Person) -> Result<bool, AnswerError> {
+    fn uid_is_taken(&self, name: &LinuxName, person: &UserEntry) -> Result<bool, AnswerError> {
         let mut mapped = person.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
         let gid = person.uid.private_group();
         Ok(self.directory.uid_belongs_to_older_user(person)
@@ -527,7 +531,7 @@ impl<I: Iam> Answerer<I> {
     ///
     /// # Errors
     /// Returns an error if nobody can tell, since the instance's tags could not be read.
-    async fn may_log_in(&self, person: &Person) -> Result<bool, AnswerError> {
+    async fn may_log_in(&self, person: &UserEntry) -> Result<bool, AnswerError> {
         match self.verdict(Policy::Login, person).await {
             Ok(verdict) => Ok(verdict.allow),
             Err(AnswerError::Iam(error @ (IamError::Unreachable(_) | IamError::Limited))) => {
@@ -538,7 +542,7 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
-    async fn verdict(&self, policy: Policy, person: &Person) -> Result<Verdict, AnswerError> {
+    async fn verdict(&self, policy: Policy, person: &UserEntry) -> Result<Verdict, AnswerError> {
         Ok(verdict_by(&*self.directory.access().await?, policy, person))
     }
 
@@ -554,7 +558,7 @@ impl<I: Iam> Answerer<I> {
 }
 
 /// What `access` says about a person.
-fn verdict_by(access: &Access, policy: Policy, person: &Person) -> Verdict {
+fn verdict_by(access: &Access, policy: Policy, person: &UserEntry) -> Verdict {
     let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
     policy::decide(access, policy, &groups)
 }
@@ -564,11 +568,11 @@ fn is_never_a_users(uid: Uid) -> bool {
     [IAM_USERS, IAM_SUDO].map(ids::gid_of).contains(&uid.private_group())
 }
 
-fn refusal(reason: Reason, person: Option<&Person>, source: Source, age: u64) -> Answer {
+fn refusal(reason: Reason, person: Option<&UserEntry>, source: Source, age: u64) -> Answer {
     decision(Verdict { allow: false, reason, group: None }, person, source, age)
 }
 
-fn decision(verdict: Verdict, person: Option<&Person>, source: Source, age: u64) -> Answer {
+fn decision(verdict: Verdict, person: Option<&UserEntry>, source: Source, age: u64) -> Answer {
     Answer::Decision(Decision {
         allow: verdict.allow,
         reason: verdict.reason,

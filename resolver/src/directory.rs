@@ -44,29 +44,29 @@ pub use memory::{Change, Snapshot, setup};
 
 /// What IAM says about the owner of a Linux name.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Known {
+pub enum Identity {
     /// There is no such user.
-    Absent,
+    NotFound,
     /// This user.
-    One(Person),
+    User(UserEntry),
     /// More than one user: nobody gets the name.
     Ambiguous(Vec<IamName>),
     /// IAM denies this host to look.
-    Denied,
+    AccessDenied,
     /// The name is that of a local account that these users share. Their groups are those that let them.
-    Team(Vec<Person>),
+    Members(Vec<UserEntry>),
 }
 
-impl Known {
+impl Identity {
     fn has_uid(&self, uid: Uid) -> bool {
-        matches!(self, Self::One(person) if person.uid == uid)
+        matches!(self, Self::User(person) if person.uid == uid)
     }
 }
 
 /// An IAM user with all that a login needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "SavedPerson")]
-pub struct Person {
+#[serde(from = "SavedUserEntry")]
+pub struct UserEntry {
     /// The user.
     pub user: IamUser,
     /// The uid, from the user's id, and so not saved.
@@ -80,17 +80,17 @@ pub struct Person {
     pub inactive: Vec<String>,
 }
 
-/// A [`Person`] on the disk.
+/// A [`UserEntry`] on the disk.
 #[derive(Deserialize)]
-struct SavedPerson {
+struct SavedUserEntry {
     user: IamUser,
     groups: Vec<IamGroup>,
     keys: Keys,
     inactive: Vec<String>,
 }
 
-impl From<SavedPerson> for Person {
-    fn from(SavedPerson { user, groups, keys, inactive }: SavedPerson) -> Self {
+impl From<SavedUserEntry> for UserEntry {
+    fn from(SavedUserEntry { user, groups, keys, inactive }: SavedUserEntry) -> Self {
         Self { uid: ids::uid_of(user.id.as_str()), user, groups, keys, inactive }
     }
 }
@@ -100,31 +100,31 @@ pub type Keys = Vec<(String, Option<PublicKey>)>;
 
 /// What is known of a name, and since when.
 #[derive(Debug)]
-pub struct Record {
+pub struct CacheEntry {
     /// What.
-    pub known: Known,
+    pub identity: Identity,
     /// Since when. The moment before the first call, so that an age is never told too young.
     pub at: Instant,
     /// When something was last taken away from it.
-    pub reduced: Instant,
+    pub revoked_at: Instant,
 }
 
-impl Record {
-    fn new(known: Known, at: Instant) -> Self {
-        Self { known, at, reduced: at }
+impl CacheEntry {
+    fn new(identity: Identity, at: Instant) -> Self {
+        Self { identity, at, revoked_at: at }
     }
 
     fn older_by(&self, span: Duration) -> Option<Self> {
-        let (at, reduced) = (self.at.checked_sub(span)?, self.reduced.checked_sub(span)?);
-        Some(Self { known: self.known.clone(), at, reduced })
+        let (at, revoked_at) = (self.at.checked_sub(span)?, self.revoked_at.checked_sub(span)?);
+        Some(Self { identity: self.identity.clone(), at, revoked_at })
     }
 }
 
 /// A record with the way it came.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct Lookup {
     /// The record.
-    pub record: Rc<Record>,
+    pub entry: Rc<CacheEntry>,
     /// The way.
     pub source: Source,
 }
@@ -160,9 +160,9 @@ pub struct Saved {
 
 struct State {
     /// What was learned of names.
-    records: HashMap<LinuxName, Rc<Record>>,
+    records: HashMap<LinuxName, Rc<CacheEntry>>,
     names: HashMap<Uid, LinuxName>,
-    fetches: HashMap<LinuxName, Running<Record>>,
+    fetches: HashMap<LinuxName, Running<CacheEntry>>,
     /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
     bodies: HashMap<(IamId, String), Option<PublicKey>>,
     /// Who may do what, where a tag of the instance says so.
@@ -192,7 +192,7 @@ pub struct Age {
 #[derive(Clone, Debug)]
 pub enum Named {
     /// What was learned of it.
-    Seen(Seen),
+    Cached(Lookup),
     /// It is on the roster, and nothing newer is known.
     Listed(Rc<Roster>),
 }
@@ -200,7 +200,7 @@ pub enum Named {
 impl Named {
     fn has_uid(&self, name: &LinuxName, uid: Uid) -> bool {
         match self {
-            Self::Seen(seen) => seen.record.known.has_uid(uid),
+            Self::Cached(lookup) => lookup.entry.identity.has_uid(uid),
             Self::Listed(roster) => roster.name_of(uid) == Some(name),
         }
     }
@@ -239,37 +239,40 @@ impl<I: Iam> Directory<I> {
     ///
     /// # Errors
     /// [`IamError::Unreachable`] when there is no answer that is young enough.
-    pub async fn find(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Seen, IamError> {
-        let seen = self.find_unsettled(name, age).await;
+    pub async fn find(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Lookup, IamError> {
+        let lookup = self.find_unsettled(name, age).await;
         self.settle().await;
-        seen
+        lookup
     }
 
-    async fn find_unsettled(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Seen, IamError> {
+    async fn find_unsettled(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Lookup, IamError> {
         let known = self.record(name);
         if let Some(record) = known.clone().filter(|record| record.at.elapsed() < age.fresh) {
-            return Ok(Seen { record, source: Source::Cache });
+            return Ok(Lookup { entry: record, source: Source::Cache });
         }
         let somebody = self.config.shared.contains_key(name)
-            || known.is_some_and(|record| matches!(record.known, Known::One(_) | Known::Ambiguous(_)));
+            || known
+                .is_some_and(|record| matches!(record.identity, Identity::User(_) | Identity::Ambiguous(_)));
         // What costs no call of its own takes no part of a limit.
         let is_free = self.state.borrow().fetches.contains_key(name) || self.recent_failure(name).is_some();
         if !somebody && !is_free && !self.may_query_iam(name, age.origin).await? {
-            let record = Rc::new(Record::new(Known::Absent, Instant::now()));
-            return Ok(Seen { record, source: Source::Cache });
+            let record = Rc::new(CacheEntry::new(Identity::NotFound, Instant::now()));
+            return Ok(Lookup { entry: record, source: Source::Cache });
         }
         if somebody && !is_free && !self.may_revalidate(name, age.origin) {
             // With a `max_age` of 0, whoever uses sudo often is not to be refused for that.
             let recent = self.record(name).filter(|record| record.at.elapsed() < LIMITED_MAX_AGE);
-            return recent.map(|record| Seen { record, source: Source::Cache }).ok_or(IamError::Limited);
+            return recent
+                .map(|record| Lookup { entry: record, source: Source::Cache })
+                .ok_or(IamError::Limited);
         }
         match self.fetch_soon(name).await {
-            Ok(record) => Ok(Seen { record, source: Source::Iam }),
+            Ok(record) => Ok(Lookup { entry: record, source: Source::Iam }),
             Err(IamError::Limited) => Err(IamError::Limited),
             Err(error) => {
                 // Looked up anew: half an answer may have taken something away from it.
                 let usable = self.record(name).filter(|record| record.at.elapsed() < age.offline);
-                usable.map(|record| Seen { record, source: Source::Offline }).ok_or(error)
+                usable.map(|record| Lookup { entry: record, source: Source::Offline }).ok_or(error)
             }
         }
     }
@@ -278,8 +281,8 @@ impl<I: Iam> Directory<I> {
     fn may_revalidate(&self, name: &LinuxName, origin: Origin) -> bool {
         let record = self.record(name);
         let mut state = self.state.borrow_mut();
-        match record.as_deref().map(|record| &record.known) {
-            Some(Known::Team(members)) => state.limits.take_shared_account(origin, members.len()),
+        match record.as_deref().map(|record| &record.identity) {
+            Some(Identity::Members(members)) => state.limits.take_shared_account(origin, members.len()),
             _ => state.limits.take_revalidation(origin),
         }
     }
@@ -295,27 +298,27 @@ impl<I: Iam> Directory<I> {
         let freshness = &self.config.freshness;
         let (max_age, offline) = (freshness.max_age.0, freshness.offline.0);
         let ask = |origin| self.find(name, Age { fresh: max_age, offline, origin });
-        let seen = match self.known_name(name) {
-            None => return ask(origin).await.map(Named::Seen),
+        let lookup = match self.known_name(name) {
+            None => return ask(origin).await.map(Named::Cached),
             Some(Named::Listed(roster)) => return Ok(Named::Listed(roster)),
-            Some(Named::Seen(seen)) => seen,
+            Some(Named::Cached(lookup)) => lookup,
         };
-        let known = &seen.record.known;
-        let age = seen.record.at.elapsed();
+        let known = &lookup.entry.identity;
+        let age = lookup.entry.at.elapsed();
         let is_listed =
             self.last_roster().is_some_and(|roster| roster.at.elapsed() < offline && roster.has(name));
         let is_recent = is_listed || age < freshness.roster.0.max(max_age);
         if age < max_age || is_recent && self.is_allowed(known).await {
-            return Ok(Named::Seen(seen));
+            return Ok(Named::Cached(lookup));
         }
-        if !matches!(known, Known::One(_) | Known::Ambiguous(_)) {
-            return ask(origin).await.map(Named::Seen);
+        if !matches!(known, Identity::User(_) | Identity::Ambiguous(_)) {
+            return ask(origin).await.map(Named::Cached);
         }
         if matches!(origin, Origin::User(_)) || !self.may_query_iam(name, origin).await? {
-            return Ok(Named::Seen(seen));
+            return Ok(Named::Cached(lookup));
         }
         // What it costs is taken.
-        ask(Origin::Host).await.map(Named::Seen)
+        ask(Origin::Host).await.map(Named::Cached)
     }
 
     /// What is known of `name` now, as long as an answer may serve while IAM cannot be asked.
@@ -326,14 +329,14 @@ impl<I: Iam> Directory<I> {
         // What was learned since the roster was read is newer.
         let newer = record.filter(|record| roster.as_ref().is_none_or(|roster| record.at >= roster.ended));
         match newer {
-            Some(record) => Some(Named::Seen(Seen { record, source: Source::Cache })),
+            Some(record) => Some(Named::Cached(Lookup { entry: record, source: Source::Cache })),
             None => roster.map(Named::Listed),
         }
     }
 
     /// Whether what is known is a user who may log in.
-    async fn is_allowed(self: &Rc<Self>, known: &Known) -> bool {
-        let Known::One(person) = known else { return false };
+    async fn is_allowed(self: &Rc<Self>, known: &Identity) -> bool {
+        let Identity::User(person) = known else { return false };
         let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
         let access = self.access().await;
         access.is_ok_and(|access| policy::decide(&access, Policy::Login, &groups).allow)
@@ -371,10 +374,10 @@ impl<I: Iam> Directory<I> {
     }
 
     /// What was last learned of `name`, if it may still serve while IAM cannot be asked.
-    pub fn remembered(&self, name: &LinuxName) -> Option<Seen> {
+    pub fn remembered(&self, name: &LinuxName) -> Option<Lookup> {
         let record = self.record(name)?;
         let serves = record.at.elapsed() < self.config.freshness.offline.0;
-        serves.then_some(Seen { record, source: Source::Offline })
+        serves.then_some(Lookup { entry: record, source: Source::Offline })
     }
 
     /// Starts a revalidation of a user of whom something old is known, and does not wait for it.
@@ -392,24 +395,24 @@ impl<I: Iam> Directory<I> {
     }
 
     /// What was last learned of `name`.
-    pub fn record(&self, name: &LinuxName) -> Option<Rc<Record>> {
+    pub fn record(&self, name: &LinuxName) -> Option<Rc<CacheEntry>> {
         self.state.borrow().records.get(name).cloned()
     }
 
     /// Whether another user who came first has the uid of `person`, by the roster and by who was seen.
-    pub fn uid_belongs_to_older_user(&self, person: &Person) -> bool {
+    pub fn uid_belongs_to_older_user(&self, person: &UserEntry) -> bool {
         let elder = |other: &IamUser| {
             other.id != person.user.id && (other.created, &other.id) < (person.user.created, &person.user.id)
         };
         let state = self.state.borrow();
-        let seen = state.names.get(&person.uid).and_then(|name| state.records.get(name));
+        let lookup = state.names.get(&person.uid).and_then(|name| state.records.get(name));
         // One who was not heard of for so long may be gone; who is not is on the roster.
-        let recent = seen.filter(|record| record.at.elapsed() < self.config.freshness.roster.0);
-        let seen = recent.is_some_and(|record| match &record.known {
-            Known::One(other) => other.uid == person.uid && elder(&other.user),
+        let recent = lookup.filter(|record| record.at.elapsed() < self.config.freshness.roster.0);
+        let lookup = recent.is_some_and(|record| match &record.identity {
+            Identity::User(other) => other.uid == person.uid && elder(&other.user),
             _ => false,
         });
-        seen || state.roster.as_ref().is_some_and(|roster| roster.holder_of(person.uid).is_some_and(elder))
+        lookup || state.roster.as_ref().is_some_and(|roster| roster.holder_of(person.uid).is_some_and(elder))
     }
 
     /// The IAM behind it.
@@ -418,9 +421,9 @@ impl<I: Iam> Directory<I> {
     }
 
     /// What was learned of names since `at`, or taken away from what was known.
-    pub fn learned_since(&self, at: Instant) -> Vec<(LinuxName, Rc<Record>)> {
+    pub fn learned_since(&self, at: Instant) -> Vec<(LinuxName, Rc<CacheEntry>)> {
         let state = self.state.borrow();
-        let recent = state.records.iter().filter(|(_, record)| record.at.max(record.reduced) >= at);
+        let recent = state.records.iter().filter(|(_, record)| record.at.max(record.revoked_at) >= at);
         recent.map(|(name, record)| (name.clone(), Rc::clone(record))).collect()
     }
 
@@ -439,7 +442,7 @@ impl<I: Iam> Directory<I> {
             state.failing.remove(name);
             let known = state.records.remove(name).is_some();
             drop(state);
-            self.reduced();
+            self.count_revocation();
             return usize::from(known);
         }
         let count = state.records.len();
@@ -451,7 +454,7 @@ impl<I: Iam> Directory<I> {
         state.silent = None;
         state.tags = access::Tags::default();
         drop(state);
-        self.reduced();
+        self.count_revocation();
         count
     }
 
@@ -476,7 +479,7 @@ impl<I: Iam> Directory<I> {
         state.tags.age(since);
         drop(state);
         // The disk has them younger.
-        self.reduced();
+        self.count_revocation();
     }
 
     fn slept(&self) -> Duration {

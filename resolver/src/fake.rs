@@ -16,7 +16,7 @@ pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisL
 /// Its fingerprint.
 pub const FINGERPRINT: &str = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
 
-pub struct Person {
+pub struct FakeUser {
     pub id: String,
     pub created: i64,
     pub groups: Vec<String>,
@@ -26,7 +26,7 @@ pub struct Person {
 /// An IAM in memory. Every call takes [`Self::CALL`].
 #[derive(Default)]
 pub struct FakeIam {
-    pub people: RefCell<BTreeMap<String, Person>>,
+    pub people: RefCell<BTreeMap<String, FakeUser>>,
     pub calls: RefCell<Vec<String>>,
     pub failure: RefCell<Option<IamError>>,
     pub denied: RefCell<Vec<String>>,
@@ -44,7 +44,7 @@ impl FakeIam {
 
     pub fn add(&self, name: &str, groups: &[&str]) {
         self.made.set(self.made.get() + 1);
-        let person = Person {
+        let person = FakeUser {
             id: id(self.made.get()),
             created: i64::from(self.made.get()),
             groups: groups.iter().map(|&group| group.to_owned()).collect(),
@@ -89,7 +89,7 @@ impl FakeIam {
         self.muted.borrow_mut().push(name.to_owned());
     }
 
-    pub fn change(&self, name: &str, change: impl FnOnce(&mut Person)) {
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut FakeUser)) {
         change(self.people.borrow_mut().get_mut(name).unwrap());
     }
 
@@ -104,7 +104,7 @@ impl FakeIam {
         &self,
         action: &str,
         name: &str,
-        answer: impl FnOnce(&BTreeMap<String, Person>) -> Option<T>,
+        answer: impl FnOnce(&BTreeMap<String, FakeUser>) -> Option<T>,
     ) -> Result<T, IamError> {
         self.calls.borrow_mut().push(format!("{action} {name}"));
         let more = self.slow.borrow().get(action).copied().unwrap_or_default();
@@ -126,7 +126,7 @@ impl FakeIam {
     }
 }
 
-fn user(name: &str, person: &Person) -> IamUser {
+fn user(name: &str, person: &FakeUser) -> IamUser {
     IamUser {
         name: IamName::user(name).unwrap(),
         id: IamId::new(&person.id).unwrap(),
@@ -144,7 +144,7 @@ fn group(name: &str) -> IamGroup {
 impl Iam for FakeIam {
     async fn user(&self, name: &IamName) -> Result<IamUser, IamError> {
         // IAM's names are unique without regard to case, and a look-up may disregard it too.
-        let find = |people: &BTreeMap<String, Person>| {
+        let find = |people: &BTreeMap<String, FakeUser>| {
             let mut all = people.iter();
             all.find(|(known, _)| known.eq_ignore_ascii_case(name.as_str()))
                 .map(|(name, person)| user(name, person))
@@ -153,24 +153,24 @@ impl Iam for FakeIam {
     }
 
     async fn groups_of(&self, name: &IamName) -> Result<Vec<IamGroup>, IamError> {
-        let groups = |person: &Person| person.groups.iter().map(|name| group(name)).collect();
+        let groups = |person: &FakeUser| person.groups.iter().map(|name| group(name)).collect();
         self.call("ListGroupsForUser", name.as_str(), |people| people.get(name.as_str()).map(groups)).await
     }
 
     async fn keys_of(&self, name: &IamName) -> Result<Vec<(String, bool)>, IamError> {
         let active = |id: &String| (id.clone(), !id.ends_with("OFF"));
-        let ids = |person: &Person| person.keys.iter().map(|(id, _)| active(id)).collect();
+        let ids = |person: &FakeUser| person.keys.iter().map(|(id, _)| active(id)).collect();
         self.call("ListSSHPublicKeys", name.as_str(), |people| people.get(name.as_str()).map(ids)).await
     }
 
     async fn key_body(&self, name: &IamName, key: &str) -> Result<String, IamError> {
         let body =
-            |person: &Person| person.keys.iter().find(|(id, _)| id == key).map(|(_, body)| body.clone());
+            |person: &FakeUser| person.keys.iter().find(|(id, _)| id == key).map(|(_, body)| body.clone());
         self.call("GetSSHPublicKey", name.as_str(), |people| people.get(name.as_str()).and_then(body)).await
     }
 
     async fn group(&self, name: &IamName) -> Result<(IamGroup, Vec<IamUser>), IamError> {
-        let members = |people: &BTreeMap<String, Person>| {
+        let members = |people: &BTreeMap<String, FakeUser>| {
             let mut known = people.values().flat_map(|person| &person.groups);
             known.any(|known| known == name.as_str()).then(|| {
                 let members =

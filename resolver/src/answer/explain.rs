@@ -14,7 +14,7 @@ use pam_iam_core::wire::{
 };
 
 use super::{AnswerError, Answerer};
-use crate::directory::{Keys, Known, Person};
+use crate::directory::{Identity, Keys, UserEntry};
 use crate::iam::{Iam, IamError, IamUser};
 use crate::ids;
 use crate::limits::Origin;
@@ -53,17 +53,17 @@ impl<I: Iam> Answerer<I> {
             let candidates = name::candidates(name, &self.config().accounts.drop_suffix);
             explanation.candidates = candidates.iter().map(ToString::to_string).collect();
         }
-        let seen = self.directory.find(name, self.age(Origin::Host)).await?;
-        match &seen.record.known {
-            Known::One(person) => {
+        let lookup = self.directory.find(name, self.age(Origin::Host)).await?;
+        match &lookup.entry.identity {
+            Identity::User(person) => {
                 let inactive = self.directory.keys(&person.user, &person.inactive).await.unwrap_or_default();
                 explanation.users.push(entry(person, inactive));
             }
-            Known::Team(team) => {
+            Identity::Members(team) => {
                 explanation.users.extend(team.iter().map(|person| entry(person, Vec::new())))
             }
-            Known::Ambiguous(names) => explanation.claimants.extend(names.iter().map(ToString::to_string)),
-            Known::Absent | Known::Denied => {}
+            Identity::Ambiguous(names) => explanation.claimants.extend(names.iter().map(ToString::to_string)),
+            Identity::NotFound | Identity::AccessDenied => {}
         }
         let would_be =
             explanation.users.first().filter(|_| account_kind != AccountKind::Shared).map(|user| user.uid);
@@ -193,7 +193,7 @@ impl<I: Iam> Answerer<I> {
     }
 }
 
-fn entry(person: &Person, inactive: Keys) -> IamEntry {
+fn entry(person: &UserEntry, inactive: Keys) -> IamEntry {
     let state = |active: bool, (id, key): &(String, Option<PublicKey>)| KeyState {
         id: id.clone(),
         active,

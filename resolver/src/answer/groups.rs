@@ -9,7 +9,7 @@ use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Group, Policy, User};
 
 use super::{AnswerError, Answerer, Asker, verdict_by};
-use crate::directory::{Known, Named, Person};
+use crate::directory::{Identity, Named, UserEntry};
 use crate::iam::{Iam, IamGroup, IamId};
 use crate::ids;
 use crate::limits::Origin;
@@ -90,8 +90,8 @@ impl<I: Iam> Answerer<I> {
             _ => self.directory.find_name(name, asker.origin).await?,
         };
         let (uid, groups, may_log_in) = match &named {
-            Named::Seen(seen) => {
-                let Some(person) = self.entitled_user(name, seen)? else { return Ok(Answer::NotFound) };
+            Named::Cached(lookup) => {
+                let Some(person) = self.entitled_user(name, lookup)? else { return Ok(Answer::NotFound) };
                 (person.uid, self.linux_groups(person).await?, self.may_log_in(person).await?)
             }
             Named::Listed(roster) => {
@@ -136,8 +136,8 @@ impl<I: Iam> Answerer<I> {
 
     /// The groups of a user that this host gives by what IAM says, by their names.
     pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, AnswerError> {
-        let seen = self.directory.find(name, self.age(Origin::Host)).await?;
-        let Some(person) = self.entitled_user(name, &seen)? else { return Ok(Vec::new()) };
+        let lookup = self.directory.find(name, self.age(Origin::Host)).await?;
+        let Some(person) = self.entitled_user(name, &lookup)? else { return Ok(Vec::new()) };
         if !self.may_log_in(person).await? && self.locals.uid_of(name.as_str())?.is_none() {
             return Ok(Vec::new());
         }
@@ -150,7 +150,7 @@ impl<I: Iam> Answerer<I> {
 
     /// The Linux groups of a person beside the private one. Who may not log in has but the one that sshd's rule about
     /// keys goes by: cron and the like do not ask whether a user may.
-    async fn linux_groups(&self, person: &Person) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
+    async fn linux_groups(&self, person: &UserEntry) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
         let access = self.directory.access().await.ok();
         let may = |policy| access.as_ref().is_some_and(|access| allowed(access, policy, person));
@@ -252,9 +252,9 @@ impl<I: Iam> Answerer<I> {
         };
         let mut members: BTreeSet<LinuxName> = listed.into_iter().collect();
         for (name, record) in self.directory.learned_since(roster.at) {
-            match &record.known {
+            match &record.identity {
                 // Learned while the list was being read, it may be the older of the two.
-                Known::One(person) if self.holds(access, rule, &name, person) => {
+                Identity::User(person) if self.holds(access, rule, &name, person) => {
                     record.at >= roster.ended && members.insert(name)
                 }
                 _ => members.remove(&name),
@@ -264,7 +264,7 @@ impl<I: Iam> Answerer<I> {
         members.into_iter().collect()
     }
 
-    fn holds(&self, access: &Access, rule: MembershipRule<'_>, name: &LinuxName, person: &Person) -> bool {
+    fn holds(&self, access: &Access, rule: MembershipRule<'_>, name: &LinuxName, person: &UserEntry) -> bool {
         let maps_to = |group: &LinuxName| {
             let mut groups = person.groups.iter().filter_map(|known| self.config().groups.get(&known.name));
             groups.any(|target| target.group == *group)
@@ -286,7 +286,7 @@ fn own_groups() -> [(&'static LinuxName, MembershipRule<'static>); 2] {
     [(&IAM_USERS_NAME, MembershipRule::Account), (&IAM_SUDO_NAME, MembershipRule::Sudo)]
 }
 
-fn allowed(access: &Access, policy: Policy, person: &Person) -> bool {
+fn allowed(access: &Access, policy: Policy, person: &UserEntry) -> bool {
     verdict_by(access, policy, person).allow
 }
 

@@ -6,7 +6,7 @@ use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
 
 use super::{AnswerError, Answerer};
-use crate::directory::Known;
+use crate::directory::Identity;
 use crate::iam::{Iam, IamUser};
 use crate::ids;
 use crate::roster::Roster;
@@ -73,11 +73,11 @@ impl<I: Iam> Answerer<I> {
 
     /// Whether the owner of `name` has an account here.
     pub(super) fn is_eligible(&self, roster: &Roster, name: &LinuxName) -> bool {
-        let seen = self.directory.record(name).and_then(|record| match &record.known {
-            Known::One(person) => Some(person.uid),
+        let lookup = self.directory.record(name).and_then(|record| match &record.identity {
+            Identity::User(person) => Some(person.uid),
             _ => None,
         });
-        let uid = seen.or_else(|| roster.user(name).map(|user| ids::uid(&self.config().accounts, user)));
+        let uid = lookup.or_else(|| roster.user(name).map(|user| ids::uid(&self.config().accounts, user)));
         uid.is_some_and(|uid| self.ineligible_because(name, uid).is_ok_and(|why| why.is_none()))
     }
 

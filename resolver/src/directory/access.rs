@@ -148,7 +148,7 @@ impl<I: Iam> Directory<I> {
             (None, None) => {}
             (None, Some(_)) => self.changed(),
             (before, now) if before == now => self.refreshed(),
-            _ => self.reduced(),
+            _ => self.count_revocation(),
         }
     }
 

@@ -10,7 +10,7 @@ use pam_iam_core::name::{IamName, LinuxName};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, timeout};
 
-use super::{Directory, Known, Record, State};
+use super::{CacheEntry, Directory, Identity, State};
 use crate::iam::{Iam, IamError};
 
 /// After IAM could not be reached for a user, how long nobody waits for that again. By user, since a failure for one
@@ -58,7 +58,7 @@ impl<T> Drop for Running<T> {
 impl<I: Iam> Directory<I> {
     /// Fetches, and waits as long as there is a hope: while IAM is silent, whoever comes next gets what is known, and who
     /// is not known a quick no.
-    pub(super) async fn fetch_soon(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
+    pub(super) async fn fetch_soon(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<CacheEntry>, IamError> {
         let silent = {
             let state = self.state.borrow();
             let failing = state.failing.get(name).map(|(at, _)| *at);
@@ -72,7 +72,7 @@ impl<I: Iam> Directory<I> {
         timeout(PATIENCE_IN_OUTAGE, self.fetch(name)).await.unwrap_or_else(late)
     }
 
-    async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<Record>, IamError> {
+    async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<CacheEntry>, IamError> {
         loop {
             let running = self.state.borrow().fetches.get(name).and_then(Running::under_way);
             if let Some(fetch) = running {
@@ -120,7 +120,7 @@ impl<I: Iam> Directory<I> {
         if self.slept() == slept { outcome } else { Err(unreachable("the machine was asleep")) }
     }
 
-    fn fetched(&self, name: &LinuxName, result: &Result<Rc<Record>, IamError>) {
+    fn fetched(&self, name: &LinuxName, result: &Result<Rc<CacheEntry>, IamError>) {
         let mut state = self.state.borrow_mut();
         state.fetches.remove(name);
         let record = match result {
@@ -142,39 +142,40 @@ impl<I: Iam> Directory<I> {
         };
         state.failing.remove(name);
         state.silent = None;
-        if let Known::Absent | Known::Denied = record.known {
+        if let Identity::NotFound | Identity::AccessDenied = record.identity {
             state.forget_some_absent();
         }
         let before = state.records.insert(name.clone(), Rc::clone(record));
         drop(state);
-        if let Known::One(person) = &record.known
+        if let Identity::User(person) = &record.identity
             && !self.uid_belongs_to_older_user(person)
         {
             self.state.borrow_mut().names.insert(person.uid, name.clone());
         }
-        match before.as_deref().map(|before| &before.known) {
-            Some(before) if *before != record.known => self.reduced(),
+        match before.as_deref().map(|before| &before.identity) {
+            Some(before) if *before != record.identity => self.count_revocation(),
             Some(_) => self.refreshed(),
             // Nobody knows what a file says that was not read.
-            None if self.changes.unread.get() => self.reduced(),
-            None if matches!(record.known, Known::One(_) | Known::Team(_)) => self.changed(),
+            None if self.changes.unread.get() => self.count_revocation(),
+            None if matches!(record.identity, Identity::User(_) | Identity::Members(_)) => self.changed(),
             None => {}
         }
         self.tell_news(name, before.as_deref(), record);
     }
 
     /// Logs what an operator should know, once for each time that it changes.
-    fn tell_news(&self, name: &LinuxName, before: Option<&Record>, now: &Record) {
-        match (&now.known, before.map(|record| &record.known)) {
-            (Known::Ambiguous(_), Some(Known::Ambiguous(_))) | (Known::Denied, Some(Known::Denied)) => {}
-            (Known::Ambiguous(users), _) => {
+    fn tell_news(&self, name: &LinuxName, before: Option<&CacheEntry>, now: &CacheEntry) {
+        match (&now.identity, before.map(|record| &record.identity)) {
+            (Identity::Ambiguous(_), Some(Identity::Ambiguous(_)))
+            | (Identity::AccessDenied, Some(Identity::AccessDenied)) => {}
+            (Identity::Ambiguous(users), _) => {
                 let users: Vec<&str> = users.iter().map(IamName::as_str).collect();
                 self.warn(format!("refused the name {name}: the IAM users {} claim it", users.join(" and ")));
             }
-            (Known::Denied, _) => {
+            (Identity::AccessDenied, _) => {
                 self.warn(format!("user {name}: IAM denies this host to look, which means no"))
             }
-            (Known::One(_) | Known::Absent | Known::Team(_), _) => {}
+            (Identity::User(_) | Identity::NotFound | Identity::Members(_), _) => {}
         }
     }
 }
@@ -183,7 +184,8 @@ impl State {
     /// Keeps guessers of names from filling the memory.
     fn forget_some_absent(&mut self) {
         if self.records.len() >= ABSENT_MAX {
-            self.records.retain(|_, record| !matches!(record.known, Known::Absent | Known::Denied));
+            self.records
+                .retain(|_, record| !matches!(record.identity, Identity::NotFound | Identity::AccessDenied));
         }
     }
 }

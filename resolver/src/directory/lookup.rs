@@ -11,7 +11,7 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
 use tokio::time::Instant;
 
-use super::{Directory, Keys, Known, Person, Record};
+use super::{CacheEntry, Directory, Identity, Keys, UserEntry};
 use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
 use crate::sshkey;
@@ -28,7 +28,7 @@ const BODIES_MAX: usize = 50_000;
 
 impl<I: Iam> Directory<I> {
     /// Asks IAM about every user who could stand behind `name`, or about all who share it.
-    pub(super) async fn ask(&self, name: &LinuxName) -> Result<Record, IamError> {
+    pub(super) async fn ask(&self, name: &LinuxName) -> Result<CacheEntry, IamError> {
         if let Some(shared) = self.config.shared.get(name) {
             return self.ask_team(name, shared).await;
         }
@@ -47,20 +47,20 @@ impl<I: Iam> Directory<I> {
             return Err(error);
         }
         let known = match (found.len(), found.pop()) {
-            (1, Some(person)) => Known::One(person),
+            (1, Some(person)) => Identity::User(person),
             (_, Some(last)) => {
                 found.push(last);
-                Known::Ambiguous(found.into_iter().map(|person| person.user.name).collect())
+                Identity::Ambiguous(found.into_iter().map(|person| person.user.name).collect())
             }
-            (_, None) if denied => Known::Denied,
-            (_, None) => Known::Absent,
+            (_, None) if denied => Identity::AccessDenied,
+            (_, None) => Identity::NotFound,
         };
-        Ok(Record::new(known, at))
+        Ok(CacheEntry::new(known, at))
     }
 
     /// Asks IAM about one user. What each of the three calls says counts at once: another that is silent until the time
     /// is up must not leave the remembered in force.
-    async fn look_up(&self, name: &LinuxName, candidate: &IamName) -> Result<Person, IamError> {
+    async fn look_up(&self, name: &LinuxName, candidate: &IamName) -> Result<UserEntry, IamError> {
         let user = async {
             let user = self.heard(name, candidate, self.iam.user(candidate).await)?;
             self.keep_if(name, candidate, |known| known.user.id == user.id && user.name == *candidate);
@@ -98,7 +98,7 @@ impl<I: Iam> Directory<I> {
         let (user, groups, key_ids) = (user?, groups?, key_ids?);
         let (active, inactive) = key_ids;
         let keys = self.keys(&user, &active).await?;
-        Ok(Person { uid: ids::uid(&self.config.accounts, &user), user, groups, keys, inactive })
+        Ok(UserEntry { uid: ids::uid(&self.config.accounts, &user), user, groups, keys, inactive })
     }
 
     /// Passes an answer on, and forgets the user if it is a no.
@@ -110,9 +110,9 @@ impl<I: Iam> Directory<I> {
     }
 
     /// Forgets what is remembered of `user` under `name`, unless `holds` says that it still holds.
-    fn keep_if(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&Person) -> bool) {
+    fn keep_if(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&UserEntry) -> bool) {
         let Some(record) = self.record(name) else { return };
-        if let Known::One(person) = &record.known
+        if let Identity::User(person) = &record.identity
             && person.user.name == *user
             && !holds(person)
         {
@@ -120,29 +120,29 @@ impl<I: Iam> Directory<I> {
             state.records.remove(name);
             state.names.remove(&person.uid);
             drop(state);
-            self.reduced();
+            self.count_revocation();
         }
     }
 
     /// Takes what IAM no longer lists away from what is remembered of `user`. Its age stays.
-    fn take_away(&self, name: &LinuxName, user: &IamName, take: impl Fn(&mut Person)) {
+    fn take_away(&self, name: &LinuxName, user: &IamName, take: impl Fn(&mut UserEntry)) {
         self.edit(name, |known| match known {
-            Known::One(person) if person.user.name == *user => {
+            Identity::User(person) if person.user.name == *user => {
                 let mut person = person.clone();
                 take(&mut person);
-                Some(Known::One(person))
+                Some(Identity::User(person))
             }
             _ => None,
         });
     }
 
     /// Puts something else in the place of what is remembered, if `edit` has something. Its age stays.
-    fn edit(&self, name: &LinuxName, edit: impl FnOnce(&Known) -> Option<Known>) {
+    fn edit(&self, name: &LinuxName, edit: impl FnOnce(&Identity) -> Option<Identity>) {
         let Some(record) = self.record(name) else { return };
-        if let Some(known) = edit(&record.known).filter(|known| *known != record.known) {
-            let record = Record { known, at: record.at, reduced: Instant::now() };
+        if let Some(known) = edit(&record.identity).filter(|known| *known != record.identity) {
+            let record = CacheEntry { identity: known, at: record.at, revoked_at: Instant::now() };
             self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
-            self.reduced();
+            self.count_revocation();
         }
     }
 
@@ -181,22 +181,22 @@ impl<I: Iam> Directory<I> {
 
     /// Asks IAM who the members of a shared account are, and for their keys. Those who are remembered are asked about
     /// at once: a key that was deleted must not go on because a group cannot be listed.
-    async fn ask_team(&self, name: &LinuxName, shared: &Shared) -> Result<Record, IamError> {
+    async fn ask_team(&self, name: &LinuxName, shared: &Shared) -> Result<CacheEntry, IamError> {
         let at = Instant::now();
         let remembered = match self.record(name).as_deref() {
-            Some(Record { known: Known::Team(team), .. }) => team.clone(),
+            Some(CacheEntry { identity: Identity::Members(team), .. }) => team.clone(),
             _ => Vec::new(),
         };
         let groups = join_all(shared.groups.iter().map(|group| self.team_group(name, group)));
         let denied = self.denied_of_team(name);
         let (denied, groups, known) = join3(denied, groups, self.members(name, remembered)).await;
         let denied = denied?;
-        let mut team: Vec<Person> = Vec::new();
+        let mut team: Vec<UserEntry> = Vec::new();
         for (group, users) in groups.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
             for user in users.into_iter().filter(|user| !denied.contains(&user.id)) {
                 match team.iter_mut().find(|person| person.user.id == user.id) {
                     Some(person) => person.groups.push(group.clone()),
-                    None => team.push(Person {
+                    None => team.push(UserEntry {
                         uid: ids::uid(&self.config.accounts, &user),
                         user,
                         groups: vec![group.clone()],
@@ -212,17 +212,17 @@ impl<I: Iam> Directory<I> {
             }
         }
         let mut known = known?;
-        let (old, new): (Vec<Person>, Vec<Person>) =
+        let (old, new): (Vec<UserEntry>, Vec<UserEntry>) =
             team.into_iter().partition(|person| known.iter().any(|(id, _)| *id == person.user.id));
         let mut keys = self.members(name, new.clone()).await?;
         keys.append(&mut known);
-        let mut team: Vec<Person> = old.into_iter().chain(new).collect();
+        let mut team: Vec<UserEntry> = old.into_iter().chain(new).collect();
         team.sort_by(|one, other| one.user.name.cmp(&other.user.name));
         for person in &mut team {
             let found = keys.iter_mut().find(|(id, _)| *id == person.user.id);
             person.keys = found.map(|(_, keys)| std::mem::take(keys)).unwrap_or_default();
         }
-        Ok(Record::new(Known::Team(team), at))
+        Ok(CacheEntry::new(Identity::Members(team), at))
     }
 
     /// The members of the groups that may do nothing. They are taken out of what is remembered of a shared account at once.
@@ -273,7 +273,11 @@ impl<I: Iam> Directory<I> {
     }
 
     /// The keys of so many members of a shared account, by their ids.
-    async fn members(&self, name: &LinuxName, people: Vec<Person>) -> Result<Vec<(IamId, Keys)>, IamError> {
+    async fn members(
+        &self,
+        name: &LinuxName,
+        people: Vec<UserEntry>,
+    ) -> Result<Vec<(IamId, Keys)>, IamError> {
         let asked = stream::iter(people).map(|person| self.member(name, person.user));
         let members: Vec<Result<(IamId, Keys), IamError>> = asked.buffered(MEMBERS_AT_ONCE).collect().await;
         members.into_iter().collect()
@@ -303,12 +307,12 @@ impl<I: Iam> Directory<I> {
     }
 
     /// Changes what is remembered of a shared account. Its age stays.
-    fn change_team(&self, name: &LinuxName, change: impl FnOnce(&mut Vec<Person>)) {
+    fn change_team(&self, name: &LinuxName, change: impl FnOnce(&mut Vec<UserEntry>)) {
         self.edit(name, |known| match known {
-            Known::Team(team) => {
+            Identity::Members(team) => {
                 let mut team = team.clone();
                 change(&mut team);
-                Some(Known::Team(team))
+                Some(Identity::Members(team))
             }
             _ => None,
         });

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
-use super::{Directory, Known, Person, Record};
+use super::{CacheEntry, Directory, Identity, UserEntry};
 use crate::cache::milliseconds;
 use crate::iam::{Iam, IamId};
 use crate::ids;
@@ -39,15 +39,16 @@ struct SavedName {
     name: LinuxName,
     age: u64,
     /// How long ago something was last taken away.
-    reduced: u64,
-    known: SavedKnown,
+    #[serde(alias = "reduced")]
+    revoked_age: u64,
+    known: SavedIdentity,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum SavedKnown {
-    One(Person),
-    Team(Vec<Person>),
+enum SavedIdentity {
+    One(UserEntry),
+    Team(Vec<UserEntry>),
     Absent,
 }
 
@@ -155,7 +156,7 @@ impl<I: Iam> Directory<I> {
     }
 
     /// Something that was known holds no more.
-    pub(super) fn reduced(&self) {
+    pub(super) fn count_revocation(&self) {
         self.changes.taken.set(self.changes.taken.get() + 1);
         self.needs(Need::Urgent);
     }
@@ -250,17 +251,19 @@ impl<I: Iam> Directory<I> {
             .iter()
             .filter(|(_, record)| record.at.elapsed() < offline)
             .filter_map(|(name, record)| {
-                let known = match &record.known {
-                    Known::One(person) => SavedKnown::One(person.clone()),
-                    Known::Team(team) => SavedKnown::Team(team.clone()),
-                    Known::Absent | Known::Ambiguous(_) | Known::Denied if listed(name) => SavedKnown::Absent,
-                    Known::Absent | Known::Ambiguous(_) | Known::Denied => return None,
+                let known = match &record.identity {
+                    Identity::User(person) => SavedIdentity::One(person.clone()),
+                    Identity::Members(team) => SavedIdentity::Team(team.clone()),
+                    Identity::NotFound | Identity::Ambiguous(_) | Identity::AccessDenied if listed(name) => {
+                        SavedIdentity::Absent
+                    }
+                    Identity::NotFound | Identity::Ambiguous(_) | Identity::AccessDenied => return None,
                 };
                 let age = milliseconds(record.at.elapsed());
                 Some(SavedName {
                     name: name.clone(),
                     age,
-                    reduced: milliseconds(record.reduced.elapsed()),
+                    revoked_age: milliseconds(record.revoked_at.elapsed()),
                     known,
                 })
             })
@@ -299,7 +302,7 @@ impl<I: Iam> Directory<I> {
 
 /// What a snapshot holds, in the form of the state.
 struct Unpacked {
-    records: HashMap<LinuxName, Rc<Record>>,
+    records: HashMap<LinuxName, Rc<CacheEntry>>,
     bodies: HashMap<(IamId, String), Option<PublicKey>>,
     names: HashMap<Uid, LinuxName>,
     roster: Option<Rc<Roster>>,
@@ -312,27 +315,27 @@ impl Snapshot {
         let now = Instant::now();
         let began = |age: u64| now.checked_sub(Duration::from_millis(age).saturating_add(ago));
         let (mut records, mut bodies, mut names) = (HashMap::new(), HashMap::new(), HashMap::new());
-        for SavedName { name, age, reduced, known } in self.names {
-            let Some((at, reduced)) = began(age).zip(began(reduced)) else { continue };
+        for SavedName { name, age, revoked_age, known } in self.names {
+            let Some((at, revoked_at)) = began(age).zip(began(revoked_age)) else { continue };
             let shared = config.shared.contains_key(&name);
             let mut known = match known {
-                SavedKnown::One(person) => Known::One(person),
-                SavedKnown::Team(team) => Known::Team(team),
-                SavedKnown::Absent => Known::Absent,
+                SavedIdentity::One(person) => Identity::User(person),
+                SavedIdentity::Team(team) => Identity::Members(team),
+                SavedIdentity::Absent => Identity::NotFound,
             };
-            if let Known::One(person) = &mut known {
+            if let Identity::User(person) = &mut known {
                 person.uid = ids::uid(&config.accounts, &person.user);
             }
             let people = match &mut known {
-                Known::Absent => &mut [],
-                Known::One(person)
+                Identity::NotFound => &mut [],
+                Identity::User(person)
                     if !shared
                         && person.user.name.to_linux(&config.accounts.drop_suffix).as_ref() == Ok(&name) =>
                 {
                     names.insert(person.uid, name.clone());
                     std::slice::from_mut(person)
                 }
-                Known::Team(team) if shared => team.as_mut_slice(),
+                Identity::Members(team) if shared => team.as_mut_slice(),
                 _ => continue,
             };
             for person in people {
@@ -344,7 +347,7 @@ impl Snapshot {
                     }
                 }
             }
-            records.insert(name, Rc::new(Record { known, at, reduced }));
+            records.insert(name, Rc::new(CacheEntry { identity: known, at, revoked_at }));
         }
         let serves = |age: u64| Duration::from_millis(age).saturating_add(ago) < config.freshness.offline.0;
         let roster = self.roster.filter(|saved| serves(saved.age));

@@ -11,7 +11,7 @@ fn directory(text: &str) -> Rc<Directory<FakeIam>> {
     Directory::new(FakeIam::default(), config(text), Log::silent())
 }
 
-async fn find(directory: &Rc<Directory<FakeIam>>, name: &str) -> Result<Seen, IamError> {
+async fn find(directory: &Rc<Directory<FakeIam>>, name: &str) -> Result<Lookup, IamError> {
     directory.find(&linux(name), age(directory)).await
 }
 
@@ -19,9 +19,9 @@ fn age(directory: &Directory<FakeIam>) -> Age {
     Age { fresh: directory.config.freshness.max_age.0, offline: DAY, origin: Origin::Host }
 }
 
-fn groups(seen: &Seen) -> Vec<String> {
-    match &seen.record.known {
-        Known::One(person) => person.groups.iter().map(|group| group.name.to_string()).collect(),
+fn groups(lookup: &Lookup) -> Vec<String> {
+    match &lookup.entry.identity {
+        Identity::User(person) => person.groups.iter().map(|group| group.name.to_string()).collect(),
         other => panic!("{other:?}"),
     }
 }
@@ -55,13 +55,13 @@ async fn a_login_costs_what_is_promised() {
 async fn all_who_ask_for_one_user_share_one_fetch() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
     directory.iam.add("alice", &["users"]);
-    let seen = join_all((0..100).map(|_| find(&directory, "alice"))).await;
-    assert!(seen.iter().all(|seen| seen.as_ref().is_ok_and(|seen| groups(seen) == ["users"])));
+    let lookup = join_all((0..100).map(|_| find(&directory, "alice"))).await;
+    assert!(lookup.iter().all(|lookup| lookup.as_ref().is_ok_and(|lookup| groups(lookup) == ["users"])));
     assert_eq!(directory.iam.take_calls().len(), 4);
     directory.iam.fail(Some(IamError::Unreachable("gone".into())));
     let began = Instant::now();
-    let seen = join_all((0..100).map(|_| find(&directory, "alice"))).await;
-    assert!(seen.iter().all(|seen| seen.as_ref().is_ok_and(|seen| seen.source == Source::Offline)));
+    let lookup = join_all((0..100).map(|_| find(&directory, "alice"))).await;
+    assert!(lookup.iter().all(|lookup| lookup.as_ref().is_ok_and(|lookup| lookup.source == Source::Offline)));
     assert_eq!(directory.iam.take_calls().len(), 3);
     assert_eq!(began.elapsed(), FakeIam::CALL);
 }
@@ -76,11 +76,11 @@ async fn what_iam_withdraws_is_gone_when_the_answer_is_too_old() {
         alice.keys.clear();
     });
     tokio::time::advance(Duration::from_secs(10)).await;
-    let seen = find(&directory, "alice").await.unwrap();
-    assert!(groups(&seen).is_empty());
+    let lookup = find(&directory, "alice").await.unwrap();
+    assert!(groups(&lookup).is_empty());
     directory.iam.people.borrow_mut().clear();
     tokio::time::advance(Duration::from_secs(10)).await;
-    assert!(matches!(find(&directory, "alice").await.unwrap().record.known, Known::Absent));
+    assert!(matches!(find(&directory, "alice").await.unwrap().entry.identity, Identity::NotFound));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -103,18 +103,18 @@ async fn while_iam_is_unreachable_the_last_answer_serves_until_it_is_too_old() {
 async fn a_name_that_two_users_claim_is_nobodys() {
     let directory = directory(USERS);
     directory.iam.add("a@b", &["users"]);
-    assert!(matches!(find(&directory, "a.at.b").await.unwrap().record.known, Known::One(_)));
+    assert!(matches!(find(&directory, "a.at.b").await.unwrap().entry.identity, Identity::User(_)));
     directory.iam.add("a.at.b", &["users"]);
     tokio::time::advance(Duration::from_secs(10)).await;
-    assert!(matches!(find(&directory, "a.at.b").await.unwrap().record.known, Known::Ambiguous(_)));
+    assert!(matches!(find(&directory, "a.at.b").await.unwrap().entry.identity, Identity::Ambiguous(_)));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn a_name_of_another_case_is_another_name() {
     let directory = directory(USERS);
     directory.iam.add("Bob", &["users"]);
-    assert!(matches!(find(&directory, "bob").await.unwrap().record.known, Known::Absent));
-    assert!(matches!(find(&directory, "Bob").await.unwrap().record.known, Known::One(_)));
+    assert!(matches!(find(&directory, "bob").await.unwrap().entry.identity, Identity::NotFound));
+    assert!(matches!(find(&directory, "Bob").await.unwrap().entry.identity, Identity::User(_)));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -124,7 +124,7 @@ async fn denied_means_no_and_not_unreachable() {
     find(&directory, "alice").await.unwrap();
     directory.iam.denied.borrow_mut().push("alice".into());
     tokio::time::advance(Duration::from_secs(10)).await;
-    assert!(matches!(find(&directory, "alice").await.unwrap().record.known, Known::Denied));
+    assert!(matches!(find(&directory, "alice").await.unwrap().entry.identity, Identity::AccessDenied));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -146,8 +146,8 @@ async fn guessed_names_cost_what_the_bucket_holds_and_a_new_user_still_gets_in()
     for guess in 0..100 {
         find(&directory, &format!("guess{guess}")).await.unwrap();
     }
-    assert!(matches!(find(&directory, "newcomer").await.unwrap().record.known, Known::One(_)));
-    assert!(matches!(find(&directory, "alice").await.unwrap().record.known, Known::One(_)));
+    assert!(matches!(find(&directory, "newcomer").await.unwrap().entry.identity, Identity::User(_)));
+    assert!(matches!(find(&directory, "alice").await.unwrap().entry.identity, Identity::User(_)));
 }
 
 fn unreachable() -> Option<IamError> {
@@ -164,8 +164,8 @@ async fn a_failure_for_one_user_serves_no_old_answer_for_another() {
     directory.iam.fail(unreachable());
     assert!(find(&directory, "zzz").await.is_err());
     directory.iam.fail(None);
-    let seen = find(&directory, "alice").await.unwrap();
-    assert_eq!((seen.source, groups(&seen).len()), (Source::Iam, 0));
+    let lookup = find(&directory, "alice").await.unwrap();
+    assert_eq!((lookup.source, groups(&lookup).len()), (Source::Iam, 0));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -178,8 +178,8 @@ async fn what_iam_has_said_is_not_overridden_because_the_rest_is_missing() {
         directory.iam.fail(unreachable());
         directory.iam.fail_only(missing);
         tokio::time::advance(Duration::from_secs(11)).await;
-        let seen = find(&directory, "alice").await.unwrap();
-        assert_eq!((seen.source, groups(&seen).len()), (Source::Offline, 0), "without {missing}");
+        let lookup = find(&directory, "alice").await.unwrap();
+        assert_eq!((lookup.source, groups(&lookup).len()), (Source::Offline, 0), "without {missing}");
     }
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
@@ -188,7 +188,7 @@ async fn what_iam_has_said_is_not_overridden_because_the_rest_is_missing() {
     directory.iam.fail(unreachable());
     directory.iam.fail_only("GetUser");
     tokio::time::advance(Duration::from_secs(11)).await;
-    assert!(matches!(find(&directory, "alice").await.unwrap().record.known, Known::Absent));
+    assert!(matches!(find(&directory, "alice").await.unwrap().entry.identity, Identity::NotFound));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -199,8 +199,8 @@ async fn what_iam_has_said_counts_even_if_another_call_is_silent_to_the_end() {
     directory.iam.change("alice", |alice| alice.groups.clear());
     directory.iam.hang_only("GetUser");
     tokio::time::advance(Duration::from_secs(11)).await;
-    let seen = find(&directory, "alice").await.unwrap();
-    assert_eq!((seen.source, groups(&seen).len()), (Source::Offline, 0));
+    let lookup = find(&directory, "alice").await.unwrap();
+    assert_eq!((lookup.source, groups(&lookup).len()), (Source::Offline, 0));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -228,7 +228,7 @@ async fn after_renamings_everybody_is_who_they_are() {
     tokio::time::advance(Duration::from_secs(11)).await;
     find(&directory, "alice").await.unwrap();
     let alicia = find(&directory, "alicia").await.unwrap();
-    let Known::One(person) = &alicia.record.known else { panic!() };
+    let Identity::User(person) = &alicia.entry.identity else { panic!() };
     assert_eq!((person.uid, directory.uid_belongs_to_older_user(person)), (uid(2), false));
     for (number, name) in [(1, "alice"), (2, "alicia")] {
         let found = directory.find_uid(uid(number), Origin::Host).await.unwrap();
@@ -351,12 +351,12 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
     tokio::time::advance(Duration::from_secs(60)).await;
 
     let after = restarted(&before, text, Duration::from_secs(3600));
-    let seen = find(&after, "alice").await.unwrap();
-    assert_eq!((seen.source, groups(&seen)), (Source::Offline, vec!["users".to_owned()]));
-    assert_eq!(seen.record.at.elapsed().as_secs(), 3660);
-    assert_eq!(seen.record.known, before.record(&linux("alice")).unwrap().known);
+    let lookup = find(&after, "alice").await.unwrap();
+    assert_eq!((lookup.source, groups(&lookup)), (Source::Offline, vec!["users".to_owned()]));
+    assert_eq!(lookup.entry.at.elapsed().as_secs(), 3660);
+    assert_eq!(lookup.entry.identity, before.record(&linux("alice")).unwrap().identity);
     assert!(
-        matches!(&find(&after, "deploy").await.unwrap().record.known, Known::Team(team) if team.len() == 2)
+        matches!(&find(&after, "deploy").await.unwrap().entry.identity, Identity::Members(team) if team.len() == 2)
     );
     let uid = ids::uid_of(&crate::fake::id(1));
     assert_eq!(after.find_uid(uid, Origin::Host).await.unwrap().unwrap().0, linux("alice"));
@@ -409,7 +409,7 @@ async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
     directory.iam.people.borrow_mut().clear();
     let took = async || {
         let began = Instant::now();
-        assert_eq!(find(&directory, "alice").await.unwrap().record.known, Known::Absent);
+        assert_eq!(find(&directory, "alice").await.unwrap().entry.identity, Identity::NotFound);
         began.elapsed()
     };
     assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50) + memory::SETTLE_MAX);
@@ -433,8 +433,8 @@ async fn an_old_failure_makes_nobody_impatient() {
     directory.iam.change("alice", |alice| alice.groups.clear());
     directory.iam.slow.borrow_mut().insert("GetUser", Duration::from_secs(2));
     tokio::time::advance(OUTAGE).await;
-    let seen = find(&directory, "alice").await.unwrap();
-    assert_eq!((seen.source, groups(&seen).len()), (Source::Iam, 0));
+    let lookup = find(&directory, "alice").await.unwrap();
+    assert_eq!((lookup.source, groups(&lookup).len()), (Source::Iam, 0));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -450,8 +450,8 @@ async fn what_is_known_ages_while_the_machine_sleeps() {
     directory.wake(slept + Duration::from_secs(60));
     assert_eq!(directory.last_roster().unwrap().at.elapsed().as_secs(), 60);
     directory.iam.fail(Some(IamError::Unreachable("gone".into())));
-    let seen = find(&directory, "alice").await.unwrap();
-    assert_eq!((seen.source, seen.record.at.elapsed().as_secs()), (Source::Offline, 60));
+    let lookup = find(&directory, "alice").await.unwrap();
+    assert_eq!((lookup.source, lookup.entry.at.elapsed().as_secs()), (Source::Offline, 60));
     directory.wake(slept + DAY + Duration::from_secs(60));
     assert!(find(&directory, "alice").await.is_err());
 }
@@ -480,11 +480,11 @@ async fn after_a_restart_the_list_says_who_there_is_and_not_who_there_is_not() {
     before.read_roster().await.unwrap();
     // Who was known and is no more, since the list was read.
     before.iam.people.borrow_mut().remove("bob");
-    assert_eq!(find(&before, "bob").await.unwrap().record.known, Known::Absent);
+    assert_eq!(find(&before, "bob").await.unwrap().entry.identity, Identity::NotFound);
     let after = restarted(&before, USERS, Duration::ZERO);
     let uid = |number| ids::uid_of(&crate::fake::id(number));
     assert!(after.find_uid(uid(7), Origin::Host).await.is_err());
-    assert_eq!(after.record(&linux("bob")).unwrap().known, Known::Absent);
+    assert_eq!(after.record(&linux("bob")).unwrap().identity, Identity::NotFound);
     after.iam.fail(None);
     after.read_roster().await.unwrap();
     assert!(after.find_uid(uid(7), Origin::Host).await.unwrap().is_none());
@@ -500,8 +500,8 @@ async fn in_an_outage_the_first_waits_and_the_next_do_not_and_the_first_after_it
     directory.iam.hang();
     let took = async |name| {
         let began = Instant::now();
-        let seen = find(&directory, name).await;
-        (began.elapsed(), seen.map(|seen| seen.source))
+        let lookup = find(&directory, name).await;
+        (began.elapsed(), lookup.map(|lookup| lookup.source))
     };
     assert_eq!(took("alice").await, (limit, Ok(Source::Offline)));
     assert_eq!(took("alice").await, (Duration::ZERO, Ok(Source::Offline)));
