@@ -67,8 +67,13 @@ fn units(name: &str, root: &Path) -> Vec<String> {
         .collect();
     names.retain(|unit| !unit.contains('@'));
     // Instances that start at boot are links in the folders of what wants them.
-    let wanted = file_names(&folder).into_iter().filter(|entry| entry.ends_with(".wants"));
-    names.extend(wanted.flat_map(|wants| file_names(&folder.join(wants))).filter(|unit| unit.contains('@')));
+    let wants = |entry: &String| entry.ends_with(".wants") || entry.ends_with(".requires");
+    let wanted =
+        file_names(&folder).into_iter().filter(wants).flat_map(|wants| file_names(&folder.join(wants)));
+    // A timer starts the service of its name.
+    let wanted =
+        wanted.map(|unit| unit.strip_suffix(".timer").map(|name| format!("{name}.service")).unwrap_or(unit));
+    names.extend(wanted.filter(|unit| unit.contains('@')));
     names.retain(|unit| unit.ends_with(".service"));
     names.sort();
     names.dedup();
@@ -176,19 +181,17 @@ fn rules(root: &Path) -> Vec<(PathBuf, String)> {
         let is_short = std::fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= RULES_MAX);
         let text = if is_short { std::fs::read(&path).unwrap_or_default() } else { Vec::new() };
         let text = String::from_utf8_lossy(&text).into_owned();
+        let folder = path.parent().unwrap_or(root).to_owned();
         for line in text.lines().map(str::trim) {
             // `#include` is the older form.
             let Some((word, rest)) = line.split_once([' ', '\t']) else { continue };
-            let rest = rest.trim().trim_matches('"');
-            // What is relative lies beside sudoers(5) itself.
-            let at = |path: &str| {
-                root.join(
-                    Path::new("etc").join(path).strip_prefix("/").unwrap_or(&Path::new("etc").join(path)),
-                )
-            };
+            let rest = rest.trim().trim_matches('"').replace("%h", &host_name());
+            // What is relative lies beside the file that includes it.
+            let at =
+                rest.strip_prefix('/').map_or_else(|| folder.join(&rest), |absolute| root.join(absolute));
             match word {
-                "@include" | "#include" => next.push(at(rest)),
-                "@includedir" | "#includedir" => next.extend(rules_in(&at(rest))),
+                "@include" | "#include" => next.push(at),
+                "@includedir" | "#includedir" => next.extend(rules_in(&at)),
                 _ => {}
             }
         }
@@ -196,6 +199,13 @@ fn rules(root: &Path) -> Vec<(PathBuf, String)> {
     }
     read.sort();
     read
+}
+
+/// sudo's `%h`: the name of the host without its domain.
+fn host_name() -> String {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy().into_owned();
+    name.split('.').next().unwrap_or_default().to_owned()
 }
 
 fn rules_in(folder: &Path) -> Vec<PathBuf> {
@@ -206,10 +216,17 @@ fn rules_in(folder: &Path) -> Vec<PathBuf> {
 /// Whether a rule of sudo's names a user, or a group with `%` before it, in any case, as sudo compares by default: as a word of
 /// its own, not part of a longer one.
 fn names_in_rules(text: &str, name: &str) -> bool {
-    let is_letter = |letter: char| letter.is_ascii_alphanumeric() || "_.-%#/@".contains(letter);
-    let rules =
-        text.lines().map(str::trim_start).filter(|line| !line.starts_with('#') && !line.starts_with('@'));
-    rules.flat_map(|line| line.split(|letter| !is_letter(letter))).any(|word| word.eq_ignore_ascii_case(name))
+    let is_letter = |letter: char| letter.is_ascii_alphanumeric() || "_-.%#/@!".contains(letter);
+    let is_rule = |line: &&str| !line.starts_with(['#', '@']) && !line.starts_with("Defaults ");
+    // A backslash may stand before any letter of a name. Behind blanks, `#` begins a comment; before a digit it is a uid.
+    let rules = text.lines().map(|line| line.trim_start().replace('\\', ""));
+    rules.into_iter().filter(|line| is_rule(&line.as_str())).any(|line| {
+        let end = line.match_indices(" #").map(|(at, _)| at).find(|at| {
+            !line.get(at + 2..).is_some_and(|rest| rest.starts_with(|next: char| next.is_ascii_digit()))
+        });
+        let rule = line.get(..end.unwrap_or(line.len())).unwrap_or_default();
+        rule.split(|letter| !is_letter(letter)).any(|word| word.eq_ignore_ascii_case(name))
+    })
 }
 
 #[cfg(test)]
@@ -230,7 +247,11 @@ mod tests {
             "# alice ALL=(ALL) ALL\n%alice ALL=(ALL) ALL\nroot ALL=(alice2) /bin/alice\n@includedir /etc/alice\n",
         );
         write("etc/sudoers.d/old.bak", "alice ALL=(ALL) ALL\n");
-        write("etc/rules", "@includedir /etc/rules.d\n");
+        write("etc/sudoers.d/rules", "@includedir ../rules.d\n");
+        write(
+            "etc/sudoers.d/no",
+            "bob ALL=ALL # not alice\nbob, !alice ALL = ALL\nDefaults passprompt=\"alice\"\n",
+        );
         write("etc/group", "devs:x:1:alice2\nalice:x:2:\n");
         write("etc/systemd/system/other.service", "[Service]\nUser=alice2\n");
         write("usr/lib/systemd/system/run@.service", "[Service]\nUser=%i\n");
@@ -242,7 +263,7 @@ mod tests {
         write("etc/systemd/system/multi-user.target.wants/run@alice.service", "");
         write("etc/subgid", "alice:1:2\n");
         write("var/lib/systemd/linger/alice", "");
-        write("etc/sudoers.d/app", "User_Alias OPS = bob, Alice\n@include rules\n");
+        write("etc/sudoers.d/app", "User_Alias OPS = bob, Al\\ice\n");
         write("etc/rules.d/more", "alice ALL = ALL\n");
         write("etc/systemd/system/packaged.service.d/user.conf", "[Service]\nUser=alice\n");
         write("usr/lib/systemd/system/packaged.service", "[Service]\nUser=daemon\n");
@@ -255,7 +276,7 @@ mod tests {
                 "/etc/systemd/system has app.service run as alice",
                 "/etc/systemd/system has packaged.service run as alice",
                 "/etc/systemd/system has run@alice.service run as alice",
-                "/etc/rules.d/more names alice",
+                "/etc/sudoers.d/../rules.d/more names alice",
                 "/etc/sudoers.d/app names alice",
             ]
         );

@@ -131,8 +131,13 @@ fn plain(action: &str) -> String {
 
 /// Whether accounts come from anywhere but this host and our own module.
 pub fn has_directory(text: &str) -> bool {
+    has_directory_for(text, "passwd")
+}
+
+/// Whether a database comes from anywhere but this host and our own module.
+pub fn has_directory_for(text: &str, database: &str) -> bool {
     const OWN: [&str; 5] = ["files", "compat", "systemd", "altfiles", SERVICE];
-    services(text, "passwd").is_some_and(|services| services.iter().any(|service| !OWN.contains(service)))
+    services(text, database).is_some_and(|services| services.iter().any(|service| !OWN.contains(service)))
 }
 
 /// Adds our module to each database where it is missing: behind all services that are reached in any case. In `initgroups` it
@@ -170,6 +175,11 @@ fn line_with_us(line: &str) -> Option<String> {
         Word::Action(action) => plain(action).contains("=return"),
     };
     let stop = words.iter().position(ends).unwrap_or(words.len());
+    // Where the local files come after that, our "not found" would end the lookup before them.
+    let is_files = |placed: &Placed<'_>| matches!(placed.word, Word::Service("files" | "compat"));
+    if words.get(stop..)?.iter().any(is_files) {
+        return None;
+    }
     let before = words.get(..stop)?.last();
     // Without a service before it: behind the colon.
     let at = before.map_or_else(|| line.find(':').map(|colon| colon + 1), |placed| Some(placed.end))?;
@@ -276,6 +286,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_line_that_ends_before_the_local_files_stays_as_it_is() {
+        // With our word in it, nobody would find root where the directory does not answer.
+        let text = "passwd: sss [NOTFOUND=return] files\ngroup: files [NOTFOUND=return] sss\n";
+        let with = with_us(text);
+        assert_eq!(with, "passwd: sss [NOTFOUND=return] files\ngroup: files iam [NOTFOUND=return] sss\n");
+        assert!(!asks_us(&with, "passwd") && asks_us(&with, "group"));
+    }
+
     proptest! {
         #[test]
         fn words_other_than_ours_never_change(
@@ -288,8 +307,12 @@ mod tests {
             let text = format!("{}{}", lines.join("\n"), if ends { "\n" } else { "" });
             let with = with_us(&text);
             prop_assert_eq!(with_us(&with), with.clone(), "twice is once");
+            let ends_before_files = |line: &String| {
+                line.split_once("[NOTFOUND=return]").is_some_and(|(_, rest)| rest.contains("files"))
+            };
             for database in DATABASES {
-                prop_assert!(asks_us(&with, database), "{} in {:?}", database, with);
+                let asks = asks_us(&with, database) || lines.iter().any(ends_before_files);
+                prop_assert!(asks, "{} in {:?}", database, with);
             }
             // Lines that were added stay, without our word.
             let without = without_us(&with);

@@ -227,18 +227,17 @@ fn lets_no_passwords_in() -> Result<(), String> {
     if settings.get("usepam") == "yes" {
         return Ok(());
     }
-    // Also for some users, in a `Match`, by its older name too.
-    let mut allowed_in: Vec<String> = ["KbdInteractiveAuthentication", "ChallengeResponseAuthentication"]
-        .into_iter()
-        .flat_map(|name| sshd::files_with(name, "yes"))
-        .collect();
-    if settings.get("kbdinteractiveauthentication") != "no" {
-        allowed_in.push("its defaults".to_owned());
-    }
-    let Some(first) = allowed_in.first() else { return Ok(()) };
+    // What a Match says for some users cannot be asked for all of them.
+    let why = match sshd::file_with_match() {
+        _ if settings.get("kbdinteractiveauthentication") != "no" => {
+            "KbdInteractiveAuthentication yes".to_owned()
+        }
+        Some(file) => format!("a Match in {file}, which may have KbdInteractiveAuthentication yes"),
+        None => return Ok(()),
+    };
     Err(format!(
-        "sshd has UsePAM no and KbdInteractiveAuthentication yes (in {first}): with the UsePAM yes that IAM users need, PAM would let \
-         users in by password; set KbdInteractiveAuthentication no there, or UsePAM yes if that is what you want, and run it again"
+        "sshd has UsePAM no and {why}: with the UsePAM yes that IAM users need, PAM would let users in by password; see that it is no \
+         for all, set UsePAM yes yourself, and run it again"
     ))
 }
 

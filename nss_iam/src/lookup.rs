@@ -71,7 +71,13 @@ fn iam_users(groups: &Path) -> Found<Group> {
 /// for other names IAM is not: services start at boot before the network does.
 pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     let Ok(name) = LinuxName::new(user) else { return Found::No };
-    let is_managed = primary.is_managed();
+    // The uid decides: a local account, or one of another directory, may have a primary group of our range.
+    let is_managed = primary.is_managed()
+        && match local::account_by_name(Path::new(paths::PASSWD), user) {
+            Ok(Some(account)) => account.uid.is_managed(),
+            Ok(None) => users::get_user_by_name(user).is_none_or(|account| Uid(account.uid()).is_managed()),
+            Err(_) => true,
+        };
     if !is_managed && is_local(Path::new(paths::PASSWD), user) {
         return Found::No;
     }

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::{Config, ConfigError};
+use pam_iam_core::config::{Config, ConfigError, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Uid;
 use pam_iam_core::leftovers::{self, Leftovers, Refusal};
 use pam_iam_core::name::LinuxName;
+use pam_iam_core::nsswitch::{NSSWITCH, has_directory_for};
 use pam_iam_core::owners::Owners;
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
+use pam_iam_core::{local, paths};
 use users::os::unix::UserExt;
 
 use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::sudoer::{Invoker, NssGroups, importer_record, refused_for};
+use crate::sudoer::{Groups, Invoker, NssGroups, importer_record, refused_for};
 
 /// What the user is told when nobody can tell whether they may.
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
@@ -106,6 +108,21 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
         let line = format!("{user}, an IAM user, is the first to have this name here, and gets: {what}");
         application.log(Severity::Warning, &line);
     }
+    if account.account_kind == AccountKind::Managed
+        && let Some(group) = group_of_another_directory(application, &account)
+    {
+        let event = refused_in(begun, application, "name-claimed", &group);
+        application.audit(Severity::Warning, &event);
+        let user = &account.name;
+        application.log(
+            Severity::Warning,
+            &format!("another directory has {user} in the group {group}, which means root: take the name out there, and {user} can log in"),
+        );
+        application.message(&format!(
+            "{user}: another directory gives your name rights that are not meant for you; ask an administrator."
+        ));
+        return Outcome::Denied;
+    }
     match decide(&account, arguments.policy) {
         Ok(decision) => {
             let severity = if decision.allow { Severity::Info } else { Severity::Warning };
@@ -156,6 +173,21 @@ pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Re
     application.message(&format!(
         "{user}: this host has rights for your name that are not meant for you; ask an administrator."
     ));
+}
+
+/// The group that means root and that another directory than IAM and this host's files gives an IAM user by the name alone.
+fn group_of_another_directory(application: &impl Application, account: &TargetAccount) -> Option<String> {
+    let text = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
+    let has_directory = ["group", "initgroups"].iter().any(|database| has_directory_for(&text, database));
+    if !has_directory {
+        return None;
+    }
+    let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
+    let gids = application.gids_of(&account.name, account.gid);
+    let others =
+        gids.into_iter().filter(|gid| !gid.is_managed() && !local.iter().any(|group| group.gid == *gid));
+    let mut names = others.filter_map(|gid| NssGroups.name_of(gid));
+    names.find(|name| PRIVILEGED_GROUPS.contains(&name.as_str()))
 }
 
 /// The group that grants sudo by what IAM says and that `account`, about whom IAM is not asked, holds all the same.

@@ -16,6 +16,7 @@ use pam_iam_core::local::Group;
 use pam_iam_core::name::IAM_SUDO;
 use pam_iam_core::{local, paths};
 use serde::Deserialize;
+use users::os::unix::GroupExt;
 
 /// An account that IAM is not asked about, and that invokes sudo.
 pub struct Invoker<'a> {
@@ -32,6 +33,8 @@ pub struct Invoker<'a> {
 pub trait Groups {
     /// The name of a group.
     fn name_of(&self, gid: Gid) -> Option<String>;
+    /// Whether a service lists `member` in a group. Ours lists nobody.
+    fn lists(&self, gid: Gid, member: &str) -> bool;
 }
 
 /// The groups as NSS has them.
@@ -40,6 +43,11 @@ pub struct NssGroups;
 impl Groups for NssGroups {
     fn name_of(&self, gid: Gid) -> Option<String> {
         Some(users::get_group_by_gid(gid.0)?.name().to_string_lossy().into_owned())
+    }
+
+    fn lists(&self, gid: Gid, member: &str) -> bool {
+        users::get_group_by_gid(gid.0)
+            .is_some_and(|group| group.members().iter().any(|known| known.as_os_str() == member))
     }
 }
 
@@ -72,7 +80,10 @@ pub fn refused_for(
     }
     let mapped = targets.into_iter().find(|group| {
         let gid = invoker.gids.iter().copied().find(|gid| is_called(*gid, group, &local, groups));
-        gid.is_some_and(|gid| !is_given(invoker, gid, &local, files) || was_joined(invoker.name, importer))
+        gid.is_some_and(|gid| {
+            let is_given = is_given(invoker, gid, &local, files) || groups.lists(gid, invoker.name);
+            !is_given || was_joined(invoker.name, importer)
+        })
     });
     mapped.map(str::to_owned)
 }
@@ -133,6 +144,9 @@ mod tests {
                 .iter()
                 .find_map(|(known, name)| (Gid(*known) == gid).then(|| (*name).to_owned()))
         }
+        fn lists(&self, gid: Gid, member: &str) -> bool {
+            gid == Gid(998) && member == "dana"
+        }
     }
 
     fn host() -> (tempfile::TempDir, Files) {
@@ -184,6 +198,7 @@ mod tests {
         assert_eq!(refused("ann", 1000, &[1000, 998]), None, "listed in group(5)");
         assert_eq!(refused("bob", 1001, &[998]), None, "the primary group in passwd(5)");
         assert_eq!(refused("ann", 1000, &[1000]), None, "not held");
+        assert_eq!(refused("dana", 1004, &[1004, 998]), None, "listed by another service");
         let ours = pam_iam_core::id::FIRST;
         assert_eq!(
             refused("ann", 1000, &[1000, ours]),

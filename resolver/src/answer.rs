@@ -406,7 +406,8 @@ impl<I: Iam> Answerer<I> {
         let uid = ids::uid(&self.config().accounts, user);
         let refused = self.refusal_of_name(name, Some(uid))?.is_some()
             || is_never_a_users(uid)
-            || self.locals.is_uid_of_another(uid, name.as_str())?;
+            || self.locals.is_uid_of_another(uid, name.as_str())?
+            || self.group_with_uid(name, uid)?.is_some();
         Ok((!refused).then(|| (uid, user.name.clone())))
     }
 
@@ -464,20 +465,19 @@ impl<I: Iam> Answerer<I> {
         let mut mapped = person.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
         let gid = person.uid.private_group();
         Ok(self.directory.uid_belongs_to_older_user(person)
-            || self.uid_of_the_host(name, person.uid)?.is_some()
+            || self.locals.is_uid_of_another(person.uid, name.as_str())?
+            || self.group_with_uid(name, person.uid)?.is_some()
             || mapped.any(|group| ids::gid_of(group.id.as_str()) == gid))
     }
 
-    /// What of this host has `uid`, if it is not the user's called `name`: a local account, or a group, which would then be
-    /// the user's primary group.
-    fn uid_of_the_host(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, AnswerError> {
+    /// What of this host has the number `uid`, if it is not the user's called `name`: a group, which would then be the user's
+    /// primary group.
+    fn group_with_uid(&self, name: &LinuxName, uid: Uid) -> Result<Option<&'static str>, AnswerError> {
         let gid = uid.private_group();
         let roster = self.directory.last_roster();
         let mut mapped = self.config().groups.keys().filter_map(|group| roster.as_ref()?.gid_of(group));
         Ok(if is_never_a_users(uid) || mapped.any(|mapped| mapped == gid) {
             Some("its uid is the gid of a group of ours")
-        } else if self.locals.is_uid_of_another(uid, name.as_str())? {
-            Some("its uid is that of a local account")
         } else if self.locals.is_gid_of_another(gid, name.as_str())? {
             Some("its uid is the gid of a local group")
         } else {

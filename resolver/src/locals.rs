@@ -41,14 +41,39 @@ struct Names<T> {
     of: HashMap<String, T>,
     /// How many names stand for each.
     count: HashMap<T, usize>,
-    /// How many names there are without regard to case, by their lower case.
+    /// How many names of the host's own there are without regard to case, by their lower case. What has a number of our range
+    /// is the importer's.
     lower: HashMap<String, usize>,
 }
 
-impl<T: Copy + Eq + Hash> Names<T> {
+/// What a name stands for.
+trait Number: Copy + Eq + Hash {
+    /// Whether it is a number of our range, which the importer gives.
+    fn is_of_importer(self) -> bool {
+        false
+    }
+}
+
+impl Number for Uid {
+    fn is_of_importer(self) -> bool {
+        self.is_managed()
+    }
+}
+
+impl Number for Gid {
+    fn is_of_importer(self) -> bool {
+        self.is_managed()
+    }
+}
+
+impl Number for &'static str {}
+
+impl Number for () {}
+
+impl<T: Number> Names<T> {
     /// Whether there is a name that differs from `name` only in case.
     fn has_in_other_case(&self, name: &str) -> bool {
-        let own = usize::from(self.of.contains_key(name));
+        let own = usize::from(self.of.get(name).is_some_and(|own| !own.is_of_importer()));
         self.lower.get(&name.to_ascii_lowercase()).copied().unwrap_or_default() > own
     }
 
@@ -111,7 +136,19 @@ impl Locals {
     /// The file cannot be read.
     pub fn is_gid_of_another(&self, gid: Gid, name: &str) -> io::Result<bool> {
         match &*self.groups.borrow() {
-            Some((_, groups)) => Ok(groups.is_of_another(gid, name)),
+            // The private group of a local account is that account's, which is looked at by itself: the importer may be about to
+            // rename both.
+            Some((_, groups)) if groups.is_of_another(gid, name) => {
+                let others = groups.of.iter().filter(|(local, held)| **held == gid && *local != name);
+                let is_private = |local: &String| self.uid_of(local).map(|uid| uid == Some(Uid(gid.0)));
+                for (local, _) in others {
+                    if !is_private(local)? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            Some(_) => Ok(false),
             None => Err(unreadable(&self.files.group)),
         }
     }
@@ -182,14 +219,16 @@ fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String
 }
 
 /// Of several lines of one name, the C library takes the first.
-fn first<T: Copy + Eq + Hash>(entries: impl Iterator<Item = (String, T)>) -> Names<T> {
+fn first<T: Number>(entries: impl Iterator<Item = (String, T)>) -> Names<T> {
     let (mut of, mut count, mut lower) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (name, id) in entries {
         of.entry(name).or_insert(id);
     }
     for (name, id) in &of {
         *count.entry(*id).or_default() += 1;
-        *lower.entry(name.to_ascii_lowercase()).or_default() += 1;
+        if !id.is_of_importer() {
+            *lower.entry(name.to_ascii_lowercase()).or_default() += 1;
+        }
     }
     Names { of, count, lower }
 }

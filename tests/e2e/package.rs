@@ -412,7 +412,7 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
         (
             // For some users alone, by what sshd's defaults say for the others.
             "sed -i '/^UsePAM/d' /etc/ssh/sshd_config; printf 'UsePAM no\nKbdInteractiveAuthentication no\nMatch User games\n    KbdInteractiveAuthentication yes\n' >/etc/ssh/sshd_config.d/00.conf",
-            "(in /etc/ssh/sshd_config.d/00.conf)",
+            "a Match in /etc/ssh/sshd_config.d/00.conf",
             "cp /root/etc/ssh/sshd_config /etc/ssh/; rm /etc/ssh/sshd_config.d/00.conf",
         ),
         (

@@ -1,10 +1,11 @@
 //! What this machine has around us that keeps users out or lets them in by another door.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pam_iam_core::config::Config;
-use pam_iam_core::id::{FIRST, LAST};
+use pam_iam_core::id::{FIRST, Gid, LAST};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
@@ -28,7 +29,32 @@ pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
     let users = roster.map(|roster| roster.users.as_slice()).unwrap_or_default();
     let names: Vec<&str> = users.iter().map(|user| user.name.as_str()).collect();
     let in_range = users_of_nobody(roster);
-    one.into_iter().flatten().chain(at_boot(&names, Path::new("/"))).chain(in_range).collect()
+    one.into_iter()
+        .flatten()
+        .chain(at_boot(&names, Path::new("/")))
+        .chain(in_range)
+        .chain(groups_elsewhere(config))
+        .collect()
+}
+
+/// Groups of `[groups]` that another directory has: the resolver reads /etc/group alone.
+fn groups_elsewhere(config: &Config) -> Vec<Finding> {
+    let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
+    let names: BTreeSet<&str> = config.groups.values().map(|target| target.group.as_str()).collect();
+    let is_elsewhere = |name: &&str| {
+        !local.iter().any(|group| group.name == **name)
+            && users::get_group_by_name(*name).is_some_and(|group| !Gid(group.gid()).is_managed())
+    };
+    let found = names.into_iter().filter(is_elsewhere);
+    found
+        .map(|name| {
+            Finding::warning(
+                "groups",
+                format!("another directory has the group {name}, and IAM users get one of that name with another number"),
+                format!("in [groups], map to a group of /etc/group, or to another name than {name}"),
+            )
+        })
+        .collect()
 }
 
 /// Local accounts with uids of IAM users that are none.

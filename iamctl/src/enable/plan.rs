@@ -58,7 +58,17 @@ pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Pl
         read(root, &path)?.ok_or_else(|| format!("{path} is missing: is the package installed?"))
     };
     if options.accounts == Accounts::Nss {
-        add(NSSWITCH, &|text| Ok(nsswitch::with_us(text)), None)?;
+        let with_us = |text: &str| {
+            let with = nsswitch::with_us(text);
+            let is_missing = |database: &&&str| !nsswitch::asks_us(&with, database);
+            match ["passwd", "group"].iter().find(is_missing) {
+                None => Ok(with),
+                Some(database) => Err(format!(
+                    "the line {database}: of {NSSWITCH} ends a lookup before it comes to the local files: put files first, and run it again"
+                )),
+            }
+        };
+        add(NSSWITCH, &with_us, None)?;
     }
     // What is planned counts when a later stack includes it.
     let mut planned: Vec<(&str, String)> = Vec::new();

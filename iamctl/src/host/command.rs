@@ -50,7 +50,8 @@ pub fn run_within(
 ) -> Result<String, Failure> {
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", &limit.as_secs().to_string(), program]).args(arguments);
-    command.env("PATH", PATH).envs(variables.iter().copied());
+    // What it says is read by programs too.
+    command.env("PATH", PATH).env("LC_ALL", "C").env_remove("LANGUAGE").envs(variables.iter().copied());
     let done = command
         .stdin(Stdio::null())
         .output()

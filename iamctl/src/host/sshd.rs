@@ -219,20 +219,31 @@ fn options_in(unit: &str, file: &dyn Fn(&str) -> Option<String>) -> Vec<String> 
     options
 }
 
+/// The letters of sshd's options that take a value (sshd(8)).
+const WITH_VALUE: &str = "CEbcfghkopu";
+
 /// The options `-o` and `-f` among the words of a command line. systemd shows no quotes, so what stands before the next option
 /// belongs to the last one: sshd has nothing but options.
 fn settings_in(command: Vec<String>) -> Vec<String> {
-    let mut options: Vec<Vec<String>> = Vec::new();
+    let mut options: Vec<(char, Vec<String>)> = Vec::new();
     for word in command.into_iter().skip(1) {
-        match options.last_mut().filter(|_| !word.starts_with('-')) {
-            Some(option) => option.push(word),
-            None => options.push(vec![word]),
-        }
+        let Some(letters) = word.strip_prefix('-') else {
+            if let Some((_, value)) = options.last_mut() {
+                value.push(word);
+            }
+            continue;
+        };
+        // Several options may share a dash: the first that takes a value has the rest.
+        let (at, letter) = letters
+            .char_indices()
+            .find(|(_, letter)| WITH_VALUE.contains(*letter))
+            .unwrap_or((letters.len(), ' '));
+        let rest = letters.get(at + letter.len_utf8()..).unwrap_or_default();
+        let value = if rest.is_empty() { Vec::new() } else { vec![rest.to_owned()] };
+        options.push((letter, value));
     }
-    let words = options.iter().filter_map(|option| option.split_first());
-    let sets = words.filter(|(first, _)| first.starts_with("-o") || first.starts_with("-f"));
-    let both = sets.flat_map(|(first, rest)| [first.clone(), rest.join(" ")]);
-    both.filter(|word| !word.is_empty()).collect()
+    let sets = options.into_iter().filter(|(letter, value)| "of".contains(*letter) && !value.is_empty());
+    sets.flat_map(|(letter, value)| [format!("-{letter}"), value.join(" ")]).collect()
 }
 
 /// Splits at blanks outside of quotes.
@@ -266,9 +277,30 @@ pub fn files_that_set(name: &str) -> Vec<String> {
     files_where(&|text| !values_in(text, name).is_empty())
 }
 
-/// Returns the files of sshd's configuration, but ours, that set `name` to `value` for anybody, each once.
-pub fn files_with(name: &str, value: &str) -> Vec<String> {
-    files_where(&|text| values_in(text, name).iter().any(|known| known.eq_ignore_ascii_case(value)))
+/// How deep folders under /etc/ssh are looked through.
+const DEPTH: usize = 4;
+
+/// Returns a file that sshd may read and that has a `Match`, or includes what lies elsewhere, if there is one: any file under
+/// /etc/ssh counts.
+pub fn file_with_match() -> Option<String> {
+    let mut next = vec![(PathBuf::from("/etc/ssh"), 0)];
+    while let Some((path, depth)) = next.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            next.extend(entries.filter(|_| depth < DEPTH).map(|entry| (entry.path(), depth + 1)));
+            continue;
+        }
+        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
+        let is_elsewhere = |value: &String| {
+            value.split_whitespace().any(|word| word.starts_with('/') && !word.starts_with("/etc/ssh/"))
+        };
+        if path != Path::new(DROP_IN)
+            && (!values_in(&text, "Match").is_empty() || values_in(&text, "Include").iter().any(is_elsewhere))
+        {
+            return Some(path.display().to_string());
+        }
+    }
+    None
 }
 
 fn files_where(is_wanted: &dyn Fn(&str) -> bool) -> Vec<String> {
@@ -312,7 +344,8 @@ mod tests {
             ["-o", "UsePAM=no", "-f", "/etc/alt"]
         );
         assert_eq!(of("-D $SSHD_OPTS", ""), [""; 0]);
-        assert_eq!(of("-D -oUsePAM=no", ""), ["-oUsePAM=no"]);
+        assert_eq!(of("-D -oUsePAM=no", ""), ["-o", "UsePAM=no"]);
+        assert_eq!(of("-Do UsePAM=no -Df/etc/alt -p 22", ""), ["-o", "UsePAM=no", "-f", "/etc/alt"]);
         assert_eq!(of("-D $A ${A}", "Environment=A=-d B=2"), [""; 0]);
         let eic = of("-D -o AuthorizedKeysCommand /usr/share/eic %u %f -o AuthorizedKeysCommandUser=eic", "");
         assert_eq!(key_command_in(&eic), Some("AuthorizedKeysCommand /usr/share/eic %u %f"));

@@ -19,8 +19,10 @@ use crate::{doctor, enable};
 /// The files that are looked at for a change. Others that they include are found within [`ASK_AGAIN`].
 const SSHD_FILES: [&str; 2] = ["/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d"];
 
-/// Files that are part of sshd's unit, whose command line wins over its files.
-const SSHD_UNITS: [&str; 4] = [
+/// Files that are part of sshd's unit, or that it reads: its command line wins over its files.
+const SSHD_UNITS: [&str; 6] = [
+    "/etc/default/ssh",
+    "/etc/sysconfig/sshd",
     "/etc/systemd/system/ssh.service.d",
     "/etc/systemd/system/sshd.service.d",
     "/usr/lib/systemd/system/ssh.service.d",

@@ -108,7 +108,7 @@ impl<I: Iam> Answerer<I> {
             Eligibility::None("its name is that of a group on this host")
         } else if self.claim_of(name)?.is_some() {
             Eligibility::None("this host needs its name for itself; iamctl explain says for what")
-        } else if let Some(why) = self.uid_of_the_host(name, uid)? {
+        } else if let Some(why) = self.group_with_uid(name, uid)? {
             Eligibility::None(why)
         } else {
             Eligibility::Managed

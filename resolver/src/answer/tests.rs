@@ -448,6 +448,9 @@ async fn a_name_that_sudo_does_not_tell_from_anothers_is_refused() {
         host.iam().add(name, &["users", "admins"]);
         assert_eq!(host.user(name).await, None, "{name}");
     }
+    // An account of the importer's makes way for a new user, or is renamed itself.
+    let passwd = std::fs::read_to_string(&host.files.passwd).unwrap();
+    std::fs::write(&host.files.passwd, format!("{passwd}alice2:x:{0}:{0}::/:/bin/sh\n", uid(7))).unwrap();
     host.iam().add("Alice2", &["users"]);
     assert!(host.user("Alice2").await.is_some());
 }
