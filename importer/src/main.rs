@@ -6,6 +6,7 @@
 //! at once. Killed at any point, the next run finishes the job.
 
 mod database;
+mod elsewhere;
 mod leave;
 mod plan;
 mod report;
@@ -26,14 +27,15 @@ use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
+use pam_iam_core::paths;
 use pam_iam_core::registry;
 use pam_iam_core::wire::{Answer, Request, Roster};
-use pam_iam_core::{local, paths};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::database::{Database, DatabaseError};
-use crate::plan::{HomeAction, Others, Plan, PlanInput, Removal, accounts_of_ours, plan};
+use crate::elsewhere::Directories;
+use crate::plan::{HomeAction, Plan, PlanInput, Removal, accounts_of_ours, plan};
 use crate::report::Report;
 use crate::state::State;
 use crate::table::{Tables, uid_of};
@@ -126,25 +128,10 @@ fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
     if let Some(warning) = warning {
         report.trouble(warning);
     }
-    let accounts = Import { arguments, config: &config, roster: &roster, report }.run(state)?;
+    let others = Directories::ask(&roster);
+    let accounts =
+        Import { arguments, config: &config, roster: &roster, others: &others, report }.run(state)?;
     Ok(report.summary(accounts, took, began.elapsed()))
-}
-
-/// All services of nsswitch.conf but passwd(5), whose accounts the plan has before it.
-struct Nss;
-
-impl Others for Nss {
-    fn uid_of(&self, name: &str) -> Option<Uid> {
-        let uid = Uid(users::get_user_by_name(name)?.uid());
-        let local = local::account_by_name(Path::new(paths::PASSWD), name).ok().flatten();
-        local.is_none_or(|local| local.uid != uid).then_some(uid)
-    }
-
-    fn name_of(&self, uid: Uid) -> Option<String> {
-        let name = users::get_user_by_uid(uid.0)?.name().to_string_lossy().into_owned();
-        let local = local::account_by_uid(Path::new(paths::PASSWD), uid).ok().flatten();
-        local.is_none_or(|local| local.name != name).then_some(name)
-    }
 }
 
 /// Waits until no other run is under way. The lock goes with the process.
@@ -190,6 +177,7 @@ struct Import<'a> {
     arguments: &'a Arguments,
     config: &'a Config,
     roster: &'a Roster,
+    others: &'a Directories,
     report: &'a mut Report,
 }
 
@@ -260,7 +248,7 @@ impl Import<'_> {
     fn plan(&self, tables: &Tables, state: &State, adopted: &[(String, Uid)]) -> Plan {
         let (roster, config, force) = (self.roster, self.config, self.arguments.force);
         let today = registry::now() / DAY;
-        plan(&PlanInput { roster, config, state, adopted, force, today, others: &Nss }, tables)
+        plan(&PlanInput { roster, config, state, adopted, force, today, others: self.others }, tables)
     }
 
     /// The local accounts that are adopted.

@@ -9,6 +9,7 @@ use pam_iam_core::name::{IAM_USERS, LinuxName};
 use pam_iam_core::paths::NOLOGIN;
 use pam_iam_core::wire::{Roster, User};
 
+use crate::elsewhere::{Directories, Elsewhere};
 use crate::state::State;
 use crate::table::{Row, Tables, characters, gid_of, members_of, uid_of};
 
@@ -47,16 +48,8 @@ pub struct PlanInput<'a> {
     pub force: bool,
     /// Days since 1970.
     pub today: u64,
-    /// What other services of nsswitch.conf have.
-    pub others: &'a dyn Others,
-}
-
-/// The accounts of other services than passwd(5).
-pub trait Others {
-    /// The uid of the account `name`.
-    fn uid_of(&self, name: &str) -> Option<Uid>;
-    /// The name of the account with `uid`.
-    fn name_of(&self, uid: Uid) -> Option<String>;
+    /// What other services of nsswitch.conf say of the users.
+    pub others: &'a Directories,
 }
 
 /// What is to change.
@@ -216,7 +209,7 @@ impl<'a> Planner<'a> {
             let before = wanted.len();
             wanted.retain(|(uid, _, to)| {
                 let own_group = |row: &Row| gid_of(row) == Some(uid.0);
-                let is_others = || others.uid_of(to).is_some_and(|known| known != *uid);
+                let is_others = || others.of(to) != Elsewhere::Nobody;
                 leaving.contains(to)
                     || tables.passwd.get(to).is_none()
                         && tables.group.get(to).is_none_or(own_group)
@@ -333,12 +326,14 @@ impl<'a> Planner<'a> {
     fn create(&mut self, user: &User) {
         let name = user.name.as_str();
         // passwd(5) comes first: an account there would take the place of the other directory's.
-        let others = self.input.others;
-        if others.uid_of(name).is_some_and(|known| known != user.uid) {
-            return self.refuse(user, "its name is that of an account of another directory".to_owned());
-        }
-        if others.name_of(user.uid).is_some_and(|known| known != name) {
-            return self.refuse(user, "its uid is that of an account of another directory".to_owned());
+        let why = match self.input.others.of(name) {
+            Elsewhere::Nobody => None,
+            Elsewhere::Name => Some("its name is that of an account of another directory"),
+            Elsewhere::Uid => Some("its uid is that of an account of another directory"),
+            Elsewhere::Unknown => Some("another directory does not say whether it has the name"),
+        };
+        if let Some(why) = why {
+            return self.refuse(user, why.to_owned());
         }
         match self.plan.tables.group.get(name).map(gid_of) {
             None => self.plan.tables.push_group(name, user.gid.0),

@@ -17,21 +17,7 @@ struct Host {
     tables: Tables,
     force: bool,
     adopted: Vec<(String, Uid)>,
-    others: Directory,
-}
-
-/// Accounts of another directory.
-#[derive(Default)]
-struct Directory(Vec<(&'static str, Uid)>);
-
-impl Others for Directory {
-    fn uid_of(&self, name: &str) -> Option<Uid> {
-        self.0.iter().find(|(known, _)| *known == name).map(|(_, uid)| *uid)
-    }
-
-    fn name_of(&self, uid: Uid) -> Option<String> {
-        self.0.iter().find(|(_, known)| *known == uid).map(|(name, _)| (*name).to_owned())
-    }
+    others: Directories,
 }
 
 fn linux(name: &str) -> LinuxName {
@@ -73,7 +59,7 @@ impl Host {
             tables,
             force: false,
             adopted: Vec::new(),
-            others: Directory::default(),
+            others: Directories::default(),
         }
     }
 
@@ -393,7 +379,10 @@ fn a_name_or_uid_of_another_directory_gets_no_account() {
         User { name: linux("dave"), uid: uid(9), ..dave },
     ];
     host.roster.users.extend(users);
-    host.others = Directory(vec![("carol", Uid(60_123)), ("erin", uid(9)), ("user0", Uid(60_124))]);
+    host.others = Directories::with(
+        &[("carol", Elsewhere::Name), ("dave", Elsewhere::Uid), ("erin", Elsewhere::Unknown)],
+        &["user0", "user1", "user2"],
+    );
     let plan = host.run();
     assert_eq!(plan.changes, [], "what has an account keeps it");
     let whys: Vec<&str> = plan.refused.iter().map(|refused| refused.why.as_str()).collect();

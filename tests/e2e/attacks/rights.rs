@@ -159,13 +159,28 @@ fn an_account_of_another_directory_with_an_iam_users_name_keeps_its_name_and_get
     const DIRECTORY: &str = "mkdir -p /var/lib/extrausers; cd /var/lib/extrausers; touch shadow
         printf 'carol:x:5000:5000::/:/bin/bash\\nbob:x:5001:5001::/:/bin/bash\\n' >passwd; printf 'carol:x:5000:\\nbob:x:5001:\\n' >group
         sed -i -E 's/^(passwd|group):.*/\\1: files extrausers iam/' /etc/nsswitch.conf";
-    let mapped = "[groups]\n'ssh-admins' = { group = 'disk', allow_privileged = true }";
+    let mapped = "[groups]\n'ssh-admins' = { group = 'disk', allow_privileged = true }\n'ssh-users' = 'dev'";
     let machine = Machine::new().settings(mapped).start();
+    // A local account with a group of IAM's as its primary one is no IAM user's.
+    machine.sh("useradd -m deploy; usermod -g dev deploy").succeeds();
+    assert_eq!(machine.sh("id -Gn deploy").succeeds(), "dev");
     assert!(machine.sh("id -Gn carol").succeeds().ends_with("disk"));
     machine.sh(DIRECTORY).succeeds();
     assert_eq!(machine.sh("id carol").succeeds(), "uid=5000(carol) gid=5000(carol) groups=5000(carol)");
     let explained = machine.sh("iamctl explain carol").fails();
     assert!(explained.contains("another directory has the name"), "{explained}");
+    // A right that the directory gives by name, to somebody else.
+    machine.sh("echo 'docker:x:7000:alice' >>/var/lib/extrausers/group").succeeds();
+    machine.ssh("alice", "true").fails();
+    machine.logs("authpriv", "another directory has alice in the group docker");
+    machine.sh("sed -i /^docker/d /var/lib/extrausers/group").succeeds();
+    machine.ssh("alice", "true").succeeds();
+    // And one of its own accounts keeps what its own group and rule give.
+    machine
+        .sh("cd /var/lib/extrausers; echo 'dana:x:5002:5002::/:/bin/bash' >>passwd; printf 'dana:x:5002:\\nops:x:7001:dana\\n' >>group
+             echo 'dana ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/dana; sed -i \"s/'dev'/'ops'/\" /etc/pam_iam/config.toml")
+        .succeeds();
+    assert_eq!(machine.sh("setpriv --reuid 5002 --regid 5002 --init-groups sudo -n id -u").succeeds(), "0");
     // The importer puts no account before it, though IAM lets its bob in.
     let host = Machine::new().importer().start();
     host.sh(DIRECTORY).succeeds();

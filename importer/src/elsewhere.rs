@@ -1,0 +1,87 @@
+//! What other services of nsswitch.conf than passwd(5) say about the names and uids of IAM users. An account in passwd(5) comes
+//! before theirs, so none is made where one of them has the name, or does not answer.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::unistd::User;
+use pam_iam_core::id::Uid;
+use pam_iam_core::nsswitch::{NSSWITCH, has_directory};
+use pam_iam_core::wire::Roster;
+use pam_iam_core::{local, paths};
+
+/// How long all lookups may take together. Those that are left are made by a later run.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Who has a user's name or uid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// Nobody else.
+    Nobody,
+    /// Another account has the name.
+    Name,
+    /// Another account has the uid.
+    Uid,
+    /// A directory does not answer.
+    Unknown,
+}
+
+/// The answers about the users of a roster.
+#[derive(Debug, Default)]
+pub struct Directories {
+    /// By name. Where there is no other directory, nobody was asked about, and nothing stands here.
+    answers: Option<BTreeMap<String, Elsewhere>>,
+}
+
+impl Directories {
+    /// Asks about all users of `roster` who have no account in passwd(5) yet. No file is locked meanwhile: a directory may take
+    /// long to answer.
+    pub fn ask(roster: &Roster) -> Self {
+        let nsswitch = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
+        if !has_directory(&nsswitch) {
+            return Self::default();
+        }
+        let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
+        let is_local =
+            |name: &str, uid: Uid| accounts.iter().any(|known| known.name == name && known.uid == uid);
+        let until = Instant::now() + LIMIT;
+        let users = roster.users.iter().filter(|user| !is_local(user.name.as_str(), user.uid));
+        let answers = users.map(|user| {
+            let name = user.name.as_str();
+            let answer = if Instant::now() < until {
+                look_up(name, user.uid, &is_local).unwrap_or(Elsewhere::Unknown)
+            } else {
+                Elsewhere::Unknown
+            };
+            (name.to_owned(), answer)
+        });
+        Self { answers: Some(answers.collect()) }
+    }
+
+    /// Returns who else has the name or uid of a user.
+    pub fn of(&self, name: &str) -> Elsewhere {
+        match &self.answers {
+            None => Elsewhere::Nobody,
+            Some(answers) => answers.get(name).copied().unwrap_or(Elsewhere::Unknown),
+        }
+    }
+
+    /// The answers `answers`, and `Nobody` for all other names.
+    #[cfg(test)]
+    pub fn with(answers: &[(&str, Elsewhere)], others: &[&str]) -> Self {
+        let nobody = others.iter().map(|name| (*name, Elsewhere::Nobody));
+        let all = answers.iter().copied().chain(nobody);
+        Self { answers: Some(all.map(|(name, answer)| (name.to_owned(), answer)).collect()) }
+    }
+}
+
+fn look_up(name: &str, uid: Uid, is_local: &dyn Fn(&str, Uid) -> bool) -> nix::Result<Elsewhere> {
+    let known = User::from_name(name)?.map(|user| Uid(user.uid.as_raw()));
+    if known.is_some_and(|known| known != uid && !is_local(name, known)) {
+        return Ok(Elsewhere::Name);
+    }
+    let known = User::from_uid(uid.0.into())?.map(|user| user.name);
+    let is_others = known.is_some_and(|known| known != name && !is_local(&known, uid));
+    Ok(if is_others { Elsewhere::Uid } else { Elsewhere::Nobody })
+}
