@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Config;
-use crate::id::Uid;
+use crate::config::{Config, PRIVILEGED_GROUPS};
+use crate::id::{Gid, Uid};
 use crate::local;
 use crate::name::{IAM_SUDO, IAM_USERS};
 use crate::owners::Owners;
@@ -91,6 +91,28 @@ fn units(name: &str, root: &Path) -> Vec<String> {
 fn file_names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Returns the group that means root and that a directory gives to `name` by the name alone: neither /etc/group under `root` lists
+/// the name, nor does IAM give it. `gids` are those that all services give, `name_of` tells their names.
+pub fn group_of_a_directory(
+    name: &str,
+    gids: &[Gid],
+    is_given: &dyn Fn(Gid, &str) -> bool,
+    name_of: &dyn Fn(Gid) -> Option<String>,
+    root: &Path,
+) -> Option<String> {
+    let local = local::groups(&root.join("etc/group")).unwrap_or_default();
+    let lists = |gid: Gid| {
+        local.iter().any(|group| group.gid == gid && group.members.iter().any(|member| member == name))
+    };
+    let others = gids.iter().copied().filter(|gid| !gid.is_managed() && !lists(*gid));
+    let named = others.filter_map(|gid| {
+        let known = local.iter().find(|group| group.gid == gid).map(|group| group.name.clone());
+        Some((gid, known.or_else(|| name_of(gid))?))
+    });
+    let mut privileged = named.filter(|(_, group)| PRIVILEGED_GROUPS.contains(&group.as_str()));
+    privileged.find(|(gid, group)| !is_given(*gid, group)).map(|(_, group)| group)
 }
 
 /// What a name brings to a user who has not yet logged in here under it.
@@ -280,6 +302,25 @@ mod tests {
                 "/etc/sudoers.d/app names alice",
             ]
         );
+    }
+
+    #[test]
+    fn a_group_that_only_a_directory_gives_is_found_also_by_a_local_number() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/group"), "docker:x:998:bob\ndevs:x:900:\n").unwrap();
+        let of = |name: &str, gids: &[u32], given: u32| {
+            let gids: Vec<Gid> = gids.iter().map(|gid| Gid(*gid)).collect();
+            let name_of = |gid: Gid| (gid == Gid(7000)).then(|| "wheel".to_owned());
+            group_of_a_directory(name, &gids, &|gid, _| gid == Gid(given), &name_of, root.path())
+        };
+        assert_eq!(of("alice", &[998], 0).as_deref(), Some("docker"));
+        assert_eq!(of("alice", &[900, 7000], 0).as_deref(), Some("wheel"));
+        for (name, gids, given) in
+            [("bob", vec![998], 0), ("alice", vec![998], 998), ("alice", vec![900, 7001], 0)]
+        {
+            assert_eq!(of(name, &gids, given), None, "{name} {gids:?}");
+        }
     }
 
     #[test]

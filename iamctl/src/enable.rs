@@ -121,7 +121,7 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
         return Ok(true);
     }
     sshd::check().map_err(|why| format!("sshd's configuration has an error already: {why}"))?;
-    lets_no_passwords_in()?;
+    lets_nobody_else_in()?;
     check_sudoers(&changes)?;
     units.extend(options.trial.is_some().then_some(trial::TIMER));
     let units_before = states(&units);
@@ -221,24 +221,16 @@ pub fn trial_left() -> Option<Duration> {
     Some(trial::load().ok()??.left(&Now::read()))
 }
 
-/// Our drop-in says `UsePAM yes`. Where it was no, that might let users in by passwords that PAM asks for.
-fn lets_no_passwords_in() -> Result<(), String> {
+/// Our drop-in says `UsePAM yes`. Where it was no, PAM would let users in whom sshd refuses: by a password that PAM asks for, or
+/// into an account that is locked.
+fn lets_nobody_else_in() -> Result<(), String> {
     let settings = sshd::effective("root").map_err(|failure| failure.to_string())?;
     if settings.get("usepam") == "yes" {
         return Ok(());
     }
-    // What a Match says for some users cannot be asked for all of them.
-    let why = match sshd::file_with_match() {
-        _ if settings.get("kbdinteractiveauthentication") != "no" => {
-            "KbdInteractiveAuthentication yes".to_owned()
-        }
-        Some(file) => format!("a Match in {file}, which may have KbdInteractiveAuthentication yes"),
-        None => return Ok(()),
-    };
-    Err(format!(
-        "sshd has UsePAM no and {why}: with the UsePAM yes that IAM users need, PAM would let users in by password; see that it is no \
-         for all, set UsePAM yes yourself, and run it again"
-    ))
+    Err("sshd has UsePAM no: with the UsePAM yes that IAM users need, PAM may let others in whom sshd refuses now, by a password or \
+         into a locked account; set UsePAM yes yourself if that is what you want, and run it again"
+        .to_owned())
 }
 
 /// Takes everything back.

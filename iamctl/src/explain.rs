@@ -37,7 +37,12 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
         .uid
         .filter(|_| explanation.account_kind == AccountKind::Managed && explanation.login.allow)
     {
-        Some(uid) => here::obstacles(explanation.name.as_str(), uid, context.config().ok().as_ref()),
+        Some(uid) => here::obstacles(
+            explanation.name.as_str(),
+            uid,
+            &explanation.groups,
+            context.config().ok().as_ref(),
+        ),
         None => Vec::new(),
     };
     let allow = decision.allow

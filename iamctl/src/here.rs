@@ -4,7 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pam_iam_core::config::{Config, OnMismatch};
-use pam_iam_core::id::Uid;
+use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::leftovers;
+use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::registry;
 use users::os::unix::UserExt;
@@ -17,7 +19,7 @@ const DAY: u64 = 86_400;
 
 /// Returns what keeps the managed user with `uid` from logging in as `name`, each for an administrator. Nothing where there is
 /// no account yet.
-pub fn obstacles(name: &str, uid: Uid, config: Option<&Config>) -> Vec<String> {
+pub fn obstacles(name: &str, uid: Uid, given: &[LinuxName], config: Option<&Config>) -> Vec<String> {
     let Some(account) = users::get_user_by_name(name) else { return Vec::new() };
     if account.uid() != uid.0 {
         return vec![format!(
@@ -29,7 +31,18 @@ pub fn obstacles(name: &str, uid: Uid, config: Option<&Config>) -> Vec<String> {
     let expired = has_expired(&shadow, name, registry::now() / DAY)
         .then(|| format!("the account has expired in {SHADOW}; usermod -e '' {name} takes that back"));
     let moves_aside = config.is_some_and(|config| config.home.on_mismatch == OnMismatch::Aside);
-    expired.into_iter().chain(home(account.home_dir(), name, uid, moves_aside, &Owners::of_host())).collect()
+    let is_given = |_, group: &str| given.iter().any(|known| known.as_str() == group);
+    let name_of = |gid: Gid| Some(users::get_group_by_gid(gid.0)?.name().to_string_lossy().into_owned());
+    let groups = users::get_user_groups(name, account.primary_group_id()).unwrap_or_default();
+    let gids: Vec<Gid> = groups.iter().map(|group| Gid(group.gid())).collect();
+    let group = leftovers::group_of_a_directory(name, &gids, &is_given, &name_of, Path::new("/"));
+    let group = group
+        .map(|group| format!("another directory has {name} in the group {group}: take the name out there"));
+    expired
+        .into_iter()
+        .chain(group)
+        .chain(home(account.home_dir(), name, uid, moves_aside, &Owners::of_host()))
+        .collect()
 }
 
 /// Whether the account's date of expiry has come.

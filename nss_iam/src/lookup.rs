@@ -75,7 +75,10 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     let is_managed = primary.is_managed()
         && match local::account_by_name(Path::new(paths::PASSWD), user) {
             Ok(Some(account)) => account.uid.is_managed(),
-            Ok(None) => users::get_user_by_name(user).is_none_or(|account| Uid(account.uid()).is_managed()),
+            // Where somebody else answers in our place, the account that was seen before was ours: it has the group that restricts.
+            Ok(None) => users::get_user_by_name(user).is_none_or(|account| {
+                Uid(account.uid()).is_managed() || account.primary_group_id() != primary.0
+            }),
             Err(_) => true,
         };
     if !is_managed && is_local(Path::new(paths::PASSWD), user) {

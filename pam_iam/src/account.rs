@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::{Config, ConfigError, PRIVILEGED_GROUPS};
-use pam_iam_core::id::Uid;
+use pam_iam_core::config::{Config, ConfigError};
+use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::leftovers::{self, Leftovers, Refusal};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::nsswitch::{NSSWITCH, has_directory_for};
 use pam_iam_core::owners::Owners;
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
-use pam_iam_core::{local, paths};
 use users::os::unix::UserExt;
 
 use crate::application::{Application, Outcome, Severity};
@@ -182,12 +181,19 @@ fn group_of_another_directory(application: &impl Application, account: &TargetAc
     if !has_directory {
         return None;
     }
-    let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
     let gids = application.gids_of(&account.name, account.gid);
-    let others =
-        gids.into_iter().filter(|gid| !gid.is_managed() && !local.iter().any(|group| group.gid == *gid));
-    let mut names = others.filter_map(|gid| NssGroups.name_of(gid));
-    names.find(|name| PRIVILEGED_GROUPS.contains(&name.as_str()))
+    let given = match (&account.config, LinuxName::new(&account.name)) {
+        (Ok(config), Ok(name)) => {
+            match account.resolver(config).ask(&Request::GroupsOf { name, known: true }) {
+                Ok(Answer::Groups { gids }) => gids,
+                _ => Vec::new(),
+            }
+        }
+        _ => Vec::new(),
+    };
+    let is_given = |gid: Gid, _: &str| given.contains(&gid);
+    let name_of = |gid| NssGroups.name_of(gid);
+    leftovers::group_of_a_directory(&account.name, &gids, &is_given, &name_of, Path::new("/"))
 }
 
 /// The group that grants sudo by what IAM says and that `account`, about whom IAM is not asked, holds all the same.
@@ -273,7 +279,6 @@ fn decided(event: Event, application: &impl Application, decision: &Decision) ->
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use pam_iam_core::id::Gid;
     use pam_iam_core::wire::{Reason, Source};
     use std::ffi::CStr;
 

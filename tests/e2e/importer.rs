@@ -157,7 +157,7 @@ fn more_than_a_fifth_at_once_takes_the_operators_word() {
 fn who_has_left_is_locked_and_what_ran_is_ended_and_who_comes_back_is_unlocked() {
     let machine = with_users(5, "");
     machine.ssh("user0", "echo mine >notes; nohup sleep 1000 >/dev/null 2>&1 & disown").succeeds();
-    machine.sh("pgrep -u user0 sleep").succeeds();
+    machine.wait_until("pgrep -u user0 sleep");
     lose(&machine, 1);
     import(&machine);
     machine.sh("pgrep -u user0 sleep").succeeds();

@@ -400,24 +400,13 @@ fn what_cannot_be_enabled_whole_is_taken_back_whole() {
             "rm -r /run/systemd/system/ssh.service.d; systemctl daemon-reload",
         ),
         (
-            "echo 'UsePAM no' >/etc/ssh/sshd_config.d/00.conf; echo 'KbdInteractiveAuthentication no' >>/etc/ssh/sshd_config.d/00.conf",
-            "usepam is \"no\"",
-            "rm /etc/ssh/sshd_config.d/00.conf",
-        ),
-        (
-            "sed -i '/^UsePAM/d' /etc/ssh/sshd_config; printf 'UsePAM no\nKbdInteractiveAuthentication yes\n' >/etc/ssh/sshd_config.d/00.conf",
-            "PAM would let users in by password",
+            "sed -i '/^UsePAM/d' /etc/ssh/sshd_config; echo 'UsePAM no' >/etc/ssh/sshd_config.d/00.conf",
+            "PAM may let others in whom sshd refuses now",
             "cp /root/etc/ssh/sshd_config /etc/ssh/; rm /etc/ssh/sshd_config.d/00.conf",
         ),
         (
-            // For some users alone, by what sshd's defaults say for the others.
-            "sed -i '/^UsePAM/d' /etc/ssh/sshd_config; printf 'UsePAM no\nKbdInteractiveAuthentication no\nMatch User games\n    KbdInteractiveAuthentication yes\n' >/etc/ssh/sshd_config.d/00.conf",
-            "a Match in /etc/ssh/sshd_config.d/00.conf",
-            "cp /root/etc/ssh/sshd_config /etc/ssh/; rm /etc/ssh/sshd_config.d/00.conf",
-        ),
-        (
-            "echo 'SSHD_OPTS=\"-o UsePAM=no -o KbdInteractiveAuthentication=no\"' >/etc/default/ssh",
-            "usepam is \"no\"",
+            "echo 'SSHD_OPTS=\"-o UsePAM=no\"' >/etc/default/ssh",
+            "PAM may let others in whom sshd refuses now",
             "cp /root/etc/default/ssh /etc/default/",
         ),
         (

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{FIRST, Gid, LAST};
+use pam_iam_core::nsswitch::{NSSWITCH, has_directory};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
@@ -29,12 +30,25 @@ pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
     let users = roster.map(|roster| roster.users.as_slice()).unwrap_or_default();
     let names: Vec<&str> = users.iter().map(|user| user.name.as_str()).collect();
     let in_range = users_of_nobody(roster);
+    let nsswitch = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
     one.into_iter()
         .flatten()
         .chain(at_boot(&names, Path::new("/")))
         .chain(in_range)
         .chain(groups_elsewhere(config))
+        .chain(importer_beside(&nsswitch))
         .collect()
+}
+
+/// The importer beside another directory.
+fn importer_beside(nsswitch: &str) -> Option<Finding> {
+    (is_installed(paths::IMPORTER_STATE) && has_directory(nsswitch)).then(|| {
+        Finding::warning(
+            "importer",
+            "accounts come from another directory too: while that is down, the importer takes its names for free",
+            "switch to NSS: iamctl disable, then iamctl enable",
+        )
+    })
 }
 
 /// Groups of `[groups]` that another directory has: the resolver reads /etc/group alone.

@@ -277,32 +277,6 @@ pub fn files_that_set(name: &str) -> Vec<String> {
     files_where(&|text| !values_in(text, name).is_empty())
 }
 
-/// How deep folders under /etc/ssh are looked through.
-const DEPTH: usize = 4;
-
-/// Returns a file that sshd may read and that has a `Match`, or includes what lies elsewhere, if there is one: any file under
-/// /etc/ssh counts.
-pub fn file_with_match() -> Option<String> {
-    let mut next = vec![(PathBuf::from("/etc/ssh"), 0)];
-    while let Some((path, depth)) = next.pop() {
-        if path.is_dir() {
-            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
-            next.extend(entries.filter(|_| depth < DEPTH).map(|entry| (entry.path(), depth + 1)));
-            continue;
-        }
-        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
-        let is_elsewhere = |value: &String| {
-            value.split_whitespace().any(|word| word.starts_with('/') && !word.starts_with("/etc/ssh/"))
-        };
-        if path != Path::new(DROP_IN)
-            && (!values_in(&text, "Match").is_empty() || values_in(&text, "Include").iter().any(is_elsewhere))
-        {
-            return Some(path.display().to_string());
-        }
-    }
-    None
-}
-
 fn files_where(is_wanted: &dyn Fn(&str) -> bool) -> Vec<String> {
     let folder = Path::new(DROP_IN).parent().unwrap_or(Path::new("/"));
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pam_iam_core::config::Config;
+use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::owners::Owners;
 use pam_iam_core::paths;
@@ -56,12 +57,18 @@ pub fn look(config: &Config, log: &mut Log) {
     }
 }
 
-/// A managed user who probably has an account here: one who is logged in, or has been. The list of users would cost calls to IAM.
+/// A managed user with an account here: one who is logged in, or has been. The list of users would cost calls to IAM.
 fn managed_user() -> Option<String> {
+    let is_here =
+        |name: &str, uid: Uid| users::get_user_by_name(name).is_some_and(|user| user.uid() == uid.0);
     let open = SessionRegistry::open(Path::new(paths::SESSIONS)).and_then(|registry| registry.sessions());
     let mut open = open.unwrap_or_default().into_iter().map(|(session, _)| session);
-    let session = open.find(|session| session.uid.is_managed());
-    session.map(|session| session.user).or_else(|| Owners::of_host().latest_name())
+    let session = open.find(|session| session.uid.is_managed() && is_here(&session.user, session.uid));
+    session.map(|session| session.user).or_else(|| {
+        let owners = Owners::of_host();
+        let name = owners.latest_name()?;
+        owners.last(&name).is_some_and(|uid| is_here(&name, uid)).then_some(name)
+    })
 }
 
 /// What files and the files in folders look like: changes whenever one of them is written, renamed, made or removed.

@@ -173,6 +173,15 @@ fn an_account_of_another_directory_with_an_iam_users_name_keeps_its_name_and_get
     machine.sh("echo 'docker:x:7000:alice' >>/var/lib/extrausers/group").succeeds();
     machine.ssh("alice", "true").fails();
     machine.logs("authpriv", "another directory has alice in the group docker");
+    assert!(
+        machine
+            .sh("iamctl explain alice")
+            .fails()
+            .contains("another directory has alice in the group docker")
+    );
+    // Also by the number of a group of this host.
+    machine.sh("groupadd -g 7000 docker").succeeds();
+    machine.ssh("alice", "true").fails();
     machine.sh("sed -i /^docker/d /var/lib/extrausers/group").succeeds();
     machine.ssh("alice", "true").succeeds();
     // And one of its own accounts keeps what its own group and rule give.
