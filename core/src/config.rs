@@ -26,6 +26,10 @@ pub use values::{AbsolutePath, ConfigDuration, HomePattern, Pattern, Percent, Ta
 /// The longest configuration that is read, in bytes.
 const LENGTH_MAX: u64 = 1024 * 1024;
 
+/// Groups of a host's devices, to which administrators add IAM users by hand: the configuration has to say that IAM gives
+/// them, and yet they claim nobody's name.
+pub const DEVICE_GROUPS: [&str; 6] = ["input", "kvm", "lpadmin", "netdev", "render", "video"];
+
 /// Local groups whose members are root in all but name; mapping an IAM group to one needs `allow_privileged`.
 /// From Debian's and Red Hat's lists of system groups, and from what is known to give root (docker, lxd).
 pub const PRIVILEGED_GROUPS: &[&str] = &[

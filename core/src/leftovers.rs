@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, PRIVILEGED_GROUPS};
+use crate::config::{Config, DEVICE_GROUPS, PRIVILEGED_GROUPS};
 use crate::id::{Gid, Uid};
 use crate::local;
 use crate::name::{IAM_SUDO, IAM_USERS};
+use crate::nsswitch::has_directory_for;
 use crate::owners::Owners;
 use crate::unit::runs_as;
 
@@ -93,26 +94,38 @@ fn file_names(folder: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Returns the group that means root and that a directory gives to `name` by the name alone: neither /etc/group under `root` lists
-/// the name, nor does IAM give it. `gids` are those that all services give, `name_of` tells their names.
-pub fn group_of_a_directory(
+/// Returns the groups as good as root that are given to `name` by the name alone and not by /etc/group under `root`: by IAM, or
+/// by a directory. `gids` are those that all services give, `name_of` tells the names of those that /etc/group does not have. Empty
+/// where no directory is asked about groups.
+pub fn groups_given_elsewhere(
     name: &str,
     gids: &[Gid],
-    is_given: &dyn Fn(Gid, &str) -> bool,
     name_of: &dyn Fn(Gid) -> Option<String>,
     root: &Path,
-) -> Option<String> {
+) -> Vec<(Gid, String)> {
+    let text = std::fs::read_to_string(root.join("etc/nsswitch.conf")).unwrap_or_default();
+    if !["group", "initgroups"].iter().any(|database| has_directory_for(&text, database)) {
+        return Vec::new();
+    }
     let local = local::groups(&root.join("etc/group")).unwrap_or_default();
     let lists = |gid: Gid| {
         local.iter().any(|group| group.gid == gid && group.members.iter().any(|member| member == name))
     };
+    // A local group of another name may have the number of one that means root.
+    let privileged: Vec<&'static str> =
+        PRIVILEGED_GROUPS.iter().copied().filter(|group| !DEVICE_GROUPS.contains(group)).collect();
+    let by_gid = local::gids_of(&local, &privileged);
     let others = gids.iter().copied().filter(|gid| !gid.is_managed() && !lists(*gid));
     let named = others.filter_map(|gid| {
-        let known = local.iter().find(|group| group.gid == gid).map(|group| group.name.clone());
-        Some((gid, known.or_else(|| name_of(gid))?))
+        let is_local = local.iter().any(|group| group.gid == gid);
+        let group = match by_gid.get(&gid) {
+            Some(group) => Some((*group).to_owned()),
+            None if is_local => None,
+            None => name_of(gid).filter(|group| privileged.contains(&group.as_str())),
+        };
+        Some((gid, group?))
     });
-    let mut privileged = named.filter(|(_, group)| PRIVILEGED_GROUPS.contains(&group.as_str()));
-    privileged.find(|(gid, group)| !is_given(*gid, group)).map(|(_, group)| group)
+    named.collect()
 }
 
 /// What a name brings to a user who has not yet logged in here under it.
@@ -307,20 +320,20 @@ mod tests {
     #[test]
     fn a_group_that_only_a_directory_gives_is_found_also_by_a_local_number() {
         let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| std::fs::write(root.path().join(path), text).unwrap();
         std::fs::create_dir_all(root.path().join("etc")).unwrap();
-        std::fs::write(root.path().join("etc/group"), "docker:x:998:bob\ndevs:x:900:\n").unwrap();
-        let of = |name: &str, gids: &[u32], given: u32| {
+        write("etc/group", "containers:x:998:\ndocker:x:998:bob\ndevs:x:900:\nvideo:x:44:\n");
+        write("etc/nsswitch.conf", "passwd: files sss iam\ngroup: files sss iam\n");
+        let of = |name: &str, gids: &[u32]| {
             let gids: Vec<Gid> = gids.iter().map(|gid| Gid(*gid)).collect();
             let name_of = |gid: Gid| (gid == Gid(7000)).then(|| "wheel".to_owned());
-            group_of_a_directory(name, &gids, &|gid, _| gid == Gid(given), &name_of, root.path())
+            let found = groups_given_elsewhere(name, &gids, &name_of, root.path());
+            found.into_iter().map(|(gid, group)| format!("{gid} {group}")).collect::<Vec<_>>()
         };
-        assert_eq!(of("alice", &[998], 0).as_deref(), Some("docker"));
-        assert_eq!(of("alice", &[900, 7000], 0).as_deref(), Some("wheel"));
-        for (name, gids, given) in
-            [("bob", vec![998], 0), ("alice", vec![998], 998), ("alice", vec![900, 7001], 0)]
-        {
-            assert_eq!(of(name, &gids, given), None, "{name} {gids:?}");
-        }
+        assert_eq!(of("alice", &[998, 900, 44, 7000, 7001]), ["998 docker", "7000 wheel"]);
+        assert_eq!(of("bob", &[998]), [""; 0]);
+        write("etc/nsswitch.conf", "passwd: files systemd iam\ngroup: files systemd iam\n");
+        assert_eq!(of("alice", &[998, 7000]), [""; 0], "no directory is asked");
     }
 
     #[test]

@@ -59,14 +59,16 @@ impl Owners {
         std::fs::read_to_string(self.folder.join(name)).ok()?.trim_end().parse().ok().map(Uid)
     }
 
-    /// The name under which a user last became an owner.
-    pub fn latest_name(&self) -> Option<String> {
-        let entries = std::fs::read_dir(&self.folder).ok()?.filter_map(Result::ok);
+    /// The `count` names under which users last became owners, the last first.
+    pub fn latest_names(&self, count: usize) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().filter_map(Result::ok);
         let named = entries.filter_map(|entry| {
             let name = entry.file_name().into_string().ok().filter(|name| !name.starts_with('.'))?;
             Some((entry.metadata().ok()?.modified().ok()?, name))
         });
-        named.max().map(|(_, name)| name).filter(|name| self.last(name).is_some())
+        let mut all: Vec<_> = named.collect();
+        all.sort_by(|one, other| other.cmp(one));
+        all.into_iter().map(|(_, name)| name).take(count).collect()
     }
 
     /// The uid of another user than `uid` who had `name` before. None if `uid` had it last, or nobody did.
@@ -96,14 +98,14 @@ mod tests {
     fn a_name_has_the_owner_who_opened_the_last_session_under_it() {
         let (_dir, owners) = owners();
         assert_eq!(
-            (owners.last("ann"), owners.former("ann", FIRST), owners.latest_name()),
-            (None, None, None)
+            (owners.last("ann"), owners.former("ann", FIRST), owners.latest_names(5)),
+            (None, None, Vec::new())
         );
         owners.record("ann", FIRST).unwrap();
         assert_eq!((owners.former("ann", FIRST), owners.former("ann", SECOND)), (None, Some(FIRST)));
         // Renamed in IAM: the old name keeps its owner until somebody else logs in under it.
         owners.record("anne", FIRST).unwrap();
-        assert_eq!(owners.latest_name().as_deref(), Some("anne"));
+        assert_eq!(owners.latest_names(1), ["anne"]);
         assert_eq!(owners.former("ann", SECOND), Some(FIRST));
         owners.record("ann", SECOND).unwrap();
         assert_eq!((owners.former("ann", SECOND), owners.former("ann", FIRST)), (None, Some(SECOND)));

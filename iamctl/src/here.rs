@@ -6,7 +6,6 @@ use std::path::Path;
 use pam_iam_core::config::{Config, OnMismatch};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::leftovers;
-use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::registry;
 use users::os::unix::UserExt;
@@ -19,7 +18,8 @@ const DAY: u64 = 86_400;
 
 /// Returns what keeps the managed user with `uid` from logging in as `name`, each for an administrator. Nothing where there is
 /// no account yet.
-pub fn obstacles(name: &str, uid: Uid, given: &[LinuxName], config: Option<&Config>) -> Vec<String> {
+/// `given` tells the groups that IAM gives, and is asked only if that matters.
+pub fn obstacles(name: &str, uid: Uid, given: &dyn Fn() -> Vec<Gid>, config: Option<&Config>) -> Vec<String> {
     let Some(account) = users::get_user_by_name(name) else { return Vec::new() };
     if account.uid() != uid.0 {
         return vec![format!(
@@ -31,13 +31,15 @@ pub fn obstacles(name: &str, uid: Uid, given: &[LinuxName], config: Option<&Conf
     let expired = has_expired(&shadow, name, registry::now() / DAY)
         .then(|| format!("the account has expired in {SHADOW}; usermod -e '' {name} takes that back"));
     let moves_aside = config.is_some_and(|config| config.home.on_mismatch == OnMismatch::Aside);
-    let is_given = |_, group: &str| given.iter().any(|known| known.as_str() == group);
     let name_of = |gid: Gid| Some(users::get_group_by_gid(gid.0)?.name().to_string_lossy().into_owned());
     let groups = users::get_user_groups(name, account.primary_group_id()).unwrap_or_default();
     let gids: Vec<Gid> = groups.iter().map(|group| Gid(group.gid())).collect();
-    let group = leftovers::group_of_a_directory(name, &gids, &is_given, &name_of, Path::new("/"));
-    let group = group
-        .map(|group| format!("another directory has {name} in the group {group}: take the name out there"));
+    let elsewhere = leftovers::groups_given_elsewhere(name, &gids, &name_of, Path::new("/"));
+    let given = if elsewhere.is_empty() { Vec::new() } else { given() };
+    let group = elsewhere.into_iter().find(|(gid, _)| !given.contains(gid));
+    let group = group.map(|(_, group)| {
+        format!("another directory has {name} in the group {group}: take the name out there")
+    });
     expired
         .into_iter()
         .chain(group)

@@ -66,21 +66,23 @@ fn iam_users(groups: &Path) -> Found<Group> {
 
 /// The supplementary groups of `user`. They go by the name: a service may run as the user with another primary group.
 ///
-/// An account with a primary group of our range is always in iam-users, whatever is answered: sshd's rule about
-/// authorized_keys goes by that group. For any other primary group, a local name is none of ours, and nobody is asked about it;
-/// for other names IAM is not: services start at boot before the network does.
+/// A managed account is always in iam-users, whatever is answered: sshd's rule about authorized_keys goes by that group. An
+/// account is managed if `primary` and its uid are of our range; a uid that nobody tells is. About other local names nobody is
+/// asked, and about other names of directories IAM is not: services start at boot before the network does.
 pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     let Ok(name) = LinuxName::new(user) else { return Found::No };
     // The uid decides: a local account, or one of another directory, may have a primary group of our range.
-    let is_managed = primary.is_managed()
-        && match local::account_by_name(Path::new(paths::PASSWD), user) {
-            Ok(Some(account)) => account.uid.is_managed(),
-            // Where somebody else answers in our place, the account that was seen before was ours: it has the group that restricts.
-            Ok(None) => users::get_user_by_name(user).is_none_or(|account| {
-                Uid(account.uid()).is_managed() || account.primary_group_id() != primary.0
-            }),
-            Err(_) => true,
-        };
+    let seen = if primary.is_managed() { seen_by_all(user) } else { None };
+    let is_managed = primary.is_managed() && seen.is_none_or(|(uid, _)| uid.is_managed());
+    if let Some((uid, gid)) = seen
+        && !uid.is_managed()
+        && gid != primary
+        && !is_local(Path::new(paths::PASSWD), user)
+    {
+        // Another directory answers in our place for an account that was ours a moment ago: it has the group that restricts, and
+        // no other.
+        return groups_in(None, restricting(), &[]);
+    }
     if !is_managed && is_local(Path::new(paths::PASSWD), user) {
         return Found::No;
     }
@@ -89,10 +91,24 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
         return Found::No;
     }
     let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
-    // The host's own group of that name, if it has one.
+    groups_in(answer, restricting().filter(|_| is_managed), &mapped)
+}
+
+/// The gid of the group that keeps sshd from authorized_keys: of the host's own of that name, if it has one.
+fn restricting() -> Option<Gid> {
     let own = local::group_by_name(Path::new(paths::GROUP), IAM_USERS).ok().flatten();
-    let restricts = is_managed.then(|| own.map_or(Gid::IAM_USERS, |group| group.gid));
-    groups_in(answer, restricts, &mapped)
+    Some(own.map_or(Gid::IAM_USERS, |group| group.gid))
+}
+
+/// The uid and the primary gid that the first of all services that knows the account `user` gives. None if nobody tells.
+fn seen_by_all(user: &str) -> Option<(Uid, Gid)> {
+    match local::account_by_name(Path::new(paths::PASSWD), user) {
+        Ok(Some(account)) => Some((account.uid, account.gid)),
+        Ok(None) => {
+            users::get_user_by_name(user).map(|account| (Uid(account.uid()), Gid(account.primary_group_id())))
+        }
+        Err(_) => None,
+    }
 }
 
 /// The groups of an answer, with `restricts`, which a managed account has in any case.

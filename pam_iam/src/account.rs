@@ -6,10 +6,9 @@ use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
 use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, ConfigError};
-use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::id::Uid;
 use pam_iam_core::leftovers::{self, Leftovers, Refusal};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::nsswitch::{NSSWITCH, has_directory_for};
 use pam_iam_core::owners::Owners;
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
 use users::os::unix::UserExt;
@@ -107,23 +106,23 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
         let line = format!("{user}, an IAM user, is the first to have this name here, and gets: {what}");
         application.log(Severity::Warning, &line);
     }
-    if account.account_kind == AccountKind::Managed
-        && let Some(group) = group_of_another_directory(application, &account)
-    {
-        let event = refused_in(begun, application, "name-claimed", &group);
-        application.audit(Severity::Warning, &event);
-        let user = &account.name;
-        application.log(
-            Severity::Warning,
-            &format!("another directory has {user} in the group {group}, which means root: take the name out there, and {user} can log in"),
-        );
-        application.message(&format!(
-            "{user}: another directory gives your name rights that are not meant for you; ask an administrator."
-        ));
-        return Outcome::Denied;
-    }
-    match decide(&account, arguments.policy) {
-        Ok(decision) => {
+    let decided_on = decide(&account, arguments.policy)
+        .and_then(|decision| Ok((group_of_a_directory(application, &account, &decision)?, decision)));
+    match decided_on {
+        Ok((Some(group), _)) => {
+            let event = refused_in(begun, application, "name-claimed", &group);
+            application.audit(Severity::Warning, &event);
+            let user = &account.name;
+            application.log(
+                Severity::Warning,
+                &format!("another directory has {user} in the group {group}, which means root: take the name out there, and {user} can log in"),
+            );
+            application.message(&format!(
+                "{user}: another directory gives your name rights that are not meant for you; ask an administrator."
+            ));
+            Outcome::Denied
+        }
+        Ok((None, decision)) => {
             let severity = if decision.allow { Severity::Info } else { Severity::Warning };
             let event = decided(begun, application, &decision);
             application.audit(severity, &event);
@@ -174,26 +173,33 @@ pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Re
     ));
 }
 
-/// The group that means root and that another directory than IAM and this host's files gives an IAM user by the name alone.
-fn group_of_another_directory(application: &impl Application, account: &TargetAccount) -> Option<String> {
-    let text = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
-    let has_directory = ["group", "initgroups"].iter().any(|database| has_directory_for(&text, database));
-    if !has_directory {
-        return None;
+/// The group that means root and that another directory than IAM gives a managed user by the name alone. Asked only about a user
+/// who may do what is asked.
+///
+/// # Errors
+/// Returns an error if there is such a group and the resolver does not tell whether it is IAM's.
+fn group_of_a_directory(
+    application: &impl Application,
+    account: &TargetAccount,
+    decision: &Decision,
+) -> Result<Option<String>, String> {
+    if account.account_kind != AccountKind::Managed || !decision.allow {
+        return Ok(None);
     }
     let gids = application.gids_of(&account.name, account.gid);
-    let given = match (&account.config, LinuxName::new(&account.name)) {
-        (Ok(config), Ok(name)) => {
-            match account.resolver(config).ask(&Request::GroupsOf { name, known: true }) {
-                Ok(Answer::Groups { gids }) => gids,
-                _ => Vec::new(),
-            }
-        }
-        _ => Vec::new(),
-    };
-    let is_given = |gid: Gid, _: &str| given.contains(&gid);
     let name_of = |gid| NssGroups.name_of(gid);
-    leftovers::group_of_a_directory(&account.name, &gids, &is_given, &name_of, Path::new("/"))
+    let elsewhere = leftovers::groups_given_elsewhere(&account.name, &gids, &name_of, Path::new("/"));
+    if elsewhere.is_empty() {
+        return Ok(None);
+    }
+    let config = account.config.as_ref().map_err(ToString::to_string)?;
+    let name = LinuxName::new(&account.name).map_err(|why| format!("the name {why}"))?;
+    let given = match account.resolver(config).ask(&Request::GroupsOf { name, known: true }) {
+        Ok(Answer::Groups { gids }) => gids,
+        Ok(_) => Vec::new(),
+        Err(error) => return Err(error.to_string()),
+    };
+    Ok(elsewhere.into_iter().find(|(gid, _)| !given.contains(gid)).map(|(_, group)| group))
 }
 
 /// The group that grants sudo by what IAM says and that `account`, about whom IAM is not asked, holds all the same.
@@ -279,6 +285,7 @@ fn decided(event: Event, application: &impl Application, decision: &Decision) ->
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use pam_iam_core::id::Gid;
     use pam_iam_core::wire::{Reason, Source};
     use std::ffi::CStr;
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pam_iam_core::account_kind::Files;
-use pam_iam_core::config::PRIVILEGED_GROUPS;
+use pam_iam_core::config::{DEVICE_GROUPS, PRIVILEGED_GROUPS};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local;
 
@@ -202,14 +202,10 @@ fn privileged_names(groups: &[local::Group]) -> impl Iterator<Item = (String, ()
     groups.iter().filter(move |group| gids.contains_key(&group.gid)).map(|group| (group.name.clone(), ()))
 }
 
-/// Groups of a host's devices, to which administrators add IAM users by hand: the configuration has to say that IAM gives
-/// them, and yet they claim nobody's name.
-const OF_DEVICES: [&str; 6] = ["input", "kvm", "lpadmin", "netdev", "render", "video"];
-
 /// The names in groups that mean root, each with one of these. A group that has the gid of one means root too.
 fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String, &'static str)> {
     let names: Vec<&'static str> =
-        PRIVILEGED_GROUPS.iter().copied().filter(|name| !OF_DEVICES.contains(name)).collect();
+        PRIVILEGED_GROUPS.iter().copied().filter(|name| !DEVICE_GROUPS.contains(name)).collect();
     let gids = local::gids_of(&groups, &names);
     groups.into_iter().flat_map(move |group| {
         let name = gids.get(&group.gid).copied();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{FIRST, Gid, LAST};
-use pam_iam_core::nsswitch::{NSSWITCH, has_directory};
+use pam_iam_core::nsswitch::{NSSWITCH, asks_us, has_directory};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
@@ -42,7 +42,8 @@ pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
 
 /// The importer beside another directory.
 fn importer_beside(nsswitch: &str) -> Option<Finding> {
-    (is_installed(paths::IMPORTER_STATE) && has_directory(nsswitch)).then(|| {
+    let imports = is_installed(paths::IMPORTER_STATE) && !asks_us(nsswitch, "passwd");
+    (imports && has_directory(nsswitch)).then(|| {
         Finding::warning(
             "importer",
             "accounts come from another directory too: while that is down, the importer takes its names for free",

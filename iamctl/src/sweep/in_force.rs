@@ -13,6 +13,7 @@ use pam_iam_core::log::{Level, Log};
 use pam_iam_core::owners::Owners;
 use pam_iam_core::paths;
 use pam_iam_core::registry::SessionRegistry;
+use pam_iam_sessions::lookup;
 
 use crate::swept::Swept;
 use crate::{doctor, enable};
@@ -57,18 +58,21 @@ pub fn look(config: &Config, log: &mut Log) {
     }
 }
 
+/// How many users who were here before are looked for.
+const FORMER_MAX: usize = 5;
+
 /// A managed user with an account here: one who is logged in, or has been. The list of users would cost calls to IAM.
 fn managed_user() -> Option<String> {
-    let is_here =
-        |name: &str, uid: Uid| users::get_user_by_name(name).is_some_and(|user| user.uid() == uid.0);
+    // A directory that does not answer is not waited for.
+    let is_here = |name: &str, uid: Uid| lookup::uid_of(name) == Some(Some(uid));
     let open = SessionRegistry::open(Path::new(paths::SESSIONS)).and_then(|registry| registry.sessions());
-    let mut open = open.unwrap_or_default().into_iter().map(|(session, _)| session);
-    let session = open.find(|session| session.uid.is_managed() && is_here(&session.user, session.uid));
-    session.map(|session| session.user).or_else(|| {
-        let owners = Owners::of_host();
-        let name = owners.latest_name()?;
-        owners.last(&name).is_some_and(|uid| is_here(&name, uid)).then_some(name)
-    })
+    let open = open.unwrap_or_default().into_iter().map(|(session, _)| (session.user, session.uid));
+    let owners = Owners::of_host();
+    let former =
+        owners.latest_names(FORMER_MAX).into_iter().filter_map(|name| Some((owners.last(&name)?, name)));
+    let former = former.map(|(uid, name)| (name, uid));
+    let mut all = open.filter(|(_, uid)| uid.is_managed()).take(FORMER_MAX).chain(former);
+    all.find(|(name, uid)| is_here(name, *uid)).map(|(name, _)| name)
 }
 
 /// What files and the files in folders look like: changes whenever one of them is written, renamed, made or removed.
