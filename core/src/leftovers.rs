@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, DEVICE_GROUPS, PRIVILEGED_GROUPS};
+use crate::config::{Config, groups_of_root};
 use crate::id::{Gid, Uid};
 use crate::local;
 use crate::name::{IAM_SUDO, IAM_USERS};
@@ -112,8 +112,7 @@ pub fn groups_given_elsewhere(
         local.iter().any(|group| group.gid == gid && group.members.iter().any(|member| member == name))
     };
     // A local group of another name may have the number of one that means root.
-    let privileged: Vec<&'static str> =
-        PRIVILEGED_GROUPS.iter().copied().filter(|group| !DEVICE_GROUPS.contains(group)).collect();
+    let privileged = groups_of_root();
     let by_gid = local::gids_of(&local, &privileged);
     let others = gids.iter().copied().filter(|gid| !gid.is_managed() && !lists(*gid));
     let named = others.filter_map(|gid| {
@@ -209,6 +208,7 @@ fn rules(root: &Path) -> Vec<(PathBuf, String)> {
     // The folder counts also where the file that includes it cannot be read.
     let (mut read, mut next) = (Vec::new(), vec![root.join("etc/sudoers")]);
     next.extend(rules_in(&root.join("etc/sudoers.d")));
+    let host_name = host_name();
     while let Some(path) = next.pop() {
         if read.iter().any(|(known, _)| *known == path) || read.len() >= RULES_FILES_MAX {
             continue;
@@ -220,7 +220,7 @@ fn rules(root: &Path) -> Vec<(PathBuf, String)> {
         for line in text.lines().map(str::trim) {
             // `#include` is the older form.
             let Some((word, rest)) = line.split_once([' ', '\t']) else { continue };
-            let rest = rest.trim().trim_matches('"').replace("%h", &host_name());
+            let rest = rest.trim().trim_matches('"').replace("%h", &host_name);
             // What is relative lies beside the file that includes it.
             let at =
                 rest.strip_prefix('/').map_or_else(|| folder.join(&rest), |absolute| root.join(absolute));

@@ -1,14 +1,12 @@
 //! Who last logged in under each Linux name. A name may pass to another IAM user, by a deletion or by two renames, and what
 //! the host keeps by name would pass with it.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::id::Uid;
 use crate::paths;
-use crate::replace::write_new;
+use crate::replace::{is_private, put_private};
 use crate::served::Served;
 
 /// The owners of names. Sessions alone record them: a sweep, or a lookup, sees a new user before the host was asked whether
@@ -39,21 +37,15 @@ impl Owners {
         if self.last(name) == Some(uid) {
             return Ok(());
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
         // Two logins may come at once. No Linux name of an IAM user begins with a dot.
-        let unfinished = self.folder.join(format!(".{name}.{}", std::process::id()));
-        write_new(&unfinished, uid.to_string().as_bytes(), 0o600)?;
-        std::fs::rename(&unfinished, self.folder.join(name))?;
-        std::fs::File::open(&self.folder)?.sync_all()
+        let unfinished = format!(".{name}.{}", std::process::id());
+        put_private(&self.folder, name, &unfinished, uid.to_string().as_bytes())
     }
 
     /// The uid that last opened a session under `name`. None also if the folder could have been written by others than whoever
     /// runs this.
     pub fn last(&self, name: &str) -> Option<Uid> {
-        let is_own = std::fs::symlink_metadata(&self.folder).is_ok_and(|found| {
-            found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0
-        });
-        if !is_own {
+        if !is_private(&self.folder) {
             return None;
         }
         std::fs::read_to_string(self.folder.join(name)).ok()?.trim_end().parse().ok().map(Uid)

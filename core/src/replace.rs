@@ -1,9 +1,9 @@
 //! Replacing a file so that it is there whole, before or after: written beside it, then renamed.
 
-use std::fs::{OpenOptions, Permissions};
+use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{XattrFlags, fsetxattr, getxattr};
@@ -42,6 +42,26 @@ pub fn write_new(unfinished: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes)?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.sync_all()
+}
+
+/// Puts a file with `bytes` into `folder`, which is made for whoever runs this alone if it is not there. `unfinished` is its name
+/// until it is complete.
+///
+/// # Errors
+/// Returns an error if the folder or the file cannot be written.
+pub fn put_private(folder: &Path, name: &str, unfinished: &str, bytes: &[u8]) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let unfinished = folder.join(unfinished);
+    write_new(&unfinished, bytes, 0o600)?;
+    std::fs::rename(&unfinished, folder.join(name))?;
+    std::fs::File::open(folder)?.sync_all()
+}
+
+/// Whether `folder` is a folder that nobody but whoever runs this could have written.
+pub fn is_private(folder: &Path) -> bool {
+    std::fs::symlink_metadata(folder).is_ok_and(|found| {
+        found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0
+    })
 }
 
 /// A file of that name that nobody else has, in the place of what an earlier try left.

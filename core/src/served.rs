@@ -4,14 +4,12 @@
 //! sweep ends the processes of an unknown uid only if it is in this list, which root keeps. The name tells which ranges of
 //! subuid(5) were the user's.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::id::Uid;
 use crate::name::LinuxName;
-use crate::replace::write_new;
+use crate::replace::{is_private, put_private};
 
 /// How many uids are looked through.
 const LISTED_MAX: usize = 20_000;
@@ -34,12 +32,9 @@ impl Served {
         if self.name_of(uid).is_some_and(|known| known.as_str() == name) {
             return Ok(());
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         // Two logins may come at once.
-        let unfinished = self.0.join(format!("{uid}.{}", std::process::id()));
-        write_new(&unfinished, name.as_bytes(), 0o600)?;
-        std::fs::rename(&unfinished, self.file_of(uid))?;
-        std::fs::File::open(&self.0)?.sync_all()
+        let unfinished = format!("{uid}.{}", std::process::id());
+        put_private(&self.0, &uid.to_string(), &unfinished, name.as_bytes())
     }
 
     /// The last Linux name of a uid's user. None if the uid is not in the list, or no name was kept.
@@ -71,9 +66,7 @@ impl Served {
     }
 
     fn is_own(&self) -> bool {
-        std::fs::symlink_metadata(&self.0).is_ok_and(|found| {
-            found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0
-        })
+        is_private(&self.0)
     }
 
     fn is_listed(&self, uid: Uid) -> bool {

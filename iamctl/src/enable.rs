@@ -162,8 +162,7 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
 
 /// Refuses a trial that nothing would end, or that would take back more than it changed.
 fn check_trial(before: Option<&Record>) -> Result<(), String> {
-    let is_on = |unit: &UnitState| unit.is_enabled || unit.is_active;
-    if before.is_some() || !is_off() || states(UNITS).iter().any(is_on) {
+    if before.is_some() || !is_off() || states(UNITS).iter().any(UnitState::is_in_use) {
         return Err("it is enabled already, by iamctl or by hand; --try is for the first time".to_owned());
     }
     if !is_booted() {
@@ -252,11 +251,8 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
     changes.sort_by_key(|change| change.path == Path::new(SSHD_DROP_IN));
     let units: Vec<&str> = UNITS.iter().copied().chain([IMPORTER_UNIT, trial::TIMER]).collect();
     let before = states(&units);
-    let on: Vec<&str> = before
-        .iter()
-        .filter(|unit| unit.is_enabled || unit.is_active)
-        .map(|unit| unit.name.as_str())
-        .collect();
+    let on: Vec<&str> =
+        before.iter().filter(|unit| unit.is_in_use()).map(|unit| unit.name.as_str()).collect();
     if dry_run {
         show(context, "would take back", &changes, &on);
         return Ok(true);

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pam_iam_core::account_kind::Files;
-use pam_iam_core::config::{DEVICE_GROUPS, PRIVILEGED_GROUPS};
+use pam_iam_core::config::{PRIVILEGED_GROUPS, groups_of_root};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local;
 
@@ -204,9 +204,7 @@ fn privileged_names(groups: &[local::Group]) -> impl Iterator<Item = (String, ()
 
 /// The names in groups that mean root, each with one of these. A group that has the gid of one means root too.
 fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String, &'static str)> {
-    let names: Vec<&'static str> =
-        PRIVILEGED_GROUPS.iter().copied().filter(|name| !DEVICE_GROUPS.contains(name)).collect();
-    let gids = local::gids_of(&groups, &names);
+    let gids = local::gids_of(&groups, &groups_of_root());
     groups.into_iter().flat_map(move |group| {
         let name = gids.get(&group.gid).copied();
         name.into_iter()

@@ -5,14 +5,11 @@ use std::path::Path;
 use pam_iam_core::config::{Allowed, Config};
 
 use super::Finding;
-use crate::host::pam::{self, BECOMING, FOLDER, Role, SERVICES, Service};
+use crate::host::pam::{self, BECOMING, FOLDER, Role, SERVICES, SUDO, Service};
 use crate::host::pam_stack::{MODULE, Phase, Verdict};
 use crate::is_installed;
 
 const CHECK: &str = "PAM";
-
-/// Where sudo is, if it is installed.
-const SUDO: &str = "/usr/bin/sudo";
 
 /// Looks at the stacks of sshd, sudo and what starts jobs.
 pub fn stacks(config: &Config) -> Vec<Finding> {

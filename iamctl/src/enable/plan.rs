@@ -7,13 +7,10 @@ use pam_iam_core::paths;
 
 use super::record::{Change, Record};
 use super::{Accounts, Options};
-use crate::host::pam::{self, Role};
+use crate::host::pam::{self, Role, SUDO};
 use crate::host::pam_stack::Verdict;
 use crate::host::sshd::DROP_IN as SSHD_DROP_IN;
 use crate::host::{at, pam_stack, read};
-
-/// Where sudo is, if it is installed.
-const SUDO: &str = "/usr/bin/sudo";
 
 pub const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
 

@@ -14,6 +14,9 @@ pub const FOLDER: &str = "/etc/pam.d";
 /// Where distributions put stacks that nobody has edited. PAM reads one where there is none in [`FOLDER`].
 pub const VENDOR_FOLDER: &str = "/usr/lib/pam.d";
 
+/// Where sudo is, if it is installed.
+pub const SUDO: &str = "/usr/bin/sudo";
+
 /// The argument that makes our module decide about sudo and not about a login.
 const FOR_SUDO: &str = "policy=sudo";
 

@@ -18,6 +18,11 @@ pub struct UnitState {
 }
 
 impl UnitState {
+    /// Whether the unit runs, or each boot starts it.
+    pub fn is_in_use(&self) -> bool {
+        self.is_enabled || self.is_active
+    }
+
     /// Whether starting the unit would change nothing.
     pub fn is_on(&self) -> bool {
         self.is_enabled && (self.is_active || !is_booted())
