@@ -90,6 +90,12 @@ fn question(mut arguments: impl Iterator<Item = String>) -> Option<Question> {
 fn run(question: &Question, log: &mut Log) -> Result<(), String> {
     let found = || users::get_user_by_name(&question.user).map(|user| Uid(user.uid()));
     let Some(uid) = question.uid.or_else(found) else { return Ok(()) };
+    // sshd has looked the account up once, at the beginning. PAM would ask about whoever has the name now.
+    if uid.is_managed() && found().is_some_and(|now| now != uid) {
+        let why = "another account has the name than when the login began";
+        log.event(Level::Warning, &failed(&question.user, why));
+        return Ok(());
+    }
     let path = Path::new(&question.config);
     let config = match Config::load(path) {
         Ok(config) => config,

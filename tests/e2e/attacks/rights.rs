@@ -165,8 +165,16 @@ fn an_account_of_another_directory_with_an_iam_users_name_keeps_its_name_and_get
     machine.sh("useradd -m deploy; usermod -g dev deploy").succeeds();
     assert_eq!(machine.sh("id -Gn deploy").succeeds(), "dev");
     assert!(machine.sh("id -Gn carol | grep -w disk").succeeds().contains("iam-sudo"));
+    let ask_for_keys = format!(
+        "/usr/libexec/pam_iam/iam-authorized-keys --uid {} carol",
+        machine.sh("id -u carol").succeeds()
+    );
+    assert!(machine.sh(&ask_for_keys).succeeds().starts_with("ssh-rsa "));
     machine.sh(DIRECTORY).succeeds();
     assert_eq!(machine.sh("id carol").succeeds(), "uid=5000(carol) gid=5000(carol) groups=5000(carol)");
+    // A login that began while the directory was down, and that has the uid of IAM's carol, ends without a key.
+    assert_eq!(machine.sh(&ask_for_keys).succeeds(), "");
+    machine.logs("authpriv", "another account has the name than when the login began");
     let explained = machine.sh("iamctl explain carol").fails();
     assert!(explained.contains("another directory has the name"), "{explained}");
     // A right that the directory gives by name, to somebody else.
