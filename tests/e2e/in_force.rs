@@ -69,6 +69,21 @@ fn a_sweep_says_which_line_of_pam_and_which_setting_of_sshd_is_gone() {
 }
 
 #[test]
+fn what_a_sweep_found_wrong_for_iams_users_stands_while_a_directory_does_not_answer() {
+    let machine = machine();
+    machine.ssh("alice", "true").succeeds();
+    machine.sh("sed -i '/AuthorizedKeysFile/d' /etc/ssh/sshd_config.d/10-pam_iam.conf").succeeds();
+    let found = not_in_force(&machine);
+    assert!(found.len() == 1 && found[0].contains("sshd also takes keys"), "{found:?}");
+    // Who opens the directory's file waits for ever, and the files of sshd's settings have changed, so that sshd is asked again.
+    machine
+        .sh("mkdir -p /var/lib/extrausers; mkfifo /var/lib/extrausers/passwd
+             sed -i -E 's/^passwd:.*/passwd: files extrausers iam/' /etc/nsswitch.conf; touch /etc/ssh/sshd_config.d/99.conf")
+        .succeeds();
+    assert_eq!(not_in_force(&machine), found);
+}
+
+#[test]
 fn without_our_lines_in_pam_a_user_in_no_group_gets_nothing_of_sshd() {
     let machine = machine();
     machine.sh("sed -i '/pam_iam/d' /etc/pam.d/sshd").succeeds();

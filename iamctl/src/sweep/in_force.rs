@@ -8,7 +8,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use pam_iam_core::config::Config;
-use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::owners::Owners;
 use pam_iam_core::paths;
@@ -45,7 +44,9 @@ pub fn look(config: &Config, log: &mut Log) {
     // What does not answer is asked again by the next sweep; what it said last stands.
     let ask = || {
         let user = managed_user();
-        doctor::sshd_not_in_force(config, user.as_deref()).map(|found| (files.clone(), found))
+        let found = doctor::sshd_not_in_force(config, user.as_ref().and_then(Option::as_deref))?;
+        // Without a user sshd tells less: then a fault counts, and that none is found does not.
+        (user.is_some() || !found.is_empty()).then(|| (files.clone(), found))
     };
     let sshd = if is_due || files != record.sshd_files { ask() } else { None };
     let mut others = doctor::pam_not_in_force(config);
@@ -61,18 +62,21 @@ pub fn look(config: &Config, log: &mut Log) {
 /// How many users who were here before are looked for.
 const FORMER_MAX: usize = 5;
 
-/// A managed user with an account here: one who is logged in, or has been. The list of users would cost calls to IAM.
-fn managed_user() -> Option<String> {
-    // A directory that does not answer is not waited for.
-    let is_here = |name: &str, uid: Uid| lookup::uid_of(name) == Some(Some(uid));
+/// A managed user with an account here: one who is logged in, or has been. The list of users would cost calls to IAM. None if a
+/// look-up was not answered in time: a directory is not waited for, and what was found last stands.
+fn managed_user() -> Option<Option<String>> {
     let open = SessionRegistry::open(Path::new(paths::SESSIONS)).and_then(|registry| registry.sessions());
     let open = open.unwrap_or_default().into_iter().map(|(session, _)| (session.user, session.uid));
     let owners = Owners::of_host();
     let former =
         owners.latest_names(FORMER_MAX).into_iter().filter_map(|name| Some((owners.last(&name)?, name)));
     let former = former.map(|(uid, name)| (name, uid));
-    let mut all = open.filter(|(_, uid)| uid.is_managed()).take(FORMER_MAX).chain(former);
-    all.find(|(name, uid)| is_here(name, *uid)).map(|(name, _)| name)
+    for (name, uid) in open.filter(|(_, uid)| uid.is_managed()).take(FORMER_MAX).chain(former) {
+        if lookup::uid_of(&name)? == Some(uid) {
+            return Some(Some(name));
+        }
+    }
+    Some(None)
 }
 
 /// What files and the files in folders look like: changes whenever one of them is written, renamed, made or removed.
