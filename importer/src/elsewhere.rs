@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::User;
 use pam_iam_core::id::Uid;
@@ -46,7 +46,10 @@ impl Directories {
         let is_local =
             |name: &str, uid: Uid| accounts.iter().any(|known| known.name == name && known.uid == uid);
         let until = Instant::now() + LIMIT;
-        let users = roster.users.iter().filter(|user| !is_local(user.name.as_str(), user.uid));
+        // Each run begins with another user, so that a slow directory does not keep the same ones waiting for ever.
+        let first = begin_with(SystemTime::now(), roster.users.len());
+        let users = roster.users.iter().cycle().skip(first).take(roster.users.len());
+        let users = users.filter(|user| !is_local(user.name.as_str(), user.uid));
         let answers = users.map(|user| {
             let name = user.name.as_str();
             let answer = if Instant::now() < until {
@@ -74,6 +77,12 @@ impl Directories {
         let all = answers.iter().copied().chain(nobody);
         Self { answers: Some(all.map(|(name, answer)| (name.to_owned(), answer)).collect()) }
     }
+}
+
+/// Returns where in a list of `count` users a run that begins `now` starts: anywhere.
+fn begin_with(now: SystemTime, count: usize) -> usize {
+    let nanoseconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    usize::try_from(nanoseconds / 1_000 % count.max(1) as u128).unwrap_or_default()
 }
 
 fn look_up(name: &str, uid: Uid, is_local: &dyn Fn(&str, Uid) -> bool) -> nix::Result<Elsewhere> {

@@ -304,7 +304,13 @@ impl<'a> Planner<'a> {
         for user in &self.input.roster.users {
             match self.plan.tables.passwd.get(user.name.as_str()).map(uid_of) {
                 None if uids.contains(&user.uid) => {
-                    self.refuse(user, format!("its new name {} is still another account's", user.name));
+                    self.refuse(
+                        user,
+                        format!(
+                            "its account keeps its former name, because another account has the name {}",
+                            user.name
+                        ),
+                    );
                 }
                 None => self.create(user),
                 Some(Some(uid)) if uid == user.uid.0 => self.update(user),
