@@ -196,7 +196,9 @@ fn group_of_a_directory(
     let name = LinuxName::new(&account.name).map_err(|why| format!("the name {why}"))?;
     let given = match account.resolver(config).ask(&Request::GroupsOf { name, known: true }) {
         Ok(Answer::Groups { gids }) => gids,
-        Ok(_) => Vec::new(),
+        Ok(Answer::NotFound) => Vec::new(),
+        Ok(Answer::Error { message, .. }) => return Err(message),
+        Ok(_) => return Err("the resolver answered another question".to_owned()),
         Err(error) => return Err(error.to_string()),
     };
     Ok(elsewhere.into_iter().find(|(gid, _)| !given.contains(gid)).map(|(_, group)| group))

@@ -259,10 +259,10 @@ fn make_home(application: &mut impl Application, account: &TargetAccount, config
         && home::is_roots(&account.home)
     {
         let why = format!(
-            "is root's, and may hold files of uid {former}, who had the name before; if it holds none: echo {} >{}/{}",
+            "is root's, and may hold files of uid {former}, who had the name before; if it holds none: install -d -m 700 {folder} && echo {} >{folder}/{}",
             account.uid,
-            paths::OWNERS,
-            account.name
+            account.name,
+            folder = paths::OWNERS
         );
         application.audit(Severity::Error, &event("fail").with("error", why));
         application.message(&belonged_to_another(&account.name, &path));
