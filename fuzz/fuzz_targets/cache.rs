@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use iam_resolver::{Snapshot, cache};
+use iam_resolver::{Snapshot, cache_file};
 use libfuzzer_sys::fuzz_target;
 use pam_iam_core::config::Config;
 
 fuzz_target!(|data: &[u8]| {
     // The file with its header, and the content behind one that is right.
-    let _ = cache::fuzz::<Snapshot>(data);
+    let _ = cache_file::fuzz::<Snapshot>(data);
     if let Ok(snapshot) = serde_json::from_slice::<Snapshot>(data) {
         let saved = serde_json::to_vec(&snapshot).unwrap();
         assert_eq!(serde_json::from_slice::<Snapshot>(&saved).unwrap(), snapshot);

@@ -17,13 +17,13 @@ use pam_iam_core::wire::{
 };
 
 use crate::claims::Claims;
-use crate::directory::{Age, Directory, Identity, Lookup, Named, UserEntry};
-use crate::iam::{Iam, IamError};
 use crate::ids;
 use crate::limits::Origin;
 use crate::locals::Locals;
+use crate::lookup::roster::Roster;
+use crate::lookup::{Age, Directory, Identity, Lookup, Named, UserEntry};
 use crate::policy::{self, Verdict};
-use crate::roster::Roster;
+use crate::source::{Iam, IamError};
 use crate::trail::Trail;
 
 mod explain;

@@ -4,7 +4,7 @@ use pam_iam_core::config::Accounts;
 use pam_iam_core::id::{FIRST, Gid, LAST_HASHED, Uid};
 use sha2::{Digest, Sha256};
 
-use crate::iam::IamUser;
+use crate::source::IamUser;
 
 /// How many ids there are: 134021120.
 const COUNT: u64 = (LAST_HASHED - FIRST) as u64 + 1;

@@ -2,33 +2,28 @@
 //!
 //! `iam-resolver serve` is the daemon; `iam-resolver --once` answers one request from standard input on standard
 //! output, for hosts without it. Both decide the same way, since both are an [`answer::Answerer`] over a
-//! [`directory::Directory`] over [`aws::AwsIam`]. It runs as a user of its own and never asks NSS about a name, since
+//! [`lookup::Directory`] over [`source::iam::AwsIam`]. It runs as a user of its own and never asks NSS about a name, since
 //! that would ask itself.
 
 mod answer;
-mod aws;
-mod bucket;
-pub mod cache;
 mod claims;
 mod connection;
-mod directory;
-#[cfg(test)]
-mod fake;
-mod http;
-mod iam;
+mod daemon;
 mod ids;
 mod limits;
 mod locals;
+mod lookup;
 mod once;
+mod persist;
 mod policy;
-mod roster;
-mod saving;
+mod rate_limit;
 mod server;
-mod serving;
-pub mod sshkey;
+mod source;
 mod trail;
 
-pub use directory::{Snapshot, setup as cache_setup};
+pub use lookup::{Snapshot, setup as cache_setup};
+pub use persist::file as cache_file;
+pub use source::sshkey;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -85,7 +80,7 @@ pub fn main() -> ExitCode {
             let _ = write!(std::io::stderr(), "{}", Arguments::command().render_help());
             ExitCode::from(2)
         }
-        Some(Command::Serve { socket, cache }) => serving::main(&arguments.config, &socket, &cache),
+        Some(Command::Serve { socket, cache }) => daemon::main(&arguments.config, &socket, &cache),
         Some(Command::CheckConfig { file }) => check_config(&file),
         Some(Command::Uid { id }) => say(&ids::uid_of(&id)),
     }

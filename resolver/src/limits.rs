@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use pam_iam_core::id::Uid;
 
-use crate::bucket::Bucket;
+use crate::rate_limit::Bucket;
 
 /// Calls that the revalidation of one user costs.
 const CALLS_OF_ONE: usize = 3;

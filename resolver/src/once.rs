@@ -15,9 +15,9 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use tokio::task::LocalSet;
 
 use crate::answer::Answerer;
-use crate::aws::AwsIam;
-use crate::directory::Directory;
+use crate::lookup::Directory;
 use crate::server;
+use crate::source::iam::AwsIam;
 
 /// Answers one request and exits: 0 if there was an answer, whatever it said.
 ///

@@ -22,8 +22,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::answer::{Answerer, Asker};
 use crate::connection::Connection;
-use crate::iam::Iam;
 use crate::limits::Origin;
+use crate::source::Iam;
 
 /// Connections at once. Each may cost a few descriptors; the unit's `LimitNOFILE` has room for all.
 const CONNECTIONS_MAX: usize = 512;

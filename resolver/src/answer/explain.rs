@@ -14,11 +14,11 @@ use pam_iam_core::wire::{
 };
 
 use super::{AnswerError, Answerer};
-use crate::directory::{Identity, Keys, UserEntry};
-use crate::iam::{Iam, IamError, IamUser};
 use crate::ids;
 use crate::limits::Origin;
-use crate::roster::{Refused, Roster};
+use crate::lookup::roster::{Refused, Roster};
+use crate::lookup::{Identity, Keys, UserEntry};
+use crate::source::{Iam, IamError, IamUser};
 
 /// How many users are asked about at once when all are gone over: slow enough for IAM's own limits.
 const USERS_AT_ONCE: usize = 5;

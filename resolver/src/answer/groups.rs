@@ -9,11 +9,11 @@ use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Group, Policy, User};
 
 use super::{AnswerError, Answerer, Asker, verdict_by};
-use crate::directory::{Identity, Named, UserEntry};
-use crate::iam::{Iam, IamGroup, IamId};
 use crate::ids;
 use crate::limits::Origin;
-use crate::roster::Roster;
+use crate::lookup::roster::Roster;
+use crate::lookup::{Identity, Named, UserEntry};
+use crate::source::{Iam, IamGroup, IamId};
 
 static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
 static IAM_SUDO_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_SUDO));

@@ -6,10 +6,10 @@ use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
 
 use super::{AnswerError, Answerer};
-use crate::directory::Identity;
-use crate::iam::{Iam, IamUser};
 use crate::ids;
-use crate::roster::Roster;
+use crate::lookup::Identity;
+use crate::lookup::roster::Roster;
+use crate::source::{Iam, IamUser};
 
 /// What an IAM user who may log in has on this host.
 enum Eligibility {

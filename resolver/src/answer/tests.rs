@@ -1,5 +1,5 @@
 use super::*;
-use crate::fake::{FINGERPRINT, FakeIam, config, id, ids_that_meet, linux};
+use crate::source::fake::{FINGERPRINT, FakeIam, config, id, ids_that_meet, linux};
 use pam_iam_core::id::Gid;
 use pam_iam_core::log::Log;
 use pam_iam_core::wire::{Group, Roster};

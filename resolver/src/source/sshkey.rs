@@ -44,12 +44,12 @@ pub fn usable(body: &str) -> Result<PublicKey, Unusable> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::KEY;
+    use crate::source::fake::KEY;
 
-    const RSA_1024: &str = include_str!("../testdata/rsa1024.pub");
-    const RSA_2048: &str = include_str!("../testdata/rsa2048.pub");
-    const DSA: &str = include_str!("../testdata/dsa.pub");
-    const ECDSA: &str = include_str!("../testdata/ecdsa.pub");
+    const RSA_1024: &str = include_str!("../../testdata/rsa1024.pub");
+    const RSA_2048: &str = include_str!("../../testdata/rsa2048.pub");
+    const DSA: &str = include_str!("../../testdata/dsa.pub");
+    const ECDSA: &str = include_str!("../../testdata/ecdsa.pub");
 
     #[test]
     fn good_keys_are_taken_without_their_comments() {

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::Directory;
 use super::fetch::{Running, bounded, shared};
-use crate::iam::{Iam, IamError};
-use crate::roster::Roster;
+use crate::lookup::roster::Roster;
+use crate::source::{Iam, IamError};
 
 /// After the roster could not be read, how long nobody tries again, but who keeps it.
 pub(super) const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);

@@ -14,11 +14,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::{CacheEntry, Directory, Identity, UserEntry};
-use crate::cache::milliseconds;
-use crate::iam::{Iam, IamId};
 use crate::ids;
-use crate::roster::{Roster, SavedRoster};
-use crate::sshkey;
+use crate::lookup::roster::{Roster, SavedRoster};
+use crate::persist::file::milliseconds;
+use crate::source::sshkey;
+use crate::source::{Iam, IamId};
 
 /// How long an answer waits until what was taken away is on the disk, so that after a crash no older answer comes back. A
 /// disk that is slower keeps nobody waiting longer, and nobody at all before it has written something again.

@@ -7,6 +7,12 @@ use pam_iam_core::name::IamName;
 use pam_iam_core::wire::Route;
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+pub mod fake;
+mod http;
+pub mod iam;
+pub mod sshkey;
+
 /// The immutable id of an IAM user or group (`AIDA...`, `AGPA...`): it is never given to another one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

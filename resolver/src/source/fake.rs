@@ -8,8 +8,8 @@ use std::time::Duration;
 use pam_iam_core::config::Config;
 use pam_iam_core::name::{IamName, LinuxName};
 
-use crate::iam::{CallStats, Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
+use crate::source::{CallStats, Iam, IamError, IamGroup, IamId, IamUser};
 
 /// A key that `ssh-keygen` made.
 pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe";

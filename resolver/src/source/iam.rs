@@ -20,8 +20,8 @@ use pam_iam_core::name::IamName;
 use pam_iam_core::wire::Route;
 use tokio::time::Instant;
 
-use crate::http::{self, Proxy};
-use crate::iam::{CallStats, Iam, IamError, IamGroup, IamId, IamUser};
+use super::http::{self, Proxy};
+use crate::source::{CallStats, Iam, IamError, IamGroup, IamId, IamUser};
 
 /// Tries per call, within `aws.total_timeout`.
 const ATTEMPTS: u32 = 3;

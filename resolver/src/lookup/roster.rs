@@ -13,9 +13,9 @@ use pam_iam_core::name::{IamName, LinuxName};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::cache::milliseconds;
-use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
+use crate::persist::file::milliseconds;
+use crate::source::{Iam, IamError, IamGroup, IamId, IamUser};
 
 /// The list of users who may log in.
 #[derive(Clone, Debug)]
@@ -238,7 +238,7 @@ fn accounts(mut everybody: Vec<IamUser>, settings: &Accounts) -> Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{FakeIam, config, id, linux};
+    use crate::source::fake::{FakeIam, config, id, linux};
 
     fn user(name: &str, id: &str, created: i64) -> IamUser {
         IamUser { name: IamName::user(name).unwrap(), id: IamId::new(id).unwrap(), created }
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_uid_that_two_have_goes_to_the_elder() {
-        let (one, other) = crate::fake::ids_that_meet();
+        let (one, other) = crate::source::fake::ids_that_meet();
         let (names, refused) = names(vec![user("late", &one, 20), user("early", &other, 10)]);
         assert_eq!(names, ["early"]);
         assert!(refused[0].starts_with("late: it has the uid "), "{refused:?}");

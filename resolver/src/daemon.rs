@@ -22,11 +22,11 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::answer::Answerer;
-use crate::aws::AwsIam;
-use crate::directory::Directory;
-use crate::iam::Iam;
-use crate::saving::Keeper;
+use crate::lookup::Directory;
+use crate::persist::Keeper;
 use crate::server::{self, Listener};
+use crate::source::Iam;
+use crate::source::iam::AwsIam;
 
 /// Everybody may connect; who may ask what is told from the peer's credentials.
 const SOCKET_MODE: u32 = 0o666;

@@ -16,18 +16,19 @@ use pam_iam_core::wire::{Policy, Source};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::cache;
-use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
 use crate::limits::{Limits, Origin};
+use crate::lookup::roster::Roster;
+use crate::persist::file;
 use crate::policy;
-use crate::roster::Roster;
+use crate::source::{Iam, IamError, IamGroup, IamId, IamUser};
 
-mod access;
 mod fetch;
-mod listed;
-mod lookup;
 mod memory;
+mod query;
+mod read_roster;
+pub mod roster;
+mod tags;
 #[cfg(test)]
 mod tests;
 
@@ -166,7 +167,7 @@ struct State {
     /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
     bodies: HashMap<(IamId, String), Option<PublicKey>>,
     /// Who may do what, where a tag of the instance says so.
-    tags: access::Tags,
+    tags: tags::Tags,
     roster: Option<Rc<Roster>>,
     roster_fetch: Option<Running<Roster>>,
     roster_failed: Option<(Instant, IamError)>,
@@ -214,7 +215,7 @@ impl<I: Iam> Directory<I> {
             names: HashMap::new(),
             fetches: HashMap::new(),
             bodies: HashMap::new(),
-            tags: access::Tags::default(),
+            tags: tags::Tags::default(),
             roster: None,
             roster_fetch: None,
             roster_failed: None,
@@ -231,7 +232,7 @@ impl<I: Iam> Directory<I> {
             state: RefCell::new(state),
             changes: memory::Changes::default(),
             saved: RefCell::default(),
-            slept: Cell::new(cache::slept()),
+            slept: Cell::new(file::slept()),
         })
     }
 
@@ -452,7 +453,7 @@ impl<I: Iam> Directory<I> {
         state.failing.clear();
         (state.roster, state.roster_fetch, state.roster_failed) = (None, None, None);
         state.silent = None;
-        state.tags = access::Tags::default();
+        state.tags = tags::Tags::default();
         drop(state);
         self.count_revocation();
         count
@@ -460,7 +461,7 @@ impl<I: Iam> Directory<I> {
 
     /// Makes everything that is known older by the time that the machine slept, which the clock of this program leaves out.
     pub fn notice_sleep(&self) {
-        self.wake(cache::slept());
+        self.wake(file::slept());
     }
 
     fn wake(&self, slept: Duration) {
@@ -512,7 +513,7 @@ impl<I: Iam> Directory<I> {
     }
 
     /// The calls to IAM so far.
-    pub fn stats(&self) -> crate::iam::CallStats {
+    pub fn stats(&self) -> crate::source::CallStats {
         self.iam.stats()
     }
 

@@ -1,7 +1,7 @@
 use super::fetch::{BACK_OFF, OUTAGE, PATIENCE_IN_OUTAGE};
 use super::*;
-use crate::fake::{FakeIam, KEY, config, linux};
 use crate::ids;
+use crate::source::fake::{FakeIam, KEY, config, linux};
 use futures_util::future::join_all;
 use tokio::task::spawn_local;
 
@@ -220,7 +220,7 @@ async fn after_renamings_everybody_is_who_they_are() {
     let directory = directory(USERS);
     directory.iam.add("bob", &["users"]);
     directory.iam.add("alice", &["users"]);
-    let uid = |number| ids::uid_of(&crate::fake::id(number));
+    let uid = |number| ids::uid_of(&crate::source::fake::id(number));
     find(&directory, "alice").await.unwrap();
     // alice is called alicia now, and bob alice.
     directory.iam.rename("alice", "alicia");
@@ -245,7 +245,7 @@ async fn a_uid_whose_user_was_renamed_is_found_by_the_roster() {
     directory.read_roster().await.unwrap();
     tokio::time::advance(Duration::from_secs(11)).await;
     find(&directory, "alice").await.unwrap();
-    let found = directory.find_uid(ids::uid_of(&crate::fake::id(1)), Origin::Host).await.unwrap();
+    let found = directory.find_uid(ids::uid_of(&crate::source::fake::id(1)), Origin::Host).await.unwrap();
     assert_eq!(found.map(|(name, _)| name), Some(linux("alicia")));
 }
 
@@ -313,7 +313,7 @@ async fn a_uid_is_found_by_the_roster_and_by_who_was_seen() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     directory.iam.add("bob", &[]);
-    let uid = |number| ids::uid_of(&crate::fake::id(number));
+    let uid = |number| ids::uid_of(&crate::source::fake::id(number));
     let name = |found: Option<(LinuxName, Named)>| found.map(|(name, _)| name);
     assert_eq!(name(directory.find_uid(uid(1), Origin::Host).await.unwrap()), Some(linux("alice")));
     assert_eq!(name(directory.find_uid(uid(2), Origin::Host).await.unwrap()), None);
@@ -358,7 +358,7 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
     assert!(
         matches!(&find(&after, "deploy").await.unwrap().entry.identity, Identity::Members(team) if team.len() == 2)
     );
-    let uid = ids::uid_of(&crate::fake::id(1));
+    let uid = ids::uid_of(&crate::source::fake::id(1));
     assert_eq!(after.find_uid(uid, Origin::Host).await.unwrap().unwrap().0, linux("alice"));
     let names: Vec<LinuxName> = after.last_roster().unwrap().users().map(|(name, _)| name.clone()).collect();
     assert_eq!(names, [linux("alice"), linux("bob")]);
@@ -482,7 +482,7 @@ async fn after_a_restart_the_list_says_who_there_is_and_not_who_there_is_not() {
     before.iam.people.borrow_mut().remove("bob");
     assert_eq!(find(&before, "bob").await.unwrap().entry.identity, Identity::NotFound);
     let after = restarted(&before, USERS, Duration::ZERO);
-    let uid = |number| ids::uid_of(&crate::fake::id(number));
+    let uid = |number| ids::uid_of(&crate::source::fake::id(number));
     assert!(after.find_uid(uid(7), Origin::Host).await.is_err());
     assert_eq!(after.record(&linux("bob")).unwrap().identity, Identity::NotFound);
     after.iam.fail(None);

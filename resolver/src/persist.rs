@@ -9,9 +9,11 @@ use std::time::Duration;
 use pam_iam_core::log::{Level, Log};
 use tokio::task::{JoinError, spawn_blocking};
 
-use crate::cache::{CacheError, Clock, Store};
-use crate::directory::{Change, Directory, Snapshot, setup};
-use crate::iam::Iam;
+use self::file::{CacheError, Clock, Store};
+pub mod file;
+
+use crate::lookup::{Change, Directory, Snapshot, setup};
+use crate::source::Iam;
 
 /// How long something new waits for more before it is written.
 const NEWS_DELAY: Duration = Duration::from_secs(5);

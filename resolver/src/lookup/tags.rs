@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::Directory;
 use super::fetch::{Running, shared};
-use super::listed::ROSTER_BACK_OFF;
-use crate::iam::{Iam, IamError};
+use super::read_roster::ROSTER_BACK_OFF;
+use crate::source::{Iam, IamError};
 
 /// What the tags said, each with the moment before it was asked.
 #[derive(Default)]

@@ -11,7 +11,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, timeout};
 
 use super::{CacheEntry, Directory, Identity, State};
-use crate::iam::{Iam, IamError};
+use crate::source::{Iam, IamError};
 
 /// After IAM could not be reached for a user, how long nobody waits for that again. By user, since a failure for one
 /// must not serve an old answer for another.

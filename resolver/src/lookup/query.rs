@@ -12,9 +12,9 @@ use pam_iam_core::name::{self, IamName, LinuxName};
 use tokio::time::Instant;
 
 use super::{CacheEntry, Directory, Identity, Keys, UserEntry};
-use crate::iam::{Iam, IamError, IamGroup, IamId, IamUser};
 use crate::ids;
-use crate::sshkey;
+use crate::source::sshkey;
+use crate::source::{Iam, IamError, IamGroup, IamId, IamUser};
 
 /// How many members of a shared account are asked about at once.
 const MEMBERS_AT_ONCE: usize = 10;
