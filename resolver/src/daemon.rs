@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::answer::Answerer;
 use crate::lookup::Directory;
-use crate::persist::Keeper;
+use crate::persist::CacheWriter;
 use crate::server::{self, Listener};
 use crate::source::Iam;
 use crate::source::iam::AwsIam;
@@ -68,8 +68,8 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
         }
         let directory = Directory::new(iam, config, self::log());
         let (stop, stopped) = oneshot::channel::<()>();
-        let keeper = Keeper::new(Rc::clone(&directory), cache, self::log());
-        let keeping = spawn_local(keeper.keep(async { drop(stopped.await) }));
+        let writer = CacheWriter::new(Rc::clone(&directory), cache, self::log());
+        let writing = spawn_local(writer.run(async { drop(stopped.await) }));
         let answerer = Rc::new(Answerer::new(Rc::clone(&directory)));
         spawn_local(keep_roster(directory, Rc::clone(&answerer)));
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -81,7 +81,7 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
         }
         drop(stop);
         // A disk that hangs does not keep the next resolver from its work.
-        let _ = timeout(LAST_SAVE_MAX, keeping).await;
+        let _ = timeout(LAST_SAVE_MAX, writing).await;
         if bound {
             // The next resolver makes its own; between the two, clients see that nobody listens.
             let _ = std::fs::remove_file(socket);

@@ -21,8 +21,8 @@ mod server;
 mod source;
 mod trail;
 
-pub use lookup::{Snapshot, setup as cache_setup};
 pub use persist::file as cache_file;
+pub use persist::snapshot::{Snapshot, setup as cache_setup};
 pub use source::sshkey;
 
 use std::io::Write;

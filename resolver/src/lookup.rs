@@ -1,30 +1,31 @@
-//! Who is this, and how fresh is what we know? One fetch for all who wait for the same user.
+//! The directory of users: who has a Linux name or a uid, from the cache or from IAM.
 //!
-//! The runtime has one thread, so the state is a `RefCell` that is never borrowed across an await.
+//! [`Directory::lookup`] answers for decisions, [`Directory::lookup_name`] and [`Directory::lookup_uid`] for showing names.
+//! The runtime has one thread, so the state is in `RefCell`s, and none is borrowed across an await.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use pam_iam_core::config::{Access, Config};
 use pam_iam_core::id::Uid;
-use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::wire::{Policy, Source};
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::ids;
+use self::cache::{Cache, CacheEntry, Identity, Lookup, UserEntry};
+use self::fetch::Fetches;
+use self::roster::Roster;
 use crate::limits::{Limits, Origin};
-use crate::lookup::roster::Roster;
+use crate::persist::dirty::{Dirty, DirtyState};
 use crate::persist::file;
+use crate::persist::snapshot::Snapshot;
 use crate::policy;
-use crate::source::{Iam, IamError, IamGroup, IamId, IamUser};
+use crate::source::{CallStats, Cause, Iam, IamError};
 
+pub mod cache;
 mod fetch;
-mod memory;
 mod query;
 mod read_roster;
 pub mod roster;
@@ -32,169 +33,30 @@ mod tags;
 #[cfg(test)]
 mod tests;
 
-/// Where the limit of revalidations is used up, up to which age an answer serves all the same: as long as by default it is not
-/// even stale.
+/// While the limit of revalidations is used up, an entry up to this age serves: by default it is not even stale. With a
+/// `max_age` of 0, a user who uses sudo often is not refused for that.
 const LIMITED_MAX_AGE: Duration = Duration::from_secs(10);
 
-/// How old the roster has to be to be read again out of turn, when a name that is not on it comes and the bucket of
-/// look-ups is empty.
+/// If a name is not on the roster and the limit of unknown names is used up, the roster is read again if it is older than this.
 const ROSTER_URGENT: Duration = Duration::from_secs(30);
 
-use fetch::Running;
-pub use memory::{Change, Snapshot, setup};
-
-/// What IAM says about the owner of a Linux name.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Identity {
-    /// There is no such user.
-    NotFound,
-    /// This user.
-    User(UserEntry),
-    /// More than one user: nobody gets the name.
-    Ambiguous(Vec<IamName>),
-    /// IAM denies this host to look.
-    AccessDenied,
-    /// The name is that of a local account that these users share. Their groups are those that let them.
-    Members(Vec<UserEntry>),
-}
-
-impl Identity {
-    fn has_uid(&self, uid: Uid) -> bool {
-        matches!(self, Self::User(person) if person.uid == uid)
-    }
-}
-
-/// An IAM user with all that a login needs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "SavedUserEntry")]
-pub struct UserEntry {
-    /// The user.
-    pub user: IamUser,
-    /// The uid, from the user's id, and so not saved.
-    #[serde(skip_serializing)]
-    pub uid: Uid,
-    /// The groups.
-    pub groups: Vec<IamGroup>,
-    /// The active keys.
-    pub keys: Keys,
-    /// The ids of the others, as far as they were asked for.
-    pub inactive: Vec<String>,
-}
-
-/// A [`UserEntry`] on the disk.
-#[derive(Deserialize)]
-struct SavedUserEntry {
-    user: IamUser,
-    groups: Vec<IamGroup>,
-    keys: Keys,
-    inactive: Vec<String>,
-}
-
-impl From<SavedUserEntry> for UserEntry {
-    fn from(SavedUserEntry { user, groups, keys, inactive }: SavedUserEntry) -> Self {
-        Self { uid: ids::uid_of(user.id.as_str()), user, groups, keys, inactive }
-    }
-}
-
-/// Keys by their ids; none for a key that is not usable.
-pub type Keys = Vec<(String, Option<PublicKey>)>;
-
-/// What is known of a name, and since when.
-#[derive(Debug)]
-pub struct CacheEntry {
-    /// What.
-    pub identity: Identity,
-    /// Since when. The moment before the first call, so that an age is never told too young.
-    pub at: Instant,
-    /// When something was last taken away from it.
-    pub revoked_at: Instant,
-}
-
-impl CacheEntry {
-    fn new(identity: Identity, at: Instant) -> Self {
-        Self { identity, at, revoked_at: at }
-    }
-
-    fn older_by(&self, span: Duration) -> Option<Self> {
-        let (at, revoked_at) = (self.at.checked_sub(span)?, self.revoked_at.checked_sub(span)?);
-        Some(Self { identity: self.identity.clone(), at, revoked_at })
-    }
-}
-
-/// A record with the way it came.
-#[derive(Clone, Debug)]
-pub struct Lookup {
-    /// The record.
-    pub entry: Rc<CacheEntry>,
-    /// The way.
-    pub source: Source,
-}
-
-/// What the resolver knows.
-pub struct Directory<I> {
-    iam: I,
-    /// The configuration.
-    pub config: Config,
-    /// When this directory was opened.
-    pub started: Instant,
-    /// Who may do what, where the configuration says so itself.
-    fixed_access: Rc<Access>,
-    log: RefCell<Log>,
-    state: RefCell<State>,
-    /// What is to be saved.
-    changes: memory::Changes,
-    saved: RefCell<Saved>,
-    /// How long the machine has slept since its boot, as far as it was noticed.
-    slept: Cell<Duration>,
-}
-
-/// What came of saving.
-#[derive(Clone, Debug, Default)]
-pub struct Saved {
-    /// When it last worked.
-    pub at: Option<Instant>,
-    /// The size of the file then, in bytes.
-    pub bytes: u64,
-    /// Why it last did not, unless it has since.
-    pub error: Option<String>,
-}
-
-struct State {
-    /// What was learned of names.
-    records: HashMap<LinuxName, Rc<CacheEntry>>,
-    names: HashMap<Uid, LinuxName>,
-    fetches: HashMap<LinuxName, Running<CacheEntry>>,
-    /// The bodies of keys, by user and id; none for a key that is not usable. They never change.
-    bodies: HashMap<(IamId, String), Option<PublicKey>>,
-    /// Who may do what, where a tag of the instance says so.
-    tags: tags::Tags,
-    roster: Option<Rc<Roster>>,
-    roster_fetch: Option<Running<Roster>>,
-    roster_failed: Option<(Instant, IamError)>,
-    limits: Limits,
-    /// The users about whom IAM was silent when it was last asked: when that was, and why.
-    failing: HashMap<LinuxName, (Instant, IamError)>,
-    /// When IAM was last silent about anybody, unless it has answered since.
-    silent: Option<Instant>,
-}
-
-/// How old an answer may be.
+/// How old an answer may be, and who asks.
 #[derive(Clone, Copy, Debug)]
-pub struct Age {
-    /// Up to this age it is taken without asking.
-    pub fresh: Duration,
-    /// Up to this age it is taken while IAM cannot be reached.
-    pub offline: Duration,
-    /// Whose limit a call counts against.
+pub struct Freshness {
+    /// Up to this age an entry serves without asking IAM.
+    pub max_age: Duration,
+    /// Up to this age an entry serves while IAM does not answer.
+    pub stale_if_error: Duration,
+    /// Whose limit a call to IAM counts against.
     pub origin: Origin,
 }
 
 /// What is known of a name without asking IAM.
 #[derive(Clone, Debug)]
 pub enum Named {
-    /// What was learned of it.
+    /// The name has an entry.
     Cached(Lookup),
-    /// It is on the roster, and nothing newer is known.
+    /// The roster lists it, and there is no newer entry.
     Listed(Rc<Roster>),
 }
 
@@ -207,280 +69,364 @@ impl Named {
     }
 }
 
+/// Whether IAM may be asked about a name.
+enum Permission {
+    Granted,
+    /// The limit of unknown names is used up, and the roster does not list the name: there is no such user.
+    NotListed,
+    /// The limit of revalidations is used up.
+    OverLimit,
+}
+
+/// Everything that the resolver knows of users, and the way to learn more.
+pub struct Directory<I> {
+    iam: I,
+    /// The configuration.
+    pub config: Config,
+    /// When this directory was made.
+    pub started: Instant,
+    /// What the disk lacks of the cache.
+    pub dirty: DirtyState,
+    /// The rules of access, where no instance tag is involved.
+    fixed_access: Rc<Access>,
+    log: RefCell<Log>,
+    cache: RefCell<Cache>,
+    fetches: RefCell<Fetches>,
+    limits: RefCell<Limits>,
+    /// How long the machine has slept since its boot, when that was last looked at.
+    slept: Cell<Duration>,
+}
+
 impl<I: Iam> Directory<I> {
-    /// An empty directory.
+    /// Returns an empty directory.
     pub fn new(iam: I, config: Config, log: Log) -> Rc<Self> {
-        let state = State {
-            records: HashMap::new(),
-            names: HashMap::new(),
-            fetches: HashMap::new(),
-            bodies: HashMap::new(),
-            tags: tags::Tags::default(),
-            roster: None,
-            roster_fetch: None,
-            roster_failed: None,
-            limits: Limits::new(config.freshness.unknown_per_minute),
-            failing: HashMap::new(),
-            silent: None,
-        };
         Rc::new(Self {
             iam,
             fixed_access: Rc::new(config.access.clone()),
+            limits: RefCell::new(Limits::new(config.freshness.unknown_per_minute)),
             config,
             started: Instant::now(),
+            dirty: DirtyState::default(),
             log: RefCell::new(log),
-            state: RefCell::new(state),
-            changes: memory::Changes::default(),
-            saved: RefCell::default(),
+            cache: RefCell::default(),
+            fetches: RefCell::default(),
             slept: Cell::new(file::slept()),
         })
     }
 
-    /// Who `name` is.
+    /// Returns who has `name`, for a decision.
     ///
     /// # Errors
-    /// [`IamError::Unreachable`] when there is no answer that is young enough.
-    pub async fn find(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Lookup, IamError> {
-        let lookup = self.find_unsettled(name, age).await;
-        self.settle().await;
+    /// Returns an error if IAM does not answer, or was not asked because of a limit, and there is no entry that may serve.
+    pub async fn lookup(self: &Rc<Self>, name: &LinuxName, freshness: Freshness) -> Result<Lookup, IamError> {
+        let lookup = match self.entry_up_to(name, freshness.max_age) {
+            Some(entry) => Ok(Lookup::cached(entry)),
+            None => match self.permission(name, freshness.origin).await {
+                Ok(Permission::Granted) => match self.fetch(name).await {
+                    Ok(entry) => Ok(Lookup { entry, source: Source::Iam }),
+                    // The entry is read again: half an answer may have taken something away from it.
+                    Err(error) => {
+                        let stale = self.entry_up_to(name, freshness.stale_if_error);
+                        stale.map(|entry| Lookup { entry, source: Source::Offline }).ok_or(error)
+                    }
+                },
+                Ok(Permission::NotListed) => {
+                    Ok(Lookup::cached(Rc::new(CacheEntry::new(Identity::NotFound, Instant::now()))))
+                }
+                Ok(Permission::OverLimit) => {
+                    self.entry_up_to(name, LIMITED_MAX_AGE).map(Lookup::cached).ok_or(IamError::Limited)
+                }
+                Err(error) => Err(error),
+            },
+        };
+        // Nobody hears of a withdrawal before the disk has it.
+        self.dirty.wait_until_persisted().await;
         lookup
     }
 
-    async fn find_unsettled(self: &Rc<Self>, name: &LinuxName, age: Age) -> Result<Lookup, IamError> {
-        let known = self.record(name);
-        if let Some(record) = known.clone().filter(|record| record.at.elapsed() < age.fresh) {
-            return Ok(Lookup { entry: record, source: Source::Cache });
+    /// Returns whether IAM may be asked about `name` on behalf of `origin`, and counts it against the limits.
+    ///
+    /// # Errors
+    /// Returns an error if nobody can tell whether the name is worth a call.
+    async fn permission(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<Permission, IamError> {
+        // A fetch that is shared, or answered by its last failure, costs no call of its own.
+        if self.fetches.borrow().has(name) || self.recent_failure(name).is_some() {
+            return Ok(Permission::Granted);
         }
-        let somebody = self.config.shared.contains_key(name)
-            || known
-                .is_some_and(|record| matches!(record.identity, Identity::User(_) | Identity::Ambiguous(_)));
-        // What costs no call of its own takes no part of a limit.
-        let is_free = self.state.borrow().fetches.contains_key(name) || self.recent_failure(name).is_some();
-        if !somebody && !is_free && !self.may_query_iam(name, age.origin).await? {
-            let record = Rc::new(CacheEntry::new(Identity::NotFound, Instant::now()));
-            return Ok(Lookup { entry: record, source: Source::Cache });
-        }
-        if somebody && !is_free && !self.may_revalidate(name, age.origin) {
-            // With a `max_age` of 0, whoever uses sudo often is not to be refused for that.
-            let recent = self.record(name).filter(|record| record.at.elapsed() < LIMITED_MAX_AGE);
-            return recent
-                .map(|record| Lookup { entry: record, source: Source::Cache })
-                .ok_or(IamError::Limited);
-        }
-        match self.fetch_soon(name).await {
-            Ok(record) => Ok(Lookup { entry: record, source: Source::Iam }),
-            Err(IamError::Limited) => Err(IamError::Limited),
-            Err(error) => {
-                // Looked up anew: half an answer may have taken something away from it.
-                let usable = self.record(name).filter(|record| record.at.elapsed() < age.offline);
-                usable.map(|record| Lookup { entry: record, source: Source::Offline }).ok_or(error)
-            }
-        }
+        let entry = self.entry(name);
+        let is_known = self.config.shared.contains_key(name)
+            || entry
+                .is_some_and(|entry| matches!(entry.identity, Identity::User(_) | Identity::Ambiguous(_)));
+        Ok(match is_known {
+            true if self.may_revalidate(name, origin) => Permission::Granted,
+            true => Permission::OverLimit,
+            false if self.may_query_iam(name, origin).await? => Permission::Granted,
+            false => Permission::NotListed,
+        })
     }
 
     /// Whether `origin` may have calls made about a name that is known.
     fn may_revalidate(&self, name: &LinuxName, origin: Origin) -> bool {
-        let record = self.record(name);
-        let mut state = self.state.borrow_mut();
-        match record.as_deref().map(|record| &record.identity) {
-            Some(Identity::Members(members)) => state.limits.take_shared_account(origin, members.len()),
-            _ => state.limits.take_revalidation(origin),
+        let entry = self.entry(name);
+        let mut limits = self.limits.borrow_mut();
+        match entry.as_deref().map(|entry| &entry.identity) {
+            Some(Identity::Members(members)) => limits.take_shared_account(origin, members.len()),
+            _ => limits.take_revalidation(origin),
         }
     }
 
-    /// What is known of `name`, for showing it: names are not decisions. A user who may log in costs no call, however old that
-    /// is. A user of whom the last answer was that he may not costs one for each `max_age`, from the limit of unknown names
-    /// and on behalf of the host or of a client of sshd alone: so one who is added to a group gets in at the first attempt.
-    /// Any other name costs one from that limit.
+    /// Whether `origin` may have calls made about a name that is unknown: the roster lists it, or the limit of unknown names has
+    /// room for each IAM user who could have the name, or the roster lists it when it is read for this. So a client who guesses
+    /// names costs little, and no new user is kept out.
     ///
     /// # Errors
-    /// [`IamError`] when nothing is known and IAM does not say.
-    pub async fn find_name(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<Named, IamError> {
-        let freshness = &self.config.freshness;
-        let (max_age, offline) = (freshness.max_age.0, freshness.offline.0);
-        let ask = |origin| self.find(name, Age { fresh: max_age, offline, origin });
+    /// Returns an error if the limit is used up and the roster cannot be read.
+    async fn may_query_iam(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<bool, IamError> {
+        let roster = self.last_roster();
+        if roster.as_ref().is_some_and(|roster| roster.has(name)) {
+            return match self.limits.borrow_mut().take_revalidation(origin) {
+                true => Ok(true),
+                false => Err(IamError::Limited),
+            };
+        }
+        let candidates = name::candidates(name, &self.config.accounts.drop_suffix).len();
+        if self.limits.borrow_mut().take_unknown(origin, candidates) {
+            return Ok(true);
+        }
+        match roster {
+            Some(roster) if roster.age() <= ROSTER_URGENT => Ok(false),
+            _ => Ok(self.roster_now().await?.has(name)),
+        }
+    }
+
+    /// Returns who has `name`, for showing it: names are not decisions. A user who may log in costs no call, however old the
+    /// entry. A user who may not costs one fetch per `max_age`, within the limit of unknown names and on behalf of the host or a
+    /// client of sshd alone: so a user who is added to a group gets in at the first attempt. Any other name costs one fetch
+    /// within that limit.
+    ///
+    /// # Errors
+    /// Returns an error if nothing is known and IAM does not answer.
+    pub async fn lookup_name(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<Named, IamError> {
+        let max_age = self.config.freshness.max_age.0;
+        let query = |origin| self.lookup(name, self.login_freshness(origin));
         let lookup = match self.known_name(name) {
-            None => return ask(origin).await.map(Named::Cached),
+            None => return query(origin).await.map(Named::Cached),
             Some(Named::Listed(roster)) => return Ok(Named::Listed(roster)),
             Some(Named::Cached(lookup)) => lookup,
         };
-        let known = &lookup.entry.identity;
-        let age = lookup.entry.at.elapsed();
-        let is_listed =
-            self.last_roster().is_some_and(|roster| roster.at.elapsed() < offline && roster.has(name));
-        let is_recent = is_listed || age < freshness.roster.0.max(max_age);
-        if age < max_age || is_recent && self.is_allowed(known).await {
+        let (identity, age) = (&lookup.entry.identity, lookup.entry.age());
+        let is_listed = self.serving_roster().is_some_and(|roster| roster.has(name));
+        let is_recent = is_listed || age < self.config.freshness.roster.0.max(max_age);
+        if age < max_age || is_recent && self.is_allowed(identity).await {
             return Ok(Named::Cached(lookup));
         }
-        if !matches!(known, Identity::User(_) | Identity::Ambiguous(_)) {
-            return ask(origin).await.map(Named::Cached);
+        if !matches!(identity, Identity::User(_) | Identity::Ambiguous(_)) {
+            return query(origin).await.map(Named::Cached);
         }
         if matches!(origin, Origin::User(_)) || !self.may_query_iam(name, origin).await? {
             return Ok(Named::Cached(lookup));
         }
-        // What it costs is taken.
-        ask(Origin::Host).await.map(Named::Cached)
+        // The limit of unknown names was charged; that of revalidations must not be as well.
+        query(Origin::Host).await.map(Named::Cached)
     }
 
-    /// What is known of `name` now, as long as an answer may serve while IAM cannot be asked.
+    /// Returns what is known of `name` without asking IAM: the entry, or the roster if it is newer. None if neither is young
+    /// enough to serve while IAM does not answer.
     pub fn known_name(&self, name: &LinuxName) -> Option<Named> {
-        let offline = self.config.freshness.offline.0;
-        let roster = self.last_roster().filter(|roster| roster.at.elapsed() < offline && roster.has(name));
-        let record = self.record(name).filter(|record| record.at.elapsed() < offline);
-        // What was learned since the roster was read is newer.
-        let newer = record.filter(|record| roster.as_ref().is_none_or(|roster| record.at >= roster.ended));
-        match newer {
-            Some(record) => Some(Named::Cached(Lookup { entry: record, source: Source::Cache })),
-            None => roster.map(Named::Listed),
-        }
+        let roster = self.serving_roster().filter(|roster| roster.has(name));
+        let entry = self.entry_up_to(name, self.config.freshness.offline.0);
+        let newer =
+            entry.filter(|entry| roster.as_ref().is_none_or(|roster| entry.fetched_at >= roster.ended_at));
+        newer.map(|entry| Named::Cached(Lookup::cached(entry))).or(roster.map(Named::Listed))
     }
 
-    /// Whether what is known is a user who may log in.
-    async fn is_allowed(self: &Rc<Self>, known: &Identity) -> bool {
-        let Identity::User(person) = known else { return false };
-        let groups: Vec<IamName> = person.groups.iter().map(|group| group.name.clone()).collect();
-        let access = self.access().await;
-        access.is_ok_and(|access| policy::decide(&access, Policy::Login, &groups).allow)
-    }
-
-    /// Who has `uid`, for showing it. A uid says nothing about its user, so only those who were seen or are on the roster are
-    /// found.
+    /// Returns the name of the user with `uid`, for showing it. A uid does not tell whose it is, so only users who were seen or
+    /// are on the roster are found.
     ///
     /// # Errors
-    /// [`IamError`] when nothing is known and the roster cannot be read.
-    pub async fn find_uid(
+    /// Returns an error if the user was not seen and the roster cannot be read.
+    pub async fn lookup_uid(
         self: &Rc<Self>,
         uid: Uid,
         origin: Origin,
     ) -> Result<Option<(LinuxName, Named)>, IamError> {
-        let seen_as = self.state.borrow().names.get(&uid).cloned();
+        let seen_as = self.cache.borrow().name_of(uid);
         if let Some(name) = seen_as {
-            let named = self.find_name(&name, origin).await?;
+            let named = self.lookup_name(&name, origin).await?;
             if named.has_uid(&name, uid) {
                 return Ok(Some((name, named)));
             }
-            // Renamed, or gone.
-            self.state.borrow_mut().names.remove(&uid);
+            // The user was renamed or deleted.
+            self.cache.borrow_mut().forget_name_of(uid);
         }
         let roster = self.roster().await?;
         let Some(name) = roster.name_of(uid).cloned() else {
-            // One that was read before the start says who there is, not who there is not.
-            let old = roster
-                .restored
-                .then(|| IamError::Unreachable("the list of users is from before the start".to_owned()));
-            return old.map_or(Ok(None), Err);
+            // A roster from before the start tells which users there are, not which there are not.
+            return if roster.restored { Err(Cause::RosterBeforeStart.into()) } else { Ok(None) };
         };
-        let named = self.find_name(&name, origin).await?;
+        let named = self.lookup_name(&name, origin).await?;
         Ok(named.has_uid(&name, uid).then_some((name, named)))
     }
 
-    /// What was last learned of `name`, if it may still serve while IAM cannot be asked.
-    pub fn remembered(&self, name: &LinuxName) -> Option<Lookup> {
-        let record = self.record(name)?;
-        let serves = record.at.elapsed() < self.config.freshness.offline.0;
-        serves.then_some(Lookup { entry: record, source: Source::Offline })
+    /// Returns the entry of `name` if it may serve while IAM does not answer.
+    pub fn stale(&self, name: &LinuxName) -> Option<Lookup> {
+        let entry = self.entry_up_to(name, self.config.freshness.offline.0)?;
+        Some(Lookup { entry, source: Source::Offline })
     }
 
-    /// Starts a revalidation of a user of whom something old is known, and does not wait for it.
-    pub fn revalidate_soon(self: &Rc<Self>, name: &LinuxName, origin: Origin) {
-        let max_age = self.config.freshness.max_age.0;
-        let is_stale = self.record(name).is_none_or(|record| record.at.elapsed() >= max_age);
-        let backs_off = self.state.borrow().failing.contains_key(name);
-        if !is_stale || backs_off || self.state.borrow().fetches.contains_key(name) {
+    /// Starts the revalidation of a stale entry, and does not wait for it. The next lookup shares it.
+    pub fn start_revalidation(self: &Rc<Self>, name: &LinuxName, origin: Origin) {
+        let is_fresh = self.entry_up_to(name, self.config.freshness.max_age.0).is_some();
+        let fetches = self.fetches.borrow();
+        if is_fresh || fetches.has_failed(name) || fetches.has(name) {
             return;
         }
         let (this, name) = (Rc::clone(self), name.clone());
-        let age = Age { fresh: max_age, offline: self.config.freshness.offline.0, origin };
-        // Whoever asks next shares it.
-        tokio::task::spawn_local(async move { drop(this.find(&name, age).await) });
-    }
-
-    /// What was last learned of `name`.
-    pub fn record(&self, name: &LinuxName) -> Option<Rc<CacheEntry>> {
-        self.state.borrow().records.get(name).cloned()
-    }
-
-    /// Whether another user who came first has the uid of `person`, by the roster and by who was seen.
-    pub fn uid_belongs_to_older_user(&self, person: &UserEntry) -> bool {
-        let elder = |other: &IamUser| {
-            other.id != person.user.id && (other.created, &other.id) < (person.user.created, &person.user.id)
-        };
-        let state = self.state.borrow();
-        let lookup = state.names.get(&person.uid).and_then(|name| state.records.get(name));
-        // One who was not heard of for so long may be gone; who is not is on the roster.
-        let recent = lookup.filter(|record| record.at.elapsed() < self.config.freshness.roster.0);
-        let lookup = recent.is_some_and(|record| match &record.identity {
-            Identity::User(other) => other.uid == person.uid && elder(&other.user),
-            _ => false,
+        tokio::task::spawn_local(async move {
+            let _ = this.lookup(&name, this.login_freshness(origin)).await;
         });
-        lookup || state.roster.as_ref().is_some_and(|roster| roster.holder_of(person.uid).is_some_and(elder))
     }
 
-    /// The IAM behind it.
+    /// How old an entry may be that decides about a login.
+    pub fn login_freshness(&self, origin: Origin) -> Freshness {
+        let freshness = &self.config.freshness;
+        Freshness { max_age: freshness.max_age.0, stale_if_error: freshness.offline.0, origin }
+    }
+
+    /// How old an entry may be that decides about sudo.
+    pub fn sudo_freshness(&self, origin: Origin) -> Freshness {
+        let stale_if_error = self.config.freshness.offline_sudo.0;
+        Freshness { stale_if_error, ..self.login_freshness(origin) }
+    }
+
+    /// Returns the entry of `name`, however old.
+    pub fn entry(&self, name: &LinuxName) -> Option<Rc<CacheEntry>> {
+        self.cache.borrow().entry(name)
+    }
+
+    /// Returns the entry of `name` if it is younger than `age`.
+    fn entry_up_to(&self, name: &LinuxName, age: Duration) -> Option<Rc<CacheEntry>> {
+        self.entry(name).filter(|entry| entry.age() < age)
+    }
+
+    /// Returns the roster if it may serve while IAM does not answer.
+    fn serving_roster(&self) -> Option<Rc<Roster>> {
+        self.last_roster().filter(|roster| roster.age() < self.config.freshness.offline.0)
+    }
+
+    /// Whether `identity` is a user who may log in.
+    async fn is_allowed(self: &Rc<Self>, identity: &Identity) -> bool {
+        let Identity::User(user) = identity else { return false };
+        let groups: Vec<IamName> = user.groups.iter().map(|group| group.name.clone()).collect();
+        let access = self.access().await;
+        access.is_ok_and(|access| policy::decide(&access, Policy::Login, &groups).allow)
+    }
+
+    /// Stores an entry that was just fetched, and logs what an operator should know of it.
+    fn insert(&self, name: &LinuxName, entry: &Rc<CacheEntry>) {
+        let before = self.cache.borrow_mut().insert(name, Rc::clone(entry));
+        if let Identity::User(user) = &entry.identity
+            && !self.uid_belongs_to_older_user(user)
+        {
+            self.cache.borrow_mut().set_name_of(user.uid, name.clone());
+        }
+        match before.as_deref().map(|before| &before.identity) {
+            Some(before) if *before != entry.identity => self.dirty.mark(Dirty::Revoked),
+            Some(_) => self.dirty.mark(Dirty::Refreshed),
+            // A file that was not read may grant what IAM does not.
+            None if self.dirty.has_unread_file() => self.dirty.mark(Dirty::Revoked),
+            None if matches!(entry.identity, Identity::User(_) | Identity::Members(_)) => {
+                self.dirty.mark(Dirty::Added);
+            }
+            None => {}
+        }
+        self.log_refusal(name, before.as_deref(), entry);
+    }
+
+    /// Logs that nobody gets a name, when that is new.
+    fn log_refusal(&self, name: &LinuxName, before: Option<&CacheEntry>, now: &CacheEntry) {
+        match (&now.identity, before.map(|entry| &entry.identity)) {
+            (Identity::Ambiguous(_), Some(Identity::Ambiguous(_)))
+            | (Identity::AccessDenied, Some(Identity::AccessDenied)) => {}
+            (Identity::Ambiguous(users), _) => {
+                let users: Vec<&str> = users.iter().map(IamName::as_str).collect();
+                self.warn(format!("refused the name {name}: the IAM users {} claim it", users.join(" and ")));
+            }
+            (Identity::AccessDenied, _) => {
+                self.warn(format!("user {name}: IAM denies this host to look, which means no"));
+            }
+            (Identity::User(_) | Identity::NotFound | Identity::Members(_), _) => {}
+        }
+    }
+
+    /// Whether an IAM user who was created earlier has the uid of `user`, by the roster and by entries that are not too old.
+    pub fn uid_belongs_to_older_user(&self, user: &UserEntry) -> bool {
+        self.cache.borrow().uid_belongs_to_older_user(user, self.config.freshness.roster.0)
+    }
+
+    /// Returns the IAM that is asked.
     pub fn iam(&self) -> &I {
         &self.iam
     }
 
-    /// What was learned of names since `at`, or taken away from what was known.
-    pub fn learned_since(&self, at: Instant) -> Vec<(LinuxName, Rc<CacheEntry>)> {
-        let state = self.state.borrow();
-        let recent = state.records.iter().filter(|(_, record)| record.at.max(record.revoked_at) >= at);
-        recent.map(|(name, record)| (name.clone(), Rc::clone(record))).collect()
+    /// Returns the entries that were fetched since `since`, or from which something was taken away since then.
+    pub fn changed_since(&self, since: Instant) -> Vec<(LinuxName, Rc<CacheEntry>)> {
+        self.cache.borrow().changed_since(since)
     }
 
-    /// How many names are remembered.
-    pub fn known(&self) -> usize {
-        self.state.borrow().records.len()
+    /// How many names have an entry.
+    pub fn cached_names(&self) -> usize {
+        self.cache.borrow().len()
     }
 
-    /// Forgets what is remembered of one name, or everything but the bodies of keys, which never change. How many names
-    /// that were. Whoever asks is told what IAM says then; the roster and the tags are read again.
+    /// Forgets the entry of one name, or everything but the bodies of keys, which never change. Fetches under way are
+    /// cancelled. Returns how many names that were.
     pub fn flush(&self, name: Option<&LinuxName>) -> usize {
-        let mut state = self.state.borrow_mut();
-        // What was asked before is not stored any more.
-        if let Some(name) = name {
-            state.fetches.remove(name);
-            state.failing.remove(name);
-            let known = state.records.remove(name).is_some();
-            drop(state);
-            self.count_revocation();
-            return usize::from(known);
-        }
-        let count = state.records.len();
-        state.fetches.clear();
-        state.records.clear();
-        state.names.clear();
-        state.failing.clear();
-        (state.roster, state.roster_fetch, state.roster_failed) = (None, None, None);
-        state.silent = None;
-        state.tags = tags::Tags::default();
-        drop(state);
-        self.count_revocation();
-        count
+        let forgotten = match name {
+            Some(name) => {
+                self.fetches.borrow_mut().cancel(name);
+                usize::from(self.cache.borrow_mut().evict(name))
+            }
+            None => {
+                *self.fetches.borrow_mut() = Fetches::default();
+                let mut cache = self.cache.borrow_mut();
+                let forgotten = cache.len();
+                cache.clear();
+                forgotten
+            }
+        };
+        self.dirty.mark(Dirty::Revoked);
+        forgotten
     }
 
-    /// Makes everything that is known older by the time that the machine slept, which the clock of this program leaves out.
+    /// Returns what goes to the disk.
+    pub fn snapshot(&self) -> Snapshot {
+        self.notice_sleep();
+        Snapshot::of(&self.cache.borrow(), self.config.freshness.offline.0)
+    }
+
+    /// Takes over what was saved `ago`.
+    pub fn restore(&self, snapshot: Snapshot, ago: Duration) {
+        snapshot.restore(&mut self.cache.borrow_mut(), &self.config, ago);
+    }
+
+    /// Makes everything older by the time that the machine has slept: the clock of [`Instant`] leaves it out.
     pub fn notice_sleep(&self) {
-        self.wake(file::slept());
+        self.age_by_sleep(file::slept());
     }
 
-    fn wake(&self, slept: Duration) {
+    fn age_by_sleep(&self, slept: Duration) {
         let before = self.slept.replace(slept);
-        // The two clocks are not read at the same moment.
-        let Some(since) = slept.checked_sub(before).filter(|since| *since > Duration::from_secs(1)) else {
+        // The two clocks behind `slept` are not read at the same moment, so a difference up to a second is none.
+        let Some(span) = slept.checked_sub(before).filter(|span| *span > Duration::from_secs(1)) else {
             self.slept.set(before);
             return;
         };
-        self.warn(format!("the machine slept for {} s; what is known is older by that", since.as_secs()));
-        let mut state = self.state.borrow_mut();
-        state
-            .records
-            .retain(|_, record| record.older_by(since).map(|older| *record = Rc::new(older)).is_some());
-        state.roster = state.roster.take().and_then(|roster| Some(Rc::new(roster.older_by(since)?)));
-        state.tags.age(since);
-        drop(state);
-        // The disk has them younger.
-        self.count_revocation();
+        self.warn(format!("the machine slept for {} s; what is known is older by that", span.as_secs()));
+        self.cache.borrow_mut().age_by(span);
+        self.fetches.borrow_mut().tags.age_by(span);
+        // On the disk it is younger.
+        self.dirty.mark(Dirty::Revoked);
     }
 
     fn slept(&self) -> Duration {
@@ -488,57 +434,19 @@ impl<I: Iam> Directory<I> {
         self.slept.get()
     }
 
-    /// How many look-ups of unknown names may be made now.
+    /// How many lookups of unknown names may be made now.
     pub fn unknown_left(&self) -> u32 {
-        self.state.borrow_mut().limits.unknown_left()
+        self.limits.borrow_mut().unknown_left()
     }
 
-    /// About how many users IAM was silent when it was last asked.
-    pub fn backing_off(&self) -> usize {
-        self.state.borrow().failing.len()
+    /// For how many users the last fetch failed.
+    pub fn failed_fetches(&self) -> usize {
+        self.fetches.borrow().failed()
     }
 
-    /// What came of saving it: how many bytes there are on the disk, or why there are none.
-    pub fn was_saved(&self, outcome: &Result<u64, String>) {
-        let mut saved = self.saved.borrow_mut();
-        match outcome {
-            Ok(bytes) => *saved = Saved { at: Some(Instant::now()), bytes: *bytes, error: None },
-            Err(error) => saved.error = Some(error.clone()),
-        }
-    }
-
-    /// What last came of saving it.
-    pub fn saved(&self) -> Saved {
-        self.saved.borrow().clone()
-    }
-
-    /// The calls to IAM so far.
-    pub fn stats(&self) -> crate::source::CallStats {
+    /// Returns the calls to IAM so far.
+    pub fn stats(&self) -> CallStats {
         self.iam.stats()
-    }
-
-    /// Whether an unknown name may cost calls: it is on the roster, or the bucket has a token for each user who could
-    /// stand behind it, or a roster that is read for the occasion has it. So neither guessers of names cost much nor
-    /// are new users kept out.
-    ///
-    /// # Errors
-    /// The bucket is empty and nobody can tell.
-    async fn may_query_iam(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<bool, IamError> {
-        let roster = self.last_roster();
-        if roster.as_ref().is_some_and(|roster| roster.has(name)) {
-            return match self.state.borrow_mut().limits.take_revalidation(origin) {
-                true => Ok(true),
-                false => Err(IamError::Limited),
-            };
-        }
-        let candidates = name::candidates(name, &self.config.accounts.drop_suffix).len();
-        if self.state.borrow_mut().limits.take_unknown(origin, candidates) {
-            return Ok(true);
-        }
-        match roster {
-            Some(roster) if roster.at.elapsed() <= ROSTER_URGENT => Ok(false),
-            _ => Ok(self.roster_now().await?.has(name)),
-        }
     }
 
     /// Logs a warning.

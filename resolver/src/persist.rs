@@ -1,5 +1,5 @@
-//! Keeps the directory on the disk: read at the start, written when something was learned, at once when something was
-//! taken away.
+//! Keeps the cache on the disk. The file is read at the start. It is written when something was learned, and at once when
+//! something was withdrawn.
 
 use std::path::Path;
 use std::pin::pin;
@@ -9,134 +9,152 @@ use std::time::Duration;
 use pam_iam_core::log::{Level, Log};
 use tokio::task::{JoinError, spawn_blocking};
 
-use self::file::{CacheError, Clock, Store};
-pub mod file;
-
-use crate::lookup::{Change, Directory, Snapshot, setup};
+use self::dirty::Change;
+use self::file::{CacheError, CacheFile, Clock};
+use self::snapshot::{Snapshot, setup};
+use crate::lookup::Directory;
 use crate::source::Iam;
 
-/// How long something new waits for more before it is written.
-const NEWS_DELAY: Duration = Duration::from_secs(5);
+pub mod dirty;
+pub mod file;
+pub mod snapshot;
 
-/// How long it can wait that something was confirmed. A restart makes it look older by that, and no more.
-const AGE_DELAY: Duration = Duration::from_secs(60);
+/// How long a new entry waits for more before it is written.
+const ADDED_DELAY: Duration = Duration::from_secs(5);
 
-/// How often a file is looked at again that was not read.
+/// How long a confirmed entry waits. A restart makes it look older by that, and no more.
+const REFRESHED_DELAY: Duration = Duration::from_secs(60);
+
+/// How often a file that could not be used is tried again.
 const READ_AGAIN: Duration = Duration::from_secs(60);
 
-/// After a failed write, the pause before the next; each is twice as long as the one before.
+/// The pause after the first failed write. Each further failure doubles it.
 const RETRY_MIN: Duration = Duration::from_secs(5);
 
-/// The longest of these.
+/// The longest pause after a failed write.
 const RETRY_MAX: Duration = Duration::from_secs(300);
 
-/// Keeps a directory in a store.
-pub struct Keeper<I> {
+/// Writes the cache of a directory to a file.
+pub struct CacheWriter<I> {
     directory: Rc<Directory<I>>,
-    store: Store,
+    file: CacheFile,
     log: Log,
-    /// Why the file was not read, so that it is said once.
-    unread: Option<String>,
-    /// Why it could not be written, so that it is said once.
-    unwritten: Option<String>,
+    /// The last message about a file that was not used, so that it is logged once.
+    unread_message: Option<String>,
+    /// The last message about a failed write, so that it is logged once.
+    unwritten_message: Option<String>,
 }
 
-impl<I: Iam> Keeper<I> {
-    /// Keeps `directory` in the folder `dir`, and puts back what is there.
-    pub fn new(directory: Rc<Directory<I>>, dir: &Path, log: Log) -> Self {
-        let store = Store::new(dir, &setup(&directory.config));
-        let mut keeper = Self { directory, store, log, unread: None, unwritten: None };
-        keeper.restore();
-        keeper
+impl<I: Iam> CacheWriter<I> {
+    /// Returns a writer that keeps `directory` in `folder`. What the folder has is read into the directory.
+    pub fn new(directory: Rc<Directory<I>>, folder: &Path, log: Log) -> Self {
+        let file = CacheFile::new(folder, &setup(&directory.config));
+        let mut writer = Self { directory, file, log, unread_message: None, unwritten_message: None };
+        writer.restore();
+        writer
     }
 
-    /// Reads what is there, if it can be believed.
+    /// Reads the file, and quarantines one that cannot be trusted.
     fn restore(&mut self) {
-        let loaded = self.store.load::<Snapshot>(&Clock::now());
-        // Another clock or another configuration may be right in a minute: such a file stays until somebody is known.
-        self.directory.leaves_unread(matches!(loaded, Err(CacheError::Clock | CacheError::Setup)));
-        let (what, error) = match loaded {
+        let loaded = self.file.load::<Snapshot>(&Clock::now());
+        // The clock or the configuration may be mended in a minute, so such a file stays until there is an entry to write.
+        let may_fit_later = matches!(loaded, Err(CacheError::Clock | CacheError::Setup));
+        self.directory.dirty.set_unread_file(may_fit_later);
+        let (outcome, error) = match loaded {
             Ok(None) => return,
             Ok(Some((snapshot, ago))) => return self.directory.restore(snapshot, ago),
-            Err(error @ (CacheError::Clock | CacheError::Setup)) => ("not used".to_owned(), error),
-            Err(error) => match self.store.put_aside() {
+            Err(error) if may_fit_later => ("not used".to_owned(), error),
+            Err(error) => match self.file.quarantine() {
                 Ok(()) => ("not used and put aside".to_owned(), error),
                 Err(why) => (format!("not used, and cannot even be put aside ({why})"), error),
             },
         };
-        let path = self.store.path();
-        let message = format!("the cache {} is {what}: {error}; IAM is asked anew", path.display());
-        if self.unread.as_ref() != Some(&message) {
+        let path = self.file.path();
+        let message = format!("the cache {} is {outcome}: {error}; IAM is asked anew", path.display());
+        if self.unread_message.as_ref() != Some(&message) {
             self.log.write(Level::Warning, &message);
-            self.unread = Some(message);
+            self.unread_message = Some(message);
         }
     }
 
-    /// Saves until `stop` is over, and then once more.
-    pub async fn keep(mut self, stop: impl Future<Output = ()>) {
-        let _waited_for = self.directory.keeper();
+    /// Writes until `stop` is ready, and then what is left.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let directory = Rc::clone(&self.directory);
+        let dirty = &directory.dirty;
+        let _registered = dirty.register_writer();
         let mut stop = pin!(stop);
         let mut retry = RETRY_MIN;
         loop {
-            // A save is never broken off: two at once would be in each other's way.
+            // A write is never cancelled: two at once would use the same temporary file.
             let change = tokio::select! {
-                change = directory.change(NEWS_DELAY, AGE_DELAY) => change,
-                () = tokio::time::sleep(READ_AGAIN), if directory.has_unread() => {
+                change = dirty.next_change(ADDED_DELAY, REFRESHED_DELAY) => change,
+                () = tokio::time::sleep(READ_AGAIN), if dirty.has_unread_file() => {
                     self.restore();
                     continue;
                 }
                 () = &mut stop => break,
             };
-            if self.save(change).await {
+            if self.write(change).await {
                 retry = RETRY_MIN;
                 continue;
             }
             tokio::select! {
-                () = directory.pause(retry) => {}
+                () = dirty.pause(retry) => {}
                 () = &mut stop => break,
             }
             retry = (retry * 2).min(RETRY_MAX);
         }
-        if !directory.is_saved() {
-            self.save(directory.pending_change()).await;
+        if !dirty.is_clean() {
+            self.write(dirty.take_change()).await;
         }
     }
 
-    /// False if it could not be saved.
-    async fn save(&mut self, change: Change) -> bool {
-        let (store, snapshot, urgent) = (self.store.clone(), self.directory.snapshot(), change.urgent);
-        if self.directory.has_unread() && snapshot.is_empty() && !urgent {
+    /// Writes the cache. If that fails and a withdrawal is to be written, removes the file. Returns whether it was written.
+    async fn write(&mut self, change: Change) -> bool {
+        let (file, snapshot, is_revocation) =
+            (self.file.clone(), self.directory.snapshot(), change.is_revocation);
+        let dirty = &self.directory.dirty;
+        if dirty.has_unread_file() && snapshot.is_empty() && !is_revocation {
             return true;
         }
-        let saved = spawn_blocking(move || {
-            let saved = store.save(&snapshot, &Clock::now()).map_err(|error| error.to_string());
-            // A file that says more than IAM does is worse than none.
-            let removed = if saved.is_err() && urgent { store.remove() } else { Ok(()) };
-            (saved, removed.map_err(|error| error.to_string()))
+        let attempt = spawn_blocking(move || {
+            let written = file.save(&snapshot, &Clock::now()).map_err(|error| error.to_string());
+            // A file that grants what IAM has withdrawn is worse than none.
+            let removed = if written.is_err() && is_revocation { file.remove() } else { Ok(()) };
+            (written, removed.map_err(|error| error.to_string()))
         });
-        let broken = |error: JoinError| (Err(error.to_string()), Err("the write broke off".to_owned()));
-        let (saved, removed) = saved.await.unwrap_or_else(broken);
-        self.directory.was_saved(&saved);
-        let (done, harmless) = (saved.is_ok(), !urgent || removed.is_ok());
-        if done || urgent && harmless {
-            self.directory.is_settled(&change);
-            self.directory.leaves_unread(false);
+        let panicked = |error: JoinError| (Err(error.to_string()), Err("the write broke off".to_owned()));
+        let (written, removed) = attempt.await.unwrap_or_else(panicked);
+        dirty.set_status(&written);
+        let is_written = written.is_ok();
+        let is_contradicted = is_revocation && removed.is_err();
+        if is_written || is_revocation && !is_contradicted {
+            dirty.set_persisted(&change);
+            dirty.set_unread_file(false);
         }
-        if !done {
-            self.directory.is_unsaved(!harmless);
+        if !is_written {
+            dirty.set_unwritten(is_contradicted);
         }
-        let complaint = match (saved, removed) {
-            (Ok(_), _) => None,
-            (Err(error), Err(why)) => Some(format!(
+        self.log_outcome(written.err(), removed.err());
+        if is_contradicted {
+            // The withdrawal is still to be written, and must not be tried in a tight loop.
+            tokio::time::sleep(RETRY_MIN).await;
+        }
+        is_written
+    }
+
+    /// Logs a failed write, and the first one that works again.
+    fn log_outcome(&mut self, failure: Option<String>, not_removed: Option<String>) {
+        let message = match (failure, not_removed) {
+            (Some(error), Some(why)) => Some(format!(
                 "{error}; what is there is older than IAM's answers and cannot be removed: {why}"
             )),
-            (Err(error), Ok(())) => Some(error),
+            (failure, _) => failure,
         };
-        if complaint != self.unwritten {
-            let path = self.store.path();
+        if message != self.unwritten_message {
+            let path = self.file.path();
             let path = path.display();
-            match &complaint {
+            match &message {
                 Some(error) => self.log.write(
                     Level::Error,
                     format!("the cache {path} cannot be written, so answers are in memory alone: {error}"),
@@ -144,11 +162,6 @@ impl<I: Iam> Keeper<I> {
                 None => self.log.write(Level::Info, format!("the cache {path} is written again")),
             }
         }
-        self.unwritten = complaint;
-        if !harmless {
-            // Something urgent is still to be done, and is not to be tried in a loop.
-            tokio::time::sleep(RETRY_MIN).await;
-        }
-        done
+        self.unwritten_message = message;
     }
 }

@@ -15,7 +15,14 @@ pub struct Verdict {
     pub group: Option<IamName>,
 }
 
-/// What `access` says about a user who is in `groups`. `deny` comes before everything. Who may not log in may not use sudo either, so that taking a
+impl Verdict {
+    /// Returns a no for `reason`.
+    pub fn refused(reason: Reason) -> Self {
+        Self { allow: false, reason, group: None }
+    }
+}
+
+/// Returns what `access` says about a user who is in `groups`. `deny` comes before everything. Who may not log in may not use sudo either, so that taking a
 /// user out of the login groups takes everything.
 pub fn decide(access: &Access, policy: Policy, groups: &[IamName]) -> Verdict {
     if let Some(group) = access.deny.iter().find(|group| groups.contains(group)) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::time::Duration;
 
 use pam_iam_core::name::IamName;
 use pam_iam_core::wire::Route;
@@ -71,26 +72,75 @@ pub struct IamGroup {
     pub id: IamId,
 }
 
-/// Why IAM gave no answer, or which answer it was.
+/// Why there is no answer, or which negative answer there is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IamError {
-    /// There is no such user, group or key: an answer.
+    /// IAM answered that there is no such user, group or key.
     #[error("there is no such entity")]
     NoSuchEntity,
-    /// This host may not ask that: an answer about one user, a mistake in the configuration about a list.
+    /// IAM denies this host the call. About a user that is an answer; about a list it is a mistake in the configuration.
     #[error("access denied: {0}")]
     Denied(String),
-    /// What the configuration leaves to the instance is not there.
+    /// The configuration names something that this instance does not have.
     #[error("{0}")]
     Configuration(String),
-    /// No answer: not reached, throttled, refused credentials, or nonsense.
+    /// IAM did not answer. Says nothing about the user.
     #[error("IAM cannot be reached: {0}")]
-    Unreachable(String),
-    /// IAM was not asked, since whoever causes the call has caused too many. Never answered by anything older: who could
-    /// use up a limit could keep a withdrawal from being heard.
+    Unavailable(#[from] Cause),
+    /// IAM was not asked, since the origin of the request has caused too many calls. A stale entry never serves instead: a client
+    /// who uses up a limit could keep a withdrawal from being noticed.
     #[error("too many look-ups; try again in a minute")]
     Limited,
 }
+
+/// Why IAM did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// The call failed: not connected, throttled, credentials refused. The text is the SDK's.
+    #[error("{0}")]
+    Call(String),
+    /// The calls took longer than this.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The answer makes no sense.
+    #[error("IAM answered with {0}")]
+    Malformed(String),
+    /// IAM has not answered for a while, and did not at once.
+    #[error("it was silent, and no answer came at once")]
+    Silent,
+    /// The machine slept during the call.
+    #[error("the machine was asleep")]
+    Asleep,
+    /// A flush cancelled the call.
+    #[error("the look-up was broken off by a flush")]
+    Flushed,
+    /// A bug: the task that asked has ended.
+    #[error("the look-up failed: {0}")]
+    Panicked(String),
+    /// The list of users was read before the start, so it does not tell who there is not.
+    #[error("the list of users is from before the start")]
+    RosterBeforeStart,
+    /// The tags of the instance were not read yet.
+    #[error("the instance's tags were not read")]
+    TagsUnread,
+    /// The metadata service did not answer.
+    #[error("instance metadata: {0}")]
+    Metadata(String),
+    /// A shared account has more members than this.
+    #[error("more than {0} IAM users share it, each of whom costs a call for a login")]
+    TooManyMembers(usize),
+    /// IAM denies this host to list a group of a shared account.
+    #[error("IAM denies this host to list the group {group}: {why}")]
+    GroupDenied {
+        /// The group.
+        group: IamName,
+        /// IAM's text.
+        why: String,
+    },
+}
+
+/// The id of a key (`APKA...`). Under one id, IAM never changes the key.
+pub type KeyId = String;
 
 /// The calls that are made, each list paged to its end.
 pub trait Iam: 'static {
@@ -99,7 +149,7 @@ pub trait Iam: 'static {
     /// `ListGroupsForUser`
     fn groups_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<IamGroup>, IamError>>;
     /// `ListSSHPublicKeys`: the ids, and whether they are active.
-    fn keys_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<(String, bool)>, IamError>>;
+    fn keys_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<(KeyId, bool)>, IamError>>;
     /// `GetSSHPublicKey`: the body as IAM stores it, not to be trusted before it is parsed.
     fn key_body(&self, name: &IamName, key: &str) -> impl Future<Output = Result<String, IamError>>;
     /// `GetGroup`

@@ -8,11 +8,13 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
 use pam_iam_core::wire::{Answer, Group, Policy, User};
 
-use super::{AnswerError, Answerer, Asker, verdict_by};
+use super::eligibility::verdict_by;
+use super::{AnswerError, Answerer, Asker};
 use crate::ids;
 use crate::limits::Origin;
+use crate::lookup::Named;
+use crate::lookup::cache::{Identity, UserEntry};
 use crate::lookup::roster::Roster;
-use crate::lookup::{Identity, Named, UserEntry};
 use crate::source::{Iam, IamGroup, IamId};
 
 static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
@@ -87,15 +89,15 @@ impl<I: Iam> Answerer<I> {
         let named = match self.directory.known_name(name) {
             Some(named) if known => named,
             None if known => return Ok(Answer::NotFound),
-            _ => self.directory.find_name(name, asker.origin).await?,
+            _ => self.directory.lookup_name(name, asker.origin).await?,
         };
         let (uid, groups, may_log_in) = match &named {
             Named::Cached(lookup) => {
-                let Some(person) = self.entitled_user(name, lookup)? else { return Ok(Answer::NotFound) };
-                (person.uid, self.linux_groups(person).await?, self.may_log_in(person).await?)
+                let Some(user) = self.entitled_user(name, lookup)? else { return Ok(Answer::NotFound) };
+                (user.uid, self.linux_groups(user).await?, self.may_log_in(user).await?)
             }
             Named::Listed(roster) => {
-                let Some((uid, _)) = self.listed_uid(name, roster)? else { return Ok(Answer::NotFound) };
+                let Some((uid, _)) = self.listed_user(name, roster)? else { return Ok(Answer::NotFound) };
                 (uid, self.listed_groups(name, roster)?, true)
             }
         };
@@ -108,7 +110,7 @@ impl<I: Iam> Answerer<I> {
             return Ok(Answer::NotFound);
         }
         if asker.is_root && !known {
-            self.directory.revalidate_soon(name, asker.origin);
+            self.directory.start_revalidation(name, asker.origin);
         }
         let mut gids: Vec<Gid> = groups.into_iter().map(|(_, gid)| gid).collect();
         gids.sort();
@@ -136,28 +138,28 @@ impl<I: Iam> Answerer<I> {
 
     /// The groups of a user that this host gives by what IAM says, by their names.
     pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, AnswerError> {
-        let lookup = self.directory.find(name, self.age(Origin::Host)).await?;
-        let Some(person) = self.entitled_user(name, &lookup)? else { return Ok(Vec::new()) };
-        if !self.may_log_in(person).await? && self.locals.uid_of(name.as_str())?.is_none() {
+        let lookup = self.directory.lookup(name, self.directory.login_freshness(Origin::Host)).await?;
+        let Some(user) = self.entitled_user(name, &lookup)? else { return Ok(Vec::new()) };
+        if !self.may_log_in(user).await? && self.locals.uid_of(name.as_str())?.is_none() {
             return Ok(Vec::new());
         }
         let mut groups: Vec<LinuxName> =
-            self.linux_groups(person).await?.into_iter().map(|(name, _)| name.clone()).collect();
+            self.linux_groups(user).await?.into_iter().map(|(name, _)| name.clone()).collect();
         groups.sort();
         groups.dedup();
         Ok(groups)
     }
 
-    /// The Linux groups of a person beside the private one. Who may not log in has but the one that sshd's rule about
+    /// The Linux groups of a user beside the private one. Who may not log in has but the one that sshd's rule about
     /// keys goes by: cron and the like do not ask whether a user may.
-    async fn linux_groups(&self, person: &UserEntry) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
+    async fn linux_groups(&self, user: &UserEntry) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
         let access = self.directory.access().await.ok();
-        let may = |policy| access.as_ref().is_some_and(|access| allowed(access, policy, person));
+        let may = |policy| access.as_ref().is_some_and(|access| allowed(access, policy, user));
         if may(Policy::Sudo) {
             groups.push((&IAM_SUDO_NAME, self.gid_of_own(IAM_SUDO)?));
         }
-        for IamGroup { name, id } in person.groups.iter().filter(|_| may(Policy::Login)) {
+        for IamGroup { name, id } in user.groups.iter().filter(|_| may(Policy::Login)) {
             if let Some(target) = self.config().groups.get(name) {
                 groups.extend(self.gid_of_target(&target.group, id).await?.map(|gid| (&target.group, gid)));
             }
@@ -251,11 +253,11 @@ impl<I: Iam> Answerer<I> {
             }
         };
         let mut members: BTreeSet<LinuxName> = listed.into_iter().collect();
-        for (name, record) in self.directory.learned_since(roster.at) {
-            match &record.identity {
+        for (name, entry) in self.directory.changed_since(roster.began_at) {
+            match &entry.identity {
                 // Learned while the list was being read, it may be the older of the two.
-                Identity::User(person) if self.holds(access, rule, &name, person) => {
-                    record.at >= roster.ended && members.insert(name)
+                Identity::User(user) if self.holds(access, rule, &name, user) => {
+                    entry.fetched_at >= roster.ended_at && members.insert(name)
                 }
                 _ => members.remove(&name),
             };
@@ -264,19 +266,19 @@ impl<I: Iam> Answerer<I> {
         members.into_iter().collect()
     }
 
-    fn holds(&self, access: &Access, rule: MembershipRule<'_>, name: &LinuxName, person: &UserEntry) -> bool {
+    fn holds(&self, access: &Access, rule: MembershipRule<'_>, name: &LinuxName, user: &UserEntry) -> bool {
         let maps_to = |group: &LinuxName| {
-            let mut groups = person.groups.iter().filter_map(|known| self.config().groups.get(&known.name));
+            let mut groups = user.groups.iter().filter_map(|known| self.config().groups.get(&known.name));
             groups.any(|target| target.group == *group)
         };
         // What cannot be told gives nothing.
-        if self.uid_is_taken(name, person).unwrap_or(true) {
+        if self.is_uid_taken(name, user).unwrap_or(true) {
             return false;
         }
         match rule {
-            MembershipRule::Account => allowed(access, Policy::Login, person),
-            MembershipRule::Sudo => allowed(access, Policy::Sudo, person),
-            MembershipRule::Mapped(group) => allowed(access, Policy::Login, person) && maps_to(group),
+            MembershipRule::Account => allowed(access, Policy::Login, user),
+            MembershipRule::Sudo => allowed(access, Policy::Sudo, user),
+            MembershipRule::Mapped(group) => allowed(access, Policy::Login, user) && maps_to(group),
         }
     }
 }
@@ -286,8 +288,8 @@ fn own_groups() -> [(&'static LinuxName, MembershipRule<'static>); 2] {
     [(&IAM_USERS_NAME, MembershipRule::Account), (&IAM_SUDO_NAME, MembershipRule::Sudo)]
 }
 
-fn allowed(access: &Access, policy: Policy, person: &UserEntry) -> bool {
-    verdict_by(access, policy, person).allow
+fn allowed(access: &Access, policy: Policy, user: &UserEntry) -> bool {
+    verdict_by(access, policy, user).allow
 }
 
 fn private_group(user: User) -> Answer {

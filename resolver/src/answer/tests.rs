@@ -1,8 +1,11 @@
 use super::*;
+use crate::ids;
+use crate::source::Cause;
 use crate::source::fake::{FINGERPRINT, FakeIam, config, id, ids_that_meet, linux};
 use pam_iam_core::id::Gid;
 use pam_iam_core::log::Log;
-use pam_iam_core::wire::{Group, Roster};
+use pam_iam_core::name::{IAM_SUDO, IAM_USERS};
+use pam_iam_core::wire::{Group, Policy, Roster, User};
 
 const CONFIG: &str = r#"
     [access]
@@ -234,7 +237,7 @@ async fn a_group_that_denies_counts_though_the_rest_of_the_answer_does_not_come(
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
     host.iam().change("alice", |alice| alice.groups.push("out".into()));
     host.iam().fail_only("ListSSHPublicKeys");
-    host.iam().fail(Some(IamError::Unreachable("silent".into())));
+    host.iam().fail(Some(Cause::Call("silent".into()).into()));
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::InDeniedGroup));
 }
@@ -473,7 +476,7 @@ async fn sudo_is_for_its_groups_and_its_offline_limit_is_shorter() {
     let host = Host::new();
     assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (true, Reason::InGroup));
     assert_eq!(host.decide("alice", uid(1), Policy::Sudo).await, (false, Reason::NotInGroup));
-    host.iam().fail(Some(IamError::Unreachable("gone".into())));
+    host.iam().fail(Some(Cause::Call("gone".into()).into()));
     tokio::time::advance(Duration::from_secs(3600)).await;
     let sudo = host.ask(Request::Decide { name: linux("carol"), uid: uid(3), policy: Policy::Sudo }).await;
     assert!(matches!(sudo, Answer::Error { kind: Failure::Unavailable, .. }), "{sudo:?}");
@@ -647,7 +650,7 @@ async fn the_list_is_read_each_time_and_never_from_memory() {
     assert_eq!(names(host.ask(Request::Roster).await), ["alice", "carol"]);
     host.iam().change("alice", |alice| alice.groups.clear());
     assert_eq!(names(host.ask(Request::Roster).await), ["carol"]);
-    host.iam().fail(Some(IamError::Unreachable("throttled".into())));
+    host.iam().fail(Some(Cause::Call("throttled".into()).into()));
     assert!(matches!(host.ask(Request::Roster).await, Answer::Error { .. }));
 }
 
@@ -800,7 +803,7 @@ async fn while_the_metadata_service_is_silent_the_last_tags_serve_each_for_its_t
     host.iam().tags.borrow_mut().insert("sudo-groups".into(), "admins".into());
     assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (true, Reason::InGroup));
     host.iam().fail_only("IMDS");
-    host.iam().fail(Some(IamError::Unreachable("silent".into())));
+    host.iam().fail(Some(Cause::Call("silent".into()).into()));
     tokio::time::advance(Duration::from_secs(50 * 60)).await;
     assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (true, Reason::InGroup));
     tokio::time::advance(Duration::from_secs(10 * 60)).await;
@@ -816,7 +819,7 @@ async fn while_the_metadata_service_is_silent_the_last_tags_serve_each_for_its_t
 async fn a_tag_that_cannot_be_read_for_sudo_keeps_nobody_from_logging_in() {
     let host = Host::with("[access]\nallow = ['users']\nsudo = { tag = 'sudo-groups', within = ['admins'] }");
     host.iam().fail_only("IMDS");
-    host.iam().fail(Some(IamError::Unreachable("silent".into())));
+    host.iam().fail(Some(Cause::Call("silent".into()).into()));
     assert_eq!(host.decide("carol", uid(3), LOGIN).await, (true, Reason::InGroup));
     assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (false, Reason::PolicyNone));
 }

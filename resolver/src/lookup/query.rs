@@ -1,6 +1,5 @@
-//! Asking IAM about one user, or about those who share an account, so that what was heard counts at once.
-
-use std::rc::Rc;
+//! The calls about one user, or about all who may use a shared account. What one call says counts at once: another call that
+//! stays silent until the timeout must not keep a withdrawn right in force.
 
 use futures_util::StreamExt;
 use futures_util::future::{join_all, join3};
@@ -11,153 +10,166 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::name::{self, IamName, LinuxName};
 use tokio::time::Instant;
 
-use super::{CacheEntry, Directory, Identity, Keys, UserEntry};
+use super::Directory;
+use super::cache::{CacheEntry, Identity, Keys, UserEntry};
 use crate::ids;
-use crate::source::sshkey;
-use crate::source::{Iam, IamError, IamGroup, IamId, IamUser};
+use crate::persist::dirty::Dirty;
+use crate::source::{Cause, Iam, IamError, IamGroup, IamId, IamUser, KeyId, sshkey};
 
-/// How many members of a shared account are asked about at once.
+/// Members of a shared account that are asked about at once.
 const MEMBERS_AT_ONCE: usize = 10;
 
-/// The most IAM users who may share an account. Each costs a call when a look-up is no longer fresh, also for a key that a
-/// bot offers.
-const TEAM_MAX: usize = 100;
-
-/// How many bodies of keys are remembered: 5 for each of the 5,000 users of an account, and those that were replaced.
-const BODIES_MAX: usize = 50_000;
+/// The most IAM users who may use a shared account. Each costs a call whenever the entry is stale, also for a key that a bot
+/// offers.
+const MEMBERS_MAX: usize = 100;
 
 impl<I: Iam> Directory<I> {
-    /// Asks IAM about every user who could stand behind `name`, or about all who share it.
-    pub(super) async fn ask(&self, name: &LinuxName) -> Result<CacheEntry, IamError> {
+    /// Asks IAM about every user whose name maps to `name`, or about all members if it is a shared account.
+    ///
+    /// # Errors
+    /// Returns an error if IAM does not answer about one of them.
+    pub(super) async fn query(&self, name: &LinuxName) -> Result<CacheEntry, IamError> {
         if let Some(shared) = self.config.shared.get(name) {
-            return self.ask_team(name, shared).await;
+            return self.query_shared_account(name, shared).await;
         }
-        let at = Instant::now();
+        let began = Instant::now();
         let candidates = name::candidates(name, &self.config.accounts.drop_suffix);
-        let answers = join_all(candidates.iter().map(|candidate| self.look_up(name, candidate))).await;
-        let (mut found, mut denied, mut unreachable) = (Vec::new(), false, None);
+        let answers = join_all(candidates.iter().map(|candidate| self.query_user(name, candidate))).await;
+        let (mut users, mut is_denied, mut failure) = (Vec::new(), false, None);
         for answer in answers {
             match answer {
-                Ok(person) => found.push(person),
-                Err(IamError::Unreachable(why)) => unreachable = Some(IamError::Unreachable(why)),
-                Err(error) => denied |= matches!(error, IamError::Denied(_)),
+                Ok(user) => users.push(user),
+                Err(error @ IamError::Unavailable(_)) => failure = Some(error),
+                Err(error) => is_denied |= matches!(error, IamError::Denied(_)),
             }
         }
-        if let Some(error) = unreachable {
+        if let Some(error) = failure {
             return Err(error);
         }
-        let known = match (found.len(), found.pop()) {
-            (1, Some(person)) => Identity::User(person),
-            (_, Some(last)) => {
-                found.push(last);
-                Identity::Ambiguous(found.into_iter().map(|person| person.user.name).collect())
-            }
-            (_, None) if denied => Identity::AccessDenied,
-            (_, None) => Identity::NotFound,
+        let identity = match <[UserEntry; 1]>::try_from(users) {
+            Ok([user]) => Identity::User(user),
+            Err(none) if none.is_empty() && is_denied => Identity::AccessDenied,
+            Err(none) if none.is_empty() => Identity::NotFound,
+            Err(users) => Identity::Ambiguous(users.into_iter().map(|user| user.user.name).collect()),
         };
-        Ok(CacheEntry::new(known, at))
+        Ok(CacheEntry::new(identity, began))
     }
 
-    /// Asks IAM about one user. What each of the three calls says counts at once: another that is silent until the time
-    /// is up must not leave the remembered in force.
-    async fn look_up(&self, name: &LinuxName, candidate: &IamName) -> Result<UserEntry, IamError> {
+    /// Asks IAM about the user `candidate`, whose name maps to `name`: three calls side by side, and one for each key that is
+    /// not known.
+    async fn query_user(&self, name: &LinuxName, candidate: &IamName) -> Result<UserEntry, IamError> {
         let user = async {
-            let user = self.heard(name, candidate, self.iam.user(candidate).await)?;
-            self.keep_if(name, candidate, |known| known.user.id == user.id && user.name == *candidate);
+            let user = self.evict_if_gone(name, candidate, self.iam.user(candidate).await)?;
+            self.evict_unless(name, candidate, |known| known.user.id == user.id && user.name == *candidate);
             Ok(user)
         };
         let groups = async {
-            let groups = self.heard(name, candidate, self.iam.groups_of(candidate).await)?;
-            let deny = &self.config.access.deny;
-            self.take_away(name, candidate, |known| {
-                known.groups.retain(|group| groups.contains(group));
-                // To be in one of these takes away, too.
-                let denied = groups.iter().filter(|group| deny.contains(&group.name));
-                let new: Vec<IamGroup> =
-                    denied.filter(|group| !known.groups.contains(group)).cloned().collect();
-                known.groups.extend(new);
-            });
+            let groups = self.evict_if_gone(name, candidate, self.iam.groups_of(candidate).await)?;
+            self.revoke_groups(name, candidate, &groups);
             Ok(groups)
         };
         let key_ids = async {
-            let ids = split(self.heard(name, candidate, self.iam.keys_of(candidate).await)?);
-            self.take_away(name, candidate, |known| known.keys.retain(|(id, _)| ids.0.contains(id)));
+            let ids = KeyIds::from_listing(self.evict_if_gone(
+                name,
+                candidate,
+                self.iam.keys_of(candidate).await,
+            )?);
+            self.revoke(name, candidate, |known| known.keys.retain(|(id, _)| ids.active.contains(id)));
             Ok(ids)
         };
         let (user, groups, key_ids) = join3(user, groups, key_ids).await;
-        // An explicit no from any of the three wins over the silence of another.
-        let noes = [user.as_ref().err(), groups.as_ref().err(), key_ids.as_ref().err()];
-        let no = noes.into_iter().flatten().find(|error| !matches!(error, IamError::Unreachable(_)));
-        if let Some(no) = no {
+        // An explicit no of one call wins over the silence of another.
+        let errors = [user.as_ref().err(), groups.as_ref().err(), key_ids.as_ref().err()];
+        if let Some(no) =
+            errors.into_iter().flatten().find(|error| !matches!(error, IamError::Unavailable(_)))
+        {
             return Err(IamError::clone(no));
         }
         if user.as_ref().is_ok_and(|user: &IamUser| user.name != *candidate) {
-            // IAM's names are unique without regard to case, Linux names are not: `Bob` is not `bob`.
+            // IAM ignores the case of names, and Linux does not: `Bob` is not `bob`.
             return Err(IamError::NoSuchEntity);
         }
-        let (user, groups, key_ids) = (user?, groups?, key_ids?);
-        let (active, inactive) = key_ids;
+        let (user, groups, KeyIds { active, inactive }) = (user?, groups?, key_ids?);
         let keys = self.keys(&user, &active).await?;
         Ok(UserEntry { uid: ids::uid(&self.config.accounts, &user), user, groups, keys, inactive })
     }
 
-    /// Passes an answer on, and forgets the user if it is a no.
-    fn heard<T>(&self, name: &LinuxName, user: &IamName, answer: Result<T, IamError>) -> Result<T, IamError> {
+    /// Evicts the entry of `user` if `answer` says that there is no such user. Returns `answer`.
+    fn evict_if_gone<T>(
+        &self,
+        name: &LinuxName,
+        user: &IamName,
+        answer: Result<T, IamError>,
+    ) -> Result<T, IamError> {
         if let Err(IamError::NoSuchEntity | IamError::Denied(_)) = answer {
-            self.keep_if(name, user, |_| false);
+            self.evict_unless(name, user, |_| false);
         }
         answer
     }
 
-    /// Forgets what is remembered of `user` under `name`, unless `holds` says that it still holds.
-    fn keep_if(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&UserEntry) -> bool) {
-        let Some(record) = self.record(name) else { return };
-        if let Identity::User(person) = &record.identity
-            && person.user.name == *user
-            && !holds(person)
-        {
-            let mut state = self.state.borrow_mut();
-            state.records.remove(name);
-            state.names.remove(&person.uid);
-            drop(state);
-            self.count_revocation();
+    /// Evicts the entry of `user` under `name` if `holds` is false of it.
+    fn evict_unless(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&UserEntry) -> bool) {
+        if self.cache.borrow_mut().evict_unless(name, user, holds) {
+            self.dirty.mark(Dirty::Revoked);
         }
     }
 
-    /// Takes what IAM no longer lists away from what is remembered of `user`. Its age stays.
-    fn take_away(&self, name: &LinuxName, user: &IamName, take: impl Fn(&mut UserEntry)) {
-        self.edit(name, |known| match known {
-            Identity::User(person) if person.user.name == *user => {
-                let mut person = person.clone();
-                take(&mut person);
-                Some(Identity::User(person))
+    /// Takes the groups away from the entry of `user` that IAM no longer lists, and adds those that deny.
+    fn revoke_groups(&self, name: &LinuxName, user: &IamName, groups: &[IamGroup]) {
+        let is_denying = |group: &&IamGroup| self.config.access.deny.contains(&group.name);
+        self.revoke(name, user, |known| {
+            known.groups.retain(|group| groups.contains(group));
+            for group in groups.iter().filter(is_denying) {
+                if !known.groups.contains(group) {
+                    known.groups.push(group.clone());
+                }
+            }
+        });
+    }
+
+    /// Changes the entry of `user` under `name`. Its age stays.
+    fn revoke(&self, name: &LinuxName, user: &IamName, change: impl Fn(&mut UserEntry)) {
+        self.replace_identity(name, |identity| match identity {
+            Identity::User(known) if known.user.name == *user => {
+                let mut known = known.clone();
+                change(&mut known);
+                Some(Identity::User(known))
             }
             _ => None,
         });
     }
 
-    /// Puts something else in the place of what is remembered, if `edit` has something. Its age stays.
-    fn edit(&self, name: &LinuxName, edit: impl FnOnce(&Identity) -> Option<Identity>) {
-        let Some(record) = self.record(name) else { return };
-        if let Some(known) = edit(&record.identity).filter(|known| *known != record.identity) {
-            let record = CacheEntry { identity: known, at: record.at, revoked_at: Instant::now() };
-            self.state.borrow_mut().records.insert(name.clone(), Rc::new(record));
-            self.count_revocation();
+    /// Changes the remembered members of a shared account. The age of the entry stays.
+    fn revoke_members(&self, name: &LinuxName, change: impl FnOnce(&mut Vec<UserEntry>)) {
+        self.replace_identity(name, |identity| match identity {
+            Identity::Members(members) => {
+                let mut members = members.clone();
+                change(&mut members);
+                Some(Identity::Members(members))
+            }
+            _ => None,
+        });
+    }
+
+    fn replace_identity(&self, name: &LinuxName, change: impl FnOnce(&Identity) -> Option<Identity>) {
+        if self.cache.borrow_mut().revoke(name, change) {
+            self.dirty.mark(Dirty::Revoked);
         }
     }
 
-    /// Keys of a user by their ids, whether they are active or not.
-    pub async fn keys(&self, user: &IamUser, ids: &[String]) -> Result<Keys, IamError> {
+    /// Returns the keys of a user with these ids, whether they are active or not. Known bodies are not fetched again.
+    ///
+    /// # Errors
+    /// Returns an error if IAM does not answer about one of them. A key that was deleted meanwhile is left out.
+    pub async fn keys(&self, user: &IamUser, ids: &[KeyId]) -> Result<Keys, IamError> {
         let keys = join_all(ids.iter().map(|id| self.key(user, id))).await;
         let keys = keys.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(keys.into_iter().flatten().collect())
     }
 
-    /// A key by its id, under which its body never changes: what is known is not asked again.
-    async fn key(&self, user: &IamUser, id: &str) -> Result<Option<(String, Option<PublicKey>)>, IamError> {
-        let place = (user.id.clone(), id.to_owned());
-        if let Some(key) = self.state.borrow().bodies.get(&place) {
-            return Ok(Some((place.1, key.clone())));
+    async fn key(&self, user: &IamUser, id: &KeyId) -> Result<Option<(KeyId, Option<PublicKey>)>, IamError> {
+        if let Some(key) = self.cache.borrow().key_body(&user.id, id) {
+            return Ok(Some((id.clone(), key)));
         }
         match self.iam.key_body(&user.name, id).await {
             Ok(body) => {
@@ -166,12 +178,8 @@ impl<I: Iam> Directory<I> {
                     self.warn(format!("key {} of IAM user {} {why}", Value(id), user.name));
                 });
                 let key = key.ok();
-                let mut state = self.state.borrow_mut();
-                if state.bodies.len() >= BODIES_MAX {
-                    state.bodies.clear();
-                }
-                state.bodies.insert(place.clone(), key.clone());
-                Ok(Some((place.1, key)))
+                self.cache.borrow_mut().set_key_body(&user.id, id, key.clone());
+                Ok(Some((id.clone(), key)))
             }
             // Deleted since it was listed.
             Err(IamError::NoSuchEntity) => Ok(None),
@@ -179,24 +187,44 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Asks IAM who the members of a shared account are, and for their keys. Those who are remembered are asked about
-    /// at once: a key that was deleted must not go on because a group cannot be listed.
-    async fn ask_team(&self, name: &LinuxName, shared: &Shared) -> Result<CacheEntry, IamError> {
-        let at = Instant::now();
-        let remembered = match self.record(name).as_deref() {
-            Some(CacheEntry { identity: Identity::Members(team), .. }) => team.clone(),
+    /// Asks IAM who may use a shared account, and for their keys. The keys of the remembered members are asked for at once: a
+    /// deleted key must not stay in force because a group cannot be listed.
+    async fn query_shared_account(&self, name: &LinuxName, shared: &Shared) -> Result<CacheEntry, IamError> {
+        let began = Instant::now();
+        let remembered = match self.entry(name).as_deref() {
+            Some(CacheEntry { identity: Identity::Members(members), .. }) => members.clone(),
             _ => Vec::new(),
         };
-        let groups = join_all(shared.groups.iter().map(|group| self.team_group(name, group)));
-        let denied = self.denied_of_team(name);
-        let (denied, groups, known) = join3(denied, groups, self.members(name, remembered)).await;
-        let denied = denied?;
-        let mut team: Vec<UserEntry> = Vec::new();
-        for (group, users) in groups.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
+        let groups = join_all(shared.groups.iter().map(|group| self.query_group(name, group)));
+        let denied = self.query_denied_members(name);
+        let keys = self.query_keys_of_members(name, remembered);
+        let (denied, groups, keys) = join3(denied, groups, keys).await;
+        let groups = groups.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let mut members = self.members_of(groups.into_iter().flatten(), &denied?)?;
+        let mut keys = keys?;
+        let is_new = |member: &&UserEntry| !keys.iter().any(|(id, _)| *id == member.user.id);
+        let new: Vec<UserEntry> = members.iter().filter(is_new).cloned().collect();
+        keys.append(&mut self.query_keys_of_members(name, new).await?);
+        members.sort_by(|one, other| one.user.name.cmp(&other.user.name));
+        for member in &mut members {
+            let found = keys.iter_mut().find(|(id, _)| *id == member.user.id);
+            member.keys = found.map(|(_, keys)| std::mem::take(keys)).unwrap_or_default();
+        }
+        Ok(CacheEntry::new(Identity::Members(members), began))
+    }
+
+    /// Returns the members of `groups`, each once and without keys, but for those who are `denied`.
+    fn members_of(
+        &self,
+        groups: impl Iterator<Item = (IamGroup, Vec<IamUser>)>,
+        denied: &[IamId],
+    ) -> Result<Vec<UserEntry>, IamError> {
+        let mut members: Vec<UserEntry> = Vec::new();
+        for (group, users) in groups {
             for user in users.into_iter().filter(|user| !denied.contains(&user.id)) {
-                match team.iter_mut().find(|person| person.user.id == user.id) {
-                    Some(person) => person.groups.push(group.clone()),
-                    None => team.push(UserEntry {
+                match members.iter_mut().find(|member| member.user.id == user.id) {
+                    Some(member) => member.groups.push(group.clone()),
+                    None => members.push(UserEntry {
                         uid: ids::uid(&self.config.accounts, &user),
                         user,
                         groups: vec![group.clone()],
@@ -204,46 +232,32 @@ impl<I: Iam> Directory<I> {
                         inactive: Vec::new(),
                     }),
                 }
-                if team.len() > TEAM_MAX {
-                    return Err(IamError::Unreachable(format!(
-                        "more than {TEAM_MAX} IAM users share it, each of whom costs a call for a login"
-                    )));
+                if members.len() > MEMBERS_MAX {
+                    return Err(Cause::TooManyMembers(MEMBERS_MAX).into());
                 }
             }
         }
-        let mut known = known?;
-        let (old, new): (Vec<UserEntry>, Vec<UserEntry>) =
-            team.into_iter().partition(|person| known.iter().any(|(id, _)| *id == person.user.id));
-        let mut keys = self.members(name, new.clone()).await?;
-        keys.append(&mut known);
-        let mut team: Vec<UserEntry> = old.into_iter().chain(new).collect();
-        team.sort_by(|one, other| one.user.name.cmp(&other.user.name));
-        for person in &mut team {
-            let found = keys.iter_mut().find(|(id, _)| *id == person.user.id);
-            person.keys = found.map(|(_, keys)| std::mem::take(keys)).unwrap_or_default();
-        }
-        Ok(CacheEntry::new(Identity::Members(team), at))
+        Ok(members)
     }
 
-    /// The members of the groups that may do nothing. They are taken out of what is remembered of a shared account at once.
-    async fn denied_of_team(&self, name: &LinuxName) -> Result<Vec<IamId>, IamError> {
-        // What each says counts at once: another that is silent must not leave the remembered in force.
+    /// Returns the members of the groups of `access.deny`, and takes them out of the remembered members.
+    async fn query_denied_members(&self, name: &LinuxName) -> Result<Vec<IamId>, IamError> {
         let members = self.config.access.deny.iter().map(async |group| match self.iam.group(group).await {
             Ok((_, users)) => {
                 let denied: Vec<IamId> = users.into_iter().map(|user| user.id).collect();
-                self.change_team(name, |team| team.retain(|person| !denied.contains(&person.user.id)));
+                self.revoke_members(name, |members| members.retain(|known| !denied.contains(&known.user.id)));
                 Ok(denied)
             }
             Err(IamError::NoSuchEntity) => Ok(Vec::new()),
-            Err(error) => Err(IamError::Unreachable(error.to_string())),
+            Err(error) => Err(about_a_group(group, error)),
         });
         let denied = join_all(members).await.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(denied.into_iter().flatten().collect())
     }
 
-    /// A group of a shared account. Who is remembered as its member and is no longer one is so no longer, whatever
-    /// becomes of the other calls.
-    async fn team_group(
+    /// Returns a group of a shared account with its members, or None if IAM does not have it. Takes the group away from those
+    /// remembered members who are no longer in it.
+    async fn query_group(
         &self,
         name: &LinuxName,
         group: &IamName,
@@ -254,42 +268,37 @@ impl<I: Iam> Directory<I> {
                 self.warn(format!("[shared.{name}] names the IAM group {group}, which does not exist"));
                 None
             }
-            // Not about a user, so no answer about one either.
-            Err(IamError::Denied(why)) => {
-                let why = format!("IAM denies this host to list the group {group}: {why}");
-                return Err(IamError::Unreachable(why));
-            }
-            Err(error) => return Err(error),
+            Err(error) => return Err(about_a_group(group, error)),
         };
         let is_member =
             |id: &IamId| answer.as_ref().is_some_and(|(_, users)| users.iter().any(|user| user.id == *id));
-        self.change_team(name, |team| {
-            for person in team.iter_mut().filter(|person| !is_member(&person.user.id)) {
-                person.groups.retain(|known| known.name != *group);
+        self.revoke_members(name, |members| {
+            for member in members.iter_mut().filter(|member| !is_member(&member.user.id)) {
+                member.groups.retain(|known| known.name != *group);
             }
-            team.retain(|person| !person.groups.is_empty());
+            members.retain(|member| !member.groups.is_empty());
         });
         Ok(answer)
     }
 
-    /// The keys of so many members of a shared account, by their ids.
-    async fn members(
+    /// Returns the keys of members of a shared account, by user.
+    async fn query_keys_of_members(
         &self,
         name: &LinuxName,
-        people: Vec<UserEntry>,
+        members: Vec<UserEntry>,
     ) -> Result<Vec<(IamId, Keys)>, IamError> {
-        let asked = stream::iter(people).map(|person| self.member(name, person.user));
-        let members: Vec<Result<(IamId, Keys), IamError>> = asked.buffered(MEMBERS_AT_ONCE).collect().await;
-        members.into_iter().collect()
+        let queries = stream::iter(members).map(|member| self.query_keys_of_member(name, member.user));
+        let answers: Vec<Result<(IamId, Keys), IamError>> = queries.buffered(MEMBERS_AT_ONCE).collect().await;
+        answers.into_iter().collect()
     }
 
-    /// The keys of a member of a shared account. A member about whom IAM says no has none.
-    async fn member(&self, name: &LinuxName, user: IamUser) -> Result<(IamId, Keys), IamError> {
+    /// Returns the keys of one member. A member about whom IAM says no has none, and is a member no longer.
+    async fn query_keys_of_member(&self, name: &LinuxName, user: IamUser) -> Result<(IamId, Keys), IamError> {
         let id = user.id.clone();
         let keys = async {
-            let (ids, _) = split(self.iam.keys_of(&user.name).await?);
-            self.change_team(name, |team| {
-                for known in team.iter_mut().filter(|known| known.user.id == id) {
+            let ids = KeyIds::from_listing(self.iam.keys_of(&user.name).await?).active;
+            self.revoke_members(name, |members| {
+                for known in members.iter_mut().filter(|known| known.user.id == id) {
                     known.keys.retain(|(key, _)| ids.contains(key));
                 }
             });
@@ -297,31 +306,34 @@ impl<I: Iam> Directory<I> {
         };
         match keys.await {
             Ok(keys) => Ok((id, keys)),
-            Err(IamError::Unreachable(why)) => Err(IamError::Unreachable(why)),
+            Err(error @ IamError::Unavailable(_)) => Err(error),
             Err(no) => {
                 self.warn(format!("{} does not get in to {name}: {no}", user.name));
-                self.change_team(name, |team| team.retain(|known| known.user.id != id));
+                self.revoke_members(name, |members| members.retain(|known| known.user.id != id));
                 Ok((id, Vec::new()))
             }
         }
     }
+}
 
-    /// Changes what is remembered of a shared account. Its age stays.
-    fn change_team(&self, name: &LinuxName, change: impl FnOnce(&mut Vec<UserEntry>)) {
-        self.edit(name, |known| match known {
-            Identity::Members(team) => {
-                let mut team = team.clone();
-                change(&mut team);
-                Some(Identity::Members(team))
-            }
-            _ => None,
-        });
+/// Turns "IAM denies this host to list the group" into "IAM does not answer": it is no answer about a user.
+fn about_a_group(group: &IamName, error: IamError) -> IamError {
+    match error {
+        IamError::Denied(why) => Cause::GroupDenied { group: group.clone(), why }.into(),
+        error => error,
     }
 }
 
-/// The ids of the active keys and of the others.
-fn split(keys: Vec<(String, bool)>) -> (Vec<String>, Vec<String>) {
-    let (active, inactive): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, active)| *active);
-    let ids = |keys: Vec<(String, bool)>| keys.into_iter().map(|(id, _)| id).collect();
-    (ids(active), ids(inactive))
+/// The ids of a user's keys.
+struct KeyIds {
+    active: Vec<KeyId>,
+    inactive: Vec<KeyId>,
+}
+
+impl KeyIds {
+    fn from_listing(keys: Vec<(KeyId, bool)>) -> Self {
+        let (active, inactive): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, is_active)| *is_active);
+        let ids = |keys: Vec<(KeyId, bool)>| keys.into_iter().map(|(id, _)| id).collect();
+        Self { active: ids(active), inactive: ids(inactive) }
+    }
 }

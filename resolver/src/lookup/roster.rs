@@ -30,9 +30,9 @@ pub struct Roster {
     /// Who may do what, as it was when this was read.
     pub access: Rc<Access>,
     /// When its reading began.
-    pub at: Instant,
-    /// When its reading was over.
-    pub ended: Instant,
+    pub began_at: Instant,
+    /// When its reading ended.
+    pub ended_at: Instant,
     /// Whether it was read before this program was started.
     pub restored: bool,
 }
@@ -73,7 +73,7 @@ impl Roster {
     /// # Errors
     /// The first call that failed: half a list is none.
     pub async fn read<I: Iam>(iam: &I, config: &Config, access: Rc<Access>) -> Result<Self, IamError> {
-        let at = Instant::now();
+        let began_at = Instant::now();
         let mut named: Vec<&IamName> = access.groups().chain(config.groups.keys()).collect();
         named.sort();
         named.dedup();
@@ -89,7 +89,7 @@ impl Roster {
             }
         };
         let (groups, everybody) = try_join(groups, everybody).await?;
-        Ok(Self::assemble(config, Rc::clone(&access), groups, everybody, at))
+        Ok(Self::assemble(config, Rc::clone(&access), groups, everybody, began_at))
     }
 
     fn assemble(
@@ -97,7 +97,7 @@ impl Roster {
         access: Rc<Access>,
         groups: Vec<Named<'_>>,
         everybody: Vec<IamUser>,
-        at: Instant,
+        began_at: Instant,
     ) -> Self {
         let missing = groups.iter().filter(|(_, found)| found.is_none()).map(|(name, _)| (*name).clone());
         let missing = missing.collect();
@@ -120,7 +120,8 @@ impl Roster {
             (name.clone(), Members { gid: ids::gid_of(group.id.as_str()), names })
         });
         let groups = groups.collect();
-        Self { groups, users, names, refused, missing, access, at, ended: Instant::now(), restored: false }
+        let ended_at = Instant::now();
+        Self { groups, users, names, refused, missing, access, began_at, ended_at, restored: false }
     }
 
     /// The roster for the disk.
@@ -129,7 +130,7 @@ impl Roster {
             self.groups.iter().map(|(name, members)| (name.clone(), members.clone())).collect();
         groups.sort_by(|(one, _), (other, _)| one.cmp(other));
         SavedRoster {
-            age: milliseconds(self.at.elapsed()),
+            age: milliseconds(self.age()),
             users: self.users.values().cloned().collect(),
             groups,
             refused: self.refused.clone(),
@@ -138,18 +139,23 @@ impl Roster {
         }
     }
 
-    /// A roster from the disk, read at `at`.
-    pub fn restored(saved: SavedRoster, config: &Config, at: Instant) -> Self {
+    /// Returns a roster from the disk, whose reading began at `began_at`.
+    pub fn restored(saved: SavedRoster, config: &Config, began_at: Instant) -> Self {
         let SavedRoster { users, groups, refused, missing, access, .. } = saved;
         let (users, names, _) = accounts(users, &config.accounts);
         let (groups, access) = (groups.into_iter().collect(), Rc::new(access));
-        Self { users, names, groups, refused, missing, access, at, ended: at, restored: true }
+        Self { users, names, groups, refused, missing, access, began_at, ended_at: began_at, restored: true }
     }
 
-    /// The same, older.
+    /// How old the roster is.
+    pub fn age(&self) -> Duration {
+        self.began_at.elapsed()
+    }
+
+    /// Returns the roster as if it had been read earlier by `span`. None if the clock cannot tell such a moment.
     pub fn older_by(&self, span: Duration) -> Option<Self> {
-        let (at, ended) = (self.at.checked_sub(span)?, self.ended.checked_sub(span)?);
-        Some(Self { at, ended, ..self.clone() })
+        let (began_at, ended_at) = (self.began_at.checked_sub(span)?, self.ended_at.checked_sub(span)?);
+        Some(Self { began_at, ended_at, ..self.clone() })
     }
 
     /// Who of so many users would get no account, and why.
@@ -238,6 +244,7 @@ fn accounts(mut everybody: Vec<IamUser>, settings: &Accounts) -> Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Cause;
     use crate::source::fake::{FakeIam, config, id, linux};
 
     fn user(name: &str, id: &str, created: i64) -> IamUser {
@@ -296,7 +303,7 @@ mod tests {
     async fn half_a_list_is_none() {
         let iam = FakeIam::default();
         iam.add("alice", &["users"]);
-        iam.fail(Some(IamError::Unreachable("throttled".into())));
+        iam.fail(Some(Cause::Call("throttled".into()).into()));
         let config = config("[access]\nallow = ['users']");
         assert!(Roster::read(&iam, &config, Rc::new(config.access.clone())).await.is_err());
     }

@@ -1,4 +1,4 @@
-//! Who may do what, where the configuration leaves that to a tag of the EC2 instance.
+//! The rules of access, where the configuration leaves them to a tag of the EC2 instance.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,157 +10,157 @@ use pam_iam_core::wire::Policy;
 use tokio::time::Instant;
 
 use super::Directory;
-use super::fetch::{Running, shared};
+use super::cache::TagValue;
+use super::fetch::Fetch;
 use super::read_roster::ROSTER_BACK_OFF;
-use crate::source::{Iam, IamError};
+use crate::persist::dirty::Dirty;
+use crate::source::{Cause, Iam, IamError};
 
-/// What the tags said, each with the moment before it was asked.
+/// The reading of tags that is under way, and the last one.
 #[derive(Default)]
-pub(super) struct Tags {
-    pub(super) allow: Option<(Allowed, Instant)>,
-    pub(super) sudo: Option<(Allowed, Instant)>,
-    /// When they were last asked, whatever came of it.
-    asked: Option<Instant>,
-    /// Why nobody may log in, if that is so.
-    refused: Option<IamError>,
-    fetch: Option<Running<()>>,
+pub(super) struct TagFetches {
+    running: Option<Fetch<()>>,
+    /// When the last reading began, whatever came of it.
+    last_began: Option<Instant>,
+    /// Why nobody may log in, if the tag of `access.allow` could not be read.
+    allow_failure: Option<IamError>,
 }
 
-impl Tags {
-    /// Makes what they said older.
-    pub(super) fn age(&mut self, span: Duration) {
-        for held in [&mut self.allow, &mut self.sudo] {
-            *held = held.take().and_then(|(who, at)| Some((who, at.checked_sub(span)?)));
-        }
-        self.asked = self.asked.and_then(|asked| asked.checked_sub(span));
+impl TagFetches {
+    /// Makes the last reading older.
+    pub(super) fn age_by(&mut self, span: Duration) {
+        self.last_began = self.last_began.and_then(|began| began.checked_sub(span));
     }
 }
 
 impl<I: Iam> Directory<I> {
-    /// Who may do what, with every tag read. Whoever keeps the roster reads them as often; here they are read if that has
-    /// not been done for twice as long.
+    /// Returns the rules of access with every tag read. The reading of the roster reads the tags too; here they are read only
+    /// if that was not done for twice its interval.
     ///
     /// # Errors
-    /// The tag of `access.allow` cannot be read, or names nobody. If it is so with `access.sudo`, that is "none".
+    /// Returns an error if the tag of `access.allow` cannot be read, or names no group. If that happens to the tag of
+    /// `access.sudo`, nobody may use sudo.
     pub async fn access(self: &Rc<Self>) -> Result<Rc<Access>, IamError> {
         self.access_within(self.config.freshness.roster.0 * 2).await
     }
 
-    /// The same with tags that were asked for within so long.
+    /// Returns the rules of access with tags that were read within `max_age`.
     ///
     /// # Errors
-    /// Those of [`Self::access`].
-    pub(super) async fn access_within(self: &Rc<Self>, age: Duration) -> Result<Rc<Access>, IamError> {
+    /// See [`Self::access`].
+    pub(super) async fn access_within(self: &Rc<Self>, max_age: Duration) -> Result<Rc<Access>, IamError> {
         if !self.has_tags() {
             return Ok(Rc::clone(&self.fixed_access));
         }
-        let asked = self.state.borrow().tags.asked;
-        if asked.is_none_or(|asked| asked.elapsed() >= age) {
+        let last_began = self.fetches.borrow().tags.last_began;
+        if last_began.is_none_or(|began| began.elapsed() >= max_age) {
             self.read_tags().await;
-            self.settle().await;
+            self.dirty.wait_until_persisted().await;
         }
         self.access_by_tags()
     }
 
     fn has_tags(&self) -> bool {
         let Access { allow, sudo, .. } = &self.config.access;
-        [allow, sudo].into_iter().any(|who| matches!(who, Allowed::Tag(_)))
+        [allow, sudo].into_iter().any(|allowed| matches!(allowed, Allowed::Tag(_)))
     }
 
-    /// What was last read, as far as it still serves: while the metadata service is silent, as long as an answer of IAM.
+    /// Returns the rules by the tags as they were last read. While the metadata service is silent, they serve as long as an
+    /// answer of IAM.
     fn access_by_tags(&self) -> Result<Rc<Access>, IamError> {
-        let state = self.state.borrow();
-        let Tags { allow, sudo, refused, .. } = &state.tags;
+        let (cache, fetches) = (self.cache.borrow(), self.fetches.borrow());
         let freshness = &self.config.freshness;
-        let serves = |held: &Option<(Allowed, Instant)>, limit: Duration| {
-            held.clone().filter(|(_, at)| at.elapsed() < limit).map(|(who, _)| who)
+        let still_serves = |value: &TagValue, limit: Duration| {
+            value.clone().filter(|(_, read_at)| read_at.elapsed() < limit).map(|(allowed, _)| allowed)
         };
-        let unread = || IamError::Unreachable("the instance's tags were not read".to_owned());
-        let allow =
-            serves(allow, freshness.offline.0).ok_or_else(|| refused.clone().unwrap_or_else(unread))?;
-        let sudo = serves(sudo, freshness.offline_sudo.0).unwrap_or(Allowed::None);
+        let failure = || fetches.tags.allow_failure.clone().unwrap_or(Cause::TagsUnread.into());
+        let allow = still_serves(&cache.allow_tag, freshness.offline.0).ok_or_else(failure)?;
+        let sudo = still_serves(&cache.sudo_tag, freshness.offline_sudo.0).unwrap_or(Allowed::None);
         Ok(Rc::new(Access { allow, sudo, deny: self.config.access.deny.clone() }))
     }
 
-    /// Reads the tags, unless that failed a moment ago. Who comes while they are being read shares the reading.
+    /// Reads the tags, or awaits the reading that is under way. Does nothing if it failed a moment ago.
     async fn read_tags(self: &Rc<Self>) {
-        let (running, failed) = {
-            let tags = &self.state.borrow().tags;
-            let recent = tags.asked.is_some_and(|asked| asked.elapsed() < ROSTER_BACK_OFF);
-            (tags.fetch.as_ref().and_then(Running::under_way), recent && tags.refused.is_some())
+        let (under_way, has_just_failed) = {
+            let tags = &self.fetches.borrow().tags;
+            let is_recent = tags.last_began.is_some_and(|began| began.elapsed() < ROSTER_BACK_OFF);
+            (tags.running.as_ref().and_then(Fetch::under_way), is_recent && tags.allow_failure.is_some())
         };
-        if running.is_none() && failed {
-            return;
-        }
-        let fetch = running.unwrap_or_else(|| {
-            let this = Rc::clone(self);
-            let (running, fetch) = shared(async move {
-                this.read_both_tags().await;
-                this.state.borrow_mut().tags.fetch = None;
-                Ok(Rc::new(()))
-            });
-            self.state.borrow_mut().tags.fetch = Some(running);
-            fetch
-        });
-        let _ = fetch.await;
+        let outcome = match under_way {
+            Some(outcome) => outcome,
+            None if has_just_failed => return,
+            None => {
+                let this = Rc::clone(self);
+                let fetch = Fetch::start(async move {
+                    this.read_both_tags().await;
+                    this.fetches.borrow_mut().tags.running = None;
+                    Ok(Rc::new(()))
+                });
+                let outcome = fetch.outcome();
+                self.fetches.borrow_mut().tags.running = Some(fetch);
+                outcome
+            }
+        };
+        let _ = outcome.await;
     }
 
     async fn read_both_tags(&self) {
-        let at = Instant::now();
+        let began = Instant::now();
         let Access { allow, sudo, .. } = &self.config.access;
-        let both = futures_util::future::join(
-            self.awake(self.limited(self.groups_of_tag("access.allow", allow))),
-            self.awake(self.limited(self.groups_of_tag("access.sudo", sudo))),
-        );
-        let (allow, sudo) = both.await;
-        self.state.borrow_mut().tags.asked = Some(at);
-        self.heard_tag(Policy::Login, allow, at);
-        self.heard_tag(Policy::Sudo, sudo, at);
+        let (allow, sudo) = futures_util::future::join(
+            self.unless_asleep(self.within_total_timeout(self.groups_of_tag("access.allow", allow))),
+            self.unless_asleep(self.within_total_timeout(self.groups_of_tag("access.sudo", sudo))),
+        )
+        .await;
+        {
+            let tags = &mut self.fetches.borrow_mut().tags;
+            tags.last_began = Some(began);
+            tags.allow_failure = allow.as_ref().err().cloned();
+        }
+        self.apply_tag(Policy::Login, allow, began);
+        self.apply_tag(Policy::Sudo, sudo, began);
     }
 
-    /// An answer counts at once; silence leaves the last one in force as long as it may serve.
-    fn heard_tag(&self, policy: Policy, answer: Result<Allowed, IamError>, at: Instant) {
-        let what = match policy {
+    /// Stores what a tag named. While the metadata service is silent, the last value stays.
+    fn apply_tag(&self, policy: Policy, answer: Result<Allowed, IamError>, began: Instant) {
+        let action = match policy {
             Policy::Login => "log in",
             Policy::Sudo => "use sudo",
         };
         if let Err(error) = &answer {
-            let now = if matches!(error, IamError::Unreachable(_)) { "soon " } else { "" };
-            self.warn(format!("{now}nobody may {what}: {error}"));
+            let when = if matches!(error, IamError::Unavailable(_)) { "soon " } else { "" };
+            self.warn(format!("{when}nobody may {action}: {error}"));
         }
-        let mut state = self.state.borrow_mut();
-        if let Policy::Login = policy {
-            state.tags.refused = answer.as_ref().err().cloned();
-        }
-        let held = match policy {
-            Policy::Login => &mut state.tags.allow,
-            Policy::Sudo => &mut state.tags.sudo,
+        let mut cache = self.cache.borrow_mut();
+        let value = match policy {
+            Policy::Login => &mut cache.allow_tag,
+            Policy::Sudo => &mut cache.sudo_tag,
         };
-        let before = held.as_ref().map(|(who, _)| who.clone());
+        let before = value.as_ref().map(|(allowed, _)| allowed.clone());
         match answer {
-            Ok(who) => *held = Some((who, at)),
-            Err(IamError::Unreachable(_)) => {}
-            Err(_) => *held = None,
+            Ok(allowed) => *value = Some((allowed, began)),
+            Err(IamError::Unavailable(_)) => {}
+            Err(_) => *value = None,
         }
-        let now = held.as_ref().map(|(who, _)| who.clone());
-        drop(state);
+        let now = value.as_ref().map(|(allowed, _)| allowed.clone());
+        drop(cache);
         match (before, now) {
             (None, None) => {}
-            (None, Some(_)) => self.changed(),
-            (before, now) if before == now => self.refreshed(),
-            _ => self.count_revocation(),
+            (None, Some(_)) => self.dirty.mark(Dirty::Added),
+            (before, now) if before == now => self.dirty.mark(Dirty::Refreshed),
+            _ => self.dirty.mark(Dirty::Revoked),
         }
     }
 
-    /// Puts the groups that a tag names in its place. A group that the configuration does not list among those that a
-    /// tag may name is left out: who may write tags must not choose who is root.
-    async fn groups_of_tag(&self, what: &str, who: &Allowed) -> Result<Allowed, IamError> {
-        let Allowed::Tag(TagRule { tag, within }) = who else { return Ok(who.clone()) };
+    /// Returns `allowed` with the groups that a tag names in place of the tag. A group that the configuration does not list
+    /// among those that a tag may name is left out: a principal who may write tags must not choose who is root.
+    async fn groups_of_tag(&self, key: &str, allowed: &Allowed) -> Result<Allowed, IamError> {
+        let Allowed::Tag(TagRule { tag, within }) = allowed else { return Ok(allowed.clone()) };
         let tag = tag.as_str();
         let value = self.iam.instance_tag(tag).await.map_err(|error| match error {
             IamError::NoSuchEntity => IamError::Configuration(format!(
-                "{what} is left to the instance tag {tag}, which this instance does not have, or does not show in \
-                 its metadata (InstanceMetadataTags)"
+                "{key} is left to the instance tag {tag}, which this instance does not have, or does not show in its metadata \
+                 (InstanceMetadataTags)"
             )),
             error => error,
         })?;
@@ -169,14 +169,14 @@ impl<I: Iam> Directory<I> {
             match IamName::group(word).ok().filter(|_| within.iter().any(|pattern| pattern.matches(word))) {
                 Some(group) => groups.push(group),
                 None => self.warn(format!(
-                    "the instance tag {tag} names {}, which {what} does not let it name",
+                    "the instance tag {tag} names {}, which {key} does not let it name",
                     Value(word)
                 )),
             }
         }
         if groups.is_empty() {
             return Err(IamError::Configuration(format!(
-                "the instance tag {tag} names no IAM group that {what} lets it name"
+                "the instance tag {tag} names no IAM group that {key} lets it name"
             )));
         }
         Ok(Allowed::Groups(groups))

@@ -1,6 +1,7 @@
 use super::fetch::{BACK_OFF, OUTAGE, PATIENCE_IN_OUTAGE};
 use super::*;
 use crate::ids;
+use crate::persist::dirty::PERSIST_MAX;
 use crate::source::fake::{FakeIam, KEY, config, linux};
 use futures_util::future::join_all;
 use tokio::task::spawn_local;
@@ -12,11 +13,11 @@ fn directory(text: &str) -> Rc<Directory<FakeIam>> {
 }
 
 async fn find(directory: &Rc<Directory<FakeIam>>, name: &str) -> Result<Lookup, IamError> {
-    directory.find(&linux(name), age(directory)).await
+    directory.lookup(&linux(name), freshness(directory)).await
 }
 
-fn age(directory: &Directory<FakeIam>) -> Age {
-    Age { fresh: directory.config.freshness.max_age.0, offline: DAY, origin: Origin::Host }
+fn freshness(directory: &Directory<FakeIam>) -> Freshness {
+    Freshness { stale_if_error: DAY, ..directory.login_freshness(Origin::Host) }
 }
 
 fn groups(lookup: &Lookup) -> Vec<String> {
@@ -58,7 +59,7 @@ async fn all_who_ask_for_one_user_share_one_fetch() {
     let lookup = join_all((0..100).map(|_| find(&directory, "alice"))).await;
     assert!(lookup.iter().all(|lookup| lookup.as_ref().is_ok_and(|lookup| groups(lookup) == ["users"])));
     assert_eq!(directory.iam.take_calls().len(), 4);
-    directory.iam.fail(Some(IamError::Unreachable("gone".into())));
+    directory.iam.fail(Some(Cause::Call("gone".into()).into()));
     let began = Instant::now();
     let lookup = join_all((0..100).map(|_| find(&directory, "alice"))).await;
     assert!(lookup.iter().all(|lookup| lookup.as_ref().is_ok_and(|lookup| lookup.source == Source::Offline)));
@@ -88,7 +89,7 @@ async fn while_iam_is_unreachable_the_last_answer_serves_until_it_is_too_old() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     find(&directory, "alice").await.unwrap();
-    directory.iam.fail(Some(IamError::Unreachable("gone".into())));
+    directory.iam.fail(Some(Cause::Call("gone".into()).into()));
     tokio::time::advance(DAY - Duration::from_secs(10)).await;
     assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Offline);
     tokio::time::advance(Duration::from_secs(10)).await;
@@ -151,7 +152,7 @@ async fn guessed_names_cost_what_the_bucket_holds_and_a_new_user_still_gets_in()
 }
 
 fn unreachable() -> Option<IamError> {
-    Some(IamError::Unreachable("throttled".into()))
+    Some(Cause::Call("throttled".into()).into())
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -231,7 +232,7 @@ async fn after_renamings_everybody_is_who_they_are() {
     let Identity::User(person) = &alicia.entry.identity else { panic!() };
     assert_eq!((person.uid, directory.uid_belongs_to_older_user(person)), (uid(2), false));
     for (number, name) in [(1, "alice"), (2, "alicia")] {
-        let found = directory.find_uid(uid(number), Origin::Host).await.unwrap();
+        let found = directory.lookup_uid(uid(number), Origin::Host).await.unwrap();
         assert_eq!(found.map(|(name, _)| name), Some(linux(name)));
     }
 }
@@ -245,7 +246,7 @@ async fn a_uid_whose_user_was_renamed_is_found_by_the_roster() {
     directory.read_roster().await.unwrap();
     tokio::time::advance(Duration::from_secs(11)).await;
     find(&directory, "alice").await.unwrap();
-    let found = directory.find_uid(ids::uid_of(&crate::source::fake::id(1)), Origin::Host).await.unwrap();
+    let found = directory.lookup_uid(ids::uid_of(&crate::source::fake::id(1)), Origin::Host).await.unwrap();
     assert_eq!(found.map(|(name, _)| name), Some(linux("alicia")));
 }
 
@@ -278,7 +279,7 @@ async fn a_roster_that_cannot_be_read_is_not_asked_for_again_and_again() {
     let directory = directory(USERS);
     directory.iam.fail(unreachable());
     for number in 0..100 {
-        assert!(directory.find_uid(Uid(2_100_000_000 + number), Origin::Host).await.is_err());
+        assert!(directory.lookup_uid(Uid(2_100_000_000 + number), Origin::Host).await.is_err());
     }
     assert_eq!(directory.iam.take_calls(), ["GetGroup users"]);
 }
@@ -315,10 +316,10 @@ async fn a_uid_is_found_by_the_roster_and_by_who_was_seen() {
     directory.iam.add("bob", &[]);
     let uid = |number| ids::uid_of(&crate::source::fake::id(number));
     let name = |found: Option<(LinuxName, Named)>| found.map(|(name, _)| name);
-    assert_eq!(name(directory.find_uid(uid(1), Origin::Host).await.unwrap()), Some(linux("alice")));
-    assert_eq!(name(directory.find_uid(uid(2), Origin::Host).await.unwrap()), None);
+    assert_eq!(name(directory.lookup_uid(uid(1), Origin::Host).await.unwrap()), Some(linux("alice")));
+    assert_eq!(name(directory.lookup_uid(uid(2), Origin::Host).await.unwrap()), None);
     find(&directory, "bob").await.unwrap();
-    assert_eq!(name(directory.find_uid(uid(2), Origin::Host).await.unwrap()), Some(linux("bob")));
+    assert_eq!(name(directory.lookup_uid(uid(2), Origin::Host).await.unwrap()), Some(linux("bob")));
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -335,7 +336,7 @@ fn restarted(directory: &Directory<FakeIam>, text: &str, ago: Duration) -> Rc<Di
     let saved = serde_json::to_vec(&directory.snapshot()).unwrap();
     let restarted = self::directory(text);
     restarted.restore(serde_json::from_slice(&saved).unwrap(), ago);
-    restarted.iam.fail(Some(IamError::Unreachable("gone".into())));
+    restarted.iam.fail(Some(Cause::Call("gone".into()).into()));
     restarted
 }
 
@@ -353,13 +354,13 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
     let after = restarted(&before, text, Duration::from_secs(3600));
     let lookup = find(&after, "alice").await.unwrap();
     assert_eq!((lookup.source, groups(&lookup)), (Source::Offline, vec!["users".to_owned()]));
-    assert_eq!(lookup.entry.at.elapsed().as_secs(), 3660);
-    assert_eq!(lookup.entry.identity, before.record(&linux("alice")).unwrap().identity);
+    assert_eq!(lookup.entry.age().as_secs(), 3660);
+    assert_eq!(lookup.entry.identity, before.entry(&linux("alice")).unwrap().identity);
     assert!(
         matches!(&find(&after, "deploy").await.unwrap().entry.identity, Identity::Members(team) if team.len() == 2)
     );
     let uid = ids::uid_of(&crate::source::fake::id(1));
-    assert_eq!(after.find_uid(uid, Origin::Host).await.unwrap().unwrap().0, linux("alice"));
+    assert_eq!(after.lookup_uid(uid, Origin::Host).await.unwrap().unwrap().0, linux("alice"));
     let names: Vec<LinuxName> = after.last_roster().unwrap().users().map(|(name, _)| name.clone()).collect();
     assert_eq!(names, [linux("alice"), linux("bob")]);
     assert_eq!(after.snapshot().count(), before.snapshot().count());
@@ -375,7 +376,7 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
     assert!(find(&late, "alice").await.is_err());
     assert_eq!(late.snapshot().count(), 0, "what is too old is not saved again");
     let other = restarted(&before, USERS, Duration::ZERO);
-    assert!(other.record(&linux("alice")).is_none() && other.record(&linux("deploy")).is_none());
+    assert!(other.entry(&linux("alice")).is_none() && other.entry(&linux("deploy")).is_none());
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -385,17 +386,17 @@ async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
     // What takes something away is known before the rest of the answer.
     directory.iam.slow.borrow_mut().insert("GetUser", Duration::from_millis(50));
     find(&directory, "alice").await.unwrap();
-    assert!(!directory.pending_change().urgent, "something new can wait");
+    assert!(!directory.dirty.take_change().is_revocation, "something new can wait");
     find(&directory, "alice").await.unwrap();
-    assert!(!directory.pending_change().urgent, "and so can what is merely younger");
+    assert!(!directory.dirty.take_change().is_revocation, "and so can what is merely younger");
     directory.iam.change("alice", |alice| alice.keys.clear());
-    let _keeper = directory.keeper();
+    let _keeper = directory.dirty.register_writer();
     let disk = Rc::clone(&directory);
     let saved = spawn_local(async move {
-        let change = disk.change(DAY, DAY).await;
+        let change = disk.dirty.next_change(DAY, DAY).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
-        disk.is_settled(&change);
-        change.urgent
+        disk.dirty.set_persisted(&change);
+        change.is_revocation
     });
     let began = Instant::now();
     find(&directory, "alice").await.unwrap();
@@ -412,14 +413,14 @@ async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
         assert_eq!(find(&directory, "alice").await.unwrap().entry.identity, Identity::NotFound);
         began.elapsed()
     };
-    assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50) + memory::SETTLE_MAX);
+    assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50) + PERSIST_MAX);
     directory.flush(None);
     assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50));
-    let change = directory.pending_change();
-    assert!(change.urgent);
-    directory.is_settled(&change);
+    let change = directory.dirty.take_change();
+    assert!(change.is_revocation);
+    directory.dirty.set_persisted(&change);
     directory.flush(None);
-    assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50) + memory::SETTLE_MAX);
+    assert_eq!(took().await, FakeIam::CALL + Duration::from_millis(50) + PERSIST_MAX);
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -427,7 +428,7 @@ async fn an_old_failure_makes_nobody_impatient() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
     directory.iam.add("alice", &["users"]);
     find(&directory, "alice").await.unwrap();
-    directory.iam.fail(Some(IamError::Unreachable("throttled".into())));
+    directory.iam.fail(Some(Cause::Call("throttled".into()).into()));
     assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Offline);
     directory.iam.fail(None);
     directory.iam.change("alice", |alice| alice.groups.clear());
@@ -445,14 +446,14 @@ async fn what_is_known_ages_while_the_machine_sleeps() {
     directory.read_roster().await.unwrap();
     assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Cache);
     let slept = directory.slept.get();
-    directory.wake(slept + Duration::from_millis(10));
+    directory.age_by_sleep(slept + Duration::from_millis(10));
     assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Cache, "no sleep, but two clocks");
-    directory.wake(slept + Duration::from_secs(60));
-    assert_eq!(directory.last_roster().unwrap().at.elapsed().as_secs(), 60);
-    directory.iam.fail(Some(IamError::Unreachable("gone".into())));
+    directory.age_by_sleep(slept + Duration::from_secs(60));
+    assert_eq!(directory.last_roster().unwrap().age().as_secs(), 60);
+    directory.iam.fail(Some(Cause::Call("gone".into()).into()));
     let lookup = find(&directory, "alice").await.unwrap();
-    assert_eq!((lookup.source, lookup.entry.at.elapsed().as_secs()), (Source::Offline, 60));
-    directory.wake(slept + DAY + Duration::from_secs(60));
+    assert_eq!((lookup.source, lookup.entry.age().as_secs()), (Source::Offline, 60));
+    directory.age_by_sleep(slept + DAY + Duration::from_secs(60));
     assert!(find(&directory, "alice").await.is_err());
 }
 
@@ -483,11 +484,11 @@ async fn after_a_restart_the_list_says_who_there_is_and_not_who_there_is_not() {
     assert_eq!(find(&before, "bob").await.unwrap().entry.identity, Identity::NotFound);
     let after = restarted(&before, USERS, Duration::ZERO);
     let uid = |number| ids::uid_of(&crate::source::fake::id(number));
-    assert!(after.find_uid(uid(7), Origin::Host).await.is_err());
-    assert_eq!(after.record(&linux("bob")).unwrap().identity, Identity::NotFound);
+    assert!(after.lookup_uid(uid(7), Origin::Host).await.is_err());
+    assert_eq!(after.entry(&linux("bob")).unwrap().identity, Identity::NotFound);
     after.iam.fail(None);
     after.read_roster().await.unwrap();
-    assert!(after.find_uid(uid(7), Origin::Host).await.unwrap().is_none());
+    assert!(after.lookup_uid(uid(7), Origin::Host).await.unwrap().is_none());
     assert!(restarted(&before, USERS, DAY).last_roster().is_none(), "too old");
 }
 
@@ -520,10 +521,10 @@ async fn in_an_outage_the_first_waits_and_the_next_do_not_and_the_first_after_it
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn a_name_of_which_iam_did_not_answer_a_moment_ago_takes_no_part_of_a_limit() {
     let directory = directory("[access]\nallow = ['users']");
-    directory.iam.fail(Some(IamError::Unreachable("gone".into())));
-    let age = Age { origin: Origin::User(Uid(7)), ..age(&directory) };
+    directory.iam.fail(Some(Cause::Call("gone".into()).into()));
+    let freshness = Freshness { origin: Origin::User(Uid(7)), ..freshness(&directory) };
     for _ in 0..100 {
-        assert!(directory.find(&linux("alice"), age).await.is_err());
+        assert!(directory.lookup(&linux("alice"), freshness).await.is_err());
     }
     assert!(directory.unknown_left() >= 29, "{}", directory.unknown_left());
 }

@@ -34,7 +34,7 @@ const FILE: &str = "cache.json";
 const UNFINISHED: &str = "cache.json.new";
 
 /// Where a file goes that is not trusted, for whoever wants to see what became of it. The next one takes its place.
-const ASIDE: &str = "cache.json.rejected";
+const QUARANTINE: &str = "cache.json.rejected";
 
 /// Why a file is not used.
 #[derive(Debug, thiserror::Error)]
@@ -115,15 +115,15 @@ pub fn milliseconds(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The directory of the cache.
+/// The file of the cache, in a folder of its own.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct CacheFile {
     dir: PathBuf,
     setup: String,
 }
 
-impl Store {
-    /// A store in `dir`, for what is known under `setup`.
+impl CacheFile {
+    /// Returns the file in `dir`. `setup` says under which configuration its content holds.
     pub fn new(dir: &Path, setup: &str) -> Self {
         let setup = hex(&Sha256::digest(setup.as_bytes()));
         Self { dir: dir.to_owned(), setup }
@@ -200,8 +200,8 @@ impl Store {
     ///
     /// # Errors
     /// Those of renaming.
-    pub fn put_aside(&self) -> io::Result<()> {
-        std::fs::rename(self.path(), self.dir.join(ASIDE))
+    pub fn quarantine(&self) -> io::Result<()> {
+        std::fs::rename(self.path(), self.dir.join(QUARANTINE))
     }
 
     /// Removes what was saved: it says more than IAM does now.
@@ -265,13 +265,13 @@ mod tests {
         Clock { boot: boot.to_owned(), since_boot, wall }
     }
 
-    fn store() -> (tempfile::TempDir, Store) {
+    fn store() -> (tempfile::TempDir, CacheFile) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(&dir.path().join("cache"), "setup");
+        let store = CacheFile::new(&dir.path().join("cache"), "setup");
         (dir, store)
     }
 
-    fn load(store: &Store, now: &Clock) -> Result<Option<(String, Duration)>, CacheError> {
+    fn load(store: &CacheFile, now: &Clock) -> Result<Option<(String, Duration)>, CacheError> {
         store.load(now)
     }
 
@@ -314,19 +314,19 @@ mod tests {
         std::fs::write(store.path(), b"{\"version\":0,\"what\":1}\n[]").unwrap();
         assert!(matches!(load(&store, &now), Err(CacheError::Version(0))));
         std::fs::write(store.path(), &whole).unwrap();
-        let other = Store::new(store.path().parent().unwrap(), "other");
+        let other = CacheFile::new(store.path().parent().unwrap(), "other");
         assert!(matches!(load(&other, &now), Err(CacheError::Setup)));
         assert!(load(&store, &now).unwrap().is_some());
     }
 
     #[test]
-    fn what_others_could_have_written_is_not_used_and_put_aside() {
+    fn what_others_could_have_written_is_not_used_and_quarantine() {
         let (dir, store) = store();
         let now = at("a", 5, 1000);
         store.save(&"content", &now).unwrap();
         std::fs::set_permissions(store.path(), std::fs::Permissions::from_mode(0o620)).unwrap();
         assert!(matches!(load(&store, &now), Err(CacheError::Untrusted(_))));
-        store.put_aside().unwrap();
+        store.quarantine().unwrap();
         assert!(load(&store, &now).unwrap().is_none());
         std::fs::write(dir.path().join("elsewhere"), "").unwrap();
         symlink(dir.path().join("elsewhere"), store.path()).unwrap();

@@ -9,7 +9,7 @@ use pam_iam_core::config::Config;
 use pam_iam_core::name::{IamName, LinuxName};
 
 use crate::ids;
-use crate::source::{CallStats, Iam, IamError, IamGroup, IamId, IamUser};
+use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser};
 
 /// A key that `ssh-keygen` made.
 pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe";
@@ -117,7 +117,7 @@ impl FakeIam {
             return Err(failure.clone());
         }
         if self.muted.borrow().iter().any(|muted| muted == name) {
-            return Err(IamError::Unreachable("muted".into()));
+            return Err(Cause::Call("muted".into()).into());
         }
         if self.denied.borrow().iter().any(|denied| denied == name) {
             return Err(IamError::Denied("not you".into()));

@@ -21,7 +21,7 @@ use pam_iam_core::wire::Route;
 use tokio::time::Instant;
 
 use super::http::{self, Proxy};
-use crate::source::{CallStats, Iam, IamError, IamGroup, IamId, IamUser};
+use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser};
 
 /// Tries per call, within `aws.total_timeout`.
 const ATTEMPTS: u32 = 3;
@@ -89,13 +89,13 @@ impl AwsIam {
     }
 
     fn note<T>(&self, answer: Result<T, IamError>) -> Result<T, IamError> {
-        if let Err(error @ (IamError::Denied(_) | IamError::Unreachable(_))) = &answer {
+        if let Err(error @ (IamError::Denied(_) | IamError::Unavailable(_))) = &answer {
             let mut stats = self.stats.borrow_mut();
             // That IAM denies a look-up is an answer.
-            stats.errors += u64::from(matches!(error, IamError::Unreachable(_)));
+            stats.errors += u64::from(matches!(error, IamError::Unavailable(_)));
             stats.last_error = Some(error.to_string());
         }
-        if !matches!(answer, Err(IamError::Unreachable(_))) {
+        if !matches!(answer, Err(IamError::Unavailable(_))) {
             self.stats.borrow_mut().last_answer = Some(Instant::now());
         }
         answer
@@ -179,7 +179,7 @@ impl Iam for AwsIam {
             Err(ImdsError::ErrorResponse(answer)) if answer.response().status().as_u16() == 404 => {
                 Err(IamError::NoSuchEntity)
             }
-            Err(error) => Err(IamError::Unreachable(format!("instance metadata: {}", chain(&error)))),
+            Err(error) => Err(Cause::Metadata(chain(&error)).into()),
         }
     }
 
@@ -307,7 +307,7 @@ fn iam_group(name: &str, id: &str) -> Result<IamGroup, IamError> {
 }
 
 fn nonsense(what: &str) -> IamError {
-    IamError::Unreachable(format!("IAM answered with {what}"))
+    Cause::Malformed(what.to_owned()).into()
 }
 
 /// Which failures are answers. Refused or expired credentials are none: they say nothing about the user.
@@ -322,7 +322,7 @@ where
             let message = error.as_service_error().and_then(ProvideErrorMetadata::message);
             IamError::Denied(message.unwrap_or("no reason given").to_owned())
         }
-        _ => IamError::Unreachable(chain(&error)),
+        _ => Cause::Call(chain(&error)).into(),
     }
 }
 

@@ -16,8 +16,8 @@ use pam_iam_core::wire::{
 use super::{AnswerError, Answerer};
 use crate::ids;
 use crate::limits::Origin;
+use crate::lookup::cache::{Identity, Keys, UserEntry};
 use crate::lookup::roster::{Refused, Roster};
-use crate::lookup::{Identity, Keys, UserEntry};
 use crate::source::{Iam, IamError, IamUser};
 
 /// How many users are asked about at once when all are gone over: slow enough for IAM's own limits.
@@ -53,14 +53,14 @@ impl<I: Iam> Answerer<I> {
             let candidates = name::candidates(name, &self.config().accounts.drop_suffix);
             explanation.candidates = candidates.iter().map(ToString::to_string).collect();
         }
-        let lookup = self.directory.find(name, self.age(Origin::Host)).await?;
+        let lookup = self.directory.lookup(name, self.directory.login_freshness(Origin::Host)).await?;
         match &lookup.entry.identity {
-            Identity::User(person) => {
-                let inactive = self.directory.keys(&person.user, &person.inactive).await.unwrap_or_default();
-                explanation.users.push(entry(person, inactive));
+            Identity::User(user) => {
+                let inactive = self.directory.keys(&user.user, &user.inactive).await.unwrap_or_default();
+                explanation.users.push(entry(user, inactive));
             }
             Identity::Members(team) => {
-                explanation.users.extend(team.iter().map(|person| entry(person, Vec::new())))
+                explanation.users.extend(team.iter().map(|user| entry(user, Vec::new())))
             }
             Identity::Ambiguous(names) => explanation.claimants.extend(names.iter().map(ToString::to_string)),
             Identity::NotFound | Identity::AccessDenied => {}
@@ -73,9 +73,7 @@ impl<I: Iam> Answerer<I> {
         for (policy, decision) in
             [(Policy::Login, &mut explanation.login), (Policy::Sudo, &mut explanation.sudo)]
         {
-            if let Answer::Decision(decided) = self.decide(name, uid, policy, Origin::Host).await? {
-                *decision = decided;
-            }
+            *decision = self.decide(name, uid, policy, Origin::Host).await?;
         }
         explanation.groups = self.groups_by_name(name).await?;
         if account_kind == AccountKind::Managed {
@@ -86,7 +84,7 @@ impl<I: Iam> Answerer<I> {
 
     /// Whose a uid is.
     pub(super) async fn who_is(&self, uid: Uid) -> Result<Answer, AnswerError> {
-        let found = self.directory.find_uid(uid, Origin::Host).await?;
+        let found = self.directory.lookup_uid(uid, Origin::Host).await?;
         Ok(Answer::report(&Holder { name: found.map(|(name, _)| name) }))
     }
 
@@ -193,19 +191,19 @@ impl<I: Iam> Answerer<I> {
     }
 }
 
-fn entry(person: &UserEntry, inactive: Keys) -> IamEntry {
+fn entry(user: &UserEntry, inactive: Keys) -> IamEntry {
     let state = |active: bool, (id, key): &(String, Option<PublicKey>)| KeyState {
         id: id.clone(),
         active,
         fingerprint: key.as_ref().map(|key| key.fingerprint()),
     };
-    let active = person.keys.iter().map(|key| state(true, key));
+    let active = user.keys.iter().map(|key| state(true, key));
     let inactive = inactive.iter().map(|key| state(false, key));
     IamEntry {
-        iam_name: person.user.name.to_string(),
-        iam_id: person.user.id.to_string(),
-        uid: person.uid,
-        groups: person.groups.iter().map(|group| group.name.to_string()).collect(),
+        iam_name: user.user.name.to_string(),
+        iam_id: user.user.id.to_string(),
+        uid: user.uid,
+        groups: user.groups.iter().map(|group| group.name.to_string()).collect(),
         keys: active.chain(inactive).collect(),
     }
 }

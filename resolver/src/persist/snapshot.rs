@@ -1,0 +1,189 @@
+//! The form of the cache on the disk.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use pam_iam_core::config::{Allowed, Config};
+use pam_iam_core::name::{IamName, LinuxName};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::file::milliseconds;
+use crate::ids;
+use crate::lookup::cache::{Cache, CacheEntry, Identity, TagValue, UserEntry};
+use crate::lookup::roster::{Roster, SavedRoster};
+use crate::source::sshkey;
+
+/// The cache as it is saved. All ages are in milliseconds.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    names: Vec<SavedName>,
+    roster: Option<SavedRoster>,
+    tags: SavedTags,
+}
+
+/// An entry. That no user has a name is saved only if the roster lists the name: after a restart, a name without an entry is
+/// refused as well.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct SavedName {
+    name: LinuxName,
+    age: u64,
+    /// How long ago something was last taken away.
+    #[serde(alias = "reduced")]
+    revoked_age: u64,
+    known: SavedIdentity,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SavedIdentity {
+    One(UserEntry),
+    Team(Vec<UserEntry>),
+    Absent,
+}
+
+/// The groups that tags named, with their ages.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct SavedTags {
+    allow: Option<(Vec<IamName>, u64)>,
+    sudo: Option<(Vec<IamName>, u64)>,
+}
+
+/// The environment variables that decide which AWS account is asked. Keys and tokens change without it.
+const ACCOUNT_VARIABLES: [&str; 7] = [
+    "AWS_CONFIG_FILE",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_IAM",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_ROLE_ARN",
+    "AWS_SHARED_CREDENTIALS_FILE",
+];
+
+/// Returns a text that changes whenever names may stand for other users: a part of the configuration and of the environment, and
+/// the machine id, since an image of the host may be started elsewhere. A cache that was saved under another text is not used.
+pub fn setup(config: &Config) -> String {
+    let Config { aws, accounts, shared, access, groups, .. } = config;
+    let aws = (&aws.region, &aws.endpoint, &aws.profile, &aws.assume_role);
+    let host = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let environment = ACCOUNT_VARIABLES.map(std::env::var_os);
+    format!("{aws:?} {:?} {shared:?} {access:?} {groups:?} {host} {environment:?}", accounts.drop_suffix)
+}
+
+impl Snapshot {
+    /// Returns `cache` without what is older than `offline`, and so serves nobody.
+    pub fn of(cache: &Cache, offline: Duration) -> Self {
+        let roster = cache.roster.as_ref().filter(|roster| roster.age() < offline);
+        let is_listed = |name: &LinuxName| roster.is_some_and(|roster| roster.has(name));
+        let young = cache.entries().filter(|(_, entry)| entry.age() < offline);
+        let mut names: Vec<SavedName> = young
+            .filter_map(|(name, entry)| {
+                let known = match &entry.identity {
+                    Identity::User(user) => SavedIdentity::One(user.clone()),
+                    Identity::Members(members) => SavedIdentity::Team(members.clone()),
+                    Identity::NotFound | Identity::Ambiguous(_) | Identity::AccessDenied => {
+                        is_listed(name).then_some(SavedIdentity::Absent)?
+                    }
+                };
+                let (age, revoked_age) =
+                    (milliseconds(entry.age()), milliseconds(entry.revoked_at.elapsed()));
+                Some(SavedName { name: name.clone(), age, revoked_age, known })
+            })
+            .collect();
+        names.sort_by(|one, other| one.name.cmp(&other.name));
+        let tag = |value: &TagValue| match value {
+            Some((Allowed::Groups(groups), read_at)) => {
+                Some((groups.clone(), milliseconds(read_at.elapsed())))
+            }
+            _ => None,
+        };
+        Self {
+            names,
+            roster: roster.map(|roster| roster.saved()),
+            tags: SavedTags { allow: tag(&cache.allow_tag), sudo: tag(&cache.sudo_tag) },
+        }
+    }
+
+    /// Whether no user is known.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.roster.is_none()
+    }
+
+    /// How many names there are.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Puts what was saved `ago` into `cache`. What does not fit the configuration is left out, and what `cache` has is newer and
+    /// stays.
+    pub fn restore(self, cache: &mut Cache, config: &Config, ago: Duration) {
+        let now = Instant::now();
+        let moment = |age: u64| now.checked_sub(Duration::from_millis(age).saturating_add(ago));
+        for SavedName { name, age, revoked_age, known } in self.names {
+            let Some((fetched_at, revoked_at)) = moment(age).zip(moment(revoked_age)) else { continue };
+            let Some(mut identity) = known.identity(&name, config) else { continue };
+            for user in users_of(&mut identity) {
+                restore_keys(user, cache);
+            }
+            if let Identity::User(user) = &identity {
+                cache.set_name_if_absent(user.uid, name.clone());
+            }
+            cache.insert_if_absent(name, Rc::new(CacheEntry { identity, fetched_at, revoked_at }));
+        }
+        let still_serves =
+            |age: u64| Duration::from_millis(age).saturating_add(ago) < config.freshness.offline.0;
+        let saved_roster = self.roster.filter(|saved| still_serves(saved.age));
+        let roster = saved_roster
+            .and_then(|saved| moment(saved.age).map(|at| Rc::new(Roster::restored(saved, config, at))));
+        cache.roster = cache.roster.take().or(roster);
+        let tag = |saved: Option<(Vec<IamName>, u64)>| {
+            let (groups, age) = saved?;
+            Some((Allowed::Groups(groups), moment(age)?))
+        };
+        cache.allow_tag = cache.allow_tag.take().or(tag(self.tags.allow));
+        cache.sudo_tag = cache.sudo_tag.take().or(tag(self.tags.sudo));
+    }
+
+    /// Restores into an empty cache, for the fuzzer. Returns how many entries that are.
+    #[doc(hidden)]
+    pub fn fuzz(self, config: &Config) -> usize {
+        let mut cache = Cache::default();
+        self.restore(&mut cache, config, Duration::from_secs(1));
+        cache.len()
+    }
+}
+
+impl SavedIdentity {
+    /// Returns the identity of `name`, or None if the configuration has another use for the name now.
+    fn identity(self, name: &LinuxName, config: &Config) -> Option<Identity> {
+        let is_shared = config.shared.contains_key(name);
+        match self {
+            Self::Absent => Some(Identity::NotFound),
+            Self::Team(members) => is_shared.then_some(Identity::Members(members)),
+            Self::One(mut user) => {
+                user.uid = ids::uid(&config.accounts, &user.user);
+                let has_name = user.user.name.to_linux(&config.accounts.drop_suffix).as_ref() == Ok(name);
+                (!is_shared && has_name).then_some(Identity::User(user))
+            }
+        }
+    }
+}
+
+fn users_of(identity: &mut Identity) -> &mut [UserEntry] {
+    match identity {
+        Identity::User(user) => std::slice::from_mut(user),
+        Identity::Members(members) => members,
+        Identity::NotFound | Identity::Ambiguous(_) | Identity::AccessDenied => &mut [],
+    }
+}
+
+/// Judges the keys of a user again, since another release may refuse others. A key that is refused is fetched again.
+fn restore_keys(user: &mut UserEntry, cache: &mut Cache) {
+    for (id, key) in &mut user.keys {
+        *key = key.take().and_then(|key| sshkey::usable(&key.to_string()).ok());
+        if key.is_some() && cache.key_body(&user.user.id, id).is_none() {
+            cache.set_key_body(&user.user.id, id, key.clone());
+        }
+    }
+}
