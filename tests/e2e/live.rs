@@ -281,6 +281,9 @@ fn a_member_who_left_is_out_of_the_shared_account_and_the_others_stay() {
     let left: Vec<Value> = sessions(&machine);
     assert_eq!(left.len(), 1);
     assert_eq!(left[0]["iam_name"], "bob");
+    // An account that is shared no longer is the host's own, and so is what did not come by a key of IAM.
+    machine.sh("sed -i '/shared.deploy/,+1d' /etc/pam_iam/config.toml && iamctl sweep").succeeds();
+    machine.sh("! pgrep -f '^sleep 4005' && pgrep -f '^sleep 4006'").succeeds();
 }
 
 #[test]

@@ -403,8 +403,12 @@ impl<'a> Judge<'a> {
 
     fn verdict(&self, session: &Session, account_kind: AccountKind, registry: &SessionRegistry) -> Verdict {
         let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
+        // An account that is no longer adopted or shared is the host's own, and so are its other sessions.
         if account_kind == AccountKind::Local {
-            return Verdict::GoesOn(Duration::ZERO);
+            return match session.origin {
+                Origin::Iam => Verdict::SessionWithdrawn(Cause::KeyWithdrawn),
+                _ => Verdict::GoesOn(Duration::ZERO),
+            };
         }
         // Nobody could tell whose key it was. If it is not a member's now, it is taken for the host's own.
         if account_kind == AccountKind::Shared && session.origin != Origin::Iam {
