@@ -511,6 +511,14 @@ impl Config {
         if self.shared.keys().any(|name| name.as_str() == "root") {
             return Some(("[shared", "root is shared with nobody".to_owned()));
         }
+        // To leave the mapped group would end the adoption, and so leave the account to itself.
+        let group = &self.accounts.adopt_group;
+        if self.groups.values().any(|target| target.group.as_str() == group) {
+            return Some((
+                "adopt_group",
+                format!("IAM groups map to {group}, so its members come from IAM; adopt by another group"),
+            ));
+        }
         let twice = self.shared.keys().find(|name| self.accounts.adopt.contains(name))?;
         Some(("[shared", format!("{twice} is both adopted and shared; choose one")))
     }

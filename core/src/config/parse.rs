@@ -117,7 +117,9 @@ impl<'de> Deserialize<'de> for GroupTarget {
         if group.as_str() == "root" {
             return Err(de::Error::custom("no IAM group maps to the group root"));
         }
-        if PRIVILEGED_GROUPS.contains(&group.as_str()) && !allow_privileged {
+        // sudo compares names of groups without regard to case.
+        let is_privileged = PRIVILEGED_GROUPS.iter().any(|known| known.eq_ignore_ascii_case(group.as_str()));
+        if is_privileged && !allow_privileged {
             return Err(de::Error::custom(format!(
                 r#"members of {group} are as good as root; if that is meant, write {{ group = "{group}", allow_privileged = true }}"#
             )));
