@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Config, groups_of_root};
 use crate::id::{Gid, Uid};
+use crate::importer_record::ImporterRecord;
 use crate::local;
 use crate::name::{IAM_SUDO, IAM_USERS};
-use crate::nsswitch::has_directory_for;
 use crate::owners::Owners;
 use crate::unit::runs_as;
 
 /// Files with a line `NAME:…` for each user who has subordinate ids.
 const SUBORDINATE: [&str; 2] = ["etc/subuid", "etc/subgid"];
+
+/// Passwords and administrators of groups.
+const GSHADOW: &str = "etc/gshadow";
 
 /// Where systemd keeps a file for each user who lingers.
 const LINGER: &str = "var/lib/systemd/linger";
@@ -31,6 +34,17 @@ fn of(name: &str, of_importer: &[&str], root: &Path) -> Vec<String> {
         let text = std::fs::read(root.join(path)).unwrap_or_default();
         let has = String::from_utf8_lossy(&text).lines().any(|line| line.split(':').next() == Some(name));
         found.extend(has.then(|| format!("/{path} gives subordinate ids to {name}")));
+    }
+    // An administrator of a group, see gshadow(5), may put anybody into it.
+    let gshadow = std::fs::read(root.join(GSHADOW)).unwrap_or_default();
+    for line in String::from_utf8_lossy(&gshadow).lines() {
+        let mut fields = line.split(':');
+        if let (Some(group), Some(mut admins)) =
+            (fields.next(), fields.nth(1).map(|admins| admins.split(',')))
+            && admins.any(|admin| admin == name)
+        {
+            found.push(format!("/{GSHADOW} has {name} administer the group {group}"));
+        }
     }
     let groups = local::groups(&root.join("etc/group")).unwrap_or_default();
     let lists = |group: &&local::Group| {
@@ -94,27 +108,53 @@ fn file_names(folder: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Returns the groups as good as root that are given to `name` by the name alone and not by /etc/group under `root`: by IAM, or
-/// by a directory. `gids` are those that all services give, `name_of` tells the names of those that /etc/group does not have. Empty
-/// where no directory is asked about groups.
+/// A group as good as root that a managed user has by the name alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenElsewhere {
+    /// The number of the group.
+    pub gid: Gid,
+    /// The name of the group.
+    pub group: String,
+    /// Whether /etc/group lists the user there because the importer once wrote that.
+    pub is_by_import: bool,
+}
+
+impl GivenElsewhere {
+    /// Returns what is wrong and what to do, for an administrator.
+    pub fn advice(&self, user: &str) -> String {
+        let Self { group, is_by_import, .. } = self;
+        match is_by_import {
+            true => format!(
+                "/etc/group has {user} in the group {group}, which iam-importer wrote and IAM no longer gives: gpasswd -d {user} {group}"
+            ),
+            false => format!("another directory has {user} in the group {group}: take the name out there"),
+        }
+    }
+}
+
+/// Returns the groups as good as root that are given to `name` by the name alone and not by an administrator in /etc/group under
+/// `root`: by IAM, by a directory, or by an earlier import. `gids` are those that all services give, `name_of` tells the names of
+/// those that /etc/group does not have.
 pub fn groups_given_elsewhere(
     name: &str,
     gids: &[Gid],
     name_of: &dyn Fn(Gid) -> Option<String>,
     root: &Path,
-) -> Vec<(Gid, String)> {
-    let text = std::fs::read_to_string(root.join("etc/nsswitch.conf")).unwrap_or_default();
-    if !["group", "initgroups"].iter().any(|database| has_directory_for(&text, database)) {
-        return Vec::new();
-    }
+) -> Vec<GivenElsewhere> {
+    let record = ImporterRecord::load(root);
     let local = local::groups(&root.join("etc/group")).unwrap_or_default();
-    let lists = |gid: Gid| {
-        local.iter().any(|group| group.gid == gid && group.members.iter().any(|member| member == name))
+    let listed_in = |gid: Gid| {
+        let mut groups = local.iter().filter(move |group| group.gid == gid);
+        groups.find(|group| group.members.iter().any(|member| member == name))
     };
+    let is_import = |gid: Gid| listed_in(gid).is_some_and(|group| record.sets_members_of(&group.name));
     // A local group of another name may have the number of one that means root.
     let privileged = groups_of_root();
     let by_gid = local::gids_of(&local, &privileged);
-    let others = gids.iter().copied().filter(|gid| !gid.is_managed() && !lists(*gid));
+    let others = gids.iter().copied().filter(|gid| match listed_in(*gid) {
+        Some(group) => record.sets_members_of(&group.name),
+        None => !gid.is_managed(),
+    });
     let named = others.filter_map(|gid| {
         let is_local = local.iter().any(|group| group.gid == gid);
         let group = match by_gid.get(&gid) {
@@ -122,7 +162,7 @@ pub fn groups_given_elsewhere(
             None if is_local => None,
             None => name_of(gid).filter(|group| privileged.contains(&group.as_str())),
         };
-        Some((gid, group?))
+        Some(GivenElsewhere { gid, group: group?, is_by_import: is_import(gid) })
     });
     named.collect()
 }
@@ -294,6 +334,7 @@ mod tests {
         write("etc/systemd/system/multi-user.target.wants/log@alice.service", "");
         assert_eq!(of("alice", &[], root.path()), [""; 0]);
         write("etc/group", "devs:x:1:bob,alice\ndocker:x:3:alice\n");
+        write("etc/gshadow", "devs:!:bob,alice:alice\ndocker:!::alice\n");
         write("etc/systemd/system/app.service", "[Service]\nUser=alice\n");
         write("etc/systemd/system/multi-user.target.wants/run@alice.service", "");
         write("etc/subgid", "alice:1:2\n");
@@ -306,6 +347,7 @@ mod tests {
             of("alice", &["docker"], root.path()),
             [
                 "/etc/subgid gives subordinate ids to alice",
+                "/etc/gshadow has alice administer the group devs",
                 "/etc/group has alice in devs",
                 "/var/lib/systemd/linger/alice has systemd start what alice left at boot",
                 "/etc/systemd/system has app.service run as alice",
@@ -323,17 +365,19 @@ mod tests {
         let write = |path: &str, text: &str| std::fs::write(root.path().join(path), text).unwrap();
         std::fs::create_dir_all(root.path().join("etc")).unwrap();
         write("etc/group", "containers:x:998:\ndocker:x:998:bob\ndevs:x:900:\nvideo:x:44:\n");
-        write("etc/nsswitch.conf", "passwd: files sss iam\ngroup: files sss iam\n");
         let of = |name: &str, gids: &[u32]| {
             let gids: Vec<Gid> = gids.iter().map(|gid| Gid(*gid)).collect();
             let name_of = |gid: Gid| (gid == Gid(7000)).then(|| "wheel".to_owned());
             let found = groups_given_elsewhere(name, &gids, &name_of, root.path());
-            found.into_iter().map(|(gid, group)| format!("{gid} {group}")).collect::<Vec<_>>()
+            found.into_iter().map(|found| format!("{} {}", found.gid, found.group)).collect::<Vec<_>>()
         };
         assert_eq!(of("alice", &[998, 900, 44, 7000, 7001]), ["998 docker", "7000 wheel"]);
         assert_eq!(of("bob", &[998]), [""; 0]);
-        write("etc/nsswitch.conf", "passwd: files systemd iam\ngroup: files systemd iam\n");
-        assert_eq!(of("alice", &[998, 7000]), [""; 0], "no directory is asked");
+        // What an import has written is no administrator's word.
+        let record = root.path().join(crate::paths::IMPORTER_STATE.trim_start_matches('/'));
+        std::fs::create_dir_all(record.parent().unwrap()).unwrap();
+        std::fs::write(record, r#"{"groups":["docker"]}"#).unwrap();
+        assert_eq!(of("bob", &[998]), ["998 docker"]);
     }
 
     #[test]

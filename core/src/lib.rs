@@ -17,6 +17,8 @@ pub mod deadline;
 pub mod escape;
 pub mod frame;
 pub mod id;
+#[cfg(feature = "config")]
+pub mod importer_record;
 #[cfg(feature = "keys")]
 pub mod key;
 #[cfg(feature = "config")]

@@ -131,13 +131,16 @@ fn plain(action: &str) -> String {
 
 /// Whether accounts come from anywhere but this host and our own module.
 pub fn has_directory(text: &str) -> bool {
-    has_directory_for(text, "passwd")
+    has_services_but(text, &["files", "compat", "systemd", "altfiles", SERVICE])
 }
 
-/// Whether a database comes from anywhere but this host and our own module.
-pub fn has_directory_for(text: &str, database: &str) -> bool {
-    const OWN: [&str; 5] = ["files", "compat", "systemd", "altfiles", SERVICE];
-    services(text, database).is_some_and(|services| services.iter().any(|service| !OWN.contains(service)))
+/// Whether accounts come from anything but /etc/passwd and our own module: a directory, or another file of this host.
+pub fn has_others(text: &str) -> bool {
+    has_services_but(text, &["files", "compat", SERVICE])
+}
+
+fn has_services_but(text: &str, known: &[&str]) -> bool {
+    services(text, "passwd").is_some_and(|services| services.iter().any(|service| !known.contains(service)))
 }
 
 /// Adds our module to each database where it is missing: behind all services that are reached in any case. In `initgroups` it

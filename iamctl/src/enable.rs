@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
+use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::nsswitch::{self, DATABASES, NSSWITCH};
 use pam_iam_core::paths;
@@ -32,13 +33,11 @@ use trial::{Now, Trial};
 use crate::host::access::cannot_read;
 use crate::host::command::run;
 use crate::host::sshd::{DROP_IN as SSHD_DROP_IN, reload};
-use crate::host::units::{UnitState, is_booted, restore, start, states, stop};
+use crate::host::units::{IMPORTER_TIMER, UnitState, is_booted, restore, start, states, stop};
 use crate::host::{read, sshd};
 
 /// The units that are switched on with every way to have accounts.
 const UNITS: &[&str] = &["iam-resolver.socket", "iam-resolver.service", "iam-sweep.service"];
-
-const IMPORTER_UNIT: &str = "iam-importer.timer";
 
 /// Where accounts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -113,7 +112,7 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
         context.output.remark(&finding);
     }
     let mut units: Vec<&str> = UNITS.to_vec();
-    units.extend((options.accounts == Accounts::Importer).then_some(IMPORTER_UNIT));
+    units.extend((options.accounts == Accounts::Importer).then_some(IMPORTER_TIMER));
     if options.dry_run {
         let now = states(&units);
         units.retain(|name| now.iter().any(|unit| unit.name == *name && !unit.is_on()));
@@ -162,7 +161,8 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
 
 /// Refuses a trial that nothing would end, or that would take back more than it changed.
 fn check_trial(before: Option<&Record>) -> Result<(), String> {
-    if before.is_some() || !is_off() || states(UNITS).iter().any(UnitState::is_in_use) {
+    let is_in_use = |units: &[&str]| states(units).iter().any(UnitState::is_in_use);
+    if before.is_some() || !is_off() || is_in_use(UNITS) || is_in_use(&[IMPORTER_TIMER]) {
         return Err("it is enabled already, by iamctl or by hand; --try is for the first time".to_owned());
     }
     if !is_booted() {
@@ -249,7 +249,7 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
     changes.extend(others);
     // Taken back from the end: sshd first, so that it asks for no command that is about to go.
     changes.sort_by_key(|change| change.path == Path::new(SSHD_DROP_IN));
-    let units: Vec<&str> = UNITS.iter().copied().chain([IMPORTER_UNIT, trial::TIMER]).collect();
+    let units: Vec<&str> = UNITS.iter().copied().chain([IMPORTER_TIMER, trial::TIMER]).collect();
     let before = states(&units);
     let on: Vec<&str> =
         before.iter().filter(|unit| unit.is_in_use()).map(|unit| unit.name.as_str()).collect();
@@ -290,6 +290,11 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
              them: {}",
             left.len(),
             left.join(" ")
+        ));
+    }
+    for (group, name) in ImporterRecord::load(Path::new("/")).managed_members(Path::new("/")) {
+        context.output.remark(&format!(
+            "{name} stays in the group {group}, where the importer put it, whatever IAM says from now on: gpasswd -d {name} {group}"
         ));
     }
     let open = crate::sessions::open().unwrap_or_default();

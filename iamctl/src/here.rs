@@ -36,10 +36,8 @@ pub fn obstacles(name: &str, uid: Uid, given: &dyn Fn() -> Vec<Gid>, config: Opt
     let gids: Vec<Gid> = groups.iter().map(|group| Gid(group.gid())).collect();
     let elsewhere = leftovers::groups_given_elsewhere(name, &gids, &name_of, Path::new("/"));
     let given = if elsewhere.is_empty() { Vec::new() } else { given() };
-    let group = elsewhere.into_iter().find(|(gid, _)| !given.contains(gid));
-    let group = group.map(|(_, group)| {
-        format!("another directory has {name} in the group {group}: take the name out there")
-    });
+    let group = elsewhere.into_iter().find(|found| !given.contains(&found.gid));
+    let group = group.map(|found| found.advice(name));
     expired
         .into_iter()
         .chain(group)

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use pam_iam_core::config::{Config, GroupTarget, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Gid;
+use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::wire::{Answer, Request};
 use pam_iam_core::{local, paths};
@@ -81,9 +82,13 @@ impl Privileged {
         }
         let Ok(local) = local::groups(Path::new(paths::GROUP)) else { return BTreeSet::new() };
         let account = local::account_by_name(Path::new(paths::PASSWD), user.as_str()).ok().flatten();
+        let importer = ImporterRecord::load(Path::new("/"));
         held.retain(|gid| {
+            // What the importer has written was IAM's word, and not an administrator's.
             let is_listed = |group: &local::Group| {
-                group.gid == *gid && group.members.iter().any(|member| member == user.as_str())
+                group.gid == *gid
+                    && !importer.sets_members_of(&group.name)
+                    && group.members.iter().any(|member| member == user.as_str())
             };
             !local.iter().any(is_listed) && account.as_ref().is_none_or(|account| account.gid != *gid)
         });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::User;
 use pam_iam_core::id::Uid;
-use pam_iam_core::nsswitch::{NSSWITCH, has_directory};
+use pam_iam_core::nsswitch::{NSSWITCH, has_others};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
@@ -39,7 +39,7 @@ impl Directories {
     /// long to answer.
     pub fn ask(roster: &Roster) -> Self {
         let nsswitch = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
-        if !has_directory(&nsswitch) {
+        if !has_others(&nsswitch) {
             return Self::default();
         }
         let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();

@@ -416,6 +416,10 @@ impl<'a> Planner<'a> {
         let groups: BTreeSet<&str> = set_now.chain(state.groups.iter().map(String::as_str)).collect();
         let locked: Vec<String> = self.plan.locked.iter().map(|account| account.name.clone()).collect();
         for group in groups {
+            // A former configuration may have mapped to it; now its members are the operator's word.
+            if self.input.config.accounts.adopt_group == group {
+                continue;
+            }
             let listed = roster.groups.iter().find(|known| known.name.as_str() == group);
             let members = listed.map(|group| &*group.members).unwrap_or_default();
             let mut wanted: BTreeSet<&str> = members.iter().map(LinuxName::as_str).collect();

@@ -7,7 +7,8 @@ use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
-use pam_iam_core::leftovers::{self, Leftovers, Refusal};
+use pam_iam_core::importer_record::ImporterRecord;
+use pam_iam_core::leftovers::{self, GivenElsewhere, Leftovers, Refusal};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::wire::{Answer, Decision, Policy, Request};
@@ -15,7 +16,7 @@ use users::os::unix::UserExt;
 
 use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::sudoer::{Groups, Invoker, NssGroups, importer_record, refused_for};
+use crate::sudoer::{Groups, Invoker, NssGroups, refused_for};
 
 /// What the user is told when nobody can tell whether they may.
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
@@ -107,18 +108,18 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
         application.log(Severity::Warning, &line);
     }
     let decided_on = decide(&account, arguments.policy)
-        .and_then(|decision| Ok((group_of_a_directory(application, &account, &decision)?, decision)));
+        .and_then(|decision| Ok((group_given_elsewhere(application, &account, &decision)?, decision)));
     match decided_on {
-        Ok((Some(group), _)) => {
-            let event = refused_in(begun, application, "name-claimed", &group);
+        Ok((Some(given), _)) => {
+            let event = refused_in(begun, application, "name-claimed", &given.group);
             application.audit(Severity::Warning, &event);
             let user = &account.name;
             application.log(
                 Severity::Warning,
-                &format!("another directory has {user} in the group {group}, which means root: take the name out there, and {user} can log in"),
+                &format!("{}; the group means root, so {user} is refused", given.advice(user)),
             );
             application.message(&format!(
-                "{user}: another directory gives your name rights that are not meant for you; ask an administrator."
+                "{user}: your name is in a group that IAM does not give you and that means root; ask an administrator."
             ));
             Outcome::Denied
         }
@@ -173,16 +174,16 @@ pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Re
     ));
 }
 
-/// The group that means root and that another directory than IAM gives a managed user by the name alone. Asked only about a user
-/// who may do what is asked.
+/// The group that means root and that a managed user has by the name alone, from another directory or an earlier import. Asked
+/// only about a user who may do what is asked.
 ///
 /// # Errors
 /// Returns an error if there is such a group and the resolver does not tell whether it is IAM's.
-fn group_of_a_directory(
+fn group_given_elsewhere(
     application: &impl Application,
     account: &TargetAccount,
     decision: &Decision,
-) -> Result<Option<String>, String> {
+) -> Result<Option<GivenElsewhere>, String> {
     if account.account_kind != AccountKind::Managed || !decision.allow {
         return Ok(None);
     }
@@ -201,15 +202,21 @@ fn group_of_a_directory(
         Ok(_) => return Err("the resolver answered another question".to_owned()),
         Err(error) => return Err(error.to_string()),
     };
-    Ok(elsewhere.into_iter().find(|(gid, _)| !given.contains(gid)).map(|(_, group)| group))
+    Ok(elsewhere.into_iter().find(|found| !given.contains(&found.gid)))
 }
 
 /// The group that grants sudo by what IAM says and that `account`, about whom IAM is not asked, holds all the same.
 fn group_without_a_right(application: &impl Application, account: &TargetAccount) -> Option<String> {
-    let gids = [application.process_gids(), application.gids_of(&account.name, account.gid)].concat();
-    let invoker = Invoker { name: &account.name, uid: account.uid, gids: &gids };
+    let (process_gids, account_gids) =
+        (application.process_gids(), application.gids_of(&account.name, account.gid));
+    let invoker = Invoker {
+        name: &account.name,
+        uid: account.uid,
+        process_gids: &process_gids,
+        account_gids: &account_gids,
+    };
     let config = account.config.as_ref().ok();
-    refused_for(&invoker, config, &NssGroups, &Files::default(), importer_record())
+    refused_for(&invoker, config, &NssGroups, &Files::default(), &ImporterRecord::load(Path::new("/")))
 }
 
 fn refuse_group(begun: Event, application: &mut impl Application, user: &str, group: &str) -> Outcome {

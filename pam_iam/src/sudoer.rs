@@ -6,17 +6,13 @@
 //! have put the name there by hand.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::path::Path;
 
 use pam_iam_core::account_kind::Files;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{Gid, Uid};
-use pam_iam_core::local::Group;
+use pam_iam_core::importer_record::ImporterRecord;
+use pam_iam_core::local::{self, Group};
 use pam_iam_core::name::IAM_SUDO;
-use pam_iam_core::{local, paths};
-use serde::Deserialize;
-use users::os::unix::GroupExt;
 
 /// An account that IAM is not asked about, and that invokes sudo.
 pub struct Invoker<'a> {
@@ -24,17 +20,24 @@ pub struct Invoker<'a> {
     pub name: &'a str,
     /// The uid.
     pub uid: Uid,
-    /// The gids of the process, and those that initgroups(3) would give the account.
-    pub gids: &'a [Gid],
+    /// The gids of the process.
+    pub process_gids: &'a [Gid],
+    /// The gids that the host gives the account: the primary one, and those of initgroups(3) in every service of nsswitch.conf. Ours
+    /// gives nothing to such an account.
+    pub account_gids: &'a [Gid],
+}
+
+impl Invoker<'_> {
+    fn gids(&self) -> impl Iterator<Item = Gid> {
+        self.process_gids.iter().chain(self.account_gids).copied()
+    }
 }
 
 /// The names of groups outside our range, from every service of nsswitch.conf. Our own service is never asked: a local
 /// account's sudo must not wait for a resolver that does not answer.
 pub trait Groups {
-    /// The name of a group.
+    /// Returns the name of a group.
     fn name_of(&self, gid: Gid) -> Option<String>;
-    /// Whether a service lists `member` in a group. Ours lists nobody.
-    fn lists(&self, gid: Gid, member: &str) -> bool;
 }
 
 /// The groups as NSS has them.
@@ -44,27 +47,22 @@ impl Groups for NssGroups {
     fn name_of(&self, gid: Gid) -> Option<String> {
         Some(users::get_group_by_gid(gid.0)?.name().to_string_lossy().into_owned())
     }
-
-    fn lists(&self, gid: Gid, member: &str) -> bool {
-        users::get_group_by_gid(gid.0)
-            .is_some_and(|group| group.members().iter().any(|known| known.as_os_str() == member))
-    }
 }
 
-/// The group by which `invoker` must not use sudo, if there is one: `iam-sudo`, or a mapped group that the host's own
-/// files do not give. uid 0 is never refused: `sudo -P` gives root its caller's groups.
+/// Returns the group by which `invoker` must not use sudo, if there is one: `iam-sudo`, or a mapped group that the host does not
+/// give the account. uid 0 is never refused: `sudo -P` gives root its caller's groups.
 pub fn refused_for(
     invoker: &Invoker<'_>,
     config: Option<&Config>,
     groups: &impl Groups,
     files: &Files,
-    importer: &Path,
+    importer: &ImporterRecord,
 ) -> Option<String> {
     if invoker.uid == Uid::ROOT {
         return None;
     }
     let local = local::groups(&files.group).unwrap_or_default();
-    if invoker.gids.contains(&Gid::IAM_SUDO) || holds(invoker, IAM_SUDO, &local, groups) {
+    if invoker.gids().any(|gid| gid == Gid::IAM_SUDO) || holds(invoker, IAM_SUDO, &local, groups) {
         return Some(IAM_SUDO.to_owned());
     }
     let targets: BTreeSet<&str> = config
@@ -73,16 +71,18 @@ pub fn refused_for(
         .map(|target| target.group.as_str())
         .collect();
     // A mapped group that no file has is one of ours, and so is its gid.
-    let of_ours =
-        invoker.gids.iter().find(|gid| gid.is_managed() && !is_given(invoker, **gid, &local, files));
+    let of_ours = invoker.gids().find(|gid| gid.is_managed() && !is_in_files(invoker, *gid, &local, files));
     if let Some(gid) = of_ours.filter(|_| !targets.is_empty()) {
         return Some(gid.to_string());
     }
     let mapped = targets.into_iter().find(|group| {
-        let gid = invoker.gids.iter().copied().find(|gid| is_called(*gid, group, &local, groups));
+        let gid = invoker.gids().find(|gid| is_called(*gid, group, &local, groups));
         gid.is_some_and(|gid| {
-            let is_given = is_given(invoker, gid, &local, files) || groups.lists(gid, invoker.name);
-            !is_given || was_joined(invoker.name, importer)
+            let is_given = match gid.is_managed() {
+                true => is_in_files(invoker, gid, &local, files),
+                false => invoker.account_gids.contains(&gid),
+            };
+            !is_given || importer.has_joined(invoker.name)
         })
     });
     mapped.map(str::to_owned)
@@ -93,7 +93,7 @@ fn holds(invoker: &Invoker<'_>, group: &str, local: &[Group], groups: &impl Grou
     let is_listed = local
         .iter()
         .any(|known| known.name == group && known.members.iter().any(|member| member == invoker.name));
-    is_listed || invoker.gids.iter().any(|gid| is_called(*gid, group, local, groups))
+    is_listed || invoker.gids().any(|gid| is_called(gid, group, local, groups))
 }
 
 /// Whether a gid is that of the group `name`, by group(5) or by another service.
@@ -105,30 +105,12 @@ fn is_called(gid: Gid, name: &str, local: &[Group], groups: &impl Groups) -> boo
 }
 
 /// Whether the host's own files give `invoker` a group: listed in group(5), or the primary one in passwd(5).
-fn is_given(invoker: &Invoker<'_>, gid: Gid, local: &[Group], files: &Files) -> bool {
+fn is_in_files(invoker: &Invoker<'_>, gid: Gid, local: &[Group], files: &Files) -> bool {
     let is_listed = local
         .iter()
         .any(|group| group.gid == gid && group.members.iter().any(|member| member == invoker.name));
     let account = local::account_by_name(&files.passwd, invoker.name).ok().flatten();
     is_listed || account.is_some_and(|account| account.uid == invoker.uid && account.gid == gid)
-}
-
-/// Whether the importer put the account into groups, by the record that it keeps for its next run.
-fn was_joined(name: &str, importer: &Path) -> bool {
-    #[derive(Deserialize)]
-    struct Record {
-        #[serde(default)]
-        joined: BTreeSet<String>,
-    }
-    // Without a record nobody was put anywhere; one that is broken must not keep an administrator out.
-    let record = std::fs::read(importer)
-        .and_then(|bytes| serde_json::from_slice::<Record>(&bytes).map_err(io::Error::other));
-    record.is_ok_and(|record| record.joined.contains(name))
-}
-
-/// Where the importer's record is.
-pub fn importer_record() -> &'static Path {
-    Path::new(paths::IMPORTER_STATE)
 }
 
 #[cfg(test)]
@@ -144,9 +126,6 @@ mod tests {
                 .iter()
                 .find_map(|(known, name)| (Gid(*known) == gid).then(|| (*name).to_owned()))
         }
-        fn lists(&self, gid: Gid, member: &str) -> bool {
-            gid == Gid(998) && member == "dana"
-        }
     }
 
     fn host() -> (tempfile::TempDir, Files) {
@@ -158,17 +137,18 @@ mod tests {
         )
         .unwrap();
         std::fs::write(&files.group, "docker:x:998:ann,old\nother:x:5:\n").unwrap();
-        std::fs::write(dir.path().join("importer.json"), r#"{"version":1,"joined":["old"]}"#).unwrap();
         (dir, files)
     }
 
-    fn refused(name: &str, uid: u32, gids: &[u32]) -> Option<String> {
-        let (dir, files) = host();
+    /// `held` are the gids of the process, `given` those that the host gives the account.
+    fn refused(name: &str, uid: u32, held: &[u32], given: &[u32]) -> Option<String> {
+        let (_dir, files) = host();
         let text = "[access]\nallow = 'all'\n[groups]\nops = { group = 'docker', allow_privileged = true }";
         let config = Config::parse(text, "config.toml".as_ref()).unwrap();
-        let gids: Vec<Gid> = gids.iter().map(|gid| Gid(*gid)).collect();
-        let invoker = Invoker { name, uid: Uid(uid), gids: &gids };
-        refused_for(&invoker, Some(&config), &FakeGroups, &files, &dir.path().join("importer.json"))
+        let [held, given] = [held, given].map(|gids| gids.iter().map(|gid| Gid(*gid)).collect::<Vec<_>>());
+        let invoker = Invoker { name, uid: Uid(uid), process_gids: &held, account_gids: &given };
+        let record: ImporterRecord = serde_json::from_str(r#"{"version":1,"joined":["old"]}"#).unwrap();
+        refused_for(&invoker, Some(&config), &FakeGroups, &files, &record)
     }
 
     #[test]
@@ -178,46 +158,48 @@ mod tests {
             // Another directory has a group of that name.
             ("ann", vec![1000, 700]),
         ] {
-            assert_eq!(refused(name, 1000, &gids).as_deref(), Some("iam-sudo"), "{name} {gids:?}");
+            for (held, given) in [(&*gids, &[1000][..]), (&[1000], &gids)] {
+                assert_eq!(
+                    refused(name, 1000, held, given).as_deref(),
+                    Some("iam-sudo"),
+                    "{held:?} {given:?}"
+                );
+            }
         }
-        assert_eq!(refused("ann", 1000, &[1000, 100]), None);
-        assert_eq!(refused("root", 0, &[0, Gid::IAM_SUDO.0]), None, "sudo -P gives root its caller's groups");
+        assert_eq!(refused("ann", 1000, &[1000, 100], &[1000]), None);
+        assert_eq!(
+            refused("root", 0, &[0, Gid::IAM_SUDO.0], &[0]),
+            None,
+            "sudo -P gives root its caller's groups"
+        );
     }
 
     #[test]
     fn iam_sudo_in_group_5_counts_also_where_nss_finds_another() {
-        let (dir, files) = host();
+        let (_dir, files) = host();
         std::fs::write(&files.group, "iam-sudo:x:50:ann\n").unwrap();
-        let invoker = Invoker { name: "ann", uid: Uid(1000), gids: &[Gid(1000)] };
-        let refused = refused_for(&invoker, None, &FakeGroups, &files, dir.path());
+        let gids = [Gid(1000)];
+        let invoker = Invoker { name: "ann", uid: Uid(1000), process_gids: &gids, account_gids: &gids };
+        let refused = refused_for(&invoker, None, &FakeGroups, &files, &ImporterRecord::default());
         assert_eq!(refused.as_deref(), Some("iam-sudo"));
     }
 
     #[test]
     fn a_mapped_group_is_the_hosts_to_give() {
-        assert_eq!(refused("ann", 1000, &[1000, 998]), None, "listed in group(5)");
-        assert_eq!(refused("bob", 1001, &[998]), None, "the primary group in passwd(5)");
-        assert_eq!(refused("ann", 1000, &[1000]), None, "not held");
-        assert_eq!(refused("dana", 1004, &[1004, 998]), None, "listed by another service");
-        let ours = pam_iam_core::id::FIRST;
         assert_eq!(
-            refused("ann", 1000, &[1000, ours]),
-            Some(ours.to_string()),
-            "a mapped group that no file has"
+            refused("ann", 1000, &[1000, 998], &[1000, 998]),
+            None,
+            "by initgroups(3), also of a directory"
         );
+        assert_eq!(refused("bob", 1001, &[998], &[998]), None, "the primary group, also of a directory");
+        assert_eq!(refused("ann", 1000, &[1000], &[1000]), None, "not held");
+        let ours = pam_iam_core::id::FIRST;
+        for given in [&[1000][..], &[1000, ours]] {
+            let by_gid = refused("ann", 1000, &[1000, ours], given);
+            assert_eq!(by_gid, Some(ours.to_string()), "a mapped group that no file has");
+        }
         let docker = Some("docker".to_owned());
-        assert_eq!(refused("eve", 1003, &[1003, 998]), docker, "held, and no file says why");
-        assert_eq!(refused("bob", 1009, &[998]), docker, "another bob");
-        assert_eq!(refused("old", 1002, &[1002, 998]), docker, "put there by the importer");
-    }
-
-    #[test]
-    fn a_broken_record_keeps_nobody_out() {
-        let (dir, _) = host();
-        let record = dir.path().join("importer.json");
-        assert!(was_joined("old", &record));
-        std::fs::write(&record, "{").unwrap();
-        assert!(!was_joined("old", &record));
-        assert!(!was_joined("old", Path::new("/nonexistent")));
+        assert_eq!(refused("eve", 1003, &[1003, 998], &[1003]), docker, "held, and not given by the host");
+        assert_eq!(refused("old", 1002, &[1002, 998], &[1002, 998]), docker, "put there by the importer");
     }
 }

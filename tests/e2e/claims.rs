@@ -232,7 +232,8 @@ fn a_group_and_a_confined_home_of_an_earlier_user_keep_the_next_one_of_the_name_
     let said = machine.ssh("alice", "true").fails();
     assert!(said.contains("/home/alice belonged to an earlier user of this name"), "{said}");
     let next = machine.sh("id -u alice").succeeds();
-    let mend = format!("echo {next} >/var/lib/pam_iam/owners/alice");
+    let mend =
+        format!("install -d -m 700 /var/lib/pam_iam/owners && echo {next} >/var/lib/pam_iam/owners/alice");
     machine.logs("authpriv", &format!("if it holds none: {mend}"));
     machine.sh(&mend).succeeds();
     machine.ssh("alice", "true").succeeds();

@@ -376,3 +376,21 @@ fn every_named_group_is_read_once() {
     assert_eq!((calls_named(&machine, "ssh-users"), calls_named(&machine, "ssh-admins")), (1, 1));
     assert_eq!(machine.actions(), ["GetGroup", "GetGroup"]);
 }
+
+#[test]
+fn a_group_that_an_import_gave_counts_no_longer_when_iam_takes_it_back_though_no_import_runs_any_more() {
+    let machine = Machine::new()
+        .importer()
+        .settings("[freshness]\nmax_age = 0\n[groups]\n'ssh-admins' = { group = 'docker', allow_privileged = true }")
+        .start();
+    machine.sh("id -Gn carol | grep -w docker").succeeds();
+    machine.sh("sed -i -E 's/^(passwd|group):.*/\\1: files iam/' /etc/nsswitch.conf").succeeds();
+    machine.ssh("carol", "id -Gn | grep -w docker").succeeds();
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    let doctor = machine.run(&["iamctl", "doctor"]).stdout;
+    assert!(doctor.contains("carol is in the group docker by an earlier import"), "{doctor}");
+    machine.ssh("carol", "true").fails();
+    machine.logs("authpriv", "iam-importer wrote and IAM no longer gives: gpasswd -d carol docker");
+    machine.sh("gpasswd -d carol docker").succeeds();
+    machine.ssh("carol", "true").succeeds();
+}

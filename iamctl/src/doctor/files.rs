@@ -12,6 +12,7 @@ use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
 use super::Finding;
+use crate::enable::has_accounts_by_nss;
 use crate::host::access;
 use crate::host::command::run;
 use crate::host::sudo::{self, Effective, Rule};
@@ -56,6 +57,11 @@ pub fn accounts(roster: Option<&Roster>) -> Finding {
             add,
         ),
         (false, true) => Finding::wrong(CHECK, format!("{NSSWITCH} does not ask IAM for accounts"), add),
+        (false, false) if has_accounts_by_nss() => Finding::wrong(
+            CHECK,
+            format!("{NSSWITCH} does not ask IAM for accounts any more"),
+            "iamctl enable, which may be run again",
+        ),
         (false, false) => {
             let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
             let here = |uid: Uid| accounts.iter().any(|account| account.uid == uid);

@@ -6,11 +6,13 @@ use std::path::Path;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{FIRST, Gid, LAST};
+use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::nsswitch::{NSSWITCH, asks_us, has_directory};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
 use super::Finding;
+use crate::host::units::{IMPORTER_TIMER, UnitState, states};
 use crate::is_installed;
 
 /// Where nscd(8) listens.
@@ -37,6 +39,7 @@ pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
         .chain(in_range)
         .chain(groups_elsewhere(config))
         .chain(importer_beside(&nsswitch))
+        .chain(left_by_importer(&nsswitch))
         .collect()
 }
 
@@ -50,6 +53,22 @@ fn importer_beside(nsswitch: &str) -> Option<Finding> {
             "switch to NSS: iamctl disable, then iamctl enable",
         )
     })
+}
+
+/// Groups that the importer has put IAM users into, on a host where it no longer runs.
+fn left_by_importer(nsswitch: &str) -> Vec<Finding> {
+    if !asks_us(nsswitch, "passwd") || states(&[IMPORTER_TIMER]).iter().any(UnitState::is_in_use) {
+        return Vec::new();
+    }
+    let left = ImporterRecord::load(Path::new("/")).managed_members(Path::new("/"));
+    let finding = |(group, name): (String, String)| {
+        Finding::warning(
+            "groups",
+            format!("{name} is in the group {group} by an earlier import, whatever IAM says now"),
+            format!("gpasswd -d {name} {group}"),
+        )
+    };
+    left.into_iter().map(finding).collect()
 }
 
 /// Groups of `[groups]` that another directory has: the resolver reads /etc/group alone.

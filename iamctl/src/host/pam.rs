@@ -70,10 +70,20 @@ impl Service {
 
     /// Judges whether our module is in force in a phase of the stack `text`. Included files lie under `root`.
     pub fn judge(&self, root: &Path, text: &str, phase: Phase) -> Verdict {
-        pam_stack::judge(text, phase, &|name| stack(root, name).ok().flatten(), &|arguments| {
+        pam_stack::judge(text, phase, &|name| readable_stack(root, name), &|arguments| {
             self.are_ours(arguments)
         })
     }
+}
+
+/// Returns the stack of a service for judging it, or None if there is none. PAM does not care whether it is UTF-8.
+fn readable_stack(root: &Path, service: &str) -> Option<String> {
+    let paths = match service.starts_with('/') {
+        true => vec![service.to_owned()],
+        false => [FOLDER, VENDOR_FOLDER].map(|folder| format!("{folder}/{service}")).to_vec(),
+    };
+    let text = paths.iter().find_map(|path| std::fs::read(at(root, path)).ok())?;
+    Some(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Returns the stack of a service as PAM reads it, or None if there is none.

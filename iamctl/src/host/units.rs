@@ -58,6 +58,9 @@ pub fn restore(before: &[UnitState]) -> Result<(), String> {
     Ok(())
 }
 
+/// The timer of the importer.
+pub const IMPORTER_TIMER: &str = "iam-importer.timer";
+
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 
 /// Starts the units and has each boot start them; of an image that is being made, only the latter.

@@ -198,6 +198,11 @@ fn an_account_of_another_directory_with_an_iam_users_name_keeps_its_name_and_get
              echo 'dana ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/dana; sed -i \"s/'dev'/'ops'/\" /etc/pam_iam/config.toml")
         .succeeds();
     assert_eq!(machine.sh("setpriv --reuid 5002 --regid 5002 --init-groups sudo -n id -u").succeeds(), "0");
+    // Also where the group is its primary one, which no list of members shows.
+    machine
+        .sh("sed -i s/:5002:5002:/:5002:100:/ /var/lib/extrausers/passwd; sed -i \"s/'ops'/'users'/\" /etc/pam_iam/config.toml")
+        .succeeds();
+    assert_eq!(machine.sh("setpriv --reuid 5002 --regid 100 --init-groups sudo -n id -u").succeeds(), "0");
     // The importer puts no account before it, though IAM lets its bob in.
     let host = Machine::new().importer().start();
     host.sh(DIRECTORY).succeeds();
