@@ -21,7 +21,7 @@ use rustix::net::{
 use crate::deadline::Deadline;
 use crate::frame::{self, ANSWER_MAX, HEADER, REQUEST_MAX};
 use crate::id::Uid;
-use crate::wire::{Answer, Envelope, Request, VERSION};
+use crate::wire::{Answer, Envelope, Failure, Request, VERSION};
 use crate::{local, paths};
 
 /// Bytes of the first read: an account, a decision or a few keys with their header.
@@ -32,7 +32,7 @@ const BROKEN_OFF_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why there is no answer. None of these is ever a yes.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum ClientError {
     /// Nothing listens on the socket.
     #[error("no resolver listens on {}", .0.display())]
     NoListener(PathBuf),
@@ -52,16 +52,27 @@ pub enum AskError {
     Io(io::Error),
     /// What came is no answer.
     #[error("the resolver's answer makes no sense: {0}")]
-    Nonsense(String),
+    Malformed(String),
+    /// The resolver answered that it has no answer.
+    #[error("{message}")]
+    Failed {
+        /// What kind of failure.
+        kind: Failure,
+        /// For the log.
+        message: String,
+    },
+    /// The answer belongs to another request.
+    #[error("the resolver answered another question")]
+    OtherAnswer,
 }
 
-impl From<io::Error> for AskError {
+impl From<io::Error> for ClientError {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::TimedOut { Self::TimedOut } else { Self::Io(error) }
     }
 }
 
-impl From<Errno> for AskError {
+impl From<Errno> for ClientError {
     fn from(errno: Errno) -> Self {
         io::Error::from(errno).into()
     }
@@ -70,8 +81,8 @@ impl From<Errno> for AskError {
 /// Asks the resolver that listens on `socket`.
 ///
 /// # Errors
-/// Any of [`AskError`].
-pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, AskError> {
+/// Any of [`ClientError`].
+pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, ClientError> {
     ask_on_behalf(socket, request, Behalf::default(), deadline)
 }
 
@@ -87,13 +98,13 @@ pub struct Behalf {
 /// Asks the resolver that listens on `socket`, on behalf of somebody else.
 ///
 /// # Errors
-/// Any of [`AskError`].
+/// Any of [`ClientError`].
 pub fn ask_on_behalf(
     socket: &Path,
     request: &Request,
     behalf: Behalf,
     deadline: Deadline,
-) -> Result<Answer, AskError> {
+) -> Result<Answer, ClientError> {
     persistently(request.retries(rustix::process::geteuid().is_root()), deadline, || {
         let connection = open(socket, deadline)?;
         check_owner(&connection, socket)?;
@@ -106,12 +117,12 @@ pub fn ask_on_behalf(
 fn persistently<T>(
     retries: u32,
     deadline: Deadline,
-    mut ask: impl FnMut() -> Result<T, AskError>,
-) -> Result<T, AskError> {
+    mut ask: impl FnMut() -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
     let mut broken_off = 0;
     loop {
         match ask() {
-            Err(AskError::Io(error)) if broken_off < retries && is_broken_off(&error) => {
+            Err(ClientError::Io(error)) if broken_off < retries && is_broken_off(&error) => {
                 let pause = BROKEN_OFF_PAUSE * 2_u32.pow(broken_off);
                 std::thread::sleep(pause.min(deadline.left()?));
                 broken_off += 1;
@@ -129,39 +140,40 @@ fn is_broken_off(error: &io::Error) -> bool {
 /// Sends a request over `connection` and receives its answer.
 ///
 /// # Errors
-/// Any of [`AskError`] but the first two.
+/// Any of [`ClientError`] but the first two.
 pub fn exchange(
     connection: BorrowedFd<'_>,
     request: &Request,
     behalf: Behalf,
     deadline: Deadline,
-) -> Result<Answer, AskError> {
+) -> Result<Answer, ClientError> {
     let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
     let caller = behalf.caller.or_else(|| (real != effective).then(|| Uid(real.as_raw())));
     let envelope = Envelope { v: VERSION, caller, client: behalf.client, request: request.clone() };
-    let body = serde_json::to_vec(&envelope).map_err(|error| AskError::Nonsense(error.to_string()))?;
-    let frame = frame::encode(&body, REQUEST_MAX).map_err(|error| AskError::Nonsense(error.to_string()))?;
+    let body = serde_json::to_vec(&envelope).map_err(|error| ClientError::Malformed(error.to_string()))?;
+    let frame =
+        frame::encode(&body, REQUEST_MAX).map_err(|error| ClientError::Malformed(error.to_string()))?;
     send_all(connection, &frame, deadline)?;
 
     let body = receive(connection, deadline)?;
-    serde_json::from_slice(&body).map_err(|error| AskError::Nonsense(error.to_string()))
+    serde_json::from_slice(&body).map_err(|error| ClientError::Malformed(error.to_string()))
 }
 
-fn open(path: &Path, deadline: Deadline) -> Result<OwnedFd, AskError> {
+fn open(path: &Path, deadline: Deadline) -> Result<OwnedFd, ClientError> {
     let address = SocketAddrUnix::new(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(deadline.left()?))?;
     match connect(&socket, &address) {
         Ok(()) => Ok(socket),
-        Err(Errno::NOENT | Errno::CONNREFUSED) => Err(AskError::NoListener(path.to_owned())),
+        Err(Errno::NOENT | Errno::CONNREFUSED) => Err(ClientError::NoListener(path.to_owned())),
         // What connect(2) says on a Unix socket whose backlog stayed full until the timeout.
-        Err(Errno::AGAIN) => Err(AskError::TimedOut),
+        Err(Errno::AGAIN) => Err(ClientError::TimedOut),
         Err(errno) => Err(errno.into()),
     }
 }
 
 /// Only root (systemd, which made the socket) or the resolver's own user is believed.
-fn check_owner(socket: &OwnedFd, path: &Path) -> Result<(), AskError> {
+fn check_owner(socket: &OwnedFd, path: &Path) -> Result<(), ClientError> {
     /// The number of a system user does not change under a running process; a failed look-up is tried again.
     static RESOLVER: OnceCell<Uid> = OnceCell::new();
 
@@ -171,10 +183,10 @@ fn check_owner(socket: &OwnedFd, path: &Path) -> Result<(), AskError> {
     if owner == Uid::ROOT || resolver() == Some(&owner) {
         return Ok(());
     }
-    Err(AskError::Impostor { path: path.to_owned(), owner })
+    Err(ClientError::Impostor { path: path.to_owned(), owner })
 }
 
-fn send_all(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Result<(), AskError> {
+fn send_all(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Result<(), ClientError> {
     while !rest.is_empty() {
         match send(socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
@@ -204,22 +216,22 @@ fn await_eagerly(socket: BorrowedFd<'_>) {
 }
 
 /// Receives a frame and returns its body. The first read has room for all but long answers, so that one suffices.
-fn receive(socket: BorrowedFd<'_>, deadline: Deadline) -> Result<Vec<u8>, AskError> {
+fn receive(socket: BorrowedFd<'_>, deadline: Deadline) -> Result<Vec<u8>, ClientError> {
     let mut frame = vec![0; FIRST_READ];
     let (mut received, mut wanted) = (0, HEADER);
     await_eagerly(socket);
     while received < wanted {
         set_socket_timeout(socket, Timeout::Recv, Some(deadline.left()?))?;
         match recv(socket, frame.get_mut(received..).unwrap_or_default(), RecvFlags::empty()) {
-            Ok((_, 0)) => return Err(AskError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok((_, 0)) => return Err(ClientError::Io(io::ErrorKind::UnexpectedEof.into())),
             Ok((_, count)) => received += count,
-            Err(Errno::AGAIN) => return Err(AskError::TimedOut),
+            Err(Errno::AGAIN) => return Err(ClientError::TimedOut),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         if let Some(header) = frame.first_chunk::<HEADER>().filter(|_| received >= HEADER) {
             let length = frame::body_length(*header, ANSWER_MAX);
-            wanted = HEADER + length.map_err(|error| AskError::Nonsense(error.to_string()))?;
+            wanted = HEADER + length.map_err(|error| ClientError::Malformed(error.to_string()))?;
             frame.resize(wanted.max(frame.len()), 0);
         }
     }
@@ -247,7 +259,7 @@ mod tests {
         (dir, path)
     }
 
-    fn talk(path: &Path, span: Duration) -> Result<Answer, AskError> {
+    fn talk(path: &Path, span: Duration) -> Result<Answer, ClientError> {
         let deadline = Deadline::after(span);
         let connection = open(path, deadline)?;
         exchange(connection.as_fd(), &Request::Status, Behalf::default(), deadline)
@@ -279,7 +291,7 @@ mod tests {
             })
         };
         assert_eq!(one(&path).unwrap(), Answer::NotFound);
-        assert!(matches!(one(&path).unwrap_err(), AskError::Io(_)));
+        assert!(matches!(one(&path).unwrap_err(), ClientError::Io(_)));
         let listener = asked.join().unwrap();
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "nobody asks once more");
@@ -297,7 +309,7 @@ mod tests {
     fn nobody_listening_is_told_from_other_failures() {
         let dir = tempfile::tempdir().unwrap();
         let error = talk(&dir.path().join("nothing"), Duration::from_secs(5)).unwrap_err();
-        assert!(matches!(error, AskError::NoListener(_)), "{error}");
+        assert!(matches!(error, ClientError::NoListener(_)), "{error}");
     }
 
     #[test]
@@ -305,7 +317,7 @@ mod tests {
         let (_dir, path) = serve_once(|stream| {
             let _ = stream.read(&mut [0]);
         });
-        assert!(matches!(talk(&path, Duration::from_millis(50)).unwrap_err(), AskError::TimedOut));
+        assert!(matches!(talk(&path, Duration::from_millis(50)).unwrap_err(), ClientError::TimedOut));
     }
 
     #[test]
@@ -323,7 +335,7 @@ mod tests {
                 Err(error) => break error,
             }
         };
-        assert!(matches!(error, AskError::TimedOut), "{error}");
+        assert!(matches!(error, ClientError::TimedOut), "{error}");
     }
 
     #[test]

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ask::Mode;
 use crate::id::Uid;
-use crate::name::{IamName, LinuxName};
+use crate::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
+use crate::resolver::Mode;
 
 mod parse;
 #[cfg(test)]
@@ -513,7 +513,8 @@ impl Config {
         }
         // To leave the mapped group would end the adoption, and so leave the account to itself.
         let group = &self.accounts.adopt_group;
-        if self.groups.values().any(|target| target.group.as_str() == group) {
+        let is_ours = [IAM_USERS, IAM_SUDO].contains(&group.as_str());
+        if is_ours || self.groups.values().any(|target| target.group.as_str() == group) {
             return Some((
                 "adopt_group",
                 format!("IAM groups map to {group}, so its members come from IAM; adopt by another group"),

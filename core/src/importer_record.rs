@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::name::IAM_USERS;
+use crate::nsswitch::{NSSWITCH, asks_us};
 use crate::{local, paths};
 
 /// The part of the record that other programs read.
@@ -26,6 +27,14 @@ impl ImporterRecord {
         let record =
             std::fs::read(path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other));
         record.unwrap_or_default()
+    }
+
+    /// Returns the record of the host under `root` if accounts come from NSS there: what the importer wrote is left behind, and
+    /// nobody takes it out any more. Empty where the importer is at work.
+    pub fn left_behind(root: &Path) -> Self {
+        let path = root.join(NSSWITCH.trim_start_matches('/'));
+        let nsswitch = std::fs::read_to_string(path).unwrap_or_default();
+        if asks_us(&nsswitch, "passwd") { Self::load(root) } else { Self::default() }
     }
 
     /// Whether the importer put the adopted account `name` into groups.

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, groups_of_root};
+use crate::config::{Config, PRIVILEGED_GROUPS, groups_of_root};
 use crate::id::{Gid, Uid};
 use crate::importer_record::ImporterRecord;
 use crate::local;
@@ -133,38 +133,48 @@ impl GivenElsewhere {
 }
 
 /// Returns the groups as good as root that are given to `name` by the name alone and not by an administrator in /etc/group under
-/// `root`: by IAM, by a directory, or by an earlier import. `gids` are those that all services give, `name_of` tells the names of
-/// those that /etc/group does not have.
+/// `root`: by IAM, by a directory, or by an import before accounts came from NSS. `gids` are those that all services give, `name_of`
+/// tells the names of those that /etc/group does not have.
 pub fn groups_given_elsewhere(
     name: &str,
     gids: &[Gid],
     name_of: &dyn Fn(Gid) -> Option<String>,
+    config: Option<&Config>,
     root: &Path,
 ) -> Vec<GivenElsewhere> {
-    let record = ImporterRecord::load(root);
+    let record = ImporterRecord::left_behind(root);
     let local = local::groups(&root.join("etc/group")).unwrap_or_default();
     let listed_in = |gid: Gid| {
         let mut groups = local.iter().filter(move |group| group.gid == gid);
         groups.find(|group| group.members.iter().any(|member| member == name))
     };
-    let is_import = |gid: Gid| listed_in(gid).is_some_and(|group| record.sets_members_of(&group.name));
     // A local group of another name may have the number of one that means root.
     let privileged = groups_of_root();
     let by_gid = local::gids_of(&local, &privileged);
-    let others = gids.iter().copied().filter(|gid| match listed_in(*gid) {
-        Some(group) => record.sets_members_of(&group.name),
-        None => !gid.is_managed(),
+    let is_privileged_target = |group: &str| {
+        let mut targets = config.into_iter().flat_map(|config| config.groups.values());
+        targets.any(|target| target.allow_privileged && target.group.as_str() == group)
+    };
+    let found = gids.iter().copied().filter_map(|gid| match listed_in(gid) {
+        Some(group) => {
+            let may_mean_root = PRIVILEGED_GROUPS.contains(&group.name.as_str())
+                || is_privileged_target(&group.name)
+                || by_gid.contains_key(&gid);
+            let is_left = record.sets_members_of(&group.name) && may_mean_root;
+            is_left.then(|| GivenElsewhere { gid, group: group.name.clone(), is_by_import: true })
+        }
+        None if gid.is_managed() => None,
+        None => {
+            let is_local = local.iter().any(|group| group.gid == gid);
+            let group = match by_gid.get(&gid) {
+                Some(group) => Some((*group).to_owned()),
+                None if is_local => None,
+                None => name_of(gid).filter(|group| privileged.contains(&group.as_str())),
+            };
+            Some(GivenElsewhere { gid, group: group?, is_by_import: false })
+        }
     });
-    let named = others.filter_map(|gid| {
-        let is_local = local.iter().any(|group| group.gid == gid);
-        let group = match by_gid.get(&gid) {
-            Some(group) => Some((*group).to_owned()),
-            None if is_local => None,
-            None => name_of(gid).filter(|group| privileged.contains(&group.as_str())),
-        };
-        Some(GivenElsewhere { gid, group: group?, is_by_import: is_import(gid) })
-    });
-    named.collect()
+    found.collect()
 }
 
 /// What a name brings to a user who has not yet logged in here under it.
@@ -368,7 +378,7 @@ mod tests {
         let of = |name: &str, gids: &[u32]| {
             let gids: Vec<Gid> = gids.iter().map(|gid| Gid(*gid)).collect();
             let name_of = |gid: Gid| (gid == Gid(7000)).then(|| "wheel".to_owned());
-            let found = groups_given_elsewhere(name, &gids, &name_of, root.path());
+            let found = groups_given_elsewhere(name, &gids, &name_of, None, root.path());
             found.into_iter().map(|found| format!("{} {}", found.gid, found.group)).collect::<Vec<_>>()
         };
         assert_eq!(of("alice", &[998, 900, 44, 7000, 7001]), ["998 docker", "7000 wheel"]);
@@ -377,6 +387,8 @@ mod tests {
         let record = root.path().join(crate::paths::IMPORTER_STATE.trim_start_matches('/'));
         std::fs::create_dir_all(record.parent().unwrap()).unwrap();
         std::fs::write(record, r#"{"groups":["docker"]}"#).unwrap();
+        assert_eq!(of("bob", &[998]), [""; 0], "the importer is at work, and takes it out");
+        write("etc/nsswitch.conf", "passwd: files iam\ngroup: files iam\n");
         assert_eq!(of("bob", &[998]), ["998 docker"]);
     }
 

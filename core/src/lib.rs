@@ -8,7 +8,6 @@
 
 #[cfg(feature = "config")]
 pub mod account_kind;
-pub mod ask;
 pub mod audit;
 pub mod client;
 #[cfg(feature = "config")]
@@ -34,6 +33,7 @@ pub mod paths;
 pub mod process;
 pub mod registry;
 pub mod replace;
+pub mod resolver;
 pub mod served;
 pub mod unit;
 pub mod wire;

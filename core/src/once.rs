@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-use crate::client::{self, AskError};
+use crate::client::{self, ClientError};
 use crate::deadline::Deadline;
 use crate::id::Uid;
 use crate::wire::{Answer, Request};
@@ -51,8 +51,8 @@ impl Default for Once {
 /// Asks a resolver that is started for this question alone.
 ///
 /// # Errors
-/// Any of [`AskError`] but those of the socket.
-pub fn ask(once: &Once, request: &Request, deadline: Deadline) -> Result<Answer, AskError> {
+/// Any of [`ClientError`] but those of the socket.
+pub fn ask(once: &Once, request: &Request, deadline: Deadline) -> Result<Answer, ClientError> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let mut child = Running::start(once, theirs)?;
@@ -190,7 +190,7 @@ printf "\\000\\000\\000\\$(printf %03o ${{#body}})%s" "$body""#
         loop {
             match ask(once, &Request::Status, Deadline::after(Duration::from_secs(10))) {
                 Ok(Answer::Error { message, .. }) => return message,
-                Err(AskError::Io(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                Err(ClientError::Io(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -223,11 +223,11 @@ printf "\\000\\000\\000\\$(printf %03o ${{#body}})%s" "$body""#
         });
         let error = loop {
             match ask(&once, &Request::Status, Deadline::after(Duration::from_secs(1))) {
-                Err(AskError::Io(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                Err(ClientError::Io(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 other => break other.unwrap_err(),
             }
         };
-        assert!(matches!(error, AskError::TimedOut), "{error}");
+        assert!(matches!(error, ClientError::TimedOut), "{error}");
         // Reading ends when the last writer is gone.
         assert_eq!(reader.join().unwrap().unwrap(), b"");
     }

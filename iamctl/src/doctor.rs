@@ -10,20 +10,21 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use pam_iam_core::client::AskError;
+use pam_iam_core::client::ClientError;
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::leftovers::{self, Leftovers};
 use pam_iam_core::owners::Owners;
+use pam_iam_core::resolver::Mode;
 use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Request, Roster, Status, User};
-use pam_iam_core::{ask::Mode, client, paths};
+use pam_iam_core::{client, paths};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::host::command::run as run_program;
 use crate::output::Tone;
 use crate::swept::{self, Swept};
-use crate::{Context, enable};
+use crate::{Context, enabled};
 
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -83,11 +84,11 @@ pub fn run(context: &Context) -> Result<bool, String> {
             findings.push(Finding::ok("configuration", context.config_path.display().to_string()));
             let mend = "change it in the configuration, and restart iam-resolver";
             findings.extend(config.warnings().into_iter().map(|why| Finding::warning("configuration", why, mend)));
-            if enable::is_off() {
+            if enabled::is_off() {
                 let mend = "iamctl enable --dry-run shows what iamctl enable changes";
                 findings.push(Finding::wrong("enabled", "nothing of pam_iam is switched on here", mend));
             }
-            if let Some(left) = enable::trial_left() {
+            if let Some(left) = enabled::trial_left() {
                 let what = format!("a trial goes on: everything is taken back in {} s", left.as_secs());
                 findings.push(Finding::warning("enabled", what, "log in as an IAM user, then: iamctl enable --confirm"));
             }
@@ -154,14 +155,14 @@ fn socket(config: &Config, config_path: &Path) -> Finding {
             "journalctl -u iam-resolver says more; systemctl restart iam-resolver when it is mended",
         ),
         Ok(_) => Finding::ok(CHECK, format!("answers on {}", paths::SOCKET)),
-        Err(AskError::NoListener(_)) if config.resolver.mode == Mode::Auto => {
+        Err(ClientError::NoListener(_)) if config.resolver.mode == Mode::Auto => {
             if !program.exists() {
                 return no_program();
             }
             Finding::warning(CHECK, "no daemon: a process for each question, and NSS shows nobody", start)
         }
-        Err(error @ AskError::NoListener(_)) => Finding::wrong(CHECK, error.to_string(), start),
-        Err(error @ AskError::Impostor { .. }) => Finding::wrong(
+        Err(error @ ClientError::NoListener(_)) => Finding::wrong(CHECK, error.to_string(), start),
+        Err(error @ ClientError::Impostor { .. }) => Finding::wrong(
             CHECK,
             error.to_string(),
             format!("find out who listens there, end it, remove {} and start the resolver", paths::SOCKET),
@@ -170,7 +171,7 @@ fn socket(config: &Config, config_path: &Path) -> Finding {
     }
 }
 
-/// What keeps sshd from asking us, each with what to do: for [`enable`] and the sweep. `managed_user` is one who has an
+/// What keeps sshd from asking us, each with what to do: for enable and the sweep. `managed_user` is one who has an
 /// account here. None if sshd does not answer in time.
 pub fn sshd_not_in_force(config: &Config, managed_user: Option<&str>) -> Option<Vec<String>> {
     Some(sshd::not_in_force(config, managed_user)?.iter().map(ToString::to_string).collect())
@@ -206,7 +207,7 @@ fn sweep_service(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Local accounts in iam-sudo, each with what to do about it, for [`enable`].
+/// Local accounts in iam-sudo, each with what to do about it, for enable.
 pub fn unmanaged_sudo_members(config: &Config) -> Vec<String> {
     files::sudo_group(config)
         .into_iter()

@@ -14,7 +14,6 @@ use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
 use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::log::{Level, Log};
-use pam_iam_core::nsswitch::{self, DATABASES, NSSWITCH};
 use pam_iam_core::paths;
 use pam_iam_core::replace::write_new;
 use rustix::fs::{FlockOperation, flock};
@@ -23,13 +22,15 @@ use serde_json::json;
 use crate::Context;
 
 mod plan;
-mod record;
-mod trial;
 
-use plan::{Plan, SUDOERS, made_by_hand, plan};
-use record::{Change, Record, apply, load, merged, remove, remove_unfinished, save, take_back};
-use trial::{Now, Trial};
+use plan::{Plan, plan};
 
+use crate::enabled::by_hand::{SUDOERS, made_by_hand};
+use crate::enabled::is_off;
+use crate::enabled::record::{
+    Change, Record, apply, load, merged, remove, remove_unfinished, save, take_back,
+};
+use crate::enabled::trial::{self, Now, Trial};
 use crate::host::access::cannot_read;
 use crate::host::command::run;
 use crate::host::sshd::{DROP_IN as SSHD_DROP_IN, reload};
@@ -215,11 +216,6 @@ fn end_trial_if_over(context: &Context) -> Result<bool, String> {
     take_everything_back(context, false)
 }
 
-/// How long a trial goes on that nobody has confirmed yet, if one does.
-pub fn trial_left() -> Option<Duration> {
-    Some(trial::load().ok()??.left(&Now::read()))
-}
-
 /// Our drop-in says `UsePAM yes`. Where it was no, PAM would let users in whom sshd refuses: by a password that PAM asks for, or
 /// into an account that is locked.
 fn lets_nobody_else_in() -> Result<(), String> {
@@ -325,19 +321,6 @@ fn imported(root: &Path) -> Vec<String> {
         Uid(uid).is_managed().then(|| name.to_owned())
     };
     passwd.lines().filter_map(ours).collect()
-}
-
-/// Whether accounts come from NSS here: `enable` made it so, or nsswitch.conf has something of ours.
-pub fn has_accounts_by_nss() -> bool {
-    let record = load().ok().flatten().unwrap_or_default();
-    let text = read(Path::new("/"), NSSWITCH).ok().flatten().unwrap_or_default();
-    record.changes.iter().any(|change| change.path == Path::new(NSSWITCH))
-        || DATABASES.iter().any(|database| nsswitch::asks_us(&text, database))
-}
-
-/// Whether nothing of ours is switched on, neither by this program nor by hand.
-pub fn is_off() -> bool {
-    !Path::new(paths::ENABLED).exists() && made_by_hand(Path::new("/")).is_ok_and(|made| made.is_empty())
 }
 
 fn show(context: &Context, verb: &str, changes: &[Change], units: &[&str]) {

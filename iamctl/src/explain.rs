@@ -6,7 +6,8 @@ use std::path::Path;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::leftovers::{self, Leftovers};
 use pam_iam_core::owners::Owners;
-use pam_iam_core::wire::{AccountKind, Answer, Decision, Explanation, IamEntry, Policy, Reason, Request};
+use pam_iam_core::resolver::Queries;
+use pam_iam_core::wire::{AccountKind, Decision, Explanation, IamEntry, Policy, Reason, Request};
 use serde_json::json;
 
 use crate::output::{Output, Tone};
@@ -33,10 +34,7 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
     let mistake = context.config().err().filter(|_| explanation.account_kind != AccountKind::Local);
     let leftovers = leftovers(context, &explanation);
     let refusal = leftovers.refusal(explanation.name.as_str());
-    let given = || match context.ask(&Request::GroupsOf { name: explanation.name.clone(), known: true }) {
-        Ok(Answer::Groups { gids }) => gids,
-        _ => Vec::new(),
-    };
+    let given = || context.resolver.groups_decided_on(&explanation.name).unwrap_or_default();
     let obstacles = match explanation
         .uid
         .filter(|_| explanation.account_kind == AccountKind::Managed && explanation.login.allow)

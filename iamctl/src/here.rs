@@ -34,7 +34,7 @@ pub fn obstacles(name: &str, uid: Uid, given: &dyn Fn() -> Vec<Gid>, config: Opt
     let name_of = |gid: Gid| Some(users::get_group_by_gid(gid.0)?.name().to_string_lossy().into_owned());
     let groups = users::get_user_groups(name, account.primary_group_id()).unwrap_or_default();
     let gids: Vec<Gid> = groups.iter().map(|group| Gid(group.gid())).collect();
-    let elsewhere = leftovers::groups_given_elsewhere(name, &gids, &name_of, Path::new("/"));
+    let elsewhere = leftovers::groups_given_elsewhere(name, &gids, &name_of, config, Path::new("/"));
     let given = if elsewhere.is_empty() { Vec::new() } else { given() };
     let group = elsewhere.into_iter().find(|found| !given.contains(&found.gid));
     let group = group.map(|found| found.advice(name));

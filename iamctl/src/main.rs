@@ -5,6 +5,7 @@
 
 mod doctor;
 mod enable;
+mod enabled;
 mod explain;
 mod here;
 mod host;
@@ -24,14 +25,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use pam_iam_core::ask::{Mode, Resolver};
 use pam_iam_core::audit::Event;
-use pam_iam_core::client::AskError;
+use pam_iam_core::client::ClientError;
 use pam_iam_core::config::{Config, ConfigDuration};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::wire::{Answer, Flushed, Request};
+use pam_iam_core::resolver::{Mode, Queries, Resolver};
+use pam_iam_core::wire::{Flushed, Request};
 use pam_iam_core::{client, paths};
 use serde::de::DeserializeOwned;
 
@@ -175,19 +176,11 @@ impl Context {
         Config::load(&self.config_path).map_err(|error| error.to_string())
     }
 
-    /// Asks the resolver.
-    fn ask(&self, request: &Request) -> Result<Answer, String> {
-        match self.resolver.ask(request).map_err(|error| error.to_string())? {
-            Answer::Error { message, .. } => Err(message),
-            answer => Ok(answer),
-        }
-    }
-
     /// Whether no daemon listens, so that nothing is remembered from one question to the next.
     fn has_no_daemon(&self) -> bool {
         let patience = Request::Status.patience();
         let answer = client::ask(&self.resolver.socket, &Request::Status, Deadline::after(patience));
-        matches!(answer, Err(AskError::NoListener(_)))
+        matches!(answer, Err(ClientError::NoListener(_)))
     }
 
     /// Has the daemon, where one listens, write an event into its own journal as well.
@@ -198,8 +191,7 @@ impl Context {
 
     /// Asks the resolver for a report.
     fn report<T: DeserializeOwned>(&self, request: &Request) -> Result<T, String> {
-        let report = self.ask(request)?.into_report();
-        report.ok_or_else(|| "the resolver answered another question".to_owned())
+        self.resolver.report(request).map_err(|error| error.to_string())
     }
 }
 

@@ -8,7 +8,7 @@ use pam_iam_core::config::{Config, GroupTarget, PRIVILEGED_GROUPS};
 use pam_iam_core::id::Gid;
 use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::wire::{Answer, Request};
+use pam_iam_core::resolver::Queries;
 use pam_iam_core::{local, paths};
 
 use crate::mapped::write_gids;
@@ -18,15 +18,11 @@ use crate::mapped::write_gids;
 pub struct Privileged(BTreeSet<Gid>);
 
 impl Privileged {
-    /// Finds out the gids; `ask` asks the resolver. Kept for later sweeps if `remember` says so.
+    /// Finds out the gids. Kept for later sweeps if `remember` says so.
     ///
     /// # Errors
     /// Returns the gids all the same, with what to log, if they cannot be kept, or one of them cannot be told.
-    pub fn load(
-        config: &Config,
-        ask: impl Fn(&Request) -> Option<Answer>,
-        remember: bool,
-    ) -> (Self, Result<(), String>) {
+    pub fn load(config: &Config, resolver: &impl Queries, remember: bool) -> (Self, Result<(), String>) {
         let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
         let known = local::gids_of(&local, PRIVILEGED_GROUPS);
         // Whatever the resolver gives only by the operator's word, and what has the gid of such a group.
@@ -41,10 +37,9 @@ impl Privileged {
         let gid_of = |name: &str| match local.iter().find(|group| group.name == name) {
             Some(group) => Ok(Some(group.gid)),
             // One of ours, with a gid of its own.
-            None => match LinuxName::new(name).ok().and_then(|name| ask(&Request::GroupByName { name })) {
-                Some(Answer::Group(group)) => Ok(Some(group.gid)),
-                Some(Answer::NotFound) => Ok(None),
-                _ => Err(()),
+            None => match LinuxName::new(name).ok().and_then(|name| resolver.group(&name).ok()) {
+                Some(group) => Ok(group.map(|group| group.gid)),
+                None => Err(()),
             },
         };
         let path = Path::new(paths::PRIVILEGED_GIDS);
@@ -70,21 +65,16 @@ impl Privileged {
 
     /// The groups among `held` that the managed user `user` no longer has: neither by IAM nor by the host's own files. None
     /// where that cannot be told.
-    pub fn lost(
-        &self,
-        user: &LinuxName,
-        held: &BTreeSet<Gid>,
-        ask: impl Fn(&Request) -> Option<Answer>,
-    ) -> BTreeSet<Gid> {
+    pub fn lost(&self, user: &LinuxName, held: &BTreeSet<Gid>, resolver: &impl Queries) -> BTreeSet<Gid> {
         let mut held: BTreeSet<Gid> = self.0.intersection(held).copied().collect();
         if held.is_empty() {
             return held;
         }
         let Ok(local) = local::groups(Path::new(paths::GROUP)) else { return BTreeSet::new() };
         let account = local::account_by_name(Path::new(paths::PASSWD), user.as_str()).ok().flatten();
-        let importer = ImporterRecord::load(Path::new("/"));
+        let importer = ImporterRecord::left_behind(Path::new("/"));
         held.retain(|gid| {
-            // What the importer has written was IAM's word, and not an administrator's.
+            // What an importer that is no longer at work has written was IAM's word, and not an administrator's.
             let is_listed = |group: &local::Group| {
                 group.gid == *gid
                     && !importer.sets_members_of(&group.name)
@@ -92,8 +82,8 @@ impl Privileged {
             };
             !local.iter().any(is_listed) && account.as_ref().is_none_or(|account| account.gid != *gid)
         });
-        match ask(&Request::GroupsOf { name: user.clone(), known: false }) {
-            Some(Answer::Groups { gids }) => held.retain(|gid| !gids.contains(gid)),
+        match resolver.groups_of(user, false) {
+            Ok(Some(gids)) => held.retain(|gid| !gids.contains(gid)),
             _ => held.clear(),
         }
         held

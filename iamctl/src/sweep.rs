@@ -17,8 +17,9 @@ use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::paths;
 use pam_iam_core::process::{self, Process};
 use pam_iam_core::registry::{Session, SessionRegistry};
+use pam_iam_core::resolver::Queries;
 use pam_iam_core::served::Served;
-use pam_iam_core::wire::{Answer, Policy, Reason, Request};
+use pam_iam_core::wire::{Policy, Reason};
 use pam_iam_sessions::lookup;
 use pam_iam_sessions::owner::{Owner, SessionMarks};
 use pam_iam_sessions::table::Effort;
@@ -547,6 +548,6 @@ fn end(
 /// Whether IAM says that a user may not log in now. What cannot be told ends nobody.
 fn is_refused(context: &Context, name: &str, uid: Uid) -> bool {
     let Ok(name) = LinuxName::new(name) else { return false };
-    let answer = context.ask(&Request::Decide { name, uid, policy: Policy::Login });
-    matches!(answer, Ok(Answer::Decision(decision)) if !decision.allow && decision.reason != Reason::Denied)
+    let decision = context.resolver.decide(&name, uid, Policy::Login);
+    decision.is_ok_and(|decision| !decision.allow && decision.reason != Reason::Denied)
 }

@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
-use pam_iam_core::ask::Resolver;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
 use pam_iam_core::registry;
-use pam_iam_core::wire::{Answer, Request, Roster};
+use pam_iam_core::resolver::{Queries, Resolver};
+use pam_iam_core::wire::{Request, Roster};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -165,11 +165,8 @@ fn only_one_run() -> Result<File, String> {
 }
 
 fn ask(config: &Config, path: &Path) -> Result<Roster, String> {
-    let answer = Resolver::new(config.resolver.mode, path).ask(&Request::Roster);
-    match answer.map_err(|error| error.to_string())? {
-        Answer::Error { message, .. } => Err(format!("the list of users cannot be read: {message}")),
-        answer => answer.into_report().ok_or_else(|| "the resolver answered another question".to_owned()),
-    }
+    let roster = Resolver::new(config.resolver.mode, path).report(&Request::Roster);
+    roster.map_err(|error| format!("the list of users cannot be read: {error}"))
 }
 
 /// One run that has its roster.

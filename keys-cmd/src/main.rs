@@ -17,7 +17,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
-use pam_iam_core::ask::Resolver;
 use pam_iam_core::audit::Event;
 use pam_iam_core::config::Config;
 use pam_iam_core::escape::Value;
@@ -26,7 +25,7 @@ use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::paths;
-use pam_iam_core::wire::{Answer, Request};
+use pam_iam_core::resolver::{Queries, Resolver};
 
 const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] [--home DIRECTORY] [--type TYPE] [--key KEY] USER [FINGERPRINT]";
 
@@ -131,15 +130,9 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
 fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, String> {
     let name = LinuxName::new(&question.user).map_err(|why| format!("the name {why}"))?;
     let wanted = question.sha256_fingerprint();
-    let request = Request::Keys { name, uid, fingerprint: wanted.map(str::to_owned) };
-    let answer = Resolver::new(config.resolver.mode, Path::new(&question.config))
-        .ask(&request)
+    let keys = Resolver::new(config.resolver.mode, Path::new(&question.config))
+        .keys(&name, uid, wanted)
         .map_err(|error| error.to_string())?;
-    let keys = match answer {
-        Answer::Keys { keys } => keys,
-        Answer::Error { message, .. } => return Err(message),
-        _ => return Err("the resolver answered another question".to_owned()),
-    };
     let line = |key: &pam_iam_core::wire::Key| {
         let parsed = PublicKey::parse(&key.line).ok()?;
         let name = pam_iam_core::name::IamName::user(&key.iam_name).ok()?;

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use pam_iam_core::client::{self, Behalf};
+use pam_iam_core::client::{self, Behalf, ClientError};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::{IAM_USERS, LinuxName};
+use pam_iam_core::resolver::Queries;
 use pam_iam_core::wire::{Answer, CLIENT_DEADLINE, Group, Request, User};
 use pam_iam_core::{local, paths};
 
@@ -28,20 +29,23 @@ pub enum Found<T> {
 
 pub fn user_by_name(name: &str) -> Found<User> {
     match LinuxName::new(name) {
-        Ok(name) => user(&Request::UserByName { name }),
+        Ok(name) => user(Nss.user(&name), |user| user.name == name),
         Err(_) => Found::No,
     }
 }
 
 /// A uid outside our range is nobody of ours, and nobody is asked.
 pub fn user_by_uid(uid: Uid) -> Found<User> {
-    if uid.is_managed() { user(&Request::UserByUid { uid }) } else { Found::No }
+    if !uid.is_managed() {
+        return Found::No;
+    }
+    user(Nss.user_by_uid(uid), |user| user.uid == uid)
 }
 
 pub fn group_by_name(name: &str) -> Found<Group> {
     match LinuxName::new(name) {
         Ok(name) if name.as_str() == IAM_USERS => iam_users(Path::new(paths::GROUP)),
-        Ok(name) => group(&Request::GroupByName { name }),
+        Ok(name) => group(Nss.group(&name), |group| group.name == name),
         Err(_) => Found::No,
     }
 }
@@ -51,7 +55,10 @@ pub fn group_by_gid(gid: Gid) -> Found<Group> {
     if gid == Gid::IAM_USERS {
         return iam_users(Path::new(paths::GROUP));
     }
-    if gid.is_managed() { group(&Request::GroupByGid { gid }) } else { Found::No }
+    if !gid.is_managed() {
+        return Found::No;
+    }
+    group(Nss.group_by_gid(gid), |group| group.gid == gid)
 }
 
 /// The group `iam-users`, unless the host's own file has one of that name. Nobody is asked: sshd's rule about authorized_keys
@@ -81,17 +88,17 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     {
         // Another directory answers in our place for an account that was ours a moment ago: it has the group that restricts, and
         // no other.
-        return groups_in(None, restricting(), &[]);
+        return groups_in(Ok(None), restricting(), &[]);
     }
     if !is_managed && is_local(Path::new(paths::PASSWD), user) {
         return Found::No;
     }
-    let answer = ask(&Request::GroupsOf { name, known: !is_managed || looks_only() });
-    if !is_managed && matches!(answer, Some(Answer::Groups { .. })) && !is_managed_to_all(user) {
+    let given = Nss.groups_of(&name, !is_managed || looks_only());
+    if !is_managed && matches!(given, Ok(Some(_))) && !is_managed_to_all(user) {
         return Found::No;
     }
     let mapped = mapped_gids(Path::new(paths::MAPPED_GIDS));
-    groups_in(answer, restricting().filter(|_| is_managed), &mapped)
+    groups_in(given, restricting().filter(|_| is_managed), &mapped)
 }
 
 /// The gid of the group that keeps sshd from authorized_keys: of the host's own of that name, if it has one.
@@ -111,13 +118,17 @@ fn seen_by_all(user: &str) -> Option<(Uid, Gid)> {
     }
 }
 
-/// The groups of an answer, with `restricts`, which a managed account has in any case.
-fn groups_in(answer: Option<Answer>, restricts: Option<Gid>, mapped: &[Gid]) -> Found<Vec<Gid>> {
-    let mut gids = match answer {
-        Some(Answer::Groups { gids }) => gids,
+/// The groups that IAM gives, with `restricts`, which a managed account has in any case.
+fn groups_in(
+    given: Result<Option<Vec<Gid>>, ClientError>,
+    restricts: Option<Gid>,
+    mapped: &[Gid],
+) -> Found<Vec<Gid>> {
+    let mut gids = match given {
+        Ok(Some(gids)) => gids,
         _ if restricts.is_some() => Vec::new(),
-        Some(Answer::NotFound) => return Found::No,
-        _ => return Found::Unknown,
+        Ok(None) => return Found::No,
+        Err(_) => return Found::Unknown,
     };
     gids.retain(|gid| is_believed(*gid, mapped));
     gids.extend(restricts.filter(|gid| gid.0 != 0 && !gids.contains(gid)));
@@ -135,39 +146,23 @@ fn is_local(passwd: &Path, name: &str) -> bool {
     local::account_by_name(passwd, name).map_or(true, |account| account.is_some())
 }
 
-fn user(request: &Request) -> Found<User> {
-    match ask(request) {
-        Some(Answer::User(user)) if is_sound(&user) && is_about(request, &user) => Found::Yes(user),
-        Some(Answer::NotFound) => Found::No,
+/// The account of an answer, if it is sound and the one that was asked for.
+fn user(answer: Result<Option<User>, ClientError>, is_asked_for: impl Fn(&User) -> bool) -> Found<User> {
+    match answer {
+        Ok(Some(user)) if is_sound(&user) && is_asked_for(&user) => Found::Yes(user),
+        Ok(None) => Found::No,
         _ => Found::Unknown,
     }
 }
 
-/// Whether an account is the one that was asked for.
-fn is_about(request: &Request, user: &User) -> bool {
-    match request {
-        Request::UserByName { name } => *name == user.name,
-        Request::UserByUid { uid } => *uid == user.uid,
-        _ => false,
-    }
-}
-
-/// Whether a group is the one that was asked for.
-fn is_about_group(request: &Request, group: &Group) -> bool {
-    match request {
-        Request::GroupByName { name } => *name == group.name,
-        Request::GroupByGid { gid } => *gid == group.gid,
-        _ => false,
-    }
-}
-
-fn group(request: &Request) -> Found<Group> {
-    match ask(request) {
+/// The group of an answer, if it is of our range and the one that was asked for.
+fn group(answer: Result<Option<Group>, ClientError>, is_asked_for: impl Fn(&Group) -> bool) -> Found<Group> {
+    match answer {
         // Members are never listed: newgrp(1) would let in whoever has a listed name.
-        Some(Answer::Group(group)) if group.gid.is_managed() && is_about_group(request, &group) => {
+        Ok(Some(group)) if group.gid.is_managed() && is_asked_for(&group) => {
             Found::Yes(Group { members: Vec::new(), ..group })
         }
-        Some(Answer::NotFound) => Found::No,
+        Ok(None) => Found::No,
         _ => Found::Unknown,
     }
 }
@@ -212,11 +207,16 @@ fn looks_only() -> bool {
     !is_setuid && std::env::var_os(paths::LOOK_ONLY).is_some()
 }
 
-fn ask(request: &Request) -> Option<Answer> {
-    let deadline = Deadline::after(CLIENT_DEADLINE);
-    let behalf =
-        Behalf { client: crate::host::client_of_sshd(), caller: looks_only().then_some(Uid::RESERVED) };
-    client::ask_on_behalf(Path::new(paths::SOCKET), request, behalf, deadline).ok()
+/// The daemon, asked on behalf of the user or the client behind this process. No process is ever started.
+struct Nss;
+
+impl Queries for Nss {
+    fn send(&self, request: &Request) -> Result<Answer, ClientError> {
+        let deadline = Deadline::after(CLIENT_DEADLINE);
+        let behalf =
+            Behalf { client: crate::host::client_of_sshd(), caller: looks_only().then_some(Uid::RESERVED) };
+        client::ask_on_behalf(Path::new(paths::SOCKET), request, behalf, deadline)
+    }
 }
 
 /// In a build for the tests, panics if the environment says so.
@@ -266,17 +266,18 @@ mod tests {
     #[test]
     fn a_primary_group_of_our_range_comes_with_the_group_that_restricts_whatever_is_answered() {
         let (dev, sudo) = (Gid(pam_iam_core::id::FIRST), Gid(27));
-        let groups = |gids: &[Gid]| Some(Answer::Groups { gids: gids.to_vec() });
-        for (answer, is_managed, found) in [
-            (None, true, Found::Yes(vec![Gid::IAM_USERS])),
-            (Some(Answer::NotFound), true, Found::Yes(vec![Gid::IAM_USERS])),
+        let groups = |gids: &[Gid]| Ok(Some(gids.to_vec()));
+        let silent = || Err(ClientError::TimedOut);
+        for (given, is_managed, found) in [
+            (silent(), true, Found::Yes(vec![Gid::IAM_USERS])),
+            (Ok(None), true, Found::Yes(vec![Gid::IAM_USERS])),
             (groups(&[dev, sudo]), true, Found::Yes(vec![dev, Gid::IAM_USERS])),
             (groups(&[Gid::IAM_USERS, dev]), true, Found::Yes(vec![Gid::IAM_USERS, dev])),
             (groups(&[dev]), false, Found::Yes(vec![dev])),
-            (Some(Answer::NotFound), false, Found::No),
-            (None, false, Found::Unknown),
+            (Ok(None), false, Found::No),
+            (silent(), false, Found::Unknown),
         ] {
-            assert_eq!(groups_in(answer, is_managed.then_some(Gid::IAM_USERS), &[]), found);
+            assert_eq!(groups_in(given, is_managed.then_some(Gid::IAM_USERS), &[]), found);
         }
     }
 
@@ -304,8 +305,9 @@ mod tests {
         ] {
             assert!(!is_sound(&wrong), "{wrong:?}");
         }
-        let asked = Request::UserByName { name: LinuxName::new("bob").unwrap() };
-        assert!(!is_about(&asked, &user("/home/alice", "/bin/sh", "")));
+        let alice =
+            super::user(Ok(Some(user("/home/alice", "/bin/sh", ""))), |user| user.name.as_str() == "bob");
+        assert_eq!(alice, Found::Unknown, "who was not asked for");
     }
 
     #[test]

@@ -1,71 +1,24 @@
 //! The account phase: may this user do this now?
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
-use pam_iam_core::ask::Resolver;
+use pam_iam_core::account_kind::{AccountKind, Files};
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
 use pam_iam_core::importer_record::ImporterRecord;
-use pam_iam_core::leftovers::{self, GivenElsewhere, Leftovers, Refusal};
+use pam_iam_core::leftovers::{Leftovers, Refusal};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::owners::Owners;
-use pam_iam_core::wire::{Answer, Decision, Policy, Request};
-use users::os::unix::UserExt;
+use pam_iam_core::resolver::Queries;
+use pam_iam_core::wire::{Decision, Policy};
 
 use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::sudoer::{Groups, Invoker, NssGroups, refused_for};
+use crate::given;
+use crate::sudoer::{Invoker, NssGroups, refused_for};
+use crate::target::TargetAccount;
 
 /// What the user is told when nobody can tell whether they may.
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
-
-/// An account as this host knows it, and whose it is.
-pub struct TargetAccount {
-    /// The name.
-    pub name: String,
-    /// The uid.
-    pub uid: Uid,
-    /// The primary group.
-    pub gid: u32,
-    /// The home directory.
-    pub home: PathBuf,
-    /// Whose the account is.
-    pub account_kind: AccountKind,
-    /// The configuration, or why there is none.
-    pub config: Result<Config, ConfigError>,
-    config_path: PathBuf,
-}
-
-impl TargetAccount {
-    /// The account `name`, by NSS as the application itself sees it. A look-up that fails reads as "no such account",
-    /// and that is refused.
-    pub fn look_up(name: String, config: &Path) -> Option<Self> {
-        let user = users::get_user_by_name(&name)?;
-        let uid = Uid(user.uid());
-        let loaded = Config::load(config);
-        let account_kind = account_kind_or_meant(&name, uid, &loaded, config, &Files::default());
-        let (gid, home) = (user.primary_group_id(), user.home_dir().to_owned());
-        Some(Self { name, uid, gid, home, account_kind, config: loaded, config_path: config.to_owned() })
-    }
-
-    /// What this host has set up by the name of an IAM user, and would give to this one.
-    pub fn leftovers(&self) -> Leftovers {
-        match self.account_kind {
-            AccountKind::Managed => {
-                let config = self.config.as_ref().ok();
-                leftovers::for_user(&self.name, self.uid, &Owners::of_host(), config, Path::new("/"))
-            }
-            AccountKind::Adopted | AccountKind::Shared | AccountKind::Local => Leftovers::None,
-        }
-    }
-
-    /// The resolver, as `config` says how to reach it.
-    pub fn resolver(&self, config: &Config) -> Resolver {
-        Resolver::new(config.resolver.mode, &self.config_path)
-    }
-}
 
 /// The body of `pam_sm_acct_mgmt`.
 pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outcome {
@@ -107,36 +60,17 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
         let line = format!("{user}, an IAM user, is the first to have this name here, and gets: {what}");
         application.log(Severity::Warning, &line);
     }
-    let decided_on = decide(&account, arguments.policy)
-        .and_then(|decision| Ok((group_given_elsewhere(application, &account, &decision)?, decision)));
-    match decided_on {
-        Ok((Some(given), _)) => {
-            let event = refused_in(begun, application, "name-claimed", &given.group);
+    match decide(&account, arguments.policy).and_then(|decision| {
+        Ok((held_without_right(application, &account, arguments.policy, &decision)?, decision))
+    }) {
+        Ok((Some(held), _)) => {
+            let event = refused_in(begun, application, held.reason, &held.group);
             application.audit(Severity::Warning, &event);
-            let user = &account.name;
-            application.log(
-                Severity::Warning,
-                &format!("{}; the group means root, so {user} is refused", given.advice(user)),
-            );
-            application.message(&format!(
-                "{user}: your name is in a group that IAM does not give you and that means root; ask an administrator."
-            ));
+            application.log(Severity::Warning, &held.why);
+            application.message(&format!("{}: {}", account.name, held.message));
             Outcome::Denied
         }
-        Ok((None, decision)) => {
-            let severity = if decision.allow { Severity::Info } else { Severity::Warning };
-            let event = decided(begun, application, &decision);
-            application.audit(severity, &event);
-            if decision.allow {
-                return Outcome::Success;
-            }
-            application.message(&format!(
-                "{}: {}.",
-                account.name,
-                decision.reason.for_user(arguments.policy)
-            ));
-            Outcome::Denied
-        }
+        Ok((None, decision)) => tell_decision(begun, application, &account, arguments.policy, &decision),
         Err(why) => {
             let event = refused(begun, application, "unavailable").with("error", why);
             application.audit(Severity::Error, &event);
@@ -144,6 +78,72 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
             Outcome::Unavailable
         }
     }
+}
+
+/// Logs a decision, tells a user who is refused why, and returns what PAM gets.
+fn tell_decision(
+    begun: Event,
+    application: &mut impl Application,
+    account: &TargetAccount,
+    policy: Policy,
+    decision: &Decision,
+) -> Outcome {
+    let severity = if decision.allow { Severity::Info } else { Severity::Warning };
+    let event = decided(begun, application, decision);
+    application.audit(severity, &event);
+    if decision.allow {
+        return Outcome::Success;
+    }
+    application.message(&format!("{}: {}.", account.name, decision.reason.for_user(policy)));
+    Outcome::Denied
+}
+
+/// A group that keeps a user out whom IAM lets in.
+struct Held {
+    /// The word of the audit trail.
+    reason: &'static str,
+    group: String,
+    /// For administrators.
+    why: String,
+    /// For the user.
+    message: String,
+}
+
+/// Returns a group that a managed user holds, that IAM does not give, and that may mean root.
+///
+/// # Errors
+/// Returns an error if there may be one and the resolver does not tell.
+fn held_without_right(
+    application: &impl Application,
+    account: &TargetAccount,
+    policy: Policy,
+    decision: &Decision,
+) -> Result<Option<Held>, String> {
+    if account.account_kind != AccountKind::Managed || !decision.allow {
+        return Ok(None);
+    }
+    let user = &account.name;
+    if let Some(found) = given::elsewhere(application, account)? {
+        return Ok(Some(Held {
+            reason: "name-claimed",
+            why: format!("{}; the group means root, so {user} is refused", found.advice(user)),
+            message: "your name is in a group that IAM does not give you and that means root; ask an administrator."
+                .to_owned(),
+            group: found.group,
+        }));
+    }
+    let withdrawn = match policy {
+        Policy::Sudo => given::withdrawn(application, account)?,
+        Policy::Login => None,
+    };
+    Ok(withdrawn.map(|group| Held {
+        reason: "group-withdrawn",
+        why: format!(
+            "{user} has the group {group} from before IAM withdrew it, and a rule of sudo's may go by it"
+        ),
+        message: format!("you have the group {group} no longer; log in again to use sudo."),
+        group,
+    }))
 }
 
 /// Whether sudo is invoked by a uid that is not the account's: another directory has an account of that name, or the name has
@@ -172,37 +172,6 @@ pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Re
     application.message(&format!(
         "{user}: this host has rights for your name that are not meant for you; ask an administrator."
     ));
-}
-
-/// The group that means root and that a managed user has by the name alone, from another directory or an earlier import. Asked
-/// only about a user who may do what is asked.
-///
-/// # Errors
-/// Returns an error if there is such a group and the resolver does not tell whether it is IAM's.
-fn group_given_elsewhere(
-    application: &impl Application,
-    account: &TargetAccount,
-    decision: &Decision,
-) -> Result<Option<GivenElsewhere>, String> {
-    if account.account_kind != AccountKind::Managed || !decision.allow {
-        return Ok(None);
-    }
-    let gids = application.gids_of(&account.name, account.gid);
-    let name_of = |gid| NssGroups.name_of(gid);
-    let elsewhere = leftovers::groups_given_elsewhere(&account.name, &gids, &name_of, Path::new("/"));
-    if elsewhere.is_empty() {
-        return Ok(None);
-    }
-    let config = account.config.as_ref().map_err(ToString::to_string)?;
-    let name = LinuxName::new(&account.name).map_err(|why| format!("the name {why}"))?;
-    let given = match account.resolver(config).ask(&Request::GroupsOf { name, known: true }) {
-        Ok(Answer::Groups { gids }) => gids,
-        Ok(Answer::NotFound) => Vec::new(),
-        Ok(Answer::Error { message, .. }) => return Err(message),
-        Ok(_) => return Err("the resolver answered another question".to_owned()),
-        Err(error) => return Err(error.to_string()),
-    };
-    Ok(elsewhere.into_iter().find(|found| !given.contains(&found.gid)))
 }
 
 /// The group that grants sudo by what IAM says and that `account`, about whom IAM is not asked, holds all the same.
@@ -241,13 +210,7 @@ fn account_name(application: &mut impl Application, policy: Policy) -> Option<St
 fn decide(account: &TargetAccount, policy: Policy) -> Result<Decision, String> {
     let config = account.config.as_ref().map_err(ToString::to_string)?;
     let name = LinuxName::new(&account.name).map_err(|why| format!("the name {why}"))?;
-    let request = Request::Decide { name, uid: account.uid, policy };
-    match account.resolver(config).ask(&request) {
-        Ok(Answer::Decision(decision)) => Ok(decision),
-        Ok(Answer::Error { message, .. }) => Err(message),
-        Ok(_) => Err("the resolver answered another question".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
+    account.resolver(config).decide(&name, account.uid, policy).map_err(|error| error.to_string())
 }
 
 /// The event of an account decision, as far as it is known before it is made.

@@ -12,10 +12,10 @@ use std::path::{Component, Path, PathBuf};
 
 use pam_iam_core::config::{Home, OnMismatch};
 use pam_iam_core::paths;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, Uid};
 use rustix::io::Errno;
 
-use crate::skeleton;
+use crate::skeleton::{self, DIRECTORY, Owner};
 
 #[cfg(test)]
 mod tests;
@@ -26,19 +26,6 @@ const DEFAULT_MODE: u32 = 0o755;
 /// Tries to build a directory that nobody removes under the builder's hands, and to put it in place. Another first login
 /// has to come within microseconds to spoil one.
 const TRIES: usize = 50;
-
-/// How a descriptor of a directory is opened: never through a link.
-pub const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// Whose a home directory is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// The user.
-    pub uid: Uid,
-    /// The user's primary group.
-    pub gid: Gid,
-}
 
 /// What was done.
 #[derive(Debug, PartialEq, Eq)]

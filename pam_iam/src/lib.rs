@@ -9,10 +9,12 @@
 mod account;
 mod application;
 mod arguments;
+mod given;
 mod home;
 mod session;
 mod skeleton;
 mod sudoer;
+mod target;
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};

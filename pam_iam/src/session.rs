@@ -14,15 +14,17 @@ use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::process::{Process, own_audit_session};
 use pam_iam_core::registry::{self, Origin, Session, SessionRegistry};
+use pam_iam_core::resolver::Queries;
 use pam_iam_core::served::Served;
-use pam_iam_core::wire::{Answer, Request};
 use pam_iam_core::{local, paths};
 use rustix::fs::{Gid, Uid};
 
-use crate::account::{TargetAccount, tell_of_name};
+use crate::account::tell_of_name;
 use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::home::{self, HomeError, Made, Owner};
+use crate::home::{self, HomeError, Made};
+use crate::skeleton::Owner;
+use crate::target::TargetAccount;
 
 /// In the place of the fingerprint of a key that cannot be parsed: no key of IAM has it, so the session is a foreign one.
 const UNREADABLE: &str = "unreadable";
@@ -138,9 +140,9 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
         opened.by_certificate |= key.as_ref().is_some_and(PublicKey::is_certificate);
         let fingerprint = key.map_or_else(|| UNREADABLE.to_owned(), |key| key.fingerprint());
         let (origin, iam_name) = match owner(account, config, &fingerprint) {
-            Some(Some(owner)) => (Origin::Iam, owner),
-            Some(None) => (Origin::Foreign, String::new()),
-            None => (Origin::Unknown, String::new()),
+            KeyOwner::Iam(owner) => (Origin::Iam, owner),
+            KeyOwner::Foreign => (Origin::Foreign, String::new()),
+            KeyOwner::Unknown => (Origin::Unknown, String::new()),
         };
         let (severity, word) = match origin {
             Origin::Iam => (Severity::Info, "iam"),
@@ -226,18 +228,25 @@ fn registry(application: &mut impl Application, account: &TargetAccount, opened:
     })
 }
 
-/// The IAM user whose active key this is, if it is anybody's who may use the account; none if nobody can tell.
-fn owner(account: &TargetAccount, config: &Config, fingerprint: &str) -> Option<Option<String>> {
-    let name = LinuxName::new(&account.name).ok()?;
-    let request = Request::Keys { name, uid: account.uid, fingerprint: Some(fingerprint.to_owned()) };
-    match account.resolver(config).ask(&request) {
-        Ok(Answer::Keys { keys }) => {
-            // Two may have uploaded one key.
-            let owners: Vec<String> = keys.into_iter().map(|key| key.iam_name).collect();
-            Some((!owners.is_empty()).then(|| owners.join(",")))
-        }
-        _ => None,
-    }
+/// Whose key opened a session.
+enum KeyOwner {
+    /// The active key of these IAM users, who may use the account.
+    Iam(String),
+    /// No key of such a user.
+    Foreign,
+    /// The resolver did not answer.
+    Unknown,
+}
+
+/// Returns whose active key this is.
+fn owner(account: &TargetAccount, config: &Config, fingerprint: &str) -> KeyOwner {
+    let Ok(name) = LinuxName::new(&account.name) else { return KeyOwner::Unknown };
+    let Ok(keys) = account.resolver(config).keys(&name, account.uid, Some(fingerprint)) else {
+        return KeyOwner::Unknown;
+    };
+    // Two users may have uploaded one key.
+    let owners: Vec<String> = keys.into_iter().map(|key| key.iam_name).collect();
+    if owners.is_empty() { KeyOwner::Foreign } else { KeyOwner::Iam(owners.join(",")) }
 }
 
 /// Whether another account of this host has the same home directory. One that cannot be ruled out is one.

@@ -29,6 +29,7 @@ mod fetch;
 mod query;
 mod read_roster;
 pub mod roster;
+mod single_flight;
 mod tags;
 #[cfg(test)]
 mod tests;

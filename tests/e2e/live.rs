@@ -348,15 +348,30 @@ fn another_sudo_rule_for_another_group() {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "ssh-ops"], "users": [
             {"name": "alice", "groups": ["ssh-users", "ssh-ops"], "keys": [{}]},
+            {"name": "carol", "groups": ["ssh-users", "ssh-ops", "ssh-admins"], "keys": [{}]},
             {"name": "first.last", "groups": ["ssh-users", "ssh-admins"], "keys": [{}]}]}))
-        .config("[access]\nallow = ['ssh-users']\nsudo = ['ssh-admins', 'ssh-ops']\n[groups]\n'ssh-ops' = 'ssh-ops'\n")
+        .config("[access]\nallow = ['ssh-users']\nsudo = ['ssh-admins', 'ssh-ops']\n[groups]\n'ssh-ops' = 'ssh-ops'\n'ssh-admins' = 'ssh-admins'\n[freshness]\nmax_age = 0")
         .start();
     // docs/sudo.md: iam-sudo's rule goes, two others come.
-    machine.sh("printf '%%dummy ALL=(ALL) ALL\\n%%ssh-ops ALL=(root) NOPASSWD: /usr/bin/id\\n' >/etc/sudoers.d/pam_iam; chmod 440 /etc/sudoers.d/pam_iam; visudo -c").succeeds();
+    machine.sh("printf '%%ssh-admins ALL=(ALL) NOPASSWD: ALL\\n%%ssh-ops ALL=(root) NOPASSWD: /usr/bin/id\\n' >/etc/sudoers.d/pam_iam; chmod 440 /etc/sudoers.d/pam_iam; visudo -c").succeeds();
     assert_eq!(machine.ssh("alice", "sudo -n id -u").succeeds(), "0");
     machine.ssh("alice", "sudo -n cat /etc/shadow").fails();
     assert!(machine.ssh("alice", "sudo -n -l").succeeds().contains("(root) NOPASSWD: /usr/bin/id"));
-    machine.ssh("first.last", "sudo -n id").fails();
+    machine.ssh("first.last", "sudo -n cat /etc/shadow").succeeds();
+    // A session keeps the group that IAM withdraws, and its rule would allow everything.
+    machine
+        .sh("box-ssh carol 'until test -e /tmp/go; do sleep 0.1; done; sudo -n cat /etc/shadow 2>/tmp/said; echo $? >/tmp/status' </dev/null >/dev/null 2>&1 &")
+        .succeeds();
+    machine.wait_until("pgrep -u carol -f 'until test'");
+    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    machine.sh("touch /tmp/go").succeeds();
+    machine.wait_until("test -s /tmp/status");
+    let said = machine.sh("cat /tmp/said; ! grep -qx 0 /tmp/status").succeeds();
+    assert!(said.contains("you have the group") && said.contains("no longer; log in again"), "{said}");
+    machine.logs("authpriv", "event=sudo user=carol iam_name= iam_id= key= group=");
+    machine.logs("authpriv", "reason=group-withdrawn");
+    assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
+    machine.ssh("carol", "sudo -n cat /etc/shadow").fails();
 }
 
 #[test]

@@ -12,7 +12,7 @@ use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
 use super::Finding;
-use crate::enable::has_accounts_by_nss;
+use crate::enabled::has_accounts_by_nss;
 use crate::host::access;
 use crate::host::command::run;
 use crate::host::sudo::{self, Effective, Rule};

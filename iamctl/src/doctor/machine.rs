@@ -15,6 +15,9 @@ use super::Finding;
 use crate::host::units::{IMPORTER_TIMER, UnitState, states};
 use crate::is_installed;
 
+/// The importer's line for cron, where an administrator has put it.
+const IMPORTER_CRON: &str = "/etc/cron.d/iam-importer";
+
 /// Where nscd(8) listens.
 const NSCD: &str = "/run/nscd/socket";
 
@@ -57,7 +60,9 @@ fn importer_beside(nsswitch: &str) -> Option<Finding> {
 
 /// Groups that the importer has put IAM users into, on a host where it no longer runs.
 fn left_by_importer(nsswitch: &str) -> Vec<Finding> {
-    if !asks_us(nsswitch, "passwd") || states(&[IMPORTER_TIMER]).iter().any(UnitState::is_in_use) {
+    let is_at_work =
+        states(&[IMPORTER_TIMER]).iter().any(UnitState::is_in_use) || is_installed(IMPORTER_CRON);
+    if !asks_us(nsswitch, "passwd") || is_at_work {
         return Vec::new();
     }
     let left = ImporterRecord::load(Path::new("/")).managed_members(Path::new("/"));

@@ -1,6 +1,7 @@
 //! sshd's effective settings: what its files and its command line come to for one user.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -80,7 +81,7 @@ const NO_FOLDER: &str = "Missing privilege separation directory: ";
 const NO_KEYS: &str = "no hostkeys available";
 
 /// sshd's folder under /run, for one run.
-struct Folder(PathBuf);
+struct Folder(Option<PathBuf>);
 
 impl Folder {
     fn make(why: &str) -> Result<Self, String> {
@@ -94,14 +95,20 @@ impl Folder {
         if !path.starts_with("/run") {
             return Err(why.to_owned());
         }
-        std::fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self(path))
+        match std::fs::create_dir(&path) {
+            Ok(()) => Ok(Self(Some(path))),
+            // An sshd that has started meanwhile made it, and keeps it.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Self(None)),
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        }
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_dir(path);
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use pam_iam_core::registry::SessionRegistry;
 use pam_iam_sessions::lookup;
 
 use crate::swept::Swept;
-use crate::{doctor, enable};
+use crate::{doctor, enabled};
 
 /// The files that are looked at for a change. Others that they include are found within [`ASK_AGAIN`].
 const SSHD_FILES: [&str; 2] = ["/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d"];
@@ -35,7 +35,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Looks, and logs what is not in force: when that changed, and once an hour.
 pub fn look(config: &Config, log: &mut Log) {
-    if enable::is_off() {
+    if enabled::is_off() {
         return;
     }
     let mut record = Swept::load();
@@ -50,7 +50,7 @@ pub fn look(config: &Config, log: &mut Log) {
     };
     let sshd = if is_due || files != record.sshd_files { ask() } else { None };
     let mut others = doctor::pam_not_in_force(config);
-    others.extend(if enable::has_accounts_by_nss() { doctor::nss_not_in_force() } else { None });
+    others.extend(if enabled::has_accounts_by_nss() { doctor::nss_not_in_force() } else { None });
     if !record.note_not_in_force(sshd, others) {
         return;
     }

@@ -7,12 +7,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
+use pam_iam_core::client::ClientError;
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::nsswitch;
 use pam_iam_core::process::Process;
 use pam_iam_core::registry::{Origin, Session, SessionRegistry};
+use pam_iam_core::resolver::Queries;
 use pam_iam_core::served::Served;
 use pam_iam_core::wire::{Answer, Holder, Policy, Reason, Request};
 use pam_iam_core::{local, paths};
@@ -126,7 +128,7 @@ impl<'a> Judge<'a> {
         if self.config.sessions.sweep != Sweep::Key {
             return Ok(());
         }
-        let (privileged, kept) = Privileged::load(self.config, |request| self.ask(request), remember);
+        let (privileged, kept) = Privileged::load(self.config, self, remember);
         self.privileged = Some(privileged);
         kept
     }
@@ -348,8 +350,7 @@ impl<'a> Judge<'a> {
         // One that neither this host nor IAM knows as a user of IAM's is the host's, whatever its number.
         let is_known = |account: &local::Account| {
             self.served.has(uid) || Path::new(paths::IMPORTER_STATE).exists() || {
-                let holder = self.ask(&Request::WhoIs { uid }).and_then(Answer::into_report);
-                matches!(holder, Some(Holder { name: Some(name) }) if name.as_str() == account.name)
+                self.holder(uid).flatten().is_some_and(|name| name.as_str() == account.name)
             }
         };
         if let Some(account) = local {
@@ -359,8 +360,8 @@ impl<'a> Judge<'a> {
             let _ = self.served.add(uid, &account.name);
             return LinuxName::new(&account.name).map_or(Owning::Unanswered, Owning::User);
         }
-        match self.ask(&Request::WhoIs { uid }).and_then(Answer::into_report) {
-            Some(Holder { name: Some(name) }) => {
+        match self.holder(uid) {
+            Some(Some(name)) => {
                 let _ = self.served.add(uid, name.as_str());
                 Owning::User(name)
             }
@@ -398,7 +399,7 @@ impl<'a> Judge<'a> {
     /// The privileged groups among `held` that the user no longer has.
     fn lost(&self, name: &LinuxName, held: &BTreeSet<Gid>) -> BTreeSet<Gid> {
         let Some(privileged) = &self.privileged else { return BTreeSet::new() };
-        privileged.lost(name, held, |request| self.ask(request))
+        privileged.lost(name, held, self)
     }
 
     fn verdict(&self, session: &Session, account_kind: AccountKind, registry: &SessionRegistry) -> Verdict {
@@ -412,11 +413,8 @@ impl<'a> Judge<'a> {
         }
         // Nobody could tell whose key it was. If it is not a member's now, it is taken for the host's own.
         if account_kind == AccountKind::Shared && session.origin != Origin::Iam {
-            let members = |key: &String| {
-                let (name, fingerprint) = (name.clone(), Some(key.clone()));
-                let answer = self.ask(&Request::Keys { name, uid: session.uid, fingerprint });
-                matches!(answer, Some(Answer::Keys { keys }) if !keys.is_empty())
-            };
+            let members =
+                |key: &String| self.keys(&name, session.uid, Some(key)).is_ok_and(|keys| !keys.is_empty());
             if session.keys.iter().any(members) {
                 let _ = registry.insert(&Session { origin: Origin::Iam, ..session.clone() });
             }
@@ -440,10 +438,8 @@ impl<'a> Judge<'a> {
             return Verdict::GoesOn(age);
         }
         for key in &session.keys {
-            let request =
-                Request::Keys { name: name.clone(), uid: session.uid, fingerprint: Some(key.clone()) };
-            match self.ask(&request) {
-                Some(Answer::Keys { keys }) if keys.is_empty() => {
+            match self.keys(&name, session.uid, Some(key)) {
+                Ok(keys) if keys.is_empty() => {
                     let foreign = session.origin == Origin::Foreign;
                     return Verdict::SessionWithdrawn(if foreign {
                         Cause::ForeignKey
@@ -451,8 +447,8 @@ impl<'a> Judge<'a> {
                         Cause::KeyWithdrawn
                     });
                 }
-                Some(Answer::Keys { .. }) => {}
-                _ => return Verdict::Unknown,
+                Ok(_) => {}
+                Err(_) => return Verdict::Unknown,
             }
         }
         Verdict::GoesOn(age)
@@ -460,14 +456,12 @@ impl<'a> Judge<'a> {
 
     /// Whether a user may still log in.
     fn login(&self, name: &LinuxName, uid: Uid) -> Verdict {
-        match self.ask(&Request::Decide { name: name.clone(), uid, policy: Policy::Login }) {
-            Some(Answer::Decision(decision)) if decision.allow => {
-                Verdict::GoesOn(Duration::from_secs(decision.age))
-            }
+        match self.decide(name, uid, Policy::Login) {
+            Ok(decision) if decision.allow => Verdict::GoesOn(Duration::from_secs(decision.age)),
             // Whoever takes a permission from this host's role is not to end every session with it.
-            Some(Answer::Decision(decision)) if decision.reason == Reason::Denied => Verdict::Unknown,
-            Some(Answer::Decision(decision)) => Verdict::UserWithdrawn(decision.reason),
-            _ => Verdict::Unknown,
+            Ok(decision) if decision.reason == Reason::Denied => Verdict::Unknown,
+            Ok(decision) => Verdict::UserWithdrawn(decision.reason),
+            Err(_) => Verdict::Unknown,
         }
     }
 
@@ -488,8 +482,8 @@ impl<'a> Judge<'a> {
             // A file that cannot be read has every name.
             Err(_) => return true,
         }
-        match self.ask(&Request::UserByName { name: name.clone() }) {
-            Some(Answer::User(user)) => user.uid != uid,
+        match self.user(name) {
+            Ok(Some(user)) => user.uid != uid,
             _ => {
                 let nsswitch = std::fs::read_to_string(nsswitch::NSSWITCH).unwrap_or_default();
                 nsswitch::has_directory(&nsswitch)
@@ -498,19 +492,32 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn ask(&self, request: &Request) -> Option<Answer> {
-        // Newer than the beginning of this sweep: a user with many sessions is asked about once.
-        let question = serde_json::to_string(request).ok()?;
+    /// Returns the name of the user with `uid`, if there is one; None if the resolver does not answer.
+    fn holder(&self, uid: Uid) -> Option<Option<LinuxName>> {
+        self.report::<Holder>(&Request::WhoIs { uid }).ok().map(|holder| holder.name)
+    }
+}
+
+impl Queries for Judge<'_> {
+    /// Sends a request once in a sweep, so that a user with many sessions is asked about once. When the time is up, nothing is
+    /// sent any more.
+    fn send(&self, request: &Request) -> Result<Answer, ClientError> {
+        let question =
+            serde_json::to_string(request).map_err(|error| ClientError::Malformed(error.to_string()))?;
         if let Some(answer) = self.answers.borrow().get(&question) {
-            return Some(answer.clone());
+            return Ok(answer.clone());
         }
         if Instant::now() >= self.asked_until {
             self.without_answer.set(self.without_answer.get() + 1);
-            return None;
+            return Err(ClientError::TimedOut);
         }
-        let answer = self.context.ask(request).ok()?;
-        self.answers.borrow_mut().insert(question, answer.clone());
-        Some(answer)
+        match self.context.resolver.send(request)? {
+            Answer::Error { kind, message } => Err(ClientError::Failed { kind, message }),
+            answer => {
+                self.answers.borrow_mut().insert(question, answer.clone());
+                Ok(answer)
+            }
+        }
     }
 }
 

@@ -7,13 +7,13 @@ use pam_iam_core::wire::ROSTER_LIMIT;
 use tokio::time::Instant;
 
 use super::Directory;
-use super::fetch::{Fetch, within};
 use super::roster::Roster;
+use super::single_flight::{Fetch, within};
 use crate::persist::dirty::Dirty;
 use crate::source::{Iam, IamError};
 
 /// After a failed reading, how long lookups do not start another. The reading at intervals does.
-pub(super) const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);
+const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);
 
 impl<I: Iam> Directory<I> {
     /// Returns the roster as it was last read, or reads it if it never was.

@@ -11,10 +11,12 @@ use tokio::time::Instant;
 
 use super::Directory;
 use super::cache::TagValue;
-use super::fetch::Fetch;
-use super::read_roster::ROSTER_BACK_OFF;
+use super::single_flight::Fetch;
 use crate::persist::dirty::Dirty;
 use crate::source::{Cause, Iam, IamError};
+
+/// After a failed reading, how long requests do not start another.
+const TAGS_BACK_OFF: Duration = Duration::from_secs(20);
 
 /// The reading of tags that is under way, and the last one.
 #[derive(Default)]
@@ -83,7 +85,7 @@ impl<I: Iam> Directory<I> {
     async fn read_tags(self: &Rc<Self>) {
         let (under_way, has_just_failed) = {
             let tags = &self.fetches.borrow().tags;
-            let is_recent = tags.last_began.is_some_and(|began| began.elapsed() < ROSTER_BACK_OFF);
+            let is_recent = tags.last_began.is_some_and(|began| began.elapsed() < TAGS_BACK_OFF);
             (tags.running.as_ref().and_then(Fetch::under_way), is_recent && tags.allow_failure.is_some())
         };
         let outcome = match under_way {

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_could_have_written_is_not_used_and_quarantine() {
+    fn what_others_could_have_written_is_not_used_and_quarantined() {
         let (dir, store) = store();
         let now = at("a", 5, 1000);
         store.save(&"content", &now).unwrap();

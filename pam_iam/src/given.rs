@@ -1,0 +1,125 @@
+//! Groups that a managed user holds and IAM does not give: by another directory, an earlier import, or a session that has them
+//! from before.
+
+use std::path::Path;
+
+use pam_iam_core::config::Config;
+use pam_iam_core::id::Gid;
+use pam_iam_core::importer_record::ImporterRecord;
+use pam_iam_core::leftovers::{self, GivenElsewhere};
+use pam_iam_core::local::{self, Group};
+use pam_iam_core::name::LinuxName;
+use pam_iam_core::paths;
+use pam_iam_core::resolver::Queries;
+
+use crate::application::Application;
+use crate::sudoer::{Groups, NssGroups};
+use crate::target::TargetAccount;
+
+/// Returns a group that means root and that the user has by the name alone, from another directory or an earlier import. For a
+/// user who may do what is asked.
+///
+/// # Errors
+/// Returns an error if there is such a group and the resolver does not tell whether it is IAM's.
+pub fn elsewhere(
+    application: &impl Application,
+    account: &TargetAccount,
+) -> Result<Option<GivenElsewhere>, String> {
+    let gids = application.gids_of(&account.name, account.gid);
+    let name_of = |gid| NssGroups.name_of(gid);
+    let config = account.config.as_ref().ok();
+    let found = leftovers::groups_given_elsewhere(&account.name, &gids, &name_of, config, Path::new("/"));
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let given = by_iam(account)?;
+    Ok(found.into_iter().find(|found| !given.contains(&found.gid)))
+}
+
+/// Returns a mapped group that a user who invokes sudo has and IAM no longer gives. sudo goes by the groups of the process, which
+/// the kernel keeps for the life of a session, and a rule for the group may allow more than what IAM allows now.
+///
+/// # Errors
+/// Returns an error if there is a mapped group and the resolver does not tell whether IAM gives it.
+pub fn withdrawn(application: &impl Application, account: &TargetAccount) -> Result<Option<String>, String> {
+    let held = [application.process_gids(), application.gids_of(&account.name, account.gid)].concat();
+    let host = Host {
+        local: local::groups(Path::new(paths::GROUP)).unwrap_or_default(),
+        importer: ImporterRecord::load(Path::new("/")),
+        config: account.config.as_ref().ok(),
+    };
+    let mapped = host.mapped(&account.name, Gid(account.gid), &held);
+    if mapped.is_empty() {
+        return Ok(None);
+    }
+    let given = by_iam(account)?;
+    Ok(mapped.into_iter().find(|(gid, _)| !given.contains(gid)).map(|(_, name)| name))
+}
+
+/// Returns the groups that IAM gives the user.
+fn by_iam(account: &TargetAccount) -> Result<Vec<Gid>, String> {
+    let config = account.config.as_ref().map_err(ToString::to_string)?;
+    let name = LinuxName::new(&account.name).map_err(|why| format!("the name {why}"))?;
+    account.resolver(config).groups_decided_on(&name).map_err(|error| error.to_string())
+}
+
+/// What this host knows of groups.
+struct Host<'a> {
+    local: Vec<Group>,
+    importer: ImporterRecord,
+    config: Option<&'a Config>,
+}
+
+impl Host<'_> {
+    /// Returns those of `held` that only IAM gives the user `name`, whose primary group is `own`, each with a name to show.
+    fn mapped(&self, name: &str, own: Gid, held: &[Gid]) -> Vec<(Gid, String)> {
+        let is_target = |group: &Group| {
+            let mut targets = self.config.into_iter().flat_map(|config| config.groups.values());
+            targets.any(|target| target.group.as_str() == group.name)
+        };
+        let others = held.iter().filter(|gid| ![own, Gid::IAM_USERS, Gid::IAM_SUDO].contains(gid));
+        let mapped = others.filter_map(|gid| match self.local.iter().find(|group| group.gid == *gid) {
+            // A group of which no file knows, and of our range, is one of ours.
+            None => gid.is_managed().then(|| (*gid, gid.to_string())),
+            Some(group) => {
+                let is_imported = self.importer.sets_members_of(&group.name);
+                let is_admins_word = group.members.iter().any(|member| member == name) && !is_imported;
+                ((is_imported || is_target(group)) && !is_admins_word).then(|| (*gid, group.name.clone()))
+            }
+        });
+        mapped.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_group_is_iams_to_give_unless_an_administrator_lists_the_user() {
+        let text = "[access]\nallow = 'all'\n[groups]\nadmins = 'ssh-admins'\nops = 'ssh-ops'";
+        let config = Config::parse(text, Path::new("config.toml")).unwrap();
+        let group = |name: &str, gid: u32, members: &[&str]| Group {
+            name: name.to_owned(),
+            gid: Gid(gid),
+            members: members.iter().map(|&member| member.to_owned()).collect(),
+        };
+        let local = vec![
+            group("ssh-admins", 700, &["carol"]),
+            group("ssh-ops", 701, &[]),
+            group("imported", 702, &["carol"]),
+            group("own", 703, &["carol"]),
+        ];
+        let importer = serde_json::from_str(r#"{"groups":["imported"]}"#).unwrap();
+        let host = Host { local, importer, config: Some(&config) };
+        let first = pam_iam_core::id::FIRST;
+        let held = [700, 701, 702, 703, 800, first, first + 1].map(Gid);
+        let mapped = |name| -> Vec<String> {
+            host.mapped(name, Gid(first), &held).into_iter().map(|(_, name)| name).collect()
+        };
+        let of_ours = (first + 1).to_string();
+        assert_eq!(mapped("carol"), ["ssh-ops", "imported", &of_ours]);
+        assert_eq!(mapped("alice"), ["ssh-admins", "ssh-ops", "imported", &of_ours]);
+        assert!(host.mapped("alice", Gid(first), &[Gid::IAM_SUDO, Gid::IAM_USERS, Gid(first)]).is_empty());
+    }
+}

@@ -1,0 +1,58 @@
+//! The account that a PAM call is about.
+
+use std::path::{Path, PathBuf};
+
+use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
+use pam_iam_core::config::{Config, ConfigError};
+use pam_iam_core::id::Uid;
+use pam_iam_core::leftovers::{self, Leftovers};
+use pam_iam_core::owners::Owners;
+use pam_iam_core::resolver::Resolver;
+use users::os::unix::UserExt;
+
+/// An account as this host knows it, and whose it is.
+pub struct TargetAccount {
+    /// The name.
+    pub name: String,
+    /// The uid.
+    pub uid: Uid,
+    /// The primary group.
+    pub gid: u32,
+    /// The home directory.
+    pub home: PathBuf,
+    /// Whose the account is.
+    pub account_kind: AccountKind,
+    /// The configuration, or why there is none.
+    pub config: Result<Config, ConfigError>,
+    /// Where the configuration is.
+    pub config_path: PathBuf,
+}
+
+impl TargetAccount {
+    /// The account `name`, by NSS as the application itself sees it. A look-up that fails reads as "no such account",
+    /// and that is refused.
+    pub fn look_up(name: String, config: &Path) -> Option<Self> {
+        let user = users::get_user_by_name(&name)?;
+        let uid = Uid(user.uid());
+        let loaded = Config::load(config);
+        let account_kind = account_kind_or_meant(&name, uid, &loaded, config, &Files::default());
+        let (gid, home) = (user.primary_group_id(), user.home_dir().to_owned());
+        Some(Self { name, uid, gid, home, account_kind, config: loaded, config_path: config.to_owned() })
+    }
+
+    /// What this host has set up by the name of an IAM user, and would give to this one.
+    pub fn leftovers(&self) -> Leftovers {
+        match self.account_kind {
+            AccountKind::Managed => {
+                let config = self.config.as_ref().ok();
+                leftovers::for_user(&self.name, self.uid, &Owners::of_host(), config, Path::new("/"))
+            }
+            AccountKind::Adopted | AccountKind::Shared | AccountKind::Local => Leftovers::None,
+        }
+    }
+
+    /// The resolver, as `config` says how to reach it.
+    pub fn resolver(&self, config: &Config) -> Resolver {
+        Resolver::new(config.resolver.mode, &self.config_path)
+    }
+}
