@@ -5,109 +5,23 @@
 //! `docs/config.example.toml` describes every key.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::Uid;
-use crate::name::{IAM_SUDO, IAM_USERS, IamName, LinuxName};
+use crate::name::{IamName, LinuxName};
 use crate::resolver::Mode;
 
+mod load;
 mod parse;
+mod privileged;
 #[cfg(test)]
 mod tests;
 mod values;
 
+pub use load::ConfigError;
+pub use privileged::{PRIVILEGED_GROUPS, groups_of_root};
 pub use values::{AbsolutePath, ConfigDuration, HomePattern, Pattern, Percent, TagName};
-
-/// The longest configuration that is read, in bytes.
-const LENGTH_MAX: u64 = 1024 * 1024;
-
-/// Groups of a host's devices, to which administrators add IAM users by hand: the configuration has to say that IAM gives
-/// them, and yet they claim nobody's name.
-const DEVICE_GROUPS: [&str; 6] = ["input", "kvm", "lpadmin", "netdev", "render", "video"];
-
-/// The groups of [`PRIVILEGED_GROUPS`] that mean root: a name that one of them lists is nobody else's.
-pub fn groups_of_root() -> Vec<&'static str> {
-    PRIVILEGED_GROUPS.iter().copied().filter(|group| !DEVICE_GROUPS.contains(group)).collect()
-}
-
-/// Local groups whose members are root in all but name; mapping an IAM group to one needs `allow_privileged`.
-/// From Debian's and Red Hat's lists of system groups, and from what is known to give root (docker, lxd).
-pub const PRIVILEGED_GROUPS: &[&str] = &[
-    "adm",
-    "admin",
-    "bin",
-    "crontab",
-    "daemon",
-    "disk",
-    "docker",
-    "google-sudoers",
-    "incus",
-    "incus-admin",
-    "input",
-    "kmem",
-    "kvm",
-    "libvirt",
-    "lpadmin",
-    "lxd",
-    "mail",
-    "mem",
-    "microk8s",
-    "netdev",
-    "render",
-    "root",
-    "shadow",
-    "ssh_keys",
-    "ssl-cert",
-    "staff",
-    "sudo",
-    "sys",
-    "systemd-journal",
-    "tape",
-    "tty",
-    "utmp",
-    "video",
-    "wheel",
-];
-
-/// System users that programs of all kinds run as: whoever runs as `keys.user` may ask for keys.
-const MANY_RUN_AS: &[&str] =
-    &["apache", "bin", "daemon", "mail", "nginx", "nobody", "sys", "systemd-network", "www-data"];
-
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// It cannot be read.
-    #[error("{}: {source}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Somebody other than root could have written it.
-    #[error("{}: {problem}; run: chown root {} && chmod go-w {}", .path.display(), .path.display(), .path.display())]
-    Untrusted {
-        /// The file.
-        path: PathBuf,
-        /// Why it is not trusted.
-        problem: &'static str,
-    },
-    /// Its text is wrong.
-    #[error("{}:{line}: {message}", .path.display())]
-    Text {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        message: String,
-    },
-}
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -454,109 +368,6 @@ pub enum Retire {
 pub struct Resolver {
     /// Who answers.
     pub mode: Mode,
-}
-
-impl Config {
-    /// Reads the configuration, if nobody but root (or who runs this) can have written it.
-    ///
-    /// # Errors
-    /// Any of [`ConfigError`].
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Self::parse(&Self::trusted_text(path)?, path)
-    }
-
-    fn trusted_text(path: &Path) -> Result<String, ConfigError> {
-        let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
-        let file = File::open(path).map_err(unreadable)?;
-        let metadata = file.metadata().map_err(unreadable)?;
-        let untrusted = |problem| Err(ConfigError::Untrusted { path: path.to_owned(), problem });
-        if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
-            return untrusted("does not belong to root");
-        }
-        if metadata.mode() & 0o022 != 0 {
-            return untrusted("can be written by others than its owner");
-        }
-        let mut text = String::new();
-        file.take(LENGTH_MAX).read_to_string(&mut text).map_err(unreadable)?;
-        Ok(text)
-    }
-
-    /// Parses the text of a configuration; `path` is for the errors.
-    ///
-    /// # Errors
-    /// [`ConfigError::Text`].
-    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let wrong = |start: usize, message: &str| {
-            let before = text.get(..start).unwrap_or_default();
-            let line = before.matches('\n').count() + 1;
-            ConfigError::Text { path: path.to_owned(), line, message: message.replace('\n', " ") }
-        };
-        let config: Self = toml::from_str(text)
-            .map_err(|error| wrong(error.span().map_or(0, |span| span.start), error.message()))?;
-        match config.contradiction() {
-            Some((word, message)) => Err(wrong(text.find(word).unwrap_or_default(), &message)),
-            None => Ok(config),
-        }
-    }
-
-    /// What cannot be seen in one place alone, and a word of the text near it.
-    fn contradiction(&self) -> Option<(&'static str, String)> {
-        if MANY_RUN_AS.contains(&self.keys.user.as_str()) {
-            let user = &self.keys.user;
-            return Some((
-                "user",
-                format!("other programs run as {user}, and each of them could ask for keys; use pam-iam"),
-            ));
-        }
-        if self.shared.keys().any(|name| name.as_str() == "root") {
-            return Some(("[shared", "root is shared with nobody".to_owned()));
-        }
-        // To leave the mapped group would end the adoption, and so leave the account to itself.
-        let group = &self.accounts.adopt_group;
-        let is_ours = [IAM_USERS, IAM_SUDO].contains(&group.as_str());
-        if is_ours || self.groups.values().any(|target| target.group.as_str() == group) {
-            return Some((
-                "adopt_group",
-                format!("IAM groups map to {group}, so its members come from IAM; adopt by another group"),
-            ));
-        }
-        let twice = self.shared.keys().find(|name| self.accounts.adopt.contains(name))?;
-        Some(("[shared", format!("{twice} is both adopted and shared; choose one")))
-    }
-
-    /// What is allowed and probably not meant, each in one sentence.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if let Some(endpoint) = self.aws.endpoint.as_deref().filter(|endpoint| is_plain_and_far(endpoint)) {
-            warnings.push(format!(
-                "aws.endpoint is {endpoint}: without TLS whoever is on the way can say who may log in; use https"
-            ));
-        }
-        warnings
-    }
-
-    /// `keys.also_run` of a configuration that has a mistake elsewhere: those commands may be how the operator gets in
-    /// to mend it. Nothing, if the file is not even TOML or not to be trusted.
-    pub fn rescue_commands(path: &Path) -> Vec<String> {
-        let text = Self::trusted_text(path).unwrap_or_default();
-        let table: toml::Table = toml::from_str(&text).unwrap_or_default();
-        let commands =
-            table.get("keys").and_then(|keys| keys.get("also_run")).and_then(toml::Value::as_array);
-        let commands = commands.map(Vec::as_slice).unwrap_or_default();
-        commands.iter().filter_map(|command| command.as_str().map(str::to_owned)).collect()
-    }
-}
-
-/// Whether an endpoint is asked without TLS and is not on this machine.
-fn is_plain_and_far(endpoint: &str) -> bool {
-    let Some(rest) = endpoint.strip_prefix("http://") else { return false };
-    let host = rest.split('/').next().unwrap_or_default();
-    let host = host.strip_prefix('[').map_or_else(
-        || host.split(':').next().unwrap_or_default(),
-        |address| address.split(']').next().unwrap_or_default(),
-    );
-    let is_here = host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    !is_here && host != "localhost"
 }
 
 impl Access {

@@ -3,16 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pam_iam_core::config::{Allowed, Config, Importer, Retire};
+use pam_iam_core::config::Config;
 use pam_iam_core::id::Uid;
-use pam_iam_core::name::{IAM_USERS, LinuxName};
 use pam_iam_core::paths::NOLOGIN;
 use pam_iam_core::wire::{Roster, User};
 
 use crate::elsewhere::{Directories, Elsewhere};
 use crate::state::State;
-use crate::table::{Row, Tables, characters, gid_of, members_of, uid_of};
+use crate::table::{Row, Tables, characters, gid_of, uid_of};
 
+mod groups;
+mod retire;
 #[cfg(test)]
 mod tests;
 
@@ -24,9 +25,6 @@ const NO_PASSWORD: &str = "*";
 
 /// Where passwd(5) says that the password is in shadow(5).
 const SHADOWED: &str = "x";
-
-/// However few accounts there are, so many may be retired in one run.
-const MAX_RETIRE_AT_LEAST: usize = 3;
 
 /// The places of the fields that are changed, in passwd(5) and shadow(5).
 const GECOS: usize = 4;
@@ -169,13 +167,6 @@ struct Planner<'a> {
     users: BTreeMap<Uid, &'a User>,
 }
 
-/// An account whose user has left.
-struct Departed {
-    account: Account,
-    /// Whether it is locked already.
-    locked: bool,
-}
-
 impl<'a> Planner<'a> {
     fn new(input: &'a PlanInput<'a>, tables: &Tables) -> Self {
         let refused = input.roster.refused.iter();
@@ -231,71 +222,6 @@ impl<'a> Planner<'a> {
             }
             self.plan.changes.push(Change::Rename { from, to });
         }
-    }
-
-    /// Accounts whose users have left: locked now, and removed where the configuration wants it. Where a new user has
-    /// taken the name, the account of the old one makes way.
-    fn retire(&mut self) {
-        let PlanInput { roster, config, state, adopted, force, .. } = *self.input;
-        let ours = accounts_of_ours(&self.plan.tables);
-        let adopted =
-            adopted.iter().filter(|(_, uid)| !uid.is_managed()).map(|(name, uid)| (*uid, name.clone()));
-        let (mut active, mut departed) = (0, Vec::new());
-        for (uid, name) in ours.into_iter().chain(adopted) {
-            let locked = self.is_locked(&name, uid);
-            active += usize::from(!locked);
-            let missing = state.missing(uid);
-            if roster.complete && missing >= config.importer.confirm.max(1) {
-                departed.push(Departed { account: Account { name, uid }, locked });
-            } else if missing > 0 && !locked {
-                self.plan.waiting.push((name, missing));
-            }
-        }
-        self.plan.limit = limit(&config.importer, active);
-        let fresh = departed.iter().filter(|departed| !departed.locked).count();
-        if force {
-            self.plan.limit = usize::MAX;
-        } else if fresh > self.plan.limit {
-            let max = self.plan.limit;
-            let why = format!(
-                "{fresh} of {active} accounts would be retired, and importer.max_retire lets {max}; if so many have \
-                 really left, run: iam-importer --force"
-            );
-            self.plan.refused.push(Refusal { who: "retiring".to_owned(), why });
-            departed.retain(|departed| departed.locked);
-        }
-        for departed in departed {
-            self.retire_one(departed);
-        }
-    }
-
-    fn retire_one(&mut self, Departed { account, locked }: Departed) {
-        if !locked {
-            self.lock(&account);
-            self.plan.changes.push(Change::Lock { name: account.name.clone() });
-        }
-        if let Some(home_action) = self.home_action(&account) {
-            let home = self.field(&account.name, HOME);
-            self.plan.remove.push(Removal { account: account.clone(), home, home_action });
-        }
-        self.plan.locked.push(account);
-    }
-
-    /// What becomes of the home of a user who has left, if the account is to be removed.
-    fn home_action(&self, account: &Account) -> Option<HomeAction> {
-        let PlanInput { config, .. } = self.input;
-        if !account.uid.is_managed() {
-            return None;
-        }
-        let wanted = match config.importer.retire {
-            // Who may write instance tags must not be able to have homes removed.
-            _ if matches!(config.access.allow, Allowed::Tag(_)) => None,
-            Retire::Archive => Some(HomeAction::Archive),
-            Retire::Delete => Some(HomeAction::Delete),
-            Retire::Lock => None,
-        };
-        let taken = || self.users.values().any(|user| user.name.as_str() == account.name);
-        wanted.or_else(|| taken().then_some(HomeAction::Stays))
     }
 
     /// The users of the roster have accounts that look as they should.
@@ -391,98 +317,6 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Users are in the groups that IAM puts them in, and in no other of these.
-    fn regroup(&mut self) {
-        let PlanInput { roster, state, adopted, .. } = *self.input;
-        let ours = accounts_of_ours(&self.plan.tables);
-        let mut managed: BTreeMap<String, Uid> =
-            ours.iter().map(|(uid, name)| (name.clone(), *uid)).collect();
-        // Who is no longer adopted keeps nothing that came from here.
-        for name in &state.joined {
-            let local = self.plan.tables.passwd.get(name).and_then(uid_of).map(Uid);
-            managed.extend(local.map(|uid| (name.clone(), uid)));
-        }
-        managed.extend(adopted.iter().cloned());
-        let rightful: BTreeMap<&str, Uid> =
-            self.users.iter().map(|(uid, user)| (user.name.as_str(), *uid)).collect();
-        let adopted: BTreeSet<&str> = adopted.iter().map(|(name, _)| name.as_str()).collect();
-        let is_rightful = |name: &str| {
-            adopted.contains(name) || managed.get(name).is_some_and(|uid| rightful.get(name) == Some(uid))
-        };
-        for group in &roster.groups {
-            self.ensure_group(group.name.as_str(), group.gid.0);
-        }
-        let set_now = roster.groups.iter().map(|group| group.name.as_str());
-        let groups: BTreeSet<&str> = set_now.chain(state.groups.iter().map(String::as_str)).collect();
-        let locked: Vec<String> = self.plan.locked.iter().map(|account| account.name.clone()).collect();
-        for group in groups {
-            // A former configuration may have mapped to it; now its members are the operator's word.
-            if self.input.config.accounts.adopt_group == group {
-                continue;
-            }
-            let listed = roster.groups.iter().find(|known| known.name.as_str() == group);
-            let members = listed.map(|group| &*group.members).unwrap_or_default();
-            let mut wanted: BTreeSet<&str> = members.iter().map(LinuxName::as_str).collect();
-            wanted.retain(|name| is_rightful(name));
-            if group == IAM_USERS {
-                // Also who is locked: sshd's rule that takes keys from IAM alone goes by this group.
-                wanted.extend(ours.values().chain(&locked).map(String::as_str));
-            }
-            self.plan
-                .joined
-                .extend(wanted.iter().filter(|name| adopted.contains(**name)).map(|&name| name.to_owned()));
-            self.set_members(group, &wanted, &managed);
-        }
-    }
-
-    fn ensure_group(&mut self, name: &str, gid: u32) {
-        let tables = &mut self.plan.tables;
-        if tables.group.get(name).is_some() {
-            return;
-        }
-        if let Some(holder) =
-            tables.group.rows().find(|row| gid_of(row) == Some(gid)).and_then(|row| row.first())
-        {
-            let why = format!("its gid {gid} is that of the group {holder}");
-            self.plan.refused.push(Refusal { who: format!("group {name}"), why });
-            return;
-        }
-        tables.push_group(name, gid);
-        self.plan.changes.push(Change::Group { name: name.to_owned(), gid });
-    }
-
-    fn set_members(&mut self, group: &str, wanted: &BTreeSet<&str>, managed: &BTreeMap<String, Uid>) {
-        let Some(row) = self.plan.tables.group.get(group) else { return };
-        let present: BTreeSet<String> = members_of(row).map(str::to_owned).collect();
-        let locked: BTreeSet<Uid> = self.plan.locked.iter().map(|account| account.uid).collect();
-        let leaves = |name: &str| {
-            let Some(uid) = managed.get(name).filter(|_| !wanted.contains(name)) else { return false };
-            // Who is not listed, and may only have been left out, stays as is until that is certain.
-            let listed = self.users.contains_key(uid) || !self.is_managed_now(name, *uid);
-            listed
-                || locked.contains(uid)
-                || self.input.roster.adopted.iter().any(|known| known.as_str() == name)
-        };
-        let leaving: BTreeSet<String> = managed.keys().filter(|name| leaves(name)).cloned().collect();
-        self.plan.tables.change_group(group, |members| {
-            members.retain(|member| !leaving.contains(member));
-            let known: BTreeSet<String> = members.iter().cloned().collect();
-            members.extend(wanted.iter().filter(|name| !known.contains(**name)).map(|&name| name.to_owned()));
-        });
-        let group = || group.to_owned();
-        for name in present.intersection(&leaving) {
-            self.plan.changes.push(Change::Leave { name: name.clone(), group: group() });
-        }
-        for &name in wanted.iter().filter(|name| !present.contains(**name)) {
-            self.plan.changes.push(Change::Join { name: name.to_owned(), group: group() });
-        }
-    }
-
-    /// Whether the account is ours or adopted, and not one that was.
-    fn is_managed_now(&self, name: &str, uid: Uid) -> bool {
-        uid.is_managed() || self.input.adopted.iter().any(|(known, _)| known == name)
-    }
-
     fn refuse(&mut self, user: &User, why: String) {
         self.plan.refused.push(Refusal { who: user.gecos.clone(), why });
     }
@@ -539,9 +373,4 @@ impl<'a> Planner<'a> {
             date.clone_into(field);
         }
     }
-}
-
-/// How many accounts of so many one run may retire.
-fn limit(importer: &Importer, managed: usize) -> usize {
-    (managed * usize::from(importer.max_retire.0) / 100).max(MAX_RETIRE_AT_LEAST)
 }

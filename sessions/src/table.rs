@@ -11,9 +11,12 @@ use std::time::Duration;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::{Process, Stat, audit_session, has_ended, stat};
 use pam_iam_core::{local, paths};
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+mod lent;
+
+use lent::is_lent;
 
 /// The process list.
 const PROC: &str = "/proc";
@@ -178,50 +181,6 @@ impl Table {
     pub fn task(&self, process: Process) -> Option<&Task> {
         self.0.get(&process.pid).filter(|task| task.process == process)
     }
-}
-
-/// Whether the program that a process runs is the host's, and its file gives the process `gid`.
-///
-/// A user may have the program on a file system that he serves himself, which lies or never answers: so it is first asked, of
-/// the kernel alone, which mount the file is on.
-fn is_lent(pid: i32, gid: Gid) -> bool {
-    const SET_GID: u32 = 0o2000;
-    let program = format!("{PROC}/{pid}/exe");
-    let Ok(found) = statx(CWD, &program, AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID) else { return false };
-    // A kernel before 5.8 does not tell the mount.
-    let mount = (found.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(found.stx_mnt_id);
-    is_of_the_host(mount, (found.stx_dev_major, found.stx_dev_minor))
-        && std::fs::metadata(program).is_ok_and(|program| {
-            program.uid() == 0 && program.gid() == gid.0 && program.mode() & SET_GID != 0
-        })
-}
-
-/// Whether a file is on a mount of the host's where a set-group-id file counts: on that mount, or, in a session with a mount
-/// namespace of its own (pam_namespace(8)), on the device of one.
-fn is_of_the_host(mount: Option<u64>, device: (u32, u32)) -> bool {
-    let mounts = std::fs::read(format!("{PROC}/1/mountinfo")).unwrap_or_default();
-    gives_groups(&String::from_utf8_lossy(&mounts), mount, device)
-}
-
-/// Looks a mount, or else a device, up in `mountinfo`, the text of that file (proc_pid_mountinfo(5)). A file system that a user
-/// serves himself is FUSE; any other that a user mounts is mounted in a namespace of his own, and has a device of its own.
-fn gives_groups(mountinfo: &str, mount: Option<u64>, (major, minor): (u32, u32)) -> bool {
-    let device = format!("{major}:{minor}");
-    let mounts: Vec<(Option<u64>, bool, bool)> = mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (before, after) = line.split_once(" - ")?;
-            let fields: Vec<&str> = before.split(' ').collect();
-            let [id, _, of_device, _, _, options, ..] = fields.as_slice() else { return None };
-            let gives = !after.starts_with("fuse") && !options.split(',').any(|option| option == "nosuid");
-            Some((id.parse().ok(), *of_device == device, gives))
-        })
-        .collect();
-    let by_mount = mounts.iter().find(|(id, ..)| mount.is_some() && *id == mount);
-    by_mount.map_or_else(
-        || mounts.iter().any(|(_, is_on_device, gives)| *is_on_device && *gives),
-        |(.., gives)| *gives,
-    )
 }
 
 /// Reads processes, none of a user's whose others have taken too long.
@@ -437,6 +396,7 @@ pub(crate) mod fixture {
 
 #[cfg(test)]
 mod tests {
+    use super::lent::gives_groups;
     use super::*;
 
     #[test]

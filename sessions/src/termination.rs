@@ -4,21 +4,21 @@
 //! the end of nobody else. A termination is done when two looks in a row have found nothing.
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::io::{self};
 use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::process::Process;
-use rustix::fs::OFlags;
-use rustix::process::Signal;
 
 use crate::owner::{Accounts, Owned, Owner, SessionMarks};
-use crate::table::{Effort, Table, Task, signal};
-use crate::{cgroup, killer, logind};
+use crate::table::{Effort, Table};
+use crate::{cgroup, killer};
+
+mod course;
+
+use course::Course;
 
 /// How long killing may take for one user, after the grace period.
 pub const KILLING_MAX: Duration = Duration::from_secs(20);
@@ -28,19 +28,6 @@ const ASKING_PAUSE: Duration = Duration::from_millis(50);
 
 /// Between two looks while processes are killed: one that forks is faster than one look.
 const KILLING_PAUSE: Duration = Duration::from_millis(5);
-
-/// How long sshd may take to carry to its client what a terminal was told.
-const RELAY_MAX: Duration = Duration::from_secs(5);
-
-/// How many subordinate uids of one user are killed as a whole in one round.
-const UIDS_MAX: usize = 64;
-
-/// How often it is tried to make sure that nothing is left: on some hosts nothing can stand still, and a user may hold up the
-/// process that kills.
-const TRIES_MAX: u32 = 3;
-
-/// How many processes a log line lists.
-const LISTED_MAX: usize = 20;
 
 /// What is to end.
 #[derive(Clone, Debug)]
@@ -85,51 +72,8 @@ pub enum Progress<'a> {
     Killed(&'a Termination, String),
 }
 
-/// One termination under way.
-struct Course<'a> {
-    termination: &'a Termination,
-    logins: Vec<SessionMarks>,
-    /// The logind sessions of these, with their control groups.
-    of_logind: Vec<(String, String)>,
-    /// All that was ever found to belong to the sessions that end: once a parent has ended, nobody knows whose child was
-    /// whose.
-    family: BTreeSet<Process>,
-    /// The sshd of sessions that were told something, asked after what it relays has ended.
-    relays: BTreeSet<Process>,
-    asked: BTreeSet<Process>,
-    asked_logind: bool,
-    told_of_killing: bool,
-    /// What the last look has found.
-    found: BTreeSet<Process>,
-    /// The last that was found, for the log.
-    last_list: String,
-    /// All that any look has found.
-    seen: BTreeSet<Process>,
-    empty_looks: u32,
-    /// How many of these could not be read.
-    unread: usize,
-    /// Whether all processes of the user's uid may be killed at once.
-    may_kill_all: bool,
-    /// Whether all processes of the user's uid were killed once without being seen.
-    killed_all: bool,
-    /// Whether nothing was found while all that is in the user's slice stood still.
-    looked_while_still: bool,
-    /// How often that was tried.
-    tries: u32,
-    /// What the last look has found of the user's uid, and whether in any look some of it was not there in the look before.
-    running: BTreeSet<Process>,
-    begins_anew: bool,
-    /// How often it looked.
-    looks: u32,
-    /// The user's slice, if not all of the user's may be killed. No other control group stands still for a look: it may be
-    /// anybody's.
-    slice: Option<String>,
-    /// Whether any of what is to end was seen outside the slice.
-    is_elsewhere: bool,
-}
-
-/// Ends `terminations`, all together. Processes are read in each look, with `effort`. `is_whole` says before each killing whether all that a user runs still ends: somebody
-/// may have logged in anew meanwhile.
+/// Ends `terminations`, all together. Processes are read in each look, with `effort`. `is_whole` says before each killing whether
+/// all that a user runs still ends: the user may have logged in anew meanwhile.
 pub fn end(
     terminations: &[Termination],
     effort: Effort,
@@ -142,93 +86,142 @@ pub fn end(
     }
     raise_priority();
     cgroup::let_go_on();
-    let mut killing_since: Option<Instant> = None;
-    let mut to_kill: Vec<Uid> = Vec::new();
-    let mut to_freeze: BTreeSet<String> = BTreeSet::new();
-    let mut round = 0;
     let mut courses: Vec<Course<'_>> = match Table::read(effort) {
         Ok(table) => {
             terminations.iter().map(|termination| Course::begin(termination, &table, grace)).collect()
         }
         Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
     };
-    // The grace begins when they can be asked.
-    let began = Instant::now();
-    // Begun and not waited for: logind ends by itself, and what it does not end is ended here.
-    let mut helpers = Vec::new();
-    let mut accounts = Accounts::default();
+    let mut ending = Ending::begin(grace);
     loop {
-        let is_asking = began.elapsed() < grace;
-        if !is_asking && killing_since.is_none() {
-            killing_since = Some(Instant::now());
-            for course in courses.iter_mut().filter(|course| !course.is_done() && course.may_kill_all) {
-                if is_whole(course.termination) {
-                    to_kill.push(course.termination.owner.uid);
-                    course.tell_of_killing(&mut tell);
-                }
-            }
-        }
-        let is_over = killing_since.is_some_and(|since| since.elapsed() >= KILLING_MAX);
-        // Reading all processes takes long where somebody makes many: first those of uids that are known.
-        let killed = killer::kill_all_of(to_kill.drain(..));
-        for course in &mut courses {
-            course.killed_all |= killed.contains(&course.termination.owner.uid);
-        }
-        round += 1;
+        ending.kill_known_uids(&mut courses, &mut is_whole, &mut tell);
+        let is_over = ending.is_over();
         // Asked before anything stands still: the resolver may take its time.
         let whole: Vec<bool> = courses
             .iter()
             .map(|course| !course.is_done() && course.termination.whole_user && is_whole(course.termination))
             .collect();
-        // What of a user's stands still can be looked at, and killed, before it forks.
-        let (frozen, still) = cgroup::freeze(std::mem::take(&mut to_freeze));
-        let table = match Table::read(effort) {
-            Ok(table) => table,
-            Err(_) if !is_over => {
+        match ending.look(effort, &mut courses, &whole, &mut tell) {
+            Err(error) if is_over => return terminations.iter().map(|_| failed(&error)).collect(),
+            Err(_) => {
                 sleep(ASKING_PAUSE);
                 continue;
             }
-            Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
-        };
-        let mut owned = Owned::knowing(&table, accounts, frozen.is_empty());
-        let mut uids = Vec::new();
-        for (course, whole) in courses.iter_mut().zip(whole).filter(|(course, _)| !course.is_done()) {
-            course.look(&mut owned, whole);
-            let stood_still = course.slice.as_ref().is_some_and(|slice| still.contains(slice));
-            // Nobody else has let it go on meanwhile.
-            if stood_still && course.slice.as_deref().is_some_and(cgroup::is_still) {
-                // What is found so is there, however often other looks find nothing.
-                course.looked_while_still = course.found.is_empty();
-                let is_progress = !course.found.is_empty() && !course.is_elsewhere;
-                course.tries = if is_progress { 0 } else { course.tries };
-            }
-            if course.is_done() {
-                if course.make_sure() {
-                    uids.extend(course.may_kill_all.then(|| course.uids_to_kill(&mut owned)));
-                    to_freeze.extend(course.slice.clone());
-                }
-                continue;
-            }
-            if is_asking {
-                course.ask(&mut owned, began.elapsed(), grace, &mut helpers, &mut tell);
-            } else {
-                uids.push(course.kill(&mut owned, whole, &mut tell));
-                to_freeze.extend(course.slice.clone());
-            }
+            Ok(()) => {}
         }
-        accounts = owned.into_accounts();
-        drop(frozen);
-        to_kill = in_turn(&uids, round);
         if is_over || courses.iter().all(|course| course.is_done()) {
             break;
         }
-        sleep(if is_asking { ASKING_PAUSE } else { KILLING_PAUSE });
+        sleep(if ending.is_asking() { ASKING_PAUSE } else { KILLING_PAUSE });
     }
-    for helper in &mut helpers {
-        // One that is still at work has a limit of its own.
-        let _ = helper.try_wait();
-    }
+    ending.leave_helpers();
     courses.into_iter().map(Course::outcome).collect()
+}
+
+/// What the terminations that run together share.
+struct Ending {
+    /// The grace begins when the processes can be asked.
+    began: Instant,
+    grace: Duration,
+    killing_since: Option<Instant>,
+    /// The uids of which all processes are killed before the next look.
+    to_kill: Vec<Uid>,
+    /// The slices that stand still for the next look.
+    to_freeze: BTreeSet<String>,
+    round: usize,
+    /// Programs that were started and are not waited for: logind ends by itself, and what it does not end is ended here.
+    helpers: Vec<Child>,
+    accounts: Accounts,
+}
+
+impl Ending {
+    fn begin(grace: Duration) -> Self {
+        Self {
+            began: Instant::now(),
+            grace,
+            killing_since: None,
+            to_kill: Vec::new(),
+            to_freeze: BTreeSet::new(),
+            round: 0,
+            helpers: Vec::new(),
+            accounts: Accounts::default(),
+        }
+    }
+
+    /// Whether the processes still have time to end by themselves.
+    fn is_asking(&self) -> bool {
+        self.killing_since.is_none() && self.began.elapsed() < self.grace
+    }
+
+    fn is_over(&self) -> bool {
+        self.killing_since.is_some_and(|since| since.elapsed() >= KILLING_MAX)
+    }
+
+    /// Kills what has a known uid: reading all processes takes long if a user makes many.
+    fn kill_known_uids(
+        &mut self,
+        courses: &mut [Course<'_>],
+        is_whole: &mut impl FnMut(&Termination) -> bool,
+        tell: &mut impl FnMut(Progress<'_>),
+    ) {
+        if !self.is_asking() && self.killing_since.is_none() {
+            self.killing_since = Some(Instant::now());
+            for course in courses.iter_mut().filter(|course| !course.is_done() && course.may_kill_all) {
+                if is_whole(course.termination) {
+                    self.to_kill.push(course.termination.owner.uid);
+                    course.tell_of_killing(tell);
+                }
+            }
+        }
+        let killed = killer::kill_all_of(self.to_kill.drain(..));
+        for course in courses {
+            course.killed_all |= killed.contains(&course.termination.owner.uid);
+        }
+        self.round += 1;
+    }
+
+    /// Looks at all processes, asks or kills what is to end, and notes what is to be killed next. `whole` says of each course
+    /// whether all that its user runs ends.
+    fn look(
+        &mut self,
+        effort: Effort,
+        courses: &mut [Course<'_>],
+        whole: &[bool],
+        tell: &mut impl FnMut(Progress<'_>),
+    ) -> io::Result<()> {
+        let is_asking = self.is_asking();
+        // What of a user's stands still can be looked at, and killed, before it forks.
+        let (frozen, still) = cgroup::freeze(std::mem::take(&mut self.to_freeze));
+        let table = Table::read(effort)?;
+        let mut owned = Owned::knowing(&table, std::mem::take(&mut self.accounts), frozen.is_empty());
+        let mut uids = Vec::new();
+        for (course, whole) in courses.iter_mut().zip(whole).filter(|(course, _)| !course.is_done()) {
+            course.look(&mut owned, *whole);
+            course.note_stillness(&still);
+            if course.is_done() {
+                if course.make_sure() {
+                    uids.extend(course.may_kill_all.then(|| course.uids_to_kill(&mut owned)));
+                    self.to_freeze.extend(course.slice.clone());
+                }
+            } else if is_asking {
+                course.ask(&mut owned, self.began.elapsed(), self.grace, &mut self.helpers, tell);
+            } else {
+                uids.push(course.kill(&mut owned, *whole, tell));
+                self.to_freeze.extend(course.slice.clone());
+            }
+        }
+        self.accounts = owned.into_accounts();
+        drop(frozen);
+        self.to_kill = in_turn(&uids, self.round);
+        Ok(())
+    }
+
+    /// Reaps the helpers that have ended. One that is still at work has a limit of its own.
+    fn leave_helpers(mut self) {
+        for helper in &mut self.helpers {
+            let _ = helper.try_wait();
+        }
+    }
 }
 
 /// The order in which uids are killed in a round, from those of each user, the user's own first: everybody's own uid before
@@ -253,306 +246,12 @@ fn failed(error: &io::Error) -> Outcome {
     Outcome { remaining: format!("processes cannot be listed: {error}"), ..Outcome::default() }
 }
 
-impl<'a> Course<'a> {
-    fn begin(termination: &'a Termination, table: &Table, grace: Duration) -> Self {
-        let mut course = Self {
-            termination,
-            logins: Vec::new(),
-            of_logind: Vec::new(),
-            family: BTreeSet::new(),
-            relays: BTreeSet::new(),
-            asked: BTreeSet::new(),
-            asked_logind: false,
-            told_of_killing: false,
-            found: BTreeSet::new(),
-            last_list: String::new(),
-            seen: BTreeSet::new(),
-            empty_looks: 0,
-            unread: 0,
-            may_kill_all: false,
-            killed_all: false,
-            looked_while_still: false,
-            tries: 0,
-            running: BTreeSet::new(),
-            begins_anew: false,
-            looks: 0,
-            slice: None,
-            is_elsewhere: false,
-        };
-        let mut owned = Owned::new(table);
-        for opener in &termination.openers {
-            let of_logind = logind::session_of(opener.pid);
-            let marks = SessionMarks::of(*opener, table, of_logind.as_ref().map(|(_, scope)| scope.clone()));
-            course.of_logind.extend(of_logind);
-            let family =
-                owned.family(&BTreeSet::from([*opener]), &termination.owner, std::slice::from_ref(&marks));
-            if notify(termination, &family, table, grace) {
-                // None of sshd's processes is in a session (setsid(2)) with what it runs for the user.
-                let session = table.task(*opener).map(|task| task.stat.session);
-                let is_sshd =
-                    |process: &&Process| table.task(**process).map(|task| task.stat.session) == session;
-                let relays: BTreeSet<Process> = family.iter().filter(is_sshd).copied().collect();
-                if relays.len() < family.len() {
-                    course.relays.extend(relays);
-                }
-            }
-            course.family.extend(family);
-            course.logins.push(marks);
-        }
-        course.logins.extend(termination.left.iter().cloned());
-        if termination.whole_user {
-            course.found = owned.of(&termination.owner);
-            course.last_list = course.list(&owned);
-            course.seen.extend(course.found.iter().copied());
-            course.may_kill_all = may_kill_all_of(&mut owned, &termination.owner);
-        }
-        course
-    }
-
-    fn is_done(&self) -> bool {
-        self.empty_looks >= 2
-    }
-
-    /// Finds what is there of it now.
-    fn look(&mut self, owned: &mut Owned<'_>, whole: bool) {
-        let owner = &self.termination.owner;
-        self.found = owned.family(&self.family, owner, &self.logins);
-        self.family.extend(self.found.iter().copied());
-        if whole {
-            self.found.extend(owned.of(owner));
-        } else {
-            self.found.extend(owned.holders(owner, &self.termination.groups));
-        }
-        self.may_kill_all = whole && may_kill_all_of(owned, owner);
-        let uid = owner.uid;
-        // One that is gone before it could be asked where it was may go on as another.
-        self.slice = cgroup::slice_that_is_there(uid);
-        for process in &self.found {
-            let path = owned.path_of(process.pid);
-            self.is_elsewhere |= path.is_some_and(|path| !cgroup::is_in_slice(path, uid));
-        }
-        let runs = |task: &&Task| task.all_uids().any(|of| of == uid || owner.is_subordinate(of));
-        let running: BTreeSet<Process> =
-            owned.table().0.values().filter(runs).map(|task| task.process).collect();
-        // In the first look all is new.
-        self.begins_anew |= self.looks > 0 && running.iter().any(|process| !self.running.contains(process));
-        self.looks += 1;
-        self.running = running;
-        let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
-        self.unread = tasks.filter(|task| task.unread.is_some()).count();
-        if !self.found.is_empty() {
-            self.last_list = self.list(owned);
-        }
-        self.seen.extend(self.found.iter().copied());
-        self.empty_looks = if self.found.is_empty() { self.empty_looks + 1 } else { 0 };
-    }
-
-    fn ask(
-        &mut self,
-        owned: &mut Owned<'_>,
-        elapsed: Duration,
-        grace: Duration,
-        helpers: &mut Vec<Child>,
-        tell: &mut impl FnMut(Progress<'_>),
-    ) {
-        // They end by themselves once what they relay for has, and by then have sent what was on the terminal.
-        let relays_run = self.found.intersection(&self.relays).next().is_some();
-        let relays_wait = relays_run && elapsed < RELAY_MAX.min(grace / 2);
-        let is_due = |process: &&Process| !relays_wait || !self.relays.contains(process);
-        // Each once: a shell that has its own way with SIGHUP is not to have it again and again.
-        let new: BTreeSet<Process> = self.found.difference(&self.asked).filter(is_due).copied().collect();
-        if self.asked.is_empty() && !new.is_empty() {
-            tell(Progress::Asked(self.termination, self.list(owned)));
-        }
-        if !relays_wait && !std::mem::replace(&mut self.asked_logind, true) {
-            helpers.extend(self.ask_logind(owned));
-        }
-        signal_known(owned.table(), &new, &[Signal::HUP, Signal::TERM]);
-        self.asked.extend(new);
-    }
-
-    /// Has logind end the sessions of which nothing would live on: it ends whatever is in their scopes, also a daemon that
-    /// the user has started by sudo.
-    fn ask_logind(&self, owned: &mut Owned<'_>) -> Vec<Child> {
-        let uid = self.termination.owner.uid;
-        if self.termination.whole_user && self.of_logind.is_empty() {
-            let slice =
-                self.found.iter().find_map(|process| cgroup::slice_of(owned.path_of(process.pid)?, uid));
-            let slice = slice.filter(|slice| self.has_all_of(owned, slice));
-            let ended = slice.and_then(|_| logind::begin(&["terminate-user", &uid.to_string()]));
-            return ended.into_iter().collect();
-        }
-        let whole = self.of_logind.iter().filter(|(_, scope)| self.has_all_of(owned, scope));
-        whole.filter_map(|(id, _)| logind::begin(&["terminate-session", id])).collect()
-    }
-
-    /// Whether everything in a control group and below it is found to end.
-    fn has_all_of(&self, owned: &mut Owned<'_>, group: &str) -> bool {
-        let below = format!("{group}/");
-        owned.table().0.values().all(|task| {
-            let path = owned.path_of(task.process.pid);
-            let is_in = path.is_some_and(|path| path == group || path.starts_with(&below));
-            !is_in || self.found.contains(&task.process)
-        })
-    }
-
-    fn tell_of_killing(&mut self, tell: &mut impl FnMut(Progress<'_>)) {
-        if !self.last_list.is_empty() && !std::mem::replace(&mut self.told_of_killing, true) {
-            tell(Progress::Killed(self.termination, self.last_list.clone()));
-        }
-    }
-
-    /// Whether nothing can have escaped the looks by forking faster than anybody looks.
-    fn is_sure(&self) -> bool {
-        let is_killed = self.killed_all || !self.may_kill_all;
-        // Outside of the slice nothing stands still, and killing all of it unseen is all that can be done.
-        let is_found = self.slice.is_none() || self.looked_while_still && !self.is_elsewhere;
-        is_killed && (is_found || self.may_kill_all && self.is_elsewhere)
-    }
-
-    /// Whether, before it is over, everything of the user's is to be killed once more unseen, and looked at while it stands still:
-    /// no process that is just being forked escapes that, as it may escape every look.
-    fn make_sure(&mut self) -> bool {
-        if self.is_sure() || self.tries >= TRIES_MAX {
-            return false;
-        }
-        self.tries += 1;
-        self.empty_looks = 0;
-        true
-    }
-
-    /// The uids of which everything may be killed at once, the user's own first: of the subordinate ones those that are at work and
-    /// that nothing else has.
-    fn uids_to_kill(&self, owned: &mut Owned<'_>) -> Vec<Uid> {
-        let owner = &self.termination.owner;
-        let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
-        let mut subordinate: BTreeSet<Uid> = tasks
-            .flat_map(|task| task.uids.iter().flat_map(|uids| [uids.real, uids.saved]))
-            .filter(|uid| *uid != owner.uid)
-            .collect();
-        subordinate.extend(owner.subordinates_at_work().take(UIDS_MAX));
-        // A number may be another's too, as in a container.
-        let others = owned.table().0.values().filter(|task| !self.found.contains(&task.process));
-        let of_others: BTreeSet<Uid> = others.flat_map(Task::all_uids).collect();
-        let mut uids = vec![owner.uid];
-        let seen = subordinate.difference(&of_others);
-        uids.extend(seen.filter(|uid| owned.is_owners(**uid, owner)).take(UIDS_MAX).copied());
-        uids
-    }
-
-    /// Kills what is there. Returns the uids of which everything is to be killed at once, the user's own first.
-    fn kill(&mut self, owned: &mut Owned<'_>, whole: bool, tell: &mut impl FnMut(Progress<'_>)) -> Vec<Uid> {
-        if self.found.is_empty() {
-            return Vec::new();
-        }
-        self.tell_of_killing(tell);
-        let owner = &self.termination.owner;
-        let uids = if self.may_kill_all { self.uids_to_kill(owned) } else { Vec::new() };
-        if whole {
-            let groups: BTreeSet<String> = self
-                .found
-                .iter()
-                .filter_map(|process| cgroup::unit_of_user(owned.path_of(process.pid)?, owner.uid))
-                .collect();
-            for group in groups.iter().filter(|group| self.has_all_of(owned, group)) {
-                cgroup::kill(group);
-            }
-        }
-        signal_known(owned.table(), &self.found, &[Signal::KILL]);
-        uids
-    }
-
-    /// What was found, for the log.
-    fn list(&self, owned: &Owned<'_>) -> String {
-        let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
-        listed(tasks.map(ToString::to_string), self.found.len())
-    }
-
-    fn outcome(self) -> Outcome {
-        let running: Vec<&Process> = self.seen.iter().filter(|process| process.is_running()).collect();
-        let ended = self.seen.len() - running.len();
-        // Nothing was found, and nothing could be held still to look at it.
-        let may_have_missed = self.begins_anew
-            && match self.may_kill_all {
-                true => !self.killed_all,
-                false => !self.looked_while_still || self.is_elsewhere,
-            };
-        let remaining = match (self.is_done() && !may_have_missed, running.is_empty()) {
-            (true, _) => String::new(),
-            (false, true) if self.unread > 0 => {
-                format!("{} processes that are too slow to read", self.unread)
-            }
-            (false, true) => "processes that begin faster than they are found".to_owned(),
-            (false, false) => listed(running.iter().map(|process| process.pid.to_string()), running.len()),
-        };
-        Outcome { remaining, ended, was_still: self.looked_while_still }
-    }
-}
-
-/// The first of many, and how many more there are.
-fn listed(words: impl Iterator<Item = String>, count: usize) -> String {
-    let mut words: Vec<String> = words.take(LISTED_MAX).collect();
-    let more = count.saturating_sub(LISTED_MAX);
-    if more > 0 {
-        words.push(format!("and {more} more"));
-    }
-    words.join(", ")
-}
-
-/// Sends signals to those of which more is known than an effective uid, which root may have lent them.
-fn signal_known(table: &Table, processes: &BTreeSet<Process>, signals: &[Signal]) {
-    let tasks = processes.iter().filter_map(|process| table.task(*process));
-    for task in tasks.filter(|task| !task.is_guessed) {
-        signal(task.process, signals);
-    }
-}
-
-/// Whether all processes of a user's uid may be killed at once: not where the host runs something as this user.
-fn may_kill_all_of(owned: &mut Owned<'_>, owner: &Owner) -> bool {
-    !owned.has_some_of_the_hosts(owner) && !reserved_is_in_use(owned.table())
-}
-
-/// Whether a process has the uid that is assigned to nobody: it would be killed with the rest, and could stop a killer.
-fn reserved_is_in_use(table: &Table) -> bool {
-    table.0.values().any(|task| task.uids.iter().any(|uids| uids.effective == Uid::RESERVED))
-}
-
-/// Writes the notice to the terminals of a session. True if one took it. A terminal belongs to the user, so nothing else
-/// is written to.
-fn notify(termination: &Termination, family: &BTreeSet<Process>, table: &Table, grace: Duration) -> bool {
-    let mut told = false;
-    let terminals = family.iter().filter_map(|process| table.task(*process)).map(|task| task.stat.terminal);
-    for terminal in terminals.filter(|terminal| *terminal != 0).collect::<BTreeSet<i32>>() {
-        // Unix98 terminals have the major numbers 136 to 143 (devices.txt of the kernel).
-        let (major, minor) = (terminal >> 8 & 0xfff, terminal & 0xff | terminal >> 12 & 0xfff00);
-        if !(136..=143).contains(&major) {
-            continue;
-        }
-        let path = format!("/dev/pts/{}", (major - 136) * 256 + minor);
-        let flags = OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::NOFOLLOW;
-        let mut options = OpenOptions::new();
-        let file =
-            options.write(true).custom_flags(i32::try_from(flags.bits()).unwrap_or_default()).open(path);
-        if let Ok(mut file) = file
-            && file.metadata().is_ok_and(|found| {
-                found.uid() == termination.owner.uid.0 && found.file_type().is_char_device()
-            })
-        {
-            let (notice, seconds) = (&termination.notice, grace.as_secs());
-            told |= write!(
-                file,
-                "\r\npam_iam: {notice}. This session ends now; what is left is killed in {seconds} s.\r\n"
-            )
-            .is_ok();
-        }
-    }
-    told
-}
-
 #[cfg(test)]
 mod tests {
+    use super::course::signal_known;
     use super::*;
     use pam_iam_core::process::stat;
+    use rustix::process::Signal;
     use std::io::Read;
     use std::process::{Command, Stdio};
 

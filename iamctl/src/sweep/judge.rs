@@ -7,24 +7,27 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
-use pam_iam_core::client::ClientError;
 use pam_iam_core::config::{Config, Sweep};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::nsswitch;
+use pam_iam_core::paths;
 use pam_iam_core::process::Process;
 use pam_iam_core::registry::{Origin, Session, SessionRegistry};
 use pam_iam_core::resolver::Queries;
 use pam_iam_core::served::Served;
-use pam_iam_core::wire::{Answer, Holder, Policy, Reason, Request};
-use pam_iam_core::{local, paths};
+use pam_iam_core::wire::{Answer, Policy, Reason};
 use pam_iam_sessions::owner::{Owned, Owner, SessionMarks};
 use pam_iam_sessions::table::{Effort, Table};
-use pam_iam_sessions::{logind, lookup, managed};
+use pam_iam_sessions::{logind, managed};
 
-use super::{Cause, Withdrawal};
+use super::withdrawal::{Cause, Withdrawal};
 use crate::Context;
 use crate::privileged::Privileged;
+
+mod asked;
+mod left;
+
+use asked::Owning;
 
 /// How long the resolver is asked about open sessions: each whose turn does not come goes on until the next sweep, where those
 /// that were confirmed longest ago come first.
@@ -33,34 +36,8 @@ const ASKING_MAX: Duration = Duration::from_secs(20);
 /// How long it is asked about users who run processes without a session.
 const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
 
-/// How long it is asked about what sessions that are over have left behind.
-const ASKING_LEFT_MAX: Duration = Duration::from_secs(5);
-
-/// In how many sweeps in a row nothing may be seen of what a login left behind before nothing is looked for any more.
-const UNSEEN_MAX: u32 = 60;
-
-/// In how many of these it is asked about a user of whom nothing is seen and the kernel counts no process. There may be one
-/// under a subordinate uid, of which a later look sees more.
-const ASKED_UNSEEN_MAX: u32 = 3;
-
-/// How many logins of one user may be kept of which nothing was seen for a while.
-const KEPT_UNSEEN_MAX: usize = 100;
-
-/// How many logins further each sweep begins to ask about what they left.
-const ROTATION: usize = 101;
-
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
-
-/// Whose a uid of our range is.
-enum Owning {
-    /// A user of this Linux name, or one who last had it here.
-    User(LinuxName),
-    /// Nothing tells whether it ever was a user's.
-    Unknown,
-    /// Nobody can tell now.
-    Unanswered,
-}
 
 /// What IAM says about a session.
 enum Verdict {
@@ -72,6 +49,23 @@ enum Verdict {
     SessionWithdrawn(Cause),
     /// Nobody can tell.
     Unknown,
+}
+
+/// What becomes of an open session. `is_confirmed` says whether IAM lets its user in.
+enum Fate {
+    GoesOn { is_confirmed: bool },
+    Ends { cause: Cause, whole_user: bool, is_confirmed: bool },
+}
+
+/// What was learned of the users who have open sessions.
+#[derive(Default)]
+struct UsersWithSessions {
+    /// All of them.
+    seen: BTreeSet<Uid>,
+    /// Those of whom a session goes on.
+    staying: BTreeSet<Uid>,
+    /// Those whom IAM lets in.
+    confirmed: BTreeSet<Uid>,
 }
 
 /// Asks the resolver about sessions, within a time.
@@ -138,111 +132,132 @@ impl<'a> Judge<'a> {
         self.without_answer.get()
     }
 
-    /// Says what of the open sessions, each with the time since it was confirmed, and of what runs without one is to end.
+    /// Returns what is to end: of the open sessions, each with the time since it was confirmed, of what managed users run without
+    /// one, and of what sessions that are over left behind.
     ///
     /// # Errors
-    /// Returns an error if the processes cannot be listed.
+    /// Returns an error if the processes or the registry cannot be read.
     pub fn judge(
         &mut self,
         registry: &SessionRegistry,
-        mut open: Vec<(Session, Duration)>,
+        open: Vec<(Session, Duration)>,
         effort: Effort,
     ) -> Result<Vec<Withdrawal>, String> {
-        let proc = |error: std::io::Error| format!("/proc: {error}");
-        let table = Table::read(effort).map_err(proc)?;
+        let table = Table::read(effort).map_err(|error| format!("/proc: {error}"))?;
         self.unread = table.unread();
+        let (mut withdrawals, users) = self.judge_open_sessions(registry, open, &table);
+        let mut owned = Owned::new(&table);
+        self.judge_users_without_session(&mut withdrawals, &users, &table, &mut owned);
+        let whole: BTreeSet<Uid> =
+            withdrawals.iter().filter(|known| known.whole_user).map(|known| known.uid).collect();
+        let left = self
+            .left_behind(registry, &mut owned)
+            .map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
+        withdrawals.extend(left.into_iter().filter(|left| !whole.contains(&left.uid)));
+        Ok(withdrawals)
+    }
+
+    /// Returns which open sessions are to end, and what was learned of their users.
+    fn judge_open_sessions(
+        &mut self,
+        registry: &SessionRegistry,
+        mut open: Vec<(Session, Duration)>,
+        table: &Table,
+    ) -> (Vec<Withdrawal>, UsersWithSessions) {
         self.asked_until = Instant::now() + ASKING_MAX;
-        let mut users: BTreeMap<Uid, Withdrawal> = BTreeMap::new();
+        let mut users = UsersWithSessions::default();
+        let mut whole: BTreeMap<Uid, Withdrawal> = BTreeMap::new();
         let mut alone = Vec::new();
-        let mut staying: BTreeSet<Uid> = BTreeSet::new();
-        let mut seen: BTreeSet<Uid> = BTreeSet::new();
-        let mut confirmed: BTreeSet<Uid> = BTreeSet::new();
         // There may not be time for all.
         open.sort_by_key(|(_, unconfirmed)| Reverse(*unconfirmed));
         for (session, unconfirmed) in open {
-            seen.insert(session.uid);
-            let account_kind = account_kind(&session.user, session.uid, self.config, &Files::default());
-            let verdict = match &account_kind {
-                Ok(account_kind) => self.verdict(&session, *account_kind, registry),
-                Err(_) => Verdict::Unknown,
-            };
-            let managed = matches!(account_kind, Ok(AccountKind::Managed));
-            let (cause, whole_user) = match verdict {
-                // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
-                Verdict::UserWithdrawn(reason) => {
-                    (Cause::Refused(reason), managed || matches!(account_kind, Ok(AccountKind::Adopted)))
-                }
-                // Its jobs are told from the user's others by the kernel's marks of the login; without such marks nobody
-                // could tell, and they all end.
-                Verdict::SessionWithdrawn(cause) => {
-                    // The user may log in, and is asked about what runs beside the session.
-                    confirmed.insert(session.uid);
-                    (cause, managed && !has_marks(&session, &table))
-                }
-                Verdict::Unknown if unconfirmed >= self.config.freshness.offline.0.max(OFFLINE_MIN) => {
-                    (Cause::Offline, managed)
-                }
-                Verdict::GoesOn(age) => {
-                    let _ = registry.touch(&session, age);
-                    staying.insert(session.uid);
-                    confirmed.insert(session.uid);
-                    continue;
-                }
-                Verdict::Unknown => {
-                    self.unanswered.insert(session.uid);
-                    staying.insert(session.uid);
-                    continue;
-                }
-            };
             let uid = session.uid;
-            let withdrawal = Withdrawal::new(session.user.clone(), uid, cause);
-            let withdrawal = Withdrawal { sessions: vec![session], whole_user, ..withdrawal };
-            match users.get_mut(&uid).filter(|_| whole_user) {
-                Some(known) => known.sessions.extend(withdrawal.sessions),
-                None if whole_user => drop(users.insert(uid, withdrawal)),
-                None => alone.push(withdrawal),
+            users.seen.insert(uid);
+            match self.fate(&session, unconfirmed, registry, table) {
+                Fate::GoesOn { is_confirmed } => {
+                    users.staying.insert(uid);
+                    if is_confirmed {
+                        users.confirmed.insert(uid);
+                    } else {
+                        self.unanswered.insert(uid);
+                    }
+                }
+                Fate::Ends { cause, whole_user, is_confirmed } => {
+                    if is_confirmed {
+                        users.confirmed.insert(uid);
+                    }
+                    let new =
+                        || Withdrawal { whole_user, ..Withdrawal::new(session.user.clone(), uid, cause) };
+                    if whole_user {
+                        whole.entry(uid).or_insert_with(new).sessions.push(session);
+                    } else {
+                        alone.push(Withdrawal { sessions: vec![session.clone()], ..new() });
+                    }
+                }
             }
         }
-        let mut withdrawals: Vec<Withdrawal> = users.into_values().chain(alone).collect();
+        let mut withdrawals: Vec<Withdrawal> = whole.into_values().chain(alone).collect();
         for withdrawal in &mut withdrawals {
             // While another session of the user goes on, what was left behind may be that one's.
-            withdrawal.whole_user &= !staying.contains(&withdrawal.uid);
+            withdrawal.whole_user &= !users.staying.contains(&withdrawal.uid);
         }
-        let running = managed::users(&table, &self.served);
+        (withdrawals, users)
+    }
+
+    /// Returns what becomes of an open session that was last confirmed `unconfirmed` ago. One that goes on is noted in the registry.
+    fn fate(
+        &self,
+        session: &Session,
+        unconfirmed: Duration,
+        registry: &SessionRegistry,
+        table: &Table,
+    ) -> Fate {
+        let account_kind = account_kind(&session.user, session.uid, self.config, &Files::default());
+        let verdict = match &account_kind {
+            Ok(account_kind) => self.verdict(session, *account_kind, registry),
+            Err(_) => Verdict::Unknown,
+        };
+        let is_managed = matches!(account_kind, Ok(AccountKind::Managed));
+        match verdict {
+            Verdict::GoesOn(age) => {
+                let _ = registry.touch(session, age);
+                Fate::GoesOn { is_confirmed: true }
+            }
+            // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
+            Verdict::UserWithdrawn(reason) => Fate::Ends {
+                cause: Cause::Refused(reason),
+                whole_user: is_managed || matches!(account_kind, Ok(AccountKind::Adopted)),
+                is_confirmed: false,
+            },
+            // The user may log in, and is asked about what runs beside the session. Its jobs are told from the user's others by the
+            // kernel's marks of the login; without such marks nobody could tell, and they all end.
+            Verdict::SessionWithdrawn(cause) => {
+                Fate::Ends { cause, whole_user: is_managed && !has_marks(session, table), is_confirmed: true }
+            }
+            Verdict::Unknown if unconfirmed >= self.config.freshness.offline.0.max(OFFLINE_MIN) => {
+                Fate::Ends { cause: Cause::Offline, whole_user: is_managed, is_confirmed: false }
+            }
+            Verdict::Unknown => Fate::GoesOn { is_confirmed: false },
+        }
+    }
+
+    /// Adds what managed users run without a session and may not.
+    fn judge_users_without_session(
+        &mut self,
+        withdrawals: &mut Vec<Withdrawal>,
+        users: &UsersWithSessions,
+        table: &Table,
+        owned: &mut Owned<'_>,
+    ) {
+        let running = managed::users(table, &self.served);
         self.asked_until = Instant::now() + ASKING_SESSIONLESS_MAX;
-        let mut owned = Owned::new(&table);
         for (at, (uid, processes)) in in_turn(running, self.last_asked).into_iter().enumerate() {
-            let mut known = withdrawals.iter_mut().filter(|withdrawal| withdrawal.uid == uid);
-            if known.any(|withdrawal| withdrawal.whole_user) {
+            if withdrawals.iter().any(|withdrawal| withdrawal.uid == uid && withdrawal.whole_user) {
                 continue;
             }
             let without_answer = self.without_answer.get();
-            let withdrawal = match self.name_of(uid) {
-                Owning::User(name) if seen.contains(&uid) => confirmed
-                    .contains(&uid)
-                    .then(|| self.with_a_lost_group(&name, uid, &processes, &mut owned))
-                    .flatten(),
-                Owning::User(name) => match self.login(&name, uid) {
-                    Verdict::UserWithdrawn(reason) => {
-                        Some(self.without_session(&name, uid, Cause::Refused(reason)))
-                    }
-                    Verdict::GoesOn(_) => self.with_a_lost_group(&name, uid, &processes, &mut owned),
-                    Verdict::Unknown => {
-                        self.unanswered.insert(uid);
-                        None
-                    }
-                    Verdict::SessionWithdrawn(_) => None,
-                },
-                Owning::Unknown => {
-                    self.unknown.insert(uid);
-                    None
-                }
-                Owning::Unanswered => {
-                    self.unanswered.insert(uid);
-                    None
-                }
-            };
-            // One who alone takes all the time is not to be the first again.
+            let withdrawal = self.judge_user(uid, &processes, users, owned);
+            // A user who alone takes all the time is not to be the first again.
             if self.without_answer.get() == without_answer || at == 0 {
                 self.last_asked = Some(uid);
             }
@@ -253,125 +268,39 @@ impl<'a> Judge<'a> {
                 None => withdrawals.push(withdrawal),
             }
         }
-        let whole: BTreeSet<Uid> =
-            withdrawals.iter().filter(|known| known.whole_user).map(|known| known.uid).collect();
-        let left = self
-            .left_behind(registry, &mut owned)
-            .map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
-        withdrawals.extend(left.into_iter().filter(|left| !whole.contains(&left.uid)));
-        Ok(withdrawals)
     }
 
-    /// What sessions that are over left behind and were opened with what is withdrawn now. Those that have left nothing are taken
-    /// out of the registry.
-    fn left_behind(
+    /// Returns what of `processes` is to end, which the user with `uid` runs.
+    fn judge_user(
         &mut self,
-        registry: &SessionRegistry,
+        uid: Uid,
+        processes: &BTreeSet<Process>,
+        users: &UsersWithSessions,
         owned: &mut Owned<'_>,
-    ) -> std::io::Result<Vec<Withdrawal>> {
-        self.asked_until = Instant::now() + ASKING_LEFT_MAX;
-        let mut withdrawals: Vec<Withdrawal> = Vec::new();
-        let mut sessions = registry.left()?;
-        // There may not be time to ask about all.
-        let sweeps = usize::try_from(pam_iam_core::registry::now() / 60).unwrap_or_default();
-        let first = sweeps.wrapping_mul(ROTATION).checked_rem(sessions.len()).unwrap_or_default();
-        sessions.rotate_left(first);
-        let (mut at_work, mut still) = (BTreeMap::new(), BTreeMap::new());
-        let mut counts: BTreeMap<Uid, usize> = BTreeMap::new();
-        for session in &sessions {
-            *counts.entry(session.uid).or_default() += 1;
-        }
-        for session in sessions {
-            let audit = session.audit.as_deref();
-            let Some((audit, owner)) = audit.zip(Owner::new(session.uid, &session.user)) else {
-                self.forget(registry, &session);
-                continue;
-            };
-            // What forks and ends all the time may be missed by any look.
-            let before = *self.first_unseen.entry(session.process()).or_insert(session.unseen);
-            let mut unseen = if owned.is_in_audit_session(&owner, audit) { 0 } else { before + 1 };
-            let is_at_work = *at_work.entry(session.uid).or_insert_with(|| owner.is_at_work());
-            let many = counts.get(&session.uid).is_some_and(|count| *count > KEPT_UNSEEN_MAX);
-            if unseen > UNSEEN_MAX || many && unseen > ASKED_UNSEEN_MAX {
-                let seen = still.entry(session.uid).or_insert_with(|| managed::audit_sessions_of(&owner));
-                match seen {
-                    Some(seen) if seen.contains(audit) => unseen = 0,
-                    None if is_at_work && !many => {}
-                    _ => {
-                        self.forget(registry, &session);
-                        continue;
-                    }
-                }
+    ) -> Option<Withdrawal> {
+        let name = match self.name_of(uid) {
+            Owning::User(name) => name,
+            Owning::Unknown => {
+                self.unknown.insert(uid);
+                return None;
             }
-            if !self.is_dry {
-                let _ = registry.note_unseen(&session, unseen);
-            }
-            if unseen > ASKED_UNSEEN_MAX && !is_at_work {
-                continue;
-            }
-            let Ok(account_kind) = account_kind(&session.user, session.uid, self.config, &Files::default())
-            else {
-                continue;
-            };
-            let cause = match self.verdict(&session, account_kind, registry) {
-                Verdict::SessionWithdrawn(cause) => cause,
-                // What the marks of a login are on is no service of the host's.
-                Verdict::UserWithdrawn(reason)
-                    if matches!(account_kind, AccountKind::Adopted | AccountKind::Shared) =>
-                {
-                    Cause::Refused(reason)
-                }
-                _ => continue,
-            };
-            let uid = session.uid;
-            match withdrawals.iter_mut().find(|known| known.uid == uid && known.cause == cause) {
-                Some(known) => known.left.push(session),
-                None => {
-                    let withdrawal = Withdrawal::new(session.user.clone(), uid, cause);
-                    withdrawals.push(Withdrawal { left: vec![session], ..withdrawal });
-                }
-            }
-        }
-        Ok(withdrawals)
-    }
-
-    /// Takes what a login left behind out of the registry.
-    fn forget(&self, registry: &SessionRegistry, session: &Session) {
-        if !self.is_dry {
-            let _ = registry.remove(session.process());
-        }
-    }
-
-    /// Whose a uid of our range is.
-    fn name_of(&self, uid: Uid) -> Owning {
-        let Ok(local) = local::account_by_uid(Path::new(paths::PASSWD), uid) else {
-            return Owning::Unanswered;
-        };
-        // One that neither this host nor IAM knows as a user of IAM's is the host's, whatever its number.
-        let is_known = |account: &local::Account| {
-            self.served.has(uid) || Path::new(paths::IMPORTER_STATE).exists() || {
-                self.holder(uid).flatten().is_some_and(|name| name.as_str() == account.name)
+            Owning::Unanswered => {
+                self.unanswered.insert(uid);
+                return None;
             }
         };
-        if let Some(account) = local {
-            if !is_known(&account) {
-                return Owning::Unknown;
-            }
-            let _ = self.served.add(uid, &account.name);
-            return LinuxName::new(&account.name).map_or(Owning::Unanswered, Owning::User);
+        if users.seen.contains(&uid) {
+            let is_confirmed = users.confirmed.contains(&uid);
+            return is_confirmed.then(|| self.with_a_lost_group(&name, uid, processes, owned)).flatten();
         }
-        match self.holder(uid) {
-            Some(Some(name)) => {
-                let _ = self.served.add(uid, name.as_str());
-                Owning::User(name)
+        match self.login(&name, uid) {
+            Verdict::UserWithdrawn(reason) => Some(self.without_session(&name, uid, Cause::Refused(reason))),
+            Verdict::GoesOn(_) => self.with_a_lost_group(&name, uid, processes, owned),
+            Verdict::Unknown => {
+                self.unanswered.insert(uid);
+                None
             }
-            // The user is gone, or may not be looked at, or never was: what is asked next tells which. Another directory may
-            // have accounts with such uids, so nothing is asked about one that this host never served.
-            holder => match (self.served.name_of(uid), holder) {
-                (Some(name), _) => Owning::User(name),
-                (None, Some(_)) => Owning::Unknown,
-                (None, None) => Owning::Unanswered,
-            },
+            Verdict::SessionWithdrawn(_) => None,
         }
     }
 
@@ -470,54 +399,6 @@ impl<'a> Judge<'a> {
         // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
         let user = if self.is_anothers(name, uid) { uid.to_string() } else { name.to_string() };
         Withdrawal { whole_user: true, ..Withdrawal::new(user, uid, cause) }
-    }
-
-    /// Whether a name is now that of another account than `uid`: a local one, another IAM user's, or, where a directory is in
-    /// use, one of that. A directory that does not answer makes it nobody else's: then units of that name are still spared, and
-    /// a process under a subordinate uid still needs a further mark.
-    fn is_anothers(&self, name: &LinuxName, uid: Uid) -> bool {
-        match local::account_by_name(Path::new(paths::PASSWD), name.as_str()) {
-            Ok(Some(account)) => return account.uid != uid,
-            Ok(None) => {}
-            // A file that cannot be read has every name.
-            Err(_) => return true,
-        }
-        match self.user(name) {
-            Ok(Some(user)) => user.uid != uid,
-            _ => {
-                let nsswitch = std::fs::read_to_string(nsswitch::NSSWITCH).unwrap_or_default();
-                nsswitch::has_directory(&nsswitch)
-                    && lookup::uid_of(name.as_str()).flatten().is_some_and(|other| other != uid)
-            }
-        }
-    }
-
-    /// Returns the name of the user with `uid`, if there is one; None if the resolver does not answer.
-    fn holder(&self, uid: Uid) -> Option<Option<LinuxName>> {
-        self.report::<Holder>(&Request::WhoIs { uid }).ok().map(|holder| holder.name)
-    }
-}
-
-impl Queries for Judge<'_> {
-    /// Sends a request once in a sweep, so that a user with many sessions is asked about once. When the time is up, nothing is
-    /// sent any more.
-    fn send(&self, request: &Request) -> Result<Answer, ClientError> {
-        let question =
-            serde_json::to_string(request).map_err(|error| ClientError::Malformed(error.to_string()))?;
-        if let Some(answer) = self.answers.borrow().get(&question) {
-            return Ok(answer.clone());
-        }
-        if Instant::now() >= self.asked_until {
-            self.without_answer.set(self.without_answer.get() + 1);
-            return Err(ClientError::TimedOut);
-        }
-        match self.context.resolver.send(request)? {
-            Answer::Error { kind, message } => Err(ClientError::Failed { kind, message }),
-            answer => {
-                self.answers.borrow_mut().insert(question, answer.clone());
-                Ok(answer)
-            }
-        }
     }
 }
 

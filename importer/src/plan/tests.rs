@@ -1,6 +1,7 @@
 use super::*;
 use crate::table::Table;
 use pam_iam_core::id::{FIRST, Gid};
+use pam_iam_core::name::LinuxName;
 use pam_iam_core::wire::{Group, Refused};
 use std::path::Path;
 

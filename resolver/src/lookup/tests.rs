@@ -2,8 +2,10 @@ use super::fetch::{BACK_OFF, OUTAGE, PATIENCE_IN_OUTAGE};
 use super::*;
 use crate::ids;
 use crate::persist::dirty::PERSIST_MAX;
+use crate::source::Cause;
 use crate::source::fake::{FakeIam, KEY, config, linux};
 use futures_util::future::join_all;
+use pam_iam_core::id::Uid;
 use tokio::task::spawn_local;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
