@@ -47,17 +47,19 @@ impl ImporterRecord {
         self.groups.contains(group)
     }
 
-    /// Returns the managed accounts that /etc/group under `root` lists in groups of the importer's: pairs of group and name. Not
-    /// iam-users, which restricts.
-    pub fn managed_members(&self, root: &Path) -> Vec<(String, String)> {
+    /// Returns the managed and adopted accounts that /etc/group under `root` lists in groups of the importer's: pairs of group and
+    /// name. Not iam-users, which restricts.
+    pub fn members(&self, root: &Path) -> Vec<(String, String)> {
         let groups = local::groups(&root.join("etc/group")).unwrap_or_default();
         let accounts = local::accounts(&root.join("etc/passwd")).unwrap_or_default();
-        let is_managed =
-            |name: &String| accounts.iter().any(|known| known.name == *name && known.uid.is_managed());
+        let is_users = |name: &String| {
+            self.has_joined(name)
+                || accounts.iter().any(|known| known.name == *name && known.uid.is_managed())
+        };
         let set = groups.into_iter().filter(|group| self.groups.contains(&group.name));
         set.filter(|group| group.name != IAM_USERS)
             .flat_map(|group| {
-                let members = group.members.into_iter().filter(is_managed);
+                let members = group.members.into_iter().filter(is_users);
                 members.map(|name| (group.name.clone(), name)).collect::<Vec<_>>()
             })
             .collect()
@@ -69,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn managed_accounts_in_groups_of_the_importers_are_found_and_a_broken_record_says_nothing() {
+    fn accounts_of_iam_users_in_groups_of_the_importers_are_found_and_a_broken_record_says_nothing() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = root.path().join(path.trim_start_matches('/'));
@@ -78,11 +80,14 @@ mod tests {
         };
         let uid = crate::id::FIRST;
         write("etc/passwd", &format!("alice:x:{uid}:{uid}::/:/bin/sh\nann:x:1001:1001::/:/bin/sh\n"));
-        write("etc/group", "docker:x:998:ann,alice\niam-users:x:2:alice\nother:x:3:alice\n");
+        write("etc/group", "docker:x:998:bob,alice,ann\niam-users:x:2:alice\nother:x:3:alice\n");
         assert_eq!(ImporterRecord::load(root.path()), ImporterRecord::default());
         write(paths::IMPORTER_STATE, r#"{"version":1,"joined":["ann"],"groups":["docker","iam-users"]}"#);
         let record = ImporterRecord::load(root.path());
-        assert_eq!(record.managed_members(root.path()), [("docker".to_owned(), "alice".to_owned())]);
+        assert_eq!(
+            record.members(root.path()),
+            ["alice", "ann"].map(|name| ("docker".to_owned(), name.to_owned()))
+        );
         assert!(record.has_joined("ann") && record.sets_members_of("docker"));
         write(paths::IMPORTER_STATE, "{");
         assert_eq!(ImporterRecord::load(root.path()), ImporterRecord::default());

@@ -101,17 +101,7 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
         check_trial(before.as_ref())?;
     }
     let Plan { changes, kept } = plan(Path::new("/"), options, before.as_ref())?;
-    for path in &kept {
-        context.output.remark(&format!("{path} is not as we ship it: kept as it is"));
-    }
-    if !config.keys.also_run.is_empty() && !config.keys.others_open_managed_accounts() {
-        context.output.remark(
-            "keys.also_run serves this host's own accounts, and no IAM users: keys.also_run_for = \"all\" would change that",
-        );
-    }
-    for finding in crate::doctor::unmanaged_sudo_members(&config) {
-        context.output.remark(&finding);
-    }
+    remark_before(context, &config, &kept);
     let mut units: Vec<&str> = UNITS.to_vec();
     units.extend((options.accounts == Accounts::Importer).then_some(IMPORTER_TIMER));
     if options.dry_run {
@@ -125,29 +115,7 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
     check_sudoers(&changes)?;
     units.extend(options.trial.is_some().then_some(trial::TIMER));
     let units_before = states(&units);
-    save(Some(&merged(before.as_ref(), &changes)))?;
-    let trial = options.trial.map(|lasts| Trial::begin(&Now::read(), lasts));
-    let done = trial
-        .as_ref()
-        .map_or(Ok(()), trial::save)
-        .and_then(|()| start(&units))
-        .and_then(|()| apply(&changes))
-        .and_then(|()| reload())
-        .and_then(|()| sshd_asks_us(&config))
-        // Its time begins when users may log in.
-        .and_then(|()| options.trial.map_or(Ok(()), |lasts| trial::save(&Trial::begin(&Now::read(), lasts))));
-    if let Err(why) = done {
-        let back = take_back(&changes);
-        let _ = reload();
-        let back = back
-            .and(restore(&units_before))
-            .and_then(|()| save(before.as_ref()))
-            .and_then(|()| if trial.is_some() { remove(Path::new(paths::TRIAL)) } else { Ok(()) });
-        return Err(match back {
-            Ok(()) => format!("{why}; everything is as it was"),
-            Err(other) => format!("{why}; and not everything could be taken back: {other}"),
-        });
-    }
+    switch_on(&config, options, before.as_ref(), &changes, &units_before)?;
     let units: Vec<&str> =
         units_before.iter().filter(|unit| !unit.is_on()).map(|unit| unit.name.as_str()).collect();
     show(context, "changed", &changes, &units);
@@ -158,6 +126,55 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
         ));
     }
     Ok(true)
+}
+
+/// Says what an operator should know before anything is changed. `kept` are files of ours that somebody has edited.
+fn remark_before(context: &Context, config: &Config, kept: &[&str]) {
+    for path in kept {
+        context.output.remark(&format!("{path} is not as we ship it: kept as it is"));
+    }
+    if !config.keys.also_run.is_empty() && !config.keys.others_open_managed_accounts() {
+        context.output.remark(
+            "keys.also_run serves this host's own accounts, and no IAM users: keys.also_run_for = \"all\" would change that",
+        );
+    }
+    for finding in crate::doctor::unmanaged_sudo_members(config) {
+        context.output.remark(&finding);
+    }
+}
+
+/// Makes the changes and starts the units, or leaves everything as it was. `before` is what was changed earlier, `units` how the
+/// units are now.
+fn switch_on(
+    config: &Config,
+    options: Options,
+    before: Option<&Record>,
+    changes: &[Change],
+    units: &[UnitState],
+) -> Result<(), String> {
+    let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
+    save(Some(&merged(before, changes)))?;
+    let trial = options.trial.map(|lasts| Trial::begin(&Now::read(), lasts));
+    let done = trial
+        .as_ref()
+        .map_or(Ok(()), trial::save)
+        .and_then(|()| start(&names))
+        .and_then(|()| apply(changes))
+        .and_then(|()| reload())
+        .and_then(|()| sshd_asks_us(config))
+        // Its time begins when users may log in.
+        .and_then(|()| options.trial.map_or(Ok(()), |lasts| trial::save(&Trial::begin(&Now::read(), lasts))));
+    let Err(why) = done else { return Ok(()) };
+    let back = take_back(changes);
+    let _ = reload();
+    let back = back
+        .and(restore(units))
+        .and_then(|()| save(before))
+        .and_then(|()| if trial.is_some() { remove(Path::new(paths::TRIAL)) } else { Ok(()) });
+    Err(match back {
+        Ok(()) => format!("{why}; everything is as it was"),
+        Err(other) => format!("{why}; and not everything could be taken back: {other}"),
+    })
 }
 
 /// Refuses a trial that nothing would end, or that would take back more than it changed.
@@ -274,6 +291,12 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
     // Last, since the unit that ends a trial is one of them.
     stop(&units)?;
     show(context, "took back", &changes, &on);
+    remark_what_stays(context);
+    Ok(true)
+}
+
+/// Says what is left on the host once nothing of ours is switched on.
+fn remark_what_stays(context: &Context) {
     for kept in [SUDOERS, SSHD_DROP_IN].map(|path| format!("{path}.disabled")) {
         if Path::new(&kept).exists() {
             context.output.remark(&format!("what you had changed is in {kept}, which nothing reads"));
@@ -288,7 +311,7 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
             left.join(" ")
         ));
     }
-    for (group, name) in ImporterRecord::load(Path::new("/")).managed_members(Path::new("/")) {
+    for (group, name) in ImporterRecord::load(Path::new("/")).members(Path::new("/")) {
         context.output.remark(&format!(
             "{name} stays in the group {group}, where the importer put it, whatever IAM says from now on: gpasswd -d {name} {group}"
         ));
@@ -301,7 +324,6 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
             users.into_iter().collect::<Vec<_>>().join(" ")
         ));
     }
-    Ok(true)
 }
 
 /// The first value counts in sshd's files, so another's may have won.

@@ -4,16 +4,16 @@ use std::fmt::Write;
 use std::path::Path;
 
 use pam_iam_core::key::PublicKey;
-use pam_iam_core::leftovers::{self, Leftovers};
+use pam_iam_core::leftovers::{self, Leftovers, Refusal};
 use pam_iam_core::owners::Owners;
 use pam_iam_core::resolver::Queries;
 use pam_iam_core::wire::{AccountKind, Decision, Explanation, IamEntry, Policy, Reason, Request};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::output::{Output, Tone};
 use crate::{Context, Service, here, linux_name};
 
-/// True if the user may.
+/// Explains. Returns whether the user may.
 pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -> Result<bool, String> {
     let name = match linux_name(user) {
         Ok(name) => name,
@@ -30,53 +30,80 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
         Service::Login => &explanation.login,
         Service::Sudo => &explanation.sudo,
     };
-    // PAM and the key command read the configuration themselves, and refuse.
-    let mistake = context.config().err().filter(|_| explanation.account_kind != AccountKind::Local);
-    let leftovers = leftovers(context, &explanation);
-    let refusal = leftovers.refusal(explanation.name.as_str());
-    let given = || context.resolver.groups_decided_on(&explanation.name).unwrap_or_default();
-    let obstacles = match explanation
-        .uid
-        .filter(|_| explanation.account_kind == AccountKind::Managed && explanation.login.allow)
-    {
-        Some(uid) => here::obstacles(explanation.name.as_str(), uid, &given, context.config().ok().as_ref()),
-        None => Vec::new(),
-    };
-    let allow = decision.allow
-        && opens != Some(false)
-        && mistake.is_none()
-        && refusal.is_none()
-        && obstacles.is_empty();
-    let mut json = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
-    if let Some(object) = json.as_object_mut() {
-        object.insert("allow".to_owned(), json!(allow));
-        if let Some(opens) = opens {
-            object.insert("key_opens".to_owned(), json!(opens));
-        }
-        if let Some(mistake) = &mistake {
-            object.insert("configuration".to_owned(), json!(mistake));
-        }
-        if let Leftovers::First(found) | Leftovers::Inherited(found) | Leftovers::OfGroup(found) = &leftovers
-        {
-            object.insert("set_up_by_name".to_owned(), json!(found));
-            object.insert("refused_for_name".to_owned(), json!(refusal.is_some()));
-        }
-        if !obstacles.is_empty() {
-            object.insert("obstacles".to_owned(), json!(obstacles));
-        }
-    }
-    let mut text = text(&explanation, key.as_deref().zip(opens), &context.output);
-    if let Leftovers::First(found) = &leftovers
-        && allow
-    {
-        let _ = writeln!(text, "{:<11}with the first login: {}", "will get", found.join("; "));
-    }
-    for mistake in mistake.into_iter().chain(refusal.map(|refusal| refusal.why)).chain(obstacles) {
-        let refused = context.output.paint(Tone::Bad, "refused all the same");
-        let _ = writeln!(text, "{:<11}{refused}: {mistake}", "but");
-    }
-    context.output.show(&json, &text);
+    let here = Here::look(context, &explanation);
+    let allow = decision.allow && opens != Some(false) && !here.refuses();
+    let json = here.json(&explanation, allow, opens)?;
+    let text = text(&explanation, key.as_deref().zip(opens), &context.output);
+    context.output.show(&json, &(text + &here.text(allow, &context.output)));
     Ok(allow)
+}
+
+/// What on this host keeps a user out whom IAM lets in.
+struct Here {
+    /// The mistake in the configuration: PAM and the key command read it themselves, and refuse.
+    mistake: Option<String>,
+    leftovers: Leftovers,
+    refusal: Option<Refusal>,
+    obstacles: Vec<String>,
+}
+
+impl Here {
+    fn look(context: &Context, explanation: &Explanation) -> Self {
+        let config = context.config();
+        let mistake =
+            config.as_ref().err().filter(|_| explanation.account_kind != AccountKind::Local).cloned();
+        let leftovers = leftovers(context, explanation);
+        let refusal = leftovers.refusal(explanation.name.as_str());
+        let given = || context.resolver.groups_decided_on(&explanation.name).unwrap_or_default();
+        let is_managed = explanation.account_kind == AccountKind::Managed && explanation.login.allow;
+        let obstacles = match explanation.uid.filter(|_| is_managed) {
+            Some(uid) => here::obstacles(explanation.name.as_str(), uid, &given, config.ok().as_ref()),
+            None => Vec::new(),
+        };
+        Self { mistake, leftovers, refusal, obstacles }
+    }
+
+    fn refuses(&self) -> bool {
+        self.mistake.is_some() || self.refusal.is_some() || !self.obstacles.is_empty()
+    }
+
+    fn json(&self, explanation: &Explanation, allow: bool, opens: Option<bool>) -> Result<Value, String> {
+        let mut json = serde_json::to_value(explanation).map_err(|error| error.to_string())?;
+        let Some(object) = json.as_object_mut() else { return Ok(json) };
+        let mut insert = |key: &str, value: Value| object.insert(key.to_owned(), value);
+        insert("allow", json!(allow));
+        if let Some(opens) = opens {
+            insert("key_opens", json!(opens));
+        }
+        if let Some(mistake) = &self.mistake {
+            insert("configuration", json!(mistake));
+        }
+        if let Leftovers::First(found) | Leftovers::Inherited(found) | Leftovers::OfGroup(found) =
+            &self.leftovers
+        {
+            insert("set_up_by_name", json!(found));
+            insert("refused_for_name", json!(self.refusal.is_some()));
+        }
+        if !self.obstacles.is_empty() {
+            insert("obstacles", json!(self.obstacles));
+        }
+        Ok(json)
+    }
+
+    fn text(&self, allow: bool, output: &Output) -> String {
+        let mut text = String::new();
+        if let Leftovers::First(found) = &self.leftovers
+            && allow
+        {
+            let _ = writeln!(text, "{:<11}with the first login: {}", "will get", found.join("; "));
+        }
+        let refusal = self.refusal.iter().map(|refusal| &refusal.why);
+        for why in self.mistake.iter().chain(refusal).chain(&self.obstacles) {
+            let refused = output.paint(Tone::Bad, "refused all the same");
+            let _ = writeln!(text, "{:<11}{refused}: {why}", "but");
+        }
+        text
+    }
 }
 
 /// What this host has set up by the name, and PAM looks at too.

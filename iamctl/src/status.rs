@@ -1,7 +1,7 @@
 //! `iamctl status`: how the resolver is, for people, programs and Prometheus.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -126,97 +126,118 @@ fn cache(status: &Status, ago: &impl Fn(Option<u64>) -> String) -> String {
     }
 }
 
-/// The counters in Prometheus' text format
+/// Returns the counters in Prometheus' text format
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 fn metrics(status: &Status, swept: &Swept) -> String {
-    let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, values: &[(String, u64)]| {
-        let _ = writeln!(text, "# HELP pam_iam_{name} {help}\n# TYPE pam_iam_{name} {kind}");
-        for (labels, value) in values {
-            let _ = writeln!(text, "pam_iam_{name}{labels} {value}");
-        }
-    };
-    let one = |value: u64| [(String::new(), value)];
-    metric("uptime_seconds", "gauge", "Seconds since the resolver started.", &one(status.uptime));
-    metric("iam_calls_total", "counter", "Calls to the IAM API.", &one(status.calls));
-    metric(
-        "iam_errors_total",
-        "counter",
-        "Calls to the IAM API that brought no answer.",
-        &one(status.errors),
-    );
-    metric("roster_users", "gauge", "IAM users who may log in.", &one(status.roster_users as u64));
-    metric("remembered_names", "gauge", "Names that the resolver remembers.", &one(status.known as u64));
-    metric("cache_bytes", "gauge", "Size of the cache on disk.", &one(status.cache_bytes));
-    metric(
-        "cache_failed",
-        "gauge",
-        "1 if the cache cannot be written to the disk.",
-        &one(status.cache_error.is_some().into()),
-    );
-    metric(
-        "backing_off_names",
-        "gauge",
-        "Names about which IAM was silent when it was last asked.",
-        &one(status.backing_off as u64),
-    );
-    metric(
-        "unknown_lookups_left",
-        "gauge",
-        "Look-ups of unknown names that may be made now.",
-        &one(status.unknown_left.into()),
-    );
-    for (name, help, seconds) in [
-        ("cache_age_seconds", "Seconds since the cache was written to the disk.", status.cache_age),
-        ("roster_age_seconds", "Seconds since the list of users was read.", status.roster_age),
-        ("iam_last_answer_seconds", "Seconds since IAM last answered.", status.last_answer),
-    ] {
-        if let Some(seconds) = seconds {
-            metric(name, "gauge", help, &one(seconds));
-        }
-    }
-    metric(
-        "sweep_overruns_total",
-        "counter",
-        "Sweeps that took longer than the minute between two.",
-        &one(swept.overruns),
-    );
-    metric("sweep_failures_total", "counter", "Sweeps that could not look at all.", &one(swept.failures));
-    metric(
-        "sweep_incomplete",
-        "gauge",
-        "Withdrawals that the last sweep could not end.",
-        &one(swept.incomplete as u64),
-    );
-    metric(
-        "sweep_unknown_uids",
-        "gauge",
-        "Uids with processes of which nobody knows whether they are an IAM user's.",
-        &one(swept.unknown_uids.len() as u64),
-    );
-    metric(
-        "not_in_force",
-        "gauge",
-        "Lines of PAM and settings of sshd that the last sweep found not in force.",
-        &one(swept.not_in_force.len() as u64),
-    );
-    metric(
-        "not_in_force_sweeps_total",
-        "counter",
-        "Sweeps that found a line of PAM or a setting of sshd not in force.",
-        &one(swept.not_in_force_total),
-    );
-    if let Some(age) = swept.age() {
-        metric("sweep_age_seconds", "gauge", "Seconds since the last sweep ended.", &one(age));
-    }
     let by_kind = status.questions.iter().map(|(kind, count)| (format!("{{kind=\"{kind}\"}}"), *count));
-    metric("questions_total", "counter", "Questions answered.", &by_kind.collect::<Vec<_>>());
     let by_reason = status.decisions.iter().map(|(what, count)| {
         let (policy, reason) = what.split_once(' ').unwrap_or((what, ""));
         (format!("{{policy=\"{policy}\",reason=\"{reason}\"}}"), *count)
     });
-    metric("decisions_total", "counter", "Decisions made.", &by_reason.collect::<Vec<_>>());
-    text
+    let labelled = [
+        Metric::new("questions_total", "counter", "Questions answered.", by_kind.collect()),
+        Metric::new("decisions_total", "counter", "Decisions made.", by_reason.collect()),
+    ];
+    let all = resolver_metrics(status).into_iter().chain(sweep_metrics(swept)).chain(labelled);
+    all.map(|metric| metric.to_string()).collect()
+}
+
+/// A metric with its values by their labels.
+struct Metric {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    values: Vec<(String, u64)>,
+}
+
+impl Metric {
+    fn new(name: &'static str, kind: &'static str, help: &'static str, values: Vec<(String, u64)>) -> Self {
+        Self { name, kind, help, values }
+    }
+
+    /// One value without a label.
+    fn one((name, kind, help, value): (&'static str, &'static str, &'static str, u64)) -> Self {
+        Self::new(name, kind, help, vec![(String::new(), value)])
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, kind, help, values } = self;
+        write!(f, "# HELP pam_iam_{name} {help}\n# TYPE pam_iam_{name} {kind}\n")?;
+        values.iter().try_for_each(|(labels, value)| writeln!(f, "pam_iam_{name}{labels} {value}"))
+    }
+}
+
+fn resolver_metrics(status: &Status) -> Vec<Metric> {
+    let failed = u64::from(status.cache_error.is_some());
+    let always = [
+        ("uptime_seconds", "gauge", "Seconds since the resolver started.", status.uptime),
+        ("iam_calls_total", "counter", "Calls to the IAM API.", status.calls),
+        ("iam_errors_total", "counter", "Calls to the IAM API that brought no answer.", status.errors),
+        ("roster_users", "gauge", "IAM users who may log in.", status.roster_users as u64),
+        ("remembered_names", "gauge", "Names that the resolver remembers.", status.known as u64),
+        ("cache_bytes", "gauge", "Size of the cache on disk.", status.cache_bytes),
+        ("cache_failed", "gauge", "1 if the cache cannot be written to the disk.", failed),
+        (
+            "backing_off_names",
+            "gauge",
+            "Names about which IAM was silent when it was last asked.",
+            status.backing_off as u64,
+        ),
+        (
+            "unknown_lookups_left",
+            "gauge",
+            "Look-ups of unknown names that may be made now.",
+            status.unknown_left.into(),
+        ),
+    ];
+    let ages = [
+        ("cache_age_seconds", "Seconds since the cache was written to the disk.", status.cache_age),
+        ("roster_age_seconds", "Seconds since the list of users was read.", status.roster_age),
+        ("iam_last_answer_seconds", "Seconds since IAM last answered.", status.last_answer),
+    ];
+    let ages = ages.into_iter().filter_map(|(name, help, seconds)| Some((name, "gauge", help, seconds?)));
+    always.into_iter().chain(ages).map(Metric::one).collect()
+}
+
+fn sweep_metrics(swept: &Swept) -> Vec<Metric> {
+    let always = [
+        (
+            "sweep_overruns_total",
+            "counter",
+            "Sweeps that took longer than the minute between two.",
+            swept.overruns,
+        ),
+        ("sweep_failures_total", "counter", "Sweeps that could not look at all.", swept.failures),
+        (
+            "sweep_incomplete",
+            "gauge",
+            "Withdrawals that the last sweep could not end.",
+            swept.incomplete as u64,
+        ),
+        (
+            "sweep_unknown_uids",
+            "gauge",
+            "Uids with processes of which nobody knows whether they are an IAM user's.",
+            swept.unknown_uids.len() as u64,
+        ),
+        (
+            "not_in_force",
+            "gauge",
+            "Lines of PAM and settings of sshd that the last sweep found not in force.",
+            swept.not_in_force.len() as u64,
+        ),
+        (
+            "not_in_force_sweeps_total",
+            "counter",
+            "Sweeps that found a line of PAM or a setting of sshd not in force.",
+            swept.not_in_force_total,
+        ),
+    ];
+    let age =
+        swept.age().map(|age| ("sweep_age_seconds", "gauge", "Seconds since the last sweep ended.", age));
+    always.into_iter().chain(age).map(Metric::one).collect()
 }
 
 /// Replaces the file at once, so that nobody reads half of it. Others may read it: it names no user.

@@ -65,18 +65,11 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, Stri
     if let Err(why) = crate::mapped::write(context) {
         Log::to_syslog("iamctl").write(Level::Error, why);
     }
-    let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
-    let registry = SessionRegistry::open(Path::new(paths::SESSIONS)).map_err(failed)?;
+    let registry = SessionRegistry::open(Path::new(paths::SESSIONS)).map_err(registry_failed)?;
     if config.sessions.sweep == Sweep::Off {
-        if !dry_run {
-            for session in registry.left().map_err(failed)? {
-                let _ = registry.remove(session.process());
-            }
-        }
-        context.output.show(&json!({ "ended": [] }), "sessions.sweep is \"off\"");
-        return Ok(true);
+        return forget_logins(context, &registry, dry_run);
     }
-    if !dry_run && !registry.lock().map_err(failed)? {
+    if !dry_run && !registry.lock().map_err(registry_failed)? {
         return already_running(context);
     }
     let mut record = Swept::load();
@@ -89,62 +82,91 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, Stri
     if let Err(why) = judge.look_for_privileged_groups(!dry_run) {
         log.write(Level::Error, why);
     }
-    let grace = config.sessions.grace.0.min(GRACE_MAX);
-    let efforts: &[Effort] = if dry_run { &[Effort::Thorough] } else { &[Effort::Quick, Effort::Thorough] };
-    let mut swept = Ended::default();
-    for effort in efforts {
-        let judged =
-            registry.sessions().map_err(failed).and_then(|open| judge.judge(&registry, open, *effort));
-        let found = judged.inspect_err(|_| {
+    let ended =
+        judge_and_end(context, config, &registry, &mut judge, dry_run, &mut log).inspect_err(|_| {
             if !dry_run {
                 record.fail();
             }
         })?;
-        swept.forget_what_is_tried_again(&found);
-        if !dry_run {
-            swept.outcomes.extend(end(context, &found, &registry, *effort, grace, &mut log));
+    record.last_asked = judge.last_asked;
+    tell_what_may_go_on(&judge, &ended.withdrawals, dry_run, &mut log);
+    let unanswered = without_answer(&judge);
+    let nobody = unanswered.map_or_else(|| NOBODY.to_owned(), |why| format!("{NOBODY}; {why}"));
+    let outcomes = (!dry_run).then_some(ended.outcomes.as_slice());
+    report(context, &ended.withdrawals, outcomes, &nobody);
+    if dry_run {
+        return Ok(true);
+    }
+    Ok(finish(record, &mut judge, &ended, &mut log))
+}
+
+fn registry_failed(error: std::io::Error) -> String {
+    format!("{}: {error}", paths::SESSIONS)
+}
+
+/// What a sweep does where `sessions.sweep` is off: logins that are over are of no use then.
+fn forget_logins(context: &Context, registry: &SessionRegistry, dry_run: bool) -> Result<bool, String> {
+    if !dry_run {
+        for session in registry.left().map_err(registry_failed)? {
+            let _ = registry.remove(session.process());
         }
-        swept.withdrawals.extend(found);
+    }
+    context.output.show(&json!({ "ended": [] }), "sessions.sweep is \"off\"");
+    Ok(true)
+}
+
+/// Finds out what is to end, and ends it: quickly first, and thoroughly where processes could not be read in time.
+fn judge_and_end(
+    context: &Context,
+    config: &Config,
+    registry: &SessionRegistry,
+    judge: &mut Judge<'_>,
+    dry_run: bool,
+    log: &mut Log,
+) -> Result<Ended, String> {
+    let grace = config.sessions.grace.0.min(GRACE_MAX);
+    let efforts: &[Effort] = if dry_run { &[Effort::Thorough] } else { &[Effort::Quick, Effort::Thorough] };
+    let mut ended = Ended::default();
+    for effort in efforts {
+        let open = registry.sessions().map_err(registry_failed)?;
+        let found = judge.judge(registry, open, *effort)?;
+        ended.forget_what_is_tried_again(&found);
+        if !dry_run {
+            ended.outcomes.extend(end(context, &found, registry, *effort, grace, log));
+        }
+        ended.withdrawals.extend(found);
         // Nobody else waits any more for those who make reading slow.
         if judge.unread == 0 {
             break;
         }
     }
-    let Ended { withdrawals, outcomes } = swept;
-    record.last_asked = judge.last_asked;
-    tell_what_may_go_on(&judge, &withdrawals, dry_run, &mut log);
-    let unknown = std::mem::take(&mut judge.unknown);
-    let unanswered = without_answer(&judge);
-    let nobody = unanswered.map_or_else(|| NOBODY.to_owned(), |why| format!("{NOBODY}; {why}"));
-    if dry_run {
-        report(context, &withdrawals, None, &nobody);
-        return Ok(true);
-    }
-    report(context, &withdrawals, Some(&outcomes), &nobody);
+    Ok(ended)
+}
+
+/// Writes down what a sweep did. Returns whether all that was to end has ended, and in time.
+fn finish(mut record: Swept, judge: &mut Judge<'_>, ended: &Ended, log: &mut Log) -> bool {
+    let Ended { withdrawals, outcomes } = ended;
     // What is not known to be a withdrawn user's may go on.
-    let untold = untold(&withdrawals);
+    let untold = untold(withdrawals);
     for why in &untold {
         log.write(Level::Error, why);
     }
     let is_unanswered =
         withdrawals.iter().any(|withdrawal| withdrawal.whole_user) && lookup::was_unanswered();
     let complete = untold.is_empty() && !is_unanswered && outcomes.iter().all(Outcome::is_complete);
+    let pairs = withdrawals.iter().zip(outcomes);
     let took = record.finish(
-        withdrawals
-            .iter()
-            .zip(&outcomes)
-            .filter(|(withdrawal, outcome)| withdrawal.had_something_to_end(outcome))
-            .count(),
+        pairs.filter(|(withdrawal, outcome)| withdrawal.had_something_to_end(outcome)).count(),
         outcomes.iter().filter(|outcome| !outcome.is_complete()).count()
             + untold.len().max(is_unanswered.into()),
-        unknown.into_iter().collect(),
+        std::mem::take(&mut judge.unknown).into_iter().collect(),
     );
     if took > swept::INTERVAL {
         let took = took.as_secs();
         log.write(Level::Error, format!("a sweep took {took} s, longer than the minute between two"));
-        return Ok(false);
+        return false;
     }
-    Ok(complete)
+    complete
 }
 
 /// What a sweep has ended; while it only says what it would end, nothing has an outcome.

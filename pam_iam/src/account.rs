@@ -13,9 +13,13 @@ use pam_iam_core::wire::{Decision, Policy};
 
 use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::given;
+use crate::given::{self, Withdrawn};
 use crate::sudoer::{Invoker, NssGroups, refused_for};
 use crate::target::TargetAccount;
+
+/// What a user is told who is in a group that only an administrator can take away.
+const ASK_ABOUT_GROUP: &str =
+    "your name is in a group that IAM does not give you and that may mean root; ask an administrator.";
 
 /// What the user is told when nobody can tell whether they may.
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
@@ -109,7 +113,7 @@ struct Held {
     message: String,
 }
 
-/// Returns a group that a managed user holds, that IAM does not give, and that may mean root.
+/// Returns a group that a user holds, that IAM does not give, and that may mean root.
 ///
 /// # Errors
 /// Returns an error if there may be one and the resolver does not tell.
@@ -119,16 +123,17 @@ fn held_without_right(
     policy: Policy,
     decision: &Decision,
 ) -> Result<Option<Held>, String> {
-    if account.account_kind != AccountKind::Managed || !decision.allow {
+    if !decision.allow {
         return Ok(None);
     }
     let user = &account.name;
-    if let Some(found) = given::elsewhere(application, account)? {
+    if account.account_kind == AccountKind::Managed
+        && let Some(found) = given::elsewhere(application, account)?
+    {
         return Ok(Some(Held {
             reason: "name-claimed",
             why: format!("{}; the group means root, so {user} is refused", found.advice(user)),
-            message: "your name is in a group that IAM does not give you and that means root; ask an administrator."
-                .to_owned(),
+            message: ASK_ABOUT_GROUP.to_owned(),
             group: found.group,
         }));
     }
@@ -136,13 +141,21 @@ fn held_without_right(
         Policy::Sudo => given::withdrawn(application, account)?,
         Policy::Login => None,
     };
-    Ok(withdrawn.map(|group| Held {
-        reason: "group-withdrawn",
-        why: format!(
-            "{user} has the group {group} from before IAM withdrew it, and a rule of sudo's may go by it"
-        ),
-        message: format!("you have the group {group} no longer; log in again to use sudo."),
-        group,
+    Ok(withdrawn.map(|Withdrawn { group, is_listed, .. }| match is_listed {
+        true => Held {
+            reason: "group-withdrawn",
+            why: format!(
+                "/etc/group has {user} in the group {group}, which iam-importer wrote and IAM no longer gives: gpasswd -d {user} {group}"
+            ),
+            message: ASK_ABOUT_GROUP.to_owned(),
+            group,
+        },
+        false => Held {
+            reason: "group-withdrawn",
+            why: format!("{user} has the group {group} from before IAM withdrew it, and a rule of sudo's may go by it"),
+            message: format!("you have the group {group} no longer; log in again to use sudo."),
+            group,
+        },
     }))
 }
 

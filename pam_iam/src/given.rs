@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use pam_iam_core::account_kind::AccountKind;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Gid;
 use pam_iam_core::importer_record::ImporterRecord;
@@ -41,8 +42,17 @@ pub fn elsewhere(
 ///
 /// # Errors
 /// Returns an error if there is a mapped group and the resolver does not tell whether IAM gives it.
-pub fn withdrawn(application: &impl Application, account: &TargetAccount) -> Result<Option<String>, String> {
-    let held = [application.process_gids(), application.gids_of(&account.name, account.gid)].concat();
+pub fn withdrawn(
+    application: &impl Application,
+    account: &TargetAccount,
+) -> Result<Option<Withdrawn>, String> {
+    let (process_gids, account_gids) =
+        (application.process_gids(), application.gids_of(&account.name, account.gid));
+    let held = match account.account_kind {
+        // The importer keeps the groups of an adopted account in /etc/group, and IAM is not asked about them.
+        AccountKind::Adopted => process_gids.into_iter().filter(|gid| !account_gids.contains(gid)).collect(),
+        _ => [process_gids, account_gids].concat(),
+    };
     let host = Host {
         local: local::groups(Path::new(paths::GROUP)).unwrap_or_default(),
         importer: ImporterRecord::load(Path::new("/")),
@@ -52,8 +62,21 @@ pub fn withdrawn(application: &impl Application, account: &TargetAccount) -> Res
     if mapped.is_empty() {
         return Ok(None);
     }
-    let given = by_iam(account)?;
-    Ok(mapped.into_iter().find(|(gid, _)| !given.contains(gid)).map(|(_, name)| name))
+    let given = match account.account_kind {
+        AccountKind::Adopted => Vec::new(),
+        _ => by_iam(account)?,
+    };
+    Ok(mapped.into_iter().find(|withdrawn| !given.contains(&withdrawn.gid)))
+}
+
+/// A mapped group that a user holds and IAM does not give.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Withdrawn {
+    gid: Gid,
+    /// The name of the group, or its number if no file has a name for it.
+    pub group: String,
+    /// Whether an earlier import lists the user in /etc/group, so that a new session has the group too.
+    pub is_listed: bool,
 }
 
 /// Returns the groups that IAM gives the user.
@@ -71,8 +94,8 @@ struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// Returns those of `held` that only IAM gives the user `name`, whose primary group is `own`, each with a name to show.
-    fn mapped(&self, name: &str, own: Gid, held: &[Gid]) -> Vec<(Gid, String)> {
+    /// Returns those of `held` that only IAM gives the user `name`, whose primary group is `own`.
+    fn mapped(&self, name: &str, own: Gid, held: &[Gid]) -> Vec<Withdrawn> {
         let is_target = |group: &Group| {
             let mut targets = self.config.into_iter().flat_map(|config| config.groups.values());
             targets.any(|target| target.group.as_str() == group.name)
@@ -80,11 +103,18 @@ impl Host<'_> {
         let others = held.iter().filter(|gid| ![own, Gid::IAM_USERS, Gid::IAM_SUDO].contains(gid));
         let mapped = others.filter_map(|gid| match self.local.iter().find(|group| group.gid == *gid) {
             // A group of which no file knows, and of our range, is one of ours.
-            None => gid.is_managed().then(|| (*gid, gid.to_string())),
+            None => {
+                gid.is_managed().then(|| Withdrawn { gid: *gid, group: gid.to_string(), is_listed: false })
+            }
             Some(group) => {
                 let is_imported = self.importer.sets_members_of(&group.name);
-                let is_admins_word = group.members.iter().any(|member| member == name) && !is_imported;
-                ((is_imported || is_target(group)) && !is_admins_word).then(|| (*gid, group.name.clone()))
+                let is_listed = group.members.iter().any(|member| member == name);
+                let is_admins_word = is_listed && !is_imported;
+                ((is_imported || is_target(group)) && !is_admins_word).then(|| Withdrawn {
+                    gid: *gid,
+                    group: group.name.clone(),
+                    is_listed,
+                })
             }
         });
         mapped.collect()
@@ -115,11 +145,12 @@ mod tests {
         let first = pam_iam_core::id::FIRST;
         let held = [700, 701, 702, 703, 800, first, first + 1].map(Gid);
         let mapped = |name| -> Vec<String> {
-            host.mapped(name, Gid(first), &held).into_iter().map(|(_, name)| name).collect()
+            host.mapped(name, Gid(first), &held).into_iter().map(|withdrawn| withdrawn.group).collect()
         };
         let of_ours = (first + 1).to_string();
         assert_eq!(mapped("carol"), ["ssh-ops", "imported", &of_ours]);
         assert_eq!(mapped("alice"), ["ssh-admins", "ssh-ops", "imported", &of_ours]);
+        assert!(host.mapped("carol", Gid(first), &[Gid(702)]).iter().all(|found| found.is_listed));
         assert!(host.mapped("alice", Gid(first), &[Gid::IAM_SUDO, Gid::IAM_USERS, Gid(first)]).is_empty());
     }
 }

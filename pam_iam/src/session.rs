@@ -52,28 +52,7 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
         return Outcome::SessionFailed;
     }
     let opened = opened_by(application, &account, config);
-    let outcome = if opened.keys.is_empty()
-        && is_ssh_of_managed(application, &account, arguments)
-        && config.sessions.without_key == Unregistered::Refuse
-    {
-        application.message(&format!("{}: log in with one of your keys in IAM.", account.name));
-        let event = Event::new("session").with("user", &account.name).with("origin", "none");
-        application
-            .audit(Severity::Warning, &event.with("service", application.service()).with("result", "deny"));
-        Outcome::SessionFailed
-    } else if is_refused(&account, config, opened.origin) {
-        let what = match opened.by_certificate {
-            true => "a certificate opens no account of an IAM user; log in with a key that is active in IAM",
-            false => "this key is not one of your active keys in IAM",
-        };
-        application.message(&format!("{}: {what}.", account.name));
-        Outcome::SessionFailed
-    } else if account.account_kind != AccountKind::Managed {
-        // Its home, and the keys in it, are the business of whoever made the account.
-        Outcome::Success
-    } else {
-        make_home(application, &account, config)
-    };
+    let outcome = admit(application, &account, config, &opened, arguments);
     if outcome == Outcome::Success
         && let Err(error) = registry(application, &account, opened)
     {
@@ -93,6 +72,39 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
         }
     }
     outcome
+}
+
+/// Refuses a session by what opened it, or else makes the home directory.
+fn admit(
+    application: &mut impl Application,
+    account: &TargetAccount,
+    config: &Config,
+    opened: &Opened,
+    arguments: &Arguments,
+) -> Outcome {
+    if opened.keys.is_empty()
+        && is_ssh_of_managed(application, account, arguments)
+        && config.sessions.without_key == Unregistered::Refuse
+    {
+        application.message(&format!("{}: log in with one of your keys in IAM.", account.name));
+        let event = Event::new("session").with("user", &account.name).with("origin", "none");
+        application
+            .audit(Severity::Warning, &event.with("service", application.service()).with("result", "deny"));
+        return Outcome::SessionFailed;
+    }
+    if is_refused(account, config, opened.origin) {
+        let what = match opened.by_certificate {
+            true => "a certificate opens no account of an IAM user; log in with a key that is active in IAM",
+            false => "this key is not one of your active keys in IAM",
+        };
+        application.message(&format!("{}: {what}.", account.name));
+        return Outcome::SessionFailed;
+    }
+    match account.account_kind {
+        AccountKind::Managed => make_home(application, account, config),
+        // Its home, and the keys in it, are the business of whoever made the account.
+        AccountKind::Adopted | AccountKind::Shared | AccountKind::Local => Outcome::Success,
+    }
 }
 
 /// The body of `pam_sm_close_session`.

@@ -65,7 +65,7 @@ fn left_by_importer(nsswitch: &str) -> Vec<Finding> {
     if !asks_us(nsswitch, "passwd") || is_at_work {
         return Vec::new();
     }
-    let left = ImporterRecord::load(Path::new("/")).managed_members(Path::new("/"));
+    let left = ImporterRecord::load(Path::new("/")).members(Path::new("/"));
     let finding = |(group, name): (String, String)| {
         Finding::warning(
             "groups",

@@ -21,108 +21,144 @@ pub struct Plan {
     pub kept: Vec<&'static str>,
 }
 
-/// What is to be changed under `root`, where it is not so already. `before` is what was changed earlier.
+/// Returns what is to be changed under `root`, where it is not so already. `before` is what was changed earlier.
+///
+/// # Errors
+/// Returns an error, and nothing is changed, if a file is missing or our line cannot be put in force in it.
 pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Plan, String> {
-    let mut changes = Vec::new();
+    let mut changes = Changes { root, changes: Vec::new() };
     let mut kept = Vec::new();
-    // An administrator's own rule, or an older one of ours?
-    let is_edited = |path: &str, shipped: &str| -> Result<bool, String> {
-        let Some(now) = read(root, path)? else { return Ok(false) };
-        let known = before.is_some_and(|record| {
-            record.changes.iter().any(|change| change.path == Path::new(path) && change.after == now)
-        });
-        Ok(now != shipped && !known)
-    };
-    let mut add = |path: &str, after: &dyn Fn(&str) -> Result<String, String>, new: Option<u32>| {
-        let before = read(root, path)?;
+    if options.accounts == Accounts::Nss {
+        changes.add(NSSWITCH, &nsswitch_with_us, None)?;
+    }
+    for (service, text) in stacks_with_us(root, options.with_su)? {
+        changes.add(&path_of(service), &|_| Ok(text.clone()), Some(0o644))?;
+    }
+    // sshd's last, since from then on it asks.
+    for (path, name, mode) in [(SUDOERS, SHIPPED_SUDOERS, 0o440), (SSHD_DROP_IN, SHIPPED_SSHD, 0o644)] {
+        let text = shipped(root, name)?;
+        // Without its folder there is no sudo here.
+        if path == SUDOERS && !has_folder(root, path) {
+            continue;
+        }
+        if is_edited(root, path, &text, before)? {
+            kept.push(path);
+            continue;
+        }
+        changes.add(path, &|_| Ok(text.clone()), Some(mode))?;
+    }
+    Ok(Plan { changes: changes.changes, kept })
+}
+
+/// The changes to files under `root`.
+struct Changes<'a> {
+    root: &'a Path,
+    changes: Vec<Change>,
+}
+
+impl Changes<'_> {
+    /// Adds what `after` makes of the text of a file, if that is another text. `new` is the mode of a file that may be missing.
+    fn add(
+        &mut self,
+        path: &str,
+        after: &dyn Fn(&str) -> Result<String, String>,
+        new: Option<u32>,
+    ) -> Result<(), String> {
+        let before = read(self.root, path)?;
         if before.is_none() && new.is_none() {
             return Err(format!("{path} is missing"));
         }
         let after = after(before.as_deref().unwrap_or_default())?;
         if before.as_deref() != Some(&after) {
-            changes.push(Change { path: path.into(), before, after, mode: new.unwrap_or(0o644) });
+            self.changes.push(Change { path: path.into(), before, after, mode: new.unwrap_or(0o644) });
         }
         Ok(())
-    };
-    let shipped = |name: &str| {
-        let path = format!("{}/{name}", paths::SHARE);
-        read(root, &path)?.ok_or_else(|| format!("{path} is missing: is the package installed?"))
-    };
-    if options.accounts == Accounts::Nss {
-        let with_us = |text: &str| {
-            let with = nsswitch::with_us(text);
-            let is_missing = |database: &&&str| !nsswitch::asks_us(&with, database);
-            match ["passwd", "group"].iter().find(is_missing) {
-                None => Ok(with),
-                Some(database) => Err(format!(
-                    "the line {database}: of {NSSWITCH} ends a lookup before it comes to the local files: put files first, and run it again"
-                )),
-            }
-        };
-        add(NSSWITCH, &with_us, None)?;
     }
+}
+
+/// Whether a file of ours was edited: it is neither as shipped now nor as an older package of ours put it there.
+fn is_edited(root: &Path, path: &str, shipped: &str, before: Option<&Record>) -> Result<bool, String> {
+    let Some(now) = read(root, path)? else { return Ok(false) };
+    let known = before.is_some_and(|record| {
+        record.changes.iter().any(|change| change.path == Path::new(path) && change.after == now)
+    });
+    Ok(now != shipped && !known)
+}
+
+/// Returns a file of our share.
+fn shipped(root: &Path, name: &str) -> Result<String, String> {
+    let path = format!("{}/{name}", paths::SHARE);
+    read(root, &path)?.ok_or_else(|| format!("{path} is missing: is the package installed?"))
+}
+
+fn nsswitch_with_us(text: &str) -> Result<String, String> {
+    let with = nsswitch::with_us(text);
+    let is_missing = |database: &&&str| !nsswitch::asks_us(&with, database);
+    match ["passwd", "group"].iter().find(is_missing) {
+        None => Ok(with),
+        Some(database) => Err(format!(
+            "the line {database}: of {NSSWITCH} ends a lookup before it comes to the local files: put files first, and run it again"
+        )),
+    }
+}
+
+/// Returns the stacks that are to have our lines, each with its new text.
+fn stacks_with_us(root: &Path, with_su: bool) -> Result<Vec<(&'static str, String)>, String> {
     // What is planned counts when a later stack includes it.
     let mut planned: Vec<(&str, String)> = Vec::new();
-    let becoming = if options.with_su { pam::BECOMING.as_slice() } else { &[] };
+    let becoming = if with_su { pam::BECOMING.as_slice() } else { &[] };
     for service in pam::SERVICES.iter().chain(becoming) {
         let stack_of = |name: &str| match planned.iter().find(|(known, _)| *known == name) {
             Some((_, text)) => Some(text.clone()),
             None => pam::stack(root, name).ok().flatten(),
         };
-        let path = path_of(service.name);
         pam::stack(root, service.name)?;
-        let Some(text) = stack_of(service.name).or_else(|| {
-            // PAM would take the stack `other`, which does not ask us: sudo's own stands for both.
-            let is_needed = service.role == Role::Sudo && at(root, SUDO).exists();
-            is_needed.then(|| stack_of("sudo")).flatten()
-        }) else {
-            if service.role == Role::Login || service.role == Role::Sudo && at(root, SUDO).exists() {
-                return Err(format!("{path} is missing: install the package that it is from again"));
-            }
-            continue;
-        };
-        if let Some(phase) =
-            service.phases.iter().find(|phase| !pam_stack::has_entries(&text, **phase, &stack_of))
-        {
-            if ![Role::Login, Role::Sudo].contains(&service.role) {
-                continue;
-            }
-            return Err(format!(
-                "{path} has no entry of the phase {phase:?}, so PAM takes those of the service other; write them down there first"
-            ));
-        }
-        let ours = shipped(&format!("pam.d/{}/{}", pam::family(&text), service.lines))?;
-        let with_ours = service.phases.iter().fold(text.clone(), |text, phase| {
-            let Some(line) = pam_stack::line_of(&ours, *phase) else { return text };
-            pam_stack::with_line(&text, line, *phase, &stack_of, &|arguments| service.are_ours(arguments))
-        });
-        if matches!(service.role, Role::Login | Role::Sudo) {
-            is_in_force(service, &with_ours, &stack_of)?;
-        }
-        if with_ours != text || stack_of(service.name).is_none() {
-            match planned.iter_mut().find(|(known, _)| *known == service.name) {
-                Some((_, planned)) => *planned = with_ours,
-                None => planned.push((service.name, with_ours)),
-            }
+        let Some(text) = stack_with_us(root, service, &stack_of)? else { continue };
+        match planned.iter_mut().find(|(known, _)| *known == service.name) {
+            Some((_, planned)) => *planned = text,
+            None => planned.push((service.name, text)),
         }
     }
-    for (service, text) in planned {
-        add(&path_of(service), &|_| Ok(text.clone()), Some(0o644))?;
-    }
-    // sshd's last, since from then on it asks.
-    for (path, name, mode) in [(SUDOERS, SHIPPED_SUDOERS, 0o440), (SSHD_DROP_IN, SHIPPED_SSHD, 0o644)] {
-        let text = shipped(name)?;
-        // Without its folder there is no sudo here.
-        if path == SUDOERS && !has_folder(root, path) {
-            continue;
+    Ok(planned)
+}
+
+/// Returns the stack of a service with our lines, or None if it is to stay as it is.
+fn stack_with_us(
+    root: &Path,
+    service: &pam::Service,
+    stack_of: pam_stack::Stacks<'_>,
+) -> Result<Option<String>, String> {
+    let path = path_of(service.name);
+    let needs_us = matches!(service.role, Role::Login | Role::Sudo);
+    let has_sudo = at(root, SUDO).exists();
+    let own = stack_of(service.name);
+    let is_new = own.is_none();
+    // PAM would take the stack `other` for sudo -i, which does not ask us: sudo's own stands for both.
+    let Some(text) = own.or_else(|| stack_of("sudo").filter(|_| service.role == Role::Sudo && has_sudo))
+    else {
+        if service.role == Role::Login || service.role == Role::Sudo && has_sudo {
+            return Err(format!("{path} is missing: install the package that it is from again"));
         }
-        if is_edited(path, &text)? {
-            kept.push(path);
-            continue;
+        return Ok(None);
+    };
+    if let Some(phase) = service.phases.iter().find(|phase| !pam_stack::has_entries(&text, **phase, stack_of))
+    {
+        if !needs_us {
+            return Ok(None);
         }
-        add(path, &|_| Ok(text.clone()), Some(mode))?;
+        return Err(format!(
+            "{path} has no entry of the phase {phase:?}, so PAM takes those of the service other; write them down there first"
+        ));
     }
-    Ok(Plan { changes, kept })
+    let ours = shipped(root, &format!("pam.d/{}/{}", pam::family(&text), service.lines))?;
+    let with_us = service.phases.iter().fold(text.clone(), |text, phase| {
+        let Some(line) = pam_stack::line_of(&ours, *phase) else { return text };
+        pam_stack::with_line(&text, line, *phase, stack_of, &|arguments| service.are_ours(arguments))
+    });
+    if needs_us {
+        is_in_force(service, &with_us, stack_of)?;
+    }
+    Ok((with_us != text || is_new).then_some(with_us))
 }
 
 /// Checks that our module is always asked, and heeded.

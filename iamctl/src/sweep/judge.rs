@@ -12,10 +12,9 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::paths;
 use pam_iam_core::process::Process;
-use pam_iam_core::registry::{Origin, Session, SessionRegistry};
-use pam_iam_core::resolver::Queries;
+use pam_iam_core::registry::{Session, SessionRegistry};
 use pam_iam_core::served::Served;
-use pam_iam_core::wire::{Answer, Policy, Reason};
+use pam_iam_core::wire::Answer;
 use pam_iam_sessions::owner::{Owned, Owner, SessionMarks};
 use pam_iam_sessions::table::{Effort, Table};
 use pam_iam_sessions::{logind, managed};
@@ -26,8 +25,10 @@ use crate::privileged::Privileged;
 
 mod asked;
 mod left;
+mod verdict;
 
 use asked::Owning;
+use verdict::Verdict;
 
 /// How long the resolver is asked about open sessions: each whose turn does not come goes on until the next sweep, where those
 /// that were confirmed longest ago come first.
@@ -38,18 +39,6 @@ const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
 
 /// However short `freshness.offline` is, one hiccup ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
-
-/// What IAM says about a session.
-enum Verdict {
-    /// It may go on, said IAM so long ago.
-    GoesOn(Duration),
-    /// The user may no longer log in.
-    UserWithdrawn(Reason),
-    /// What it was opened with, or given, is withdrawn: its key, or a privileged group.
-    SessionWithdrawn(Cause),
-    /// Nobody can tell.
-    Unknown,
-}
 
 /// What becomes of an open session. `is_confirmed` says whether IAM lets its user in.
 enum Fate {
@@ -329,69 +318,6 @@ impl<'a> Judge<'a> {
     fn lost(&self, name: &LinuxName, held: &BTreeSet<Gid>) -> BTreeSet<Gid> {
         let Some(privileged) = &self.privileged else { return BTreeSet::new() };
         privileged.lost(name, held, self)
-    }
-
-    fn verdict(&self, session: &Session, account_kind: AccountKind, registry: &SessionRegistry) -> Verdict {
-        let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
-        // An account that is no longer adopted or shared is the host's own, and so are its other sessions.
-        if account_kind == AccountKind::Local {
-            return match session.origin {
-                Origin::Iam => Verdict::SessionWithdrawn(Cause::KeyWithdrawn),
-                _ => Verdict::GoesOn(Duration::ZERO),
-            };
-        }
-        // Nobody could tell whose key it was. If it is not a member's now, it is taken for the host's own.
-        if account_kind == AccountKind::Shared && session.origin != Origin::Iam {
-            let members =
-                |key: &String| self.keys(&name, session.uid, Some(key)).is_ok_and(|keys| !keys.is_empty());
-            if session.keys.iter().any(members) {
-                let _ = registry.insert(&Session { origin: Origin::Iam, ..session.clone() });
-            }
-            return Verdict::GoesOn(Duration::ZERO);
-        }
-        let age = match self.login(&name, session.uid) {
-            Verdict::GoesOn(age) => age,
-            verdict => return verdict,
-        };
-        // What a shared account or a local one has is the host's.
-        let held = session.groups.iter().copied().collect();
-        if account_kind == AccountKind::Managed && !self.lost(&name, &held).is_empty() {
-            return Verdict::SessionWithdrawn(Cause::GroupWithdrawn);
-        }
-        // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
-        let elsewhere = session.origin != Origin::Iam
-            && (self.config.keys.others_open_managed_accounts() || account_kind == AccountKind::Adopted);
-        // Of a shared account nothing but the key tells whose session it is.
-        let by_key = self.config.sessions.sweep == Sweep::Key || account_kind == AccountKind::Shared;
-        if !by_key || elsewhere {
-            return Verdict::GoesOn(age);
-        }
-        for key in &session.keys {
-            match self.keys(&name, session.uid, Some(key)) {
-                Ok(keys) if keys.is_empty() => {
-                    let foreign = session.origin == Origin::Foreign;
-                    return Verdict::SessionWithdrawn(if foreign {
-                        Cause::ForeignKey
-                    } else {
-                        Cause::KeyWithdrawn
-                    });
-                }
-                Ok(_) => {}
-                Err(_) => return Verdict::Unknown,
-            }
-        }
-        Verdict::GoesOn(age)
-    }
-
-    /// Whether a user may still log in.
-    fn login(&self, name: &LinuxName, uid: Uid) -> Verdict {
-        match self.decide(name, uid, Policy::Login) {
-            Ok(decision) if decision.allow => Verdict::GoesOn(Duration::from_secs(decision.age)),
-            // Whoever takes a permission from this host's role is not to end every session with it.
-            Ok(decision) if decision.reason == Reason::Denied => Verdict::Unknown,
-            Ok(decision) => Verdict::UserWithdrawn(decision.reason),
-            Err(_) => Verdict::Unknown,
-        }
     }
 
     /// All processes of a managed user who has no session and may not log in.
