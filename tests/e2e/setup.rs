@@ -149,7 +149,9 @@ fn a_box_ends_with_its_command_and_leaves_nothing_behind() {
 
 #[test]
 fn every_test_that_the_threat_model_names_is_there() {
-    let text = std::fs::read_to_string(repository().join("docs/threat-model.md")).expect("the threat model");
+    let text = ["docs/threat-model.md", "CONTRIBUTING.md"]
+        .map(|name| std::fs::read_to_string(repository().join(name)).expect("a document"))
+        .concat();
     let mut sources = String::new();
     let mut folders = vec![repository()];
     while let Some(folder) = folders.pop() {
