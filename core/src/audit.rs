@@ -20,7 +20,7 @@ pub const EVENTS: &[(&str, &[&str])] = &[
     ("login", DECISION),
     ("sudo", DECISION),
     ("session", &["user", "iam_name", "key", "origin", "service", "rhost", "result", "error"]),
-    ("home", &["user", "path", "result", "aside", "error"]),
+    ("home", &["user", "path", "result", "moved_to", "error"]),
     ("keys", &["user", "result", "error"]),
     ("also-run", &["command", "error"]),
     ("panic", &["entry", "result"]),
@@ -31,9 +31,9 @@ pub const EVENTS: &[(&str, &[&str])] = &[
     (
         "import",
         &[
-            "action", "user", "users", "uid", "was", "group", "gid", "gecos", "shell", "home", "iam_name",
-            "reason", "result", "accounts", "created", "changed", "unlocked", "locked", "removed", "refused",
-            "error",
+            "action", "user", "users", "uid", "old_name", "group", "gid", "gecos", "shell", "home",
+            "iam_name", "reason", "result", "accounts", "created", "changed", "unlocked", "locked",
+            "removed", "refused", "error",
         ],
     ),
 ];

@@ -81,7 +81,7 @@ impl From<Errno> for ClientError {
 /// Asks the resolver that listens on `socket`.
 ///
 /// # Errors
-/// Any of [`ClientError`].
+/// Returns an error if nothing listens, another user listens, or no answer comes in time.
 pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, ClientError> {
     ask_on_behalf(socket, request, Behalf::default(), deadline)
 }
@@ -98,7 +98,7 @@ pub struct Behalf {
 /// Asks the resolver that listens on `socket`, on behalf of somebody else.
 ///
 /// # Errors
-/// Any of [`ClientError`].
+/// Returns an error if nothing listens, another user listens, or no answer comes in time.
 pub fn ask_on_behalf(
     socket: &Path,
     request: &Request,
@@ -140,7 +140,7 @@ fn is_broken_off(error: &io::Error) -> bool {
 /// Sends a request over `connection` and receives its answer.
 ///
 /// # Errors
-/// Any of [`ClientError`] but the first two.
+/// Returns an error if the exchange fails, does not end in time, or brings no answer.
 pub fn exchange(
     connection: BorrowedFd<'_>,
     request: &Request,

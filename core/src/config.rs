@@ -126,7 +126,7 @@ pub struct Accounts {
     pub adopt: Vec<LinuxName>,
     /// The local group whose members are adopted too; none if empty.
     pub adopt_group: String,
-    /// uids that the operator assigns, by the immutable ids of the users: for users whose computed uids meet. The same on every
+    /// uids that the operator assigns, by the immutable ids of the users: for users whose computed uids meet; to be equal on every
     /// host.
     #[serde(deserialize_with = "parse::assigned_uids")]
     pub uids: BTreeMap<String, Uid>,
@@ -199,7 +199,7 @@ pub struct Keys {
 pub enum AlsoRunFor {
     /// Those that this host has itself: local, adopted and shared ones.
     Local,
-    /// Those of IAM users too. A key that IAM does not have then opens them.
+    /// Also to open managed accounts. A key that IAM does not have then opens them.
     All,
 }
 
@@ -267,7 +267,7 @@ pub struct Freshness {
     pub roster: ConfigDuration,
     /// How long a last answer serves logins while IAM cannot be reached.
     pub offline: ConfigDuration,
-    /// The same for sudo.
+    /// How long an answer serves for sudo while IAM cannot be reached.
     pub offline_sudo: ConfigDuration,
     /// IAM look-ups a minute of names that are not on the roster.
     pub unknown_per_minute: u32,
@@ -378,7 +378,7 @@ impl Access {
 }
 
 impl Allowed {
-    /// The groups that are named, if any. Those of a tag are not known here.
+    /// Returns the groups that are named. Which groups an instance tag names is not known here.
     pub fn groups(&self) -> &[IamName] {
         match self {
             Self::Groups(groups) => groups,

@@ -51,7 +51,7 @@ pub fn gids_of(groups: &[Group], names: &[&'static str]) -> BTreeMap<Gid, &'stat
 /// The account called `name` in the passwd(5) file `path`.
 ///
 /// # Errors
-/// Those of reading the file.
+/// Returns an error if the file cannot be read.
 pub fn account_by_name(path: &Path, name: &str) -> io::Result<Option<Account>> {
     find(path, account, |account| account.name == name)
 }
@@ -59,7 +59,7 @@ pub fn account_by_name(path: &Path, name: &str) -> io::Result<Option<Account>> {
 /// The account with `uid` in the passwd(5) file `path`.
 ///
 /// # Errors
-/// Those of reading the file.
+/// Returns an error if the file cannot be read.
 pub fn account_by_uid(path: &Path, uid: Uid) -> io::Result<Option<Account>> {
     find(path, account, |account| account.uid == uid)
 }
@@ -67,7 +67,7 @@ pub fn account_by_uid(path: &Path, uid: Uid) -> io::Result<Option<Account>> {
 /// The group called `name` in the group(5) file `path`.
 ///
 /// # Errors
-/// Those of reading the file.
+/// Returns an error if the file cannot be read.
 pub fn group_by_name(path: &Path, name: &str) -> io::Result<Option<Group>> {
     find(path, group, |group| group.name == name)
 }
@@ -96,7 +96,7 @@ pub fn subordinate(path: &Path) -> Vec<Subordinate> {
 /// All accounts of the passwd(5) file `path`.
 ///
 /// # Errors
-/// Those of reading the file.
+/// Returns an error if the file cannot be read.
 pub fn accounts(path: &Path) -> io::Result<Vec<Account>> {
     entries(path, account)?.collect()
 }
@@ -104,7 +104,7 @@ pub fn accounts(path: &Path) -> io::Result<Vec<Account>> {
 /// All groups of the group(5) file `path`.
 ///
 /// # Errors
-/// Those of reading the file.
+/// Returns an error if the file cannot be read.
 pub fn groups(path: &Path) -> io::Result<Vec<Group>> {
     entries(path, group)?.collect()
 }

@@ -51,7 +51,7 @@ impl Default for Once {
 /// Asks a resolver that is started for this question alone.
 ///
 /// # Errors
-/// Any of [`ClientError`] but those of the socket.
+/// Returns an error if the process cannot be started, does not answer in time, or answers nonsense.
 pub fn ask(once: &Once, request: &Request, deadline: Deadline) -> Result<Answer, ClientError> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

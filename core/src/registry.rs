@@ -129,7 +129,7 @@ impl SessionRegistry {
     /// Enters a session. One of the same process is replaced.
     ///
     /// # Errors
-    /// Those of writing the entry.
+    /// Returns an error if the entry cannot be written.
     pub fn insert(&self, session: &Session) -> io::Result<()> {
         self.write(session)?;
         self.touch(session, Duration::ZERO)
@@ -153,7 +153,7 @@ impl SessionRegistry {
     /// the sweep removes it: what forks and ends all the time may not be seen now.
     ///
     /// # Errors
-    /// Those of reading, writing or removing the entry.
+    /// Returns an error if the entry cannot be read, written or removed.
     pub fn close(&self, process: Process) -> io::Result<()> {
         match self.read(&name_of(process))? {
             Some((session, _)) if session.audit.is_some() => self.write(&Session { closed: true, ..session }),
@@ -164,7 +164,7 @@ impl SessionRegistry {
     /// Notes in how many sweeps in a row nothing was seen of what a session that is over may have left behind.
     ///
     /// # Errors
-    /// Those of writing the entry.
+    /// Returns an error if the entry cannot be written.
     pub fn note_unseen(&self, session: &Session, unseen: u32) -> io::Result<()> {
         if session.unseen == unseen {
             return Ok(());
@@ -186,7 +186,7 @@ impl SessionRegistry {
     /// Keeps a second sweep from running beside the first, until this is dropped. False if one is running.
     ///
     /// # Errors
-    /// Those of flock(2).
+    /// Returns an error if flock(2) fails.
     pub fn lock(&self) -> io::Result<bool> {
         match flock(&self.dir, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(true),
@@ -199,7 +199,7 @@ impl SessionRegistry {
     /// gone are removed, unless they may have left something behind, and so are those that make no sense.
     ///
     /// # Errors
-    /// Those of reading the directory and the entries.
+    /// Returns an error if the directory or an entry cannot be read.
     pub fn sessions(&self) -> io::Result<Vec<(Session, Duration)>> {
         let mut sessions = self.entries()?;
         sessions.retain(|(session, _)| session.is_open());
@@ -209,7 +209,7 @@ impl SessionRegistry {
     /// The sessions that are over and may have left something behind.
     ///
     /// # Errors
-    /// Those of reading the directory and the entries.
+    /// Returns an error if the directory or an entry cannot be read.
     pub fn left(&self) -> io::Result<Vec<Session>> {
         let entries = self.entries()?.into_iter().map(|(session, _)| session);
         Ok(entries.filter(|session| !session.is_open()).collect())
@@ -260,11 +260,11 @@ impl SessionRegistry {
         Ok((name_of(session.process()) == name).then_some((session, Duration::from_secs(age))))
     }
 
-    /// Notes that IAM said so long ago that the session may go on. In the entry's time of change, as the time since the
+    /// Notes that IAM let the session go on when its answer was `age` younger. In the entry's time of change, as the time since the
     /// boot: the clock of a host may jump.
     ///
     /// # Errors
-    /// Those of changing the entry.
+    /// Returns an error if the entry cannot be changed.
     pub fn touch(&self, session: &Session, age: Duration) -> io::Result<()> {
         let at = i64::try_from(since_boot().saturating_sub(age.as_secs())).unwrap_or_default();
         let at = Timespec { tv_sec: at, tv_nsec: 0 };

@@ -17,7 +17,7 @@ const LABEL: &str = "security.selinux";
 /// Writes `bytes` to `unfinished`, completely and to the disk, with the owner, mode and label of `path`.
 ///
 /// # Errors
-/// Those of reading `path` and of writing.
+/// Returns an error if `path` cannot be read or `unfinished` cannot be written.
 pub fn write_like(path: &Path, unfinished: &Path, bytes: &[u8]) -> io::Result<()> {
     let model = std::fs::metadata(path)?;
     let mut file = create(unfinished)?;
@@ -33,10 +33,10 @@ pub fn write_like(path: &Path, unfinished: &Path, bytes: &[u8]) -> io::Result<()
     file.sync_all()
 }
 
-/// The same for a file that is not there yet, with `mode`.
+/// Writes `bytes` to `unfinished`, completely and to the disk, with `mode`: for a file that is not there yet.
 ///
 /// # Errors
-/// Those of writing.
+/// Returns an error if it cannot be written.
 pub fn write_new(unfinished: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = create(unfinished)?;
     file.write_all(bytes)?;

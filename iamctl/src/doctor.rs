@@ -33,15 +33,15 @@ pub struct Finding {
     check: &'static str,
     /// `ok`, `warning` or `wrong`.
     state: State,
-    /// What is so.
-    what: String,
-    /// What to do.
-    mend: String,
+    /// What was found.
+    message: String,
+    /// What to do about it; empty if nothing.
+    fix: String,
 }
 
 impl std::fmt::Display for Finding {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}; to mend it: {}", self.what, self.mend)
+        write!(formatter, "{}; to mend it: {}", self.message, self.fix)
     }
 }
 
@@ -55,16 +55,16 @@ pub enum State {
 }
 
 impl Finding {
-    fn ok(check: &'static str, what: impl Into<String>) -> Self {
-        Self { check, state: State::Ok, what: what.into(), mend: String::new() }
+    fn ok(check: &'static str, message: impl Into<String>) -> Self {
+        Self { check, state: State::Ok, message: message.into(), fix: String::new() }
     }
 
-    fn wrong(check: &'static str, what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { check, state: State::Wrong, what: what.into(), mend: mend.into() }
+    fn wrong(check: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { check, state: State::Wrong, message: message.into(), fix: fix.into() }
     }
 
-    fn warning(check: &'static str, what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { state: State::Warning, ..Self::wrong(check, what, mend) }
+    fn warning(check: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { state: State::Warning, ..Self::wrong(check, message, fix) }
     }
 }
 
@@ -113,19 +113,19 @@ pub fn run(context: &Context) -> Result<bool, String> {
         }
     }
     let mut text = String::new();
-    for Finding { check, state, what, mend } in &findings {
+    for Finding { check, state, message, fix } in &findings {
         let (tone, word) = match state {
             State::Ok => (Tone::Good, "ok     "),
             State::Warning => (Tone::Doubtful, "warning"),
             State::Wrong => (Tone::Bad, "WRONG  "),
         };
-        let _ = writeln!(text, "{} {check}: {what}", context.output.paint(tone, word));
-        if !mend.is_empty() {
-            let _ = writeln!(text, "        -> {mend}");
+        let _ = writeln!(text, "{} {check}: {message}", context.output.paint(tone, word));
+        if !fix.is_empty() {
+            let _ = writeln!(text, "        -> {fix}");
         }
     }
     let sound = findings.iter().all(|finding| finding.state != State::Wrong);
-    context.output.show(&json!({ "sound": sound, "findings": findings }), &text);
+    context.output.show(&json!({ "ok": sound, "findings": findings }), &text);
     Ok(sound)
 }
 
@@ -211,7 +211,7 @@ fn sweep_service(config: &Config) -> Option<Finding> {
 pub fn unmanaged_sudo_members(config: &Config) -> Vec<String> {
     files::sudo_group(config)
         .into_iter()
-        .map(|finding| format!("{}: {}", finding.what, finding.mend))
+        .map(|finding| format!("{}: {}", finding.message, finding.fix))
         .collect()
 }
 

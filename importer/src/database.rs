@@ -64,7 +64,7 @@ impl Database {
     /// Takes the lock of the files in `etc`.
     ///
     /// # Errors
-    /// Any of [`DatabaseError`].
+    /// Returns an error if the files cannot be locked, read or written.
     pub fn lock(etc: &Path) -> Result<Self, DatabaseError> {
         let path = etc.join(LOCK);
         let failed = |source| DatabaseError::File { path: path.clone(), source };

@@ -63,7 +63,7 @@ pub struct Plan {
     pub waiting: Vec<(String, u32)>,
     /// Accounts that are locked, or are with this plan, whose sessions have to end.
     pub locked: Vec<Account>,
-    /// Those of them that are to be removed when that is done.
+    /// The locked accounts that are to be removed afterwards.
     pub remove: Vec<Removal>,
     /// How many of those may be removed in this run.
     pub limit: usize,

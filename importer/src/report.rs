@@ -53,7 +53,7 @@ impl Report {
         self.bar.enable_steady_tick(TICK);
     }
 
-    /// Something of so many steps begins.
+    /// Notes that something begins, with its number of steps.
     pub fn begin_steps(&self, what: &'static str, steps: usize) {
         if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}") {
             self.bar.set_style(style);
@@ -215,7 +215,7 @@ impl Change {
         match self {
             Self::Group { name, gid } => import("group").with("group", name).with("gid", gid),
             Self::Create { name, uid } => import("create").with("user", name).with("uid", uid),
-            Self::Rename { from, to } => import("rename").with("user", to).with("was", from),
+            Self::Rename { from, to } => import("rename").with("user", to).with("old_name", from),
             Self::Update { name, field, value } => import("update").with("user", name).with(field, value),
             Self::Unlock { name } => import("unlock").with("user", name),
             Self::Lock { name } => import("lock").with("user", name),

@@ -81,7 +81,7 @@ impl State {
     /// Writes the state for the next run, completely and to the disk before the old one is replaced.
     ///
     /// # Errors
-    /// Those of writing it. The old one stays.
+    /// Returns an error if it cannot be written. The old one stays.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;

@@ -302,7 +302,7 @@ fn make_home(application: &mut impl Application, account: &TargetAccount, config
         }
         Ok(Made::Aside(old)) => {
             let old = old.display().to_string();
-            application.audit(Severity::Warning, &event("made").with("aside", &old));
+            application.audit(Severity::Warning, &event("made").with("moved_to", &old));
             application.message(&format!(
                 "{}: the home directory of an earlier user was moved to {old}.",
                 account.name

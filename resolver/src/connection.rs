@@ -35,7 +35,7 @@ impl Connection {
     /// Who is at the other end.
     ///
     /// # Errors
-    /// Those of getsockopt(2).
+    /// Returns an error if getsockopt(2) fails.
     pub fn peer(&self) -> io::Result<Uid> {
         let credentials = match (&self.unwatched, &self.watched) {
             (Some(stream), _) => socket_peercred(stream)?,

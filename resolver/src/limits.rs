@@ -1,5 +1,5 @@
-//! How many calls to IAM anybody can cause: rate limits for unknown names and for revalidations, each shared by all, with a
-//! smaller one for each origin beside it.
+//! Limits on the calls to IAM that clients cause: one for unknown names and one for revalidations. All clients share them, and each
+//! origin has a smaller share.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,29 +18,29 @@ const SHARED_ACCOUNT_MAX: usize = 34;
 /// this is 15 calls a second at most. What sshd, cron and the sweep ask by themselves is not limited by it.
 pub const REVALIDATIONS_PER_MINUTE: u32 = 300;
 
-/// Of these, how many clients of sshd can cause together before anybody knows who they are. The rest is always there for the
-/// decisions about users who are in, and for sudo.
+/// The part of [`REVALIDATIONS_PER_MINUTE`] that unauthenticated clients of sshd can use together. The rest is left for decisions about
+/// users who are logged in, and for sudo.
 const REVALIDATIONS_OF_STRANGERS: u32 = 200;
 
-/// Of these, how many one origin can cause.
+/// The part of [`REVALIDATIONS_PER_MINUTE`] that one origin can use.
 const REVALIDATIONS_PER_ORIGIN: u32 = 60;
 
-/// The share of the look-ups of unknown names that one origin can cause: one guesser must not keep new users out.
+/// One origin can use the limit of unknown names divided by this: one client who guesses names must not keep new users out.
 const UNKNOWN_SHARE: u32 = 3;
 
 /// How many origins are remembered before those that have caused nothing for a minute are forgotten.
 const ORIGINS_MAX: usize = 10_000;
 
-/// Who causes a call.
+/// The client behind a request, whose limit a call to IAM counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// The host itself: a root process that nobody else's question is behind.
+    /// A root process of the host that asks for itself.
     Host,
-    /// The key command, which sshd runs for a client that nobody knows yet.
+    /// The key command, which sshd runs for an unauthenticated client.
     KeyCommand,
     /// A local user, directly or through a setuid program.
     User(Uid),
-    /// A client of sshd, by its address: all of it, or the network half of IPv6.
+    /// A client of sshd, by its IPv4 address or the network half (/64) of its IPv6 address.
     Address(u128),
 }
 

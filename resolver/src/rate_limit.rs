@@ -1,4 +1,4 @@
-//! A token bucket: so many look-ups a minute, and a burst of as many at once.
+//! A rate limit, as a token bucket: a number of lookups a minute, and a burst of as many at once.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ impl Bucket {
         Self { capacity, level: capacity, filled: Instant::now() }
     }
 
-    /// How many tokens there are.
+    /// Returns how many whole tokens there are.
     pub fn level(&mut self) -> u32 {
         self.fill();
         // At most the capacity, which was one.
         self.level as u32
     }
 
-    /// Takes so many tokens, if they are there.
+    /// Takes `tokens` tokens. Returns false, and takes none, if there are fewer.
     pub fn take(&mut self, tokens: usize) -> bool {
         self.fill();
         let wanted = f64::from(u32::try_from(tokens).unwrap_or(u32::MAX));

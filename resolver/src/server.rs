@@ -31,29 +31,30 @@ const CONNECTIONS_MAX: usize = 512;
 /// Connections at once of one user other than root and the key command, so that no user keeps the others waiting.
 const CONNECTIONS_PER_UID: usize = 64;
 
-/// Who has subordinate uids has thousands, and all of them count as one. No system user and no user of ours has such a uid.
+/// A user with a subordinate uid range (subuid(5)) owns thousands of uids, all from here on; they count as one client. No system user and
+/// no managed user has such a uid.
 const SUBORDINATE_MIN: u32 = 65_536;
 
-/// Of all connections, how many are for root (sshd, sudo) and the key command alone.
+/// Connections that only root (sshd, sudo) and the key command may use.
 const CONNECTIONS_RESERVED: usize = 128;
 
 /// How long a client may take to send its request, and to receive its answer. Ours do it in less than 1 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The same for who is neither root nor the key command.
+/// [`PATIENCE`] with clients other than root and the key command.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(500);
 
 /// After a failed accept (no descriptors left), how long until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until the future is dropped.
+/// Answers clients of `socket` until the future is dropped.
 pub async fn serve<I: Iam>(socket: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>) {
     let listener = Listener::new(&socket);
     loop {
         let client = listener.admit(|peer| answerer.is_key_user(peer)).await;
         let answerer = Rc::clone(&answerer);
         spawn_local(async move {
-            // A client that goes away has nothing to be told.
+            // The client may have gone away.
             let _ = converse(client, &answerer).await;
         });
     }
@@ -76,7 +77,7 @@ pub async fn refuse(listener: &Listener<'_>, frame: &[u8]) {
     }
 }
 
-/// Lets clients in, within the limits.
+/// Accepts connections within the limits.
 pub struct Listener<'a> {
     socket: &'a AsyncFd<OwnedFd>,
     slots: Arc<Semaphore>,
@@ -86,23 +87,23 @@ pub struct Listener<'a> {
 /// How many connections each user has.
 type Users = Rc<RefCell<HashMap<Uid, usize>>>;
 
-/// A client that was let in.
+/// A client whose connection was accepted.
 struct Client {
     connection: Connection,
     peer: Uid,
     /// Root or the key command.
     trusted: bool,
-    /// What it takes up as long as it is there.
+    /// Its places among all connections and among those of its user, held as long as it is connected.
     slots: (OwnedSemaphorePermit, ConnectionSlot),
 }
 
 impl<'a> Listener<'a> {
-    /// Lets clients of a socket in.
+    /// Returns a listener on `socket`.
     pub fn new(socket: &'a AsyncFd<OwnedFd>) -> Self {
         Self { socket, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), users: Rc::default() }
     }
 
-    /// The next client for whom there is room. Others are turned away.
+    /// Waits for the next client within the limits. The connections of others are closed.
     async fn admit(&self, is_key_user: impl Fn(Uid) -> bool) -> Client {
         loop {
             let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { continue };
@@ -121,7 +122,7 @@ impl<'a> Listener<'a> {
     }
 }
 
-/// Under which uid a client is counted.
+/// Returns the uid that a client counts as: for a subordinate uid, the first of its range.
 fn counted_as(uid: Uid, subuid: &Path) -> Uid {
     if uid.0 < SUBORDINATE_MIN || uid.is_managed() {
         return uid;
@@ -130,7 +131,7 @@ fn counted_as(uid: Uid, subuid: &Path) -> Uid {
     ranges.into_iter().find(|range| range.uids.contains(&uid.0)).map_or(uid, |range| Uid(range.uids.start))
 }
 
-/// One connection's place among those of its user.
+/// A place among the connections of a user, given back when it is dropped.
 struct ConnectionSlot {
     users: Users,
     uid: Uid,
@@ -168,7 +169,7 @@ async fn converse<I: Iam>(client: Client, answerer: &Answerer<I>) -> io::Result<
     let answer = match parse(&request) {
         Ok(envelope) if may_ask(peer, trusted, &envelope.request) => {
             let asker = asker(peer, trusted, &envelope);
-            // What a setuid program asks is its user's question, and takes up one of the user's places.
+            // The request of a setuid program is its user's, and takes one of the user's places.
             let _place_of_user = match asker.origin {
                 Origin::User(user) if peer == Uid::ROOT => Some(
                     ConnectionSlot::take(&slots.1.users, user, false)
@@ -193,7 +194,7 @@ async fn accept(socket: &AsyncFd<OwnedFd>) -> io::Result<Connection> {
         .map(Connection::new)
 }
 
-/// Whose question a request is. Only root is believed about others.
+/// Returns whose limit a request counts against. Only root is believed when it names another user or a client of sshd.
 fn asker(peer: Uid, trusted: bool, envelope: &Envelope) -> Asker {
     let origin = match (peer == Uid::ROOT, envelope.caller, envelope.client) {
         (true, Some(user), _) if user != Uid::ROOT => {
@@ -207,10 +208,10 @@ fn asker(peer: Uid, trusted: bool, envelope: &Envelope) -> Asker {
     Asker { is_root: peer == Uid::ROOT, origin }
 }
 
-/// Parses a request, or says why it is none.
+/// Parses a request.
 ///
 /// # Errors
-/// A message for the client.
+/// Returns an error for the client if it is malformed or of another protocol version.
 pub fn parse(body: &[u8]) -> Result<Envelope, String> {
     let envelope: Envelope = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     if envelope.v != VERSION {
@@ -219,16 +220,16 @@ pub fn parse(body: &[u8]) -> Result<Envelope, String> {
     Ok(envelope)
 }
 
-/// An answer as a frame.
+/// Returns an answer as a frame.
 ///
 /// # Errors
-/// That it is too long.
+/// Returns an error if the answer is too long.
 pub fn encode(answer: &Answer) -> io::Result<Vec<u8>> {
     frame::encode(&serde_json::to_vec(answer)?, ANSWER_MAX).map_err(io::Error::other)
 }
 
-/// What /etc/passwd would show is open to all, keys are for who is trusted (root and the key command), the rest is for
-/// root.
+/// Whether a client may send a request: names are open to all, as in /etc/passwd; keys are for root and the key command; the rest is
+/// for root.
 fn may_ask(peer: Uid, trusted: bool, request: &Request) -> bool {
     match request {
         Request::UserByName { .. }

@@ -26,7 +26,7 @@ pub struct Owner {
     pub name: String,
     /// The subordinate uids (subuid(5)).
     subordinate: Vec<Range<u32>>,
-    /// Those of all others: where two owners have the same, the uid alone says nothing.
+    /// The subordinate uids of all other users: where two owners have the same, the uid alone says nothing.
     of_others: Vec<Range<u32>>,
 }
 
@@ -259,7 +259,7 @@ impl<'a> Owned<'a> {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// Those of `roots` that are there, with all that descends from them, shares a session (setsid(2)) with one of these, or
+    /// Returns those of `roots` that still run, with all that descends from them, shares a session (setsid(2)) with one of these, or
     /// belongs to `owner` and has a mark of one of the logins.
     pub fn family(
         &mut self,

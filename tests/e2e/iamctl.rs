@@ -204,7 +204,7 @@ fn a_sound_host_is_found_sound() {
         let done = machine.run(&["iamctl", "doctor"]);
         assert_eq!((done.status, complaints(&machine).as_str()), (0, ""), "{}", done.stdout);
         let json: Value = serde_json::from_str(&machine.sh("iamctl doctor --json").succeeds()).unwrap();
-        assert_eq!(json["sound"], true);
+        assert_eq!(json["ok"], true);
     }
 }
 
@@ -229,7 +229,7 @@ fn found(machine: &Machine) -> Vec<String> {
         .iter()
         .filter(|finding| word(finding, "state") != "ok")
         .map(|finding| {
-            format!("{}: {} -> {}", word(finding, "check"), word(finding, "what"), word(finding, "mend"))
+            format!("{}: {} -> {}", word(finding, "check"), word(finding, "message"), word(finding, "fix"))
         })
         .collect()
 }

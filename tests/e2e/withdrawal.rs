@@ -89,7 +89,7 @@ fn the_home_of_a_deleted_user_is_moved_aside_where_that_is_wanted() {
     machine.iam(RECREATE);
     machine.ssh("alice", "true").fails();
     machine.ssh("alice", "cat notes").fails();
-    machine.logs("authpriv", &format!("path=/home/alice result=made aside=/home/alice.{uid}"));
+    machine.logs("authpriv", &format!("path=/home/alice result=made moved_to=/home/alice.{uid}"));
     assert_eq!(machine.ssh("alice", "stat -c %U .").succeeds(), "alice");
     assert_eq!(
         machine.sh(&format!("stat -c %u /home/alice.{uid}; cat /home/alice.{uid}/notes")).succeeds(),

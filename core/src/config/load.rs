@@ -50,7 +50,7 @@ impl Config {
     /// Reads the configuration, if nobody but root (or who runs this) can have written it.
     ///
     /// # Errors
-    /// Any of [`ConfigError`].
+    /// Returns an error if the file cannot be read, could have been written by others, or has a mistake.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::parse(&Self::trusted_text(path)?, path)
     }

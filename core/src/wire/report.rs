@@ -151,7 +151,8 @@ pub struct Flushed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelfTested {
     /// One for each API action.
-    pub tries: Vec<Try>,
+    #[serde(alias = "tries")]
+    pub checks: Vec<Try>,
     /// How IAM is reached.
     #[serde(default)]
     pub route: Route,

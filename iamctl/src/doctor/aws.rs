@@ -90,7 +90,7 @@ fn metadata_address(environment: &str) -> String {
 /// Tries each API action that is needed.
 pub fn permissions(context: &Context) -> Vec<Finding> {
     const CHECK: &str = "IAM";
-    let SelfTested { tries, route } = match context.report(&Request::SelfTest) {
+    let SelfTested { checks, route } = match context.report(&Request::SelfTest) {
         Ok(tested) => tested,
         Err(why) => return vec![Finding::wrong(CHECK, why, "mend the resolver first")],
     };
@@ -101,9 +101,9 @@ pub fn permissions(context: &Context) -> Vec<Finding> {
             format!("write http://HOST:PORT in {}, and restart iam-resolver", paths::ENVIRONMENT),
         )];
     }
-    let failed: Vec<&Try> = tries.iter().filter(|tried| tried.error.is_some()).collect();
+    let failed: Vec<&Try> = checks.iter().filter(|tried| tried.error.is_some()).collect();
     if failed.is_empty() {
-        let actions: Vec<&str> = tries.iter().map(|tried| tried.action.as_str()).collect();
+        let actions: Vec<&str> = checks.iter().map(|tried| tried.action.as_str()).collect();
         return vec![
             Finding::ok("clock", "IAM takes our signatures"),
             Finding::ok(CHECK, format!("{}: {}", route.way, actions.join(" "))),
@@ -111,7 +111,7 @@ pub fn permissions(context: &Context) -> Vec<Finding> {
     }
     // One cause is told once, however many calls it has spoilt.
     let mut findings: Vec<Finding> = failed.iter().map(|tried| diagnose(tried, &route.way)).collect();
-    findings.dedup_by(|one, other| one.check == other.check && one.mend == other.mend);
+    findings.dedup_by(|one, other| one.check == other.check && one.fix == other.fix);
     findings
 }
 

@@ -230,7 +230,7 @@ mod tests {
         assert!(at_boot(&["alice"], root.path()).is_empty());
         std::fs::write(folder.join("app.conf"), format!("{text}d /srv/c 0755 root :alice -\n")).unwrap();
         let found = at_boot(&["bob", "alice"], root.path());
-        assert!(found.len() == 1 && found[0].what.contains("/etc/tmpfiles.d/app.conf names alice"));
+        assert!(found.len() == 1 && found[0].message.contains("/etc/tmpfiles.d/app.conf names alice"));
     }
 
     #[test]

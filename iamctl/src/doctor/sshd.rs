@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_rival_is_called_by_name() {
-        let state = |set: &str| (command(set).state, command(set).what);
+        let state = |set: &str| (command(set).state, command(set).message);
         assert_eq!(state(&format!("{KEY_COMMAND} --uid %U --key %k %u %f")).0, State::Ok);
         assert_eq!(state(KEY_COMMAND).0, State::Wrong);
         assert!(

@@ -41,7 +41,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
 /// [`run`] with a limit, and further variables in the environment.
 ///
 /// # Errors
-/// Those of [`run`].
+/// Returns an error if the program cannot be run, fails, or does not end in time.
 pub fn run_within(
     limit: Duration,
     program: &str,

@@ -4,7 +4,7 @@ use pam_iam_core::config::{Allowed, Importer, Retire};
 
 use super::{Account, Change, HOME, HomeAction, PlanInput, Planner, Refusal, Removal, accounts_of_ours};
 
-/// However few accounts there are, so many may be retired in one run.
+/// The number of accounts that one run may retire however few there are.
 const MAX_RETIRE_AT_LEAST: usize = 3;
 
 /// An account whose user has left.
@@ -81,7 +81,7 @@ impl Planner<'_> {
     }
 }
 
-/// How many accounts of so many one run may retire.
+/// Returns how many of `managed` accounts one run may retire.
 fn limit(importer: &Importer, managed: usize) -> usize {
     (managed * usize::from(importer.max_retire.0) / 100).max(MAX_RETIRE_AT_LEAST)
 }

@@ -94,11 +94,11 @@ impl<I: Iam> Answerer<I> {
         let access = match self.directory.access().await {
             Ok(access) => access,
             Err(error) => {
-                let tries = vec![tried("instance tags", Some(error))];
-                return Answer::report(&SelfTested { tries, route: iam.route() });
+                let checks = vec![tried("instance tags", Some(error))];
+                return Answer::report(&SelfTested { checks, route: iam.route() });
             }
         };
-        let mut tries = Vec::new();
+        let mut checks = Vec::new();
         let mut known = None;
         let groups: Vec<&IamName> = access.groups().chain(config.groups.keys()).collect();
         let shared = config.shared.values().flat_map(|shared| &shared.groups);
@@ -107,30 +107,30 @@ impl<I: Iam> Answerer<I> {
             if let Ok((_, members)) = &answer {
                 known = known.or_else(|| members.first().map(|user| user.name.clone()));
             }
-            tries.push(tried("iam:GetGroup", answer.err()));
+            checks.push(tried("iam:GetGroup", answer.err()));
         }
         if access.allow == Allowed::All {
             let answer = iam.all_users().await;
             if let Ok(users) = &answer {
                 known = known.or_else(|| users.first().map(|user| user.name.clone()));
             }
-            tries.push(tried("iam:ListUsers", answer.err()));
+            checks.push(tried("iam:ListUsers", answer.err()));
         }
         let Some(user) = known.or_else(|| IamName::user(NOBODY).ok()) else {
-            return Answer::report(&SelfTested { tries, route: iam.route() });
+            return Answer::report(&SelfTested { checks, route: iam.route() });
         };
-        tries.push(tried("iam:GetUser", iam.user(&user).await.err()));
-        tries.push(tried("iam:ListGroupsForUser", iam.groups_of(&user).await.err()));
+        checks.push(tried("iam:GetUser", iam.user(&user).await.err()));
+        checks.push(tried("iam:ListGroupsForUser", iam.groups_of(&user).await.err()));
         let keys = iam.keys_of(&user).await;
         let key = keys.as_ref().ok().and_then(|keys| keys.first()).map(|(id, _)| id.clone());
-        tries.push(tried("iam:ListSSHPublicKeys", keys.err()));
+        checks.push(tried("iam:ListSSHPublicKeys", keys.err()));
         let key = key.unwrap_or_else(|| "APKANOBODY0000000000".to_owned());
-        tries.push(tried("iam:GetSSHPublicKey", iam.key_body(&user, &key).await.err()));
-        tries.sort_by(|one, other| (&one.action, other.denied).cmp(&(&other.action, one.denied)));
-        tries.dedup_by(|one, other| {
+        checks.push(tried("iam:GetSSHPublicKey", iam.key_body(&user, &key).await.err()));
+        checks.sort_by(|one, other| (&one.action, other.denied).cmp(&(&other.action, one.denied)));
+        checks.dedup_by(|one, other| {
             one.action == other.action && (one.error.is_none() || other.error.is_some())
         });
-        Answer::report(&SelfTested { tries, route: iam.route() })
+        Answer::report(&SelfTested { checks, route: iam.route() })
     }
 
     /// Goes over all IAM users: names and uids, and the keys of those who may log in.

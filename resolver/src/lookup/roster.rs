@@ -158,7 +158,7 @@ impl Roster {
         Some(Self { began_at, ended_at, ..self.clone() })
     }
 
-    /// Who of so many users would get no account, and why.
+    /// Returns the users of `everybody` who would get no account, and why.
     pub fn refused_of(everybody: Vec<IamUser>, settings: &Accounts) -> Vec<Refused> {
         accounts(everybody, settings).2
     }

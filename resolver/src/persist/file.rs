@@ -166,7 +166,7 @@ impl CacheFile {
     /// Replaces what was saved.
     ///
     /// # Errors
-    /// Those of writing. What was saved before is still there.
+    /// Returns an error if it cannot be written. What was saved before is still there.
     pub fn save<T: Serialize>(&self, content: &T, now: &Clock) -> io::Result<u64> {
         let content = serde_json::to_vec(content)?;
         let header = Header {
@@ -199,7 +199,7 @@ impl CacheFile {
     /// Takes a file that is not trusted out of the way.
     ///
     /// # Errors
-    /// Those of renaming.
+    /// Returns an error if it cannot be renamed.
     pub fn quarantine(&self) -> io::Result<()> {
         std::fs::rename(self.path(), self.dir.join(QUARANTINE))
     }
@@ -207,7 +207,7 @@ impl CacheFile {
     /// Removes what was saved: it says more than IAM does now.
     ///
     /// # Errors
-    /// Those of removing.
+    /// Returns an error if it cannot be removed. A missing file is not an error.
     pub fn remove(&self) -> io::Result<()> {
         match std::fs::remove_file(self.path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

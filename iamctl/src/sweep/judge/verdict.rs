@@ -15,7 +15,7 @@ use crate::sweep::withdrawal::Cause;
 
 /// What IAM says about a session.
 pub(super) enum Verdict {
-    /// It may go on, said IAM so long ago.
+    /// It may go on, by an answer of this age.
     GoesOn(Duration),
     /// The user may no longer log in.
     UserWithdrawn(Reason),
