@@ -203,7 +203,7 @@ fn main() -> ExitCode {
     let context = Context::new(arguments.config, arguments.json);
     let done = match (rustix::process::geteuid().is_root(), arguments.command) {
         (false, Command::Completions { shell }) => completions(shell),
-        (false, _) => Err("it needs root".to_owned()),
+        (false, _) => Err("must be run as root".to_owned()),
         (true, Command::Explain { user, service, key }) => {
             explain::run(&context, &user, service, key.as_deref())
         }

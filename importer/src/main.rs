@@ -107,7 +107,7 @@ fn main() -> ExitCode {
 /// True if nothing was refused; an error if nothing was done.
 fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
     if !rustix::process::geteuid().is_root() {
-        return Err("it needs root".to_owned());
+        return Err("must be run as root".to_owned());
     }
     let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
     let _lock = if arguments.dry_run { None } else { Some(only_one_run()?) };
@@ -116,7 +116,7 @@ fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
     let roster = ask(&config, &arguments.config)?;
     let (took, began) = (asked.elapsed(), Instant::now());
     if roster.users.is_empty() && roster.adopted.is_empty() {
-        return Err("the list of users who may log in is empty, which is not believed".to_owned());
+        return Err("refusing to continue: IAM returned an empty list of users who may log in".to_owned());
     }
     for group in &roster.missing {
         report.trouble(format!(

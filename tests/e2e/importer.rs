@@ -92,7 +92,7 @@ fn a_list_that_is_not_to_be_believed_retires_nobody() {
         ("fail=throttle", "Rate exceeded"),
         ("fail=truncated", "cut off and has no marker"),
         ("fail=denied", "IAM denies it"),
-        ("fail=empty&only=GetGroup", "is empty, which is not believed"),
+        ("fail=empty&only=GetGroup", "refusing to continue: IAM returned an empty list"),
         ("fail=503", "cannot be read"),
         ("fail=reset", "cannot be read"),
     ] {
@@ -302,7 +302,7 @@ fn on_a_full_disk_nothing_changes_and_it_says_so() {
 fn whoever_is_not_root_and_a_wrong_option_get_nothing_done() {
     let machine = machine();
     let done = machine.sh("setpriv --reuid 65534 --clear-groups iam-importer");
-    assert!(done.status == 2 && done.stderr.contains("it needs root"), "{done:?}");
+    assert!(done.status == 2 && done.stderr.contains("must be run as root"), "{done:?}");
     assert_eq!(machine.run(&["iam-importer", "--froce"]).status, 2);
     machine.sh("echo 'alow = 1' >>/etc/pam_iam/config.toml").succeeds();
     let (status, said) = import(&machine);
