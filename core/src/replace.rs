@@ -33,6 +33,28 @@ pub fn write_like(path: &Path, unfinished: &Path, bytes: &[u8]) -> io::Result<()
     file.sync_all()
 }
 
+/// Replaces the file `path`, or makes it, so that it holds the old bytes or `bytes` also after a crash. It belongs to the caller and has
+/// `mode`. Until it is complete it is called `PATH.new`: only one process may replace a file at a time.
+///
+/// # Errors
+/// Returns an error if it cannot be written. The old file stays, and nothing is left beside it.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    replace_by_way_of(path, Path::new(&unfinished), bytes, mode)
+}
+
+fn replace_by_way_of(path: &Path, unfinished: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let replaced = write_new(unfinished, bytes, mode).and_then(|()| std::fs::rename(unfinished, path));
+    if let Err(error) = replaced {
+        // It would only take room from the next try.
+        let _ = std::fs::remove_file(unfinished);
+        return Err(error);
+    }
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    std::fs::File::open(folder)?.sync_all()
+}
+
 /// Writes `bytes` to `unfinished`, completely and to the disk, with `mode`: for a file that is not there yet.
 ///
 /// # Errors
@@ -51,10 +73,7 @@ pub fn write_new(unfinished: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// Returns an error if the folder or the file cannot be written.
 pub fn put_private(folder: &Path, name: &str, unfinished: &str, bytes: &[u8]) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let unfinished = folder.join(unfinished);
-    write_new(&unfinished, bytes, 0o600)?;
-    std::fs::rename(&unfinished, folder.join(name))?;
-    std::fs::File::open(folder)?.sync_all()
+    replace_by_way_of(&folder.join(name), &folder.join(unfinished), bytes, 0o600)
 }
 
 /// Whether `folder` is a folder that nobody but whoever runs this could have written.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Gid;
-use pam_iam_core::replace::write_new;
+use pam_iam_core::replace::replace;
 use pam_iam_core::{local, paths};
 
 use crate::Context;
@@ -29,10 +29,7 @@ pub fn write_gids(path: &Path, gids: &BTreeSet<Gid>) -> Result<(), String> {
     if std::fs::read(path).is_ok_and(|known| known == text.as_bytes()) {
         return Ok(());
     }
-    let unfinished = path.with_extension("new");
-    write_new(&unfinished, text.as_bytes(), 0o644)
-        .and_then(|()| std::fs::rename(&unfinished, path))
-        .map_err(|error| format!("{}: {error}", path.display()))
+    replace(path, text.as_bytes(), 0o644).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn gids(config: &Config) -> BTreeSet<Gid> {

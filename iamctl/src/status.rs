@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use pam_iam_core::replace::write_new;
+use pam_iam_core::replace::replace;
 use pam_iam_core::wire::{Request, Status};
 
 use crate::Context;
@@ -15,7 +14,9 @@ pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<bool, String>
     let status: Status = context.report(&Request::Status)?;
     let swept = Swept::load();
     if let Some(path) = prometheus {
-        write(path, &metrics(&status, &swept)).map_err(|error| format!("{}: {error}", path.display()))?;
+        // Others may read it: it names no user.
+        replace(path, metrics(&status, &swept).as_bytes(), 0o644)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
         return Ok(true);
     }
     let mut json = serde_json::to_value(&status).map_err(|error| error.to_string())?;
@@ -238,15 +239,6 @@ fn sweep_metrics(swept: &Swept) -> Vec<Metric> {
     let age =
         swept.age().map(|age| ("sweep_age_seconds", "gauge", "Seconds since the last sweep ended.", age));
     always.into_iter().chain(age).map(Metric::one).collect()
-}
-
-/// Replaces the file at once, so that nobody reads half of it. Others may read it: it names no user.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".new");
-    let unfinished = PathBuf::from(unfinished);
-    write_new(&unfinished, text.as_bytes(), 0o644)?;
-    std::fs::rename(&unfinished, path)
 }
 
 #[cfg(test)]

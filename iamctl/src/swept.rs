@@ -6,7 +6,7 @@ use std::time::Duration;
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
 use pam_iam_core::registry::since_boot as now;
-use pam_iam_core::replace::write_new;
+use pam_iam_core::replace::replace;
 use serde::{Deserialize, Serialize};
 
 /// The time between two sweeps, as iam-sweep.service has it. A sweep that takes longer is an error.
@@ -117,10 +117,8 @@ impl Swept {
 
     /// Only for showing: a sweep goes on without.
     fn save(&self) {
-        let path = Path::new(paths::SWEPT);
-        let unfinished = path.with_extension("new");
         if let Ok(text) = serde_json::to_vec(self) {
-            let _ = write_new(&unfinished, &text, 0o644).and_then(|()| std::fs::rename(&unfinished, path));
+            let _ = replace(Path::new(paths::SWEPT), &text, 0o644);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! What one run tells the next: who was missing, and what was changed that is to be changed back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use pam_iam_core::id::Uid;
-use pam_iam_core::replace::write_new;
+use pam_iam_core::replace::replace;
 use serde::{Deserialize, Serialize};
 
 /// The version of the file.
@@ -85,10 +85,7 @@ impl State {
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let unfinished = path.with_extension("new");
-        write_new(&unfinished, &serde_json::to_vec_pretty(self)?, 0o600)?;
-        std::fs::rename(&unfinished, path)?;
-        File::open(folder)?.sync_all()
+        replace(path, &serde_json::to_vec_pretty(self)?, 0o600)
     }
 
     /// Takes a complete roster into account: who of the `managed` accounts is not `present` was missing once more.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pam_iam_core::paths;
 use pam_iam_core::registry::{self, Origin, Session, SessionRegistry};
-use pam_iam_core::replace::write_new;
+use pam_iam_core::replace::replace;
 use serde::{Deserialize, Serialize};
 
 use crate::host::read;
@@ -99,8 +99,7 @@ pub fn save(trial: &Trial) -> Result<(), String> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    let unfinished = path.with_extension("new");
-    write_new(&unfinished, &text, 0o600).and_then(|()| std::fs::rename(&unfinished, path)).map_err(failed)
+    replace(path, &text, 0o600).map_err(failed)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use pam_iam_core::replace::write_new;
+use pam_iam_core::replace::replace;
 use rustix::fs::OFlags;
 use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
@@ -29,9 +29,6 @@ const HEADER_MAX: usize = 4096;
 
 /// The file in its directory.
 const FILE: &str = "cache.json";
-
-/// A file being written.
-const UNFINISHED: &str = "cache.json.new";
 
 /// Where a file goes that is not trusted, for whoever wants to see what became of it. The next one takes its place.
 const QUARANTINE: &str = "cache.json.rejected";
@@ -178,22 +175,11 @@ impl CacheFile {
         let mut bytes = serde_json::to_vec(&header)?;
         bytes.push(b'\n');
         bytes.extend(content);
-        let unfinished = self.dir.join(UNFINISHED);
-        let written = self.write(&unfinished, &bytes);
-        if written.is_err() {
-            // It would only take room from the next try.
-            let _ = std::fs::remove_file(&unfinished);
-        }
-        written.map(|()| bytes.len() as u64)
-    }
-
-    fn write(&self, unfinished: &Path, bytes: &[u8]) -> io::Result<()> {
         if !self.dir.exists() {
             DirBuilder::new().mode(0o700).create(&self.dir)?;
         }
-        write_new(unfinished, bytes, 0o600)?;
-        std::fs::rename(unfinished, self.path())?;
-        File::open(&self.dir)?.sync_all()
+        replace(&self.path(), &bytes, 0o600)?;
+        Ok(bytes.len() as u64)
     }
 
     /// Takes a file that is not trusted out of the way.
@@ -346,7 +332,7 @@ mod tests {
         let now = at("a", 5, 1000);
         store.save(&"old", &now).unwrap();
         // Something that no rename gets over.
-        let unfinished = store.path().with_file_name(UNFINISHED);
+        let unfinished = store.path().with_file_name("cache.json.new");
         std::fs::create_dir_all(unfinished.join("x")).unwrap();
         assert!(store.save(&"new", &now).is_err());
         assert_eq!(load(&store, &now).unwrap().unwrap().0, "old");
