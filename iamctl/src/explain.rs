@@ -30,7 +30,7 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
         Service::Login => &explanation.login,
         Service::Sudo => &explanation.sudo,
     };
-    let here = Here::look(context, &explanation);
+    let here = Here::look(context, &explanation, service);
     let allow = decision.allow && opens != Some(false) && !here.refuses();
     let json = here.json(&explanation, allow, opens)?;
     let text = text(&explanation, key.as_deref().zip(opens), &context.output);
@@ -48,7 +48,7 @@ struct Here {
 }
 
 impl Here {
-    fn look(context: &Context, explanation: &Explanation) -> Self {
+    fn look(context: &Context, explanation: &Explanation, service: Service) -> Self {
         let config = context.config();
         let mistake =
             config.as_ref().err().filter(|_| explanation.account_kind != AccountKind::Local).cloned();
@@ -56,10 +56,14 @@ impl Here {
         let refusal = leftovers.refusal(explanation.name.as_str());
         let given = || context.resolver.groups_decided_on(&explanation.name).unwrap_or_default();
         let is_managed = explanation.account_kind == AccountKind::Managed && explanation.login.allow;
-        let obstacles = match explanation.uid.filter(|_| is_managed) {
-            Some(uid) => here::obstacles(explanation.name.as_str(), uid, &given, config.ok().as_ref()),
+        let name = explanation.name.as_str();
+        let mut obstacles = match explanation.uid.filter(|_| is_managed) {
+            Some(uid) => here::obstacles(name, uid, &given, config.ok().as_ref()),
             None => Vec::new(),
         };
+        if is_managed && service == Service::Sudo {
+            obstacles.extend(here::groups_left_by_import(name, &given));
+        }
         Self { mistake, leftovers, refusal, obstacles }
     }
 

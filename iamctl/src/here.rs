@@ -5,7 +5,9 @@ use std::path::Path;
 
 use pam_iam_core::config::{Config, OnMismatch};
 use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::leftovers;
+use pam_iam_core::name::IAM_SUDO;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::registry;
 use users::os::unix::UserExt;
@@ -43,6 +45,23 @@ pub fn obstacles(name: &str, uid: Uid, given: &dyn Fn() -> Vec<Gid>, config: Opt
         .chain(group)
         .chain(home(account.home_dir(), name, uid, moves_aside, &Owners::of_host()))
         .collect()
+}
+
+/// Returns the groups that an import has left to the user called `name` and IAM no longer gives: PAM refuses sudo for each of them.
+pub fn groups_left_by_import(name: &str, given: &dyn Fn() -> Vec<Gid>) -> Vec<String> {
+    let left: Vec<String> = ImporterRecord::load(Path::new("/"))
+        .members(Path::new("/"))
+        .into_iter()
+        .filter_map(|(group, member)| (member == name && group != IAM_SUDO).then_some(group))
+        .collect();
+    let given = if left.is_empty() { Vec::new() } else { given() };
+    let is_given = |group: &String| {
+        users::get_group_by_name(group).is_some_and(|group| given.contains(&Gid(group.gid())))
+    };
+    let advice = |group: String| {
+        format!("/etc/group has {name} in the group {group} by an import: gpasswd -d {name} {group}")
+    };
+    left.into_iter().filter(|group| !is_given(group)).map(advice).collect()
 }
 
 /// Whether the account's date of expiry has come.

@@ -112,7 +112,7 @@ pub fn end(
         if is_over || courses.iter().all(|course| course.is_done()) {
             break;
         }
-        sleep(if ending.is_asking() { ASKING_PAUSE } else { KILLING_PAUSE });
+        sleep(if ending.is_asking { ASKING_PAUSE } else { KILLING_PAUSE });
     }
     ending.leave_helpers();
     courses.into_iter().map(Course::outcome).collect()
@@ -123,6 +123,8 @@ struct Ending {
     /// The grace begins when the processes can be asked.
     began: Instant,
     grace: Duration,
+    /// Whether the processes still had time to end by themselves when this round began.
+    is_asking: bool,
     killing_since: Option<Instant>,
     /// The uids of which all processes are killed before the next look.
     to_kill: Vec<Uid>,
@@ -139,6 +141,7 @@ impl Ending {
         Self {
             began: Instant::now(),
             grace,
+            is_asking: true,
             killing_since: None,
             to_kill: Vec::new(),
             to_freeze: BTreeSet::new(),
@@ -146,11 +149,6 @@ impl Ending {
             helpers: Vec::new(),
             accounts: Accounts::default(),
         }
-    }
-
-    /// Whether the processes still have time to end by themselves.
-    fn is_asking(&self) -> bool {
-        self.killing_since.is_none() && self.began.elapsed() < self.grace
     }
 
     fn is_over(&self) -> bool {
@@ -164,7 +162,9 @@ impl Ending {
         is_whole: &mut impl FnMut(&Termination) -> bool,
         tell: &mut impl FnMut(Progress<'_>),
     ) {
-        if !self.is_asking() && self.killing_since.is_none() {
+        // Once for the round: to ask whether users have logged in anew may take long.
+        self.is_asking = self.began.elapsed() < self.grace;
+        if !self.is_asking && self.killing_since.is_none() {
             self.killing_since = Some(Instant::now());
             for course in courses.iter_mut().filter(|course| !course.is_done() && course.may_kill_all) {
                 if is_whole(course.termination) {
@@ -189,7 +189,6 @@ impl Ending {
         whole: &[bool],
         tell: &mut impl FnMut(Progress<'_>),
     ) -> io::Result<()> {
-        let is_asking = self.is_asking();
         // What of a user's stands still can be looked at, and killed, before it forks.
         let (frozen, still) = cgroup::freeze(std::mem::take(&mut self.to_freeze));
         let table = Table::read(effort)?;
@@ -203,7 +202,7 @@ impl Ending {
                     uids.extend(course.may_kill_all.then(|| course.uids_to_kill(&mut owned)));
                     self.to_freeze.extend(course.slice.clone());
                 }
-            } else if is_asking {
+            } else if self.is_asking {
                 course.ask(&mut owned, self.began.elapsed(), self.grace, &mut self.helpers, tell);
             } else {
                 uids.push(course.kill(&mut owned, *whole, tell));

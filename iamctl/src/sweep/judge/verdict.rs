@@ -1,5 +1,6 @@
 //! What IAM says about a session and its user.
 
+use std::path::Path;
 use std::time::Duration;
 
 use pam_iam_core::account_kind::AccountKind;
@@ -9,6 +10,8 @@ use pam_iam_core::name::LinuxName;
 use pam_iam_core::registry::{Origin, Session, SessionRegistry};
 use pam_iam_core::resolver::Queries;
 use pam_iam_core::wire::{Policy, Reason};
+
+use pam_iam_core::{local, paths};
 
 use super::Judge;
 use crate::sweep::withdrawal::Cause;
@@ -37,6 +40,8 @@ impl Judge<'_> {
         // An account that is no longer adopted or shared is the host's own, and so are its other sessions.
         if account_kind == AccountKind::Local {
             return match session.origin {
+                // Another program may be writing group(5) anew.
+                Origin::Iam if !self.has_adopt_group() => Verdict::Unknown,
                 Origin::Iam => Verdict::SessionWithdrawn(Cause::KeyWithdrawn),
                 _ => Verdict::GoesOn(Duration::ZERO),
             };
@@ -82,6 +87,13 @@ impl Judge<'_> {
             }
         }
         Verdict::GoesOn(age)
+    }
+
+    /// Whether the group of `accounts.adopt_group` is there, if the configuration names one.
+    fn has_adopt_group(&self) -> bool {
+        let group = &self.config.accounts.adopt_group;
+        let found = local::group_by_name(Path::new(paths::GROUP), group);
+        group.is_empty() || found.is_ok_and(|group| group.is_some())
     }
 
     /// Whether a user may still log in.
