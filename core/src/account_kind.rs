@@ -1,4 +1,4 @@
-//! Whose an account is: ours, adopted, or somebody else's. Answered without asking anybody but /etc/group.
+//! Which kind of account is this: managed, adopted, shared or local? The answer needs the configuration, passwd(5) and group(5) alone.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,12 +24,11 @@ impl Default for Files {
     }
 }
 
-/// Whose the account `name` with `uid` is. Only an account that stands in passwd(5) with this uid is adopted or
-/// shared.
+/// Returns the kind of the account `name` with `uid`. Only an account that passwd(5) lists with this uid is adopted or shared.
 ///
 /// # Errors
-/// passwd(5) or group(5) cannot be read, and the account may be adopted or not. Who only asks further takes it for
-/// adopted; who would give something away gives nothing.
+/// Returns an error if passwd(5) or group(5) cannot be read and the account may be adopted. A caller that only asks the resolver treats
+/// it as adopted; a caller that would grant something grants nothing.
 pub fn account_kind(name: &str, uid: Uid, config: &Config, files: &Files) -> io::Result<AccountKind> {
     if uid == Uid::ROOT {
         return Ok(AccountKind::Local);
@@ -53,8 +52,8 @@ pub fn account_kind(name: &str, uid: Uid, config: &Config, files: &Files) -> io:
     Ok(if adopted { AccountKind::Adopted } else { AccountKind::Local })
 }
 
-/// Whose the account `name` with `uid` is, where `config` is what loading `config_path` gave. Where nobody can tell, it is taken
-/// for adopted: the resolver is asked, and refuses.
+/// Returns the kind of the account `name` with `uid`, also without a configuration: `config` is the result of loading `config_path`. An
+/// account whose kind cannot be told counts as adopted, so that the resolver is asked, and refuses.
 pub fn account_kind_or_meant(
     name: &str,
     uid: Uid,
@@ -77,8 +76,8 @@ pub fn account_kind_or_meant(
     }
 }
 
-/// Whether an account might be adopted by a configuration that cannot be used. Then it is treated as adopted, which
-/// refuses it; every other local account stays free, so that a mistake keeps no administrator out.
+/// Whether a configuration that cannot be used might adopt an account. Such an account counts as adopted, which refuses it; every
+/// other local account stays local, so that a mistake keeps no administrator out.
 ///
 /// Only `accounts.adopt`, `accounts.adopt_group` and `[shared]` decide: read from the table if `broken_config` is TOML,
 /// else from the text behind those keys alone.
@@ -107,7 +106,7 @@ pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files
             .any(|group| meant.adopt_groups.contains(&group.name) && group.has(&account))
 }
 
-/// Which local accounts a configuration with a mistake means to adopt or to share.
+/// The local accounts that a configuration with a mistake means to adopt or to share.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Meant {
     adopt: Vec<String>,
@@ -133,7 +132,7 @@ impl Meant {
         }
     }
 
-    /// Reads a text that is not TOML, line by line: the words between a key and the next key or section are its values.
+    /// Reads a text that is not TOML line by line: the words from a key to the next key or section are its values.
     fn from_text(text: &str) -> Self {
         let (mut meant, mut key, mut is_closed) = (Self::default(), Key::Other, false);
         for line in text.split(['\n', '\r']).map(str::trim) {

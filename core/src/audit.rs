@@ -49,13 +49,13 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event of [`EVENTS`].
+    /// Returns an event without fields. `kind` is one of [`EVENTS`].
     pub fn new(name: &'static str) -> Self {
         debug_assert!(EVENTS.iter().any(|(known, _)| *known == name), "{name} is not in EVENTS");
         Self { name, fields: Vec::new() }
     }
 
-    /// The event with one more field.
+    /// Returns the event with one more field.
     #[must_use]
     pub fn with(mut self, field: &'static str, value: impl ToString) -> Self {
         let known = EVENTS.iter().find(|(name, _)| *name == self.name).map(|(_, fields)| *fields);
@@ -65,8 +65,8 @@ impl Event {
     }
 
     /// Sends the event to journald, if it runs: `message` for people, and every field for programs (`PAM_IAM_USER` and so
-    /// on). It is never waited for: what a full one does not take is lost, since the way by syslog would wait for the same
-    /// daemon. False if there is none.
+    /// on). Never waits: an event that a busy journald does not take is lost, since syslog would wait for the same daemon. Returns false if
+    /// journald does not run.
     pub fn to_journal(&self, journal: &Path, priority: u8, identifier: &str, message: &str) -> bool {
         let mut datagram = Vec::new();
         let mut put = |name: &str, value: &str| {

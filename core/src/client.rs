@@ -1,6 +1,6 @@
 //! The blocking client: one connection, one request, one answer, one deadline.
 //!
-//! It runs inside sshd, sudo and whatever looks up a user. So the descriptor is closed before it returns, nothing
+//! It runs inside sshd, sudo and every program that looks up a user. So the descriptor is closed before it returns, nothing
 //! raises SIGPIPE, and connect(2) is bounded too (it blocks while a socket's backlog is full).
 
 use std::io;
@@ -27,7 +27,7 @@ use crate::{local, paths};
 /// Bytes of the first read: an account, a decision or a few keys with their header.
 const FIRST_READ: usize = 8 * 1024;
 
-/// The first pause before a question is asked again; each is twice as long as the one before.
+/// The pause before a request is sent again after the connection was cut. Each further pause is twice as long.
 const BROKEN_OFF_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why there is no answer. None of these is ever a yes.
@@ -36,21 +36,21 @@ pub enum ClientError {
     /// Nothing listens on the socket.
     #[error("no resolver listens on {}", .0.display())]
     NoListener(PathBuf),
-    /// Somebody else listens there.
+    /// A user other than root and the resolver's listens on the socket.
     #[error("{} belongs to uid {owner}, not to root or {}", .path.display(), paths::RESOLVER_USER)]
     Impostor {
         /// The socket.
         path: PathBuf,
-        /// Who listens.
+        /// The user who listens.
         owner: Uid,
     },
     /// The resolver did not answer in time.
     #[error("the resolver did not answer in time")]
     TimedOut,
-    /// The connection or the process broke.
+    /// The connection was cut, or the process ended.
     #[error("talking to the resolver: {0}")]
     Io(io::Error),
-    /// What came is no answer.
+    /// The bytes received are no answer.
     #[error("the resolver's answer makes no sense: {0}")]
     Malformed(String),
     /// The resolver answered that it has no answer.
@@ -86,16 +86,16 @@ pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answe
     ask_on_behalf(socket, request, Behalf::default(), deadline)
 }
 
-/// On whose behalf a program asks.
+/// The user or client on whose behalf a program asks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Behalf {
     /// The address of the client that sshd serves.
     pub client: Option<IpAddr>,
-    /// The uid whose limits count. None for the real uid of this process.
+    /// The uid whose limits the request counts against. None for the real uid of this process.
     pub caller: Option<Uid>,
 }
 
-/// Asks the resolver that listens on `socket`, on behalf of somebody else.
+/// Asks the resolver that listens on `socket`, on behalf of another user or a client of sshd.
 ///
 /// # Errors
 /// Returns an error if nothing listens, another user listens, or no answer comes in time.
@@ -112,8 +112,8 @@ pub fn ask_on_behalf(
     })
 }
 
-/// Asks again when the resolver broke off: one that was killed is started again behind the same socket, where who comes
-/// meanwhile waits.
+/// Calls `ask` again if the connection was cut, up to `retries` times: systemd starts a resolver that was killed again behind the same
+/// socket. Bounded, so that a request which crashes the resolver cannot crash it in a loop.
 fn persistently<T>(
     retries: u32,
     deadline: Deadline,
@@ -166,13 +166,13 @@ fn open(path: &Path, deadline: Deadline) -> Result<OwnedFd, ClientError> {
     match connect(&socket, &address) {
         Ok(()) => Ok(socket),
         Err(Errno::NOENT | Errno::CONNREFUSED) => Err(ClientError::NoListener(path.to_owned())),
-        // What connect(2) says on a Unix socket whose backlog stayed full until the timeout.
+        // connect(2): the backlog of the socket stayed full until the timeout.
         Err(Errno::AGAIN) => Err(ClientError::TimedOut),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// Only root (systemd, which made the socket) or the resolver's own user is believed.
+/// Returns an error unless the socket belongs to root (systemd made it) or to the resolver's user.
 fn check_owner(socket: &OwnedFd, path: &Path) -> Result<(), ClientError> {
     /// The number of a system user does not change under a running process; a failed look-up is tried again.
     static RESOLVER: OnceCell<Uid> = OnceCell::new();
@@ -198,12 +198,12 @@ fn send_all(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Resu
     Ok(())
 }
 
-/// How long to look for the answer without sleeping. One that needs no call to IAM comes in that time, and to be put to
-/// sleep and woken costs as much again (measured by tests/bench nss). The processor is given away at each look, so that a
-/// host with one runs the resolver meanwhile.
+/// How long the client polls for the answer before it sleeps. An answer without a call to IAM comes in that time, and sleeping and
+/// waking would cost as much again (tests/bench nss measures it). Each poll yields the processor, so that a host with one runs the
+/// resolver meanwhile.
 const EAGER: Duration = Duration::from_micros(80);
 
-/// Waits eagerly until there is something to read, or [`EAGER`] is over.
+/// Polls until there is something to read, or [`EAGER`] has passed.
 fn await_eagerly(socket: BorrowedFd<'_>) {
     let began = Instant::now();
     let mut first = [0];

@@ -71,12 +71,12 @@ pub struct Access {
     /// Who may use sudo.
     #[serde(default = "parse::nobody", deserialize_with = "parse::sudo")]
     pub sudo: Allowed,
-    /// IAM groups whose members may do nothing, whatever else lets them.
+    /// IAM groups whose members may neither log in nor use sudo, whatever else allows them.
     #[serde(default, deserialize_with = "parse::denied")]
     pub deny: Vec<IamName>,
 }
 
-/// Whom a policy names.
+/// The IAM users whom a rule names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Allowed {
@@ -98,7 +98,7 @@ pub enum Allowed {
 pub struct TagRule {
     /// The tag, whose value is a list of groups with commas between them.
     pub tag: TagName,
-    /// Only groups that match one of these patterns count: who may write tags must not choose who is root.
+    /// Only groups that match one of these patterns count: a principal who may write tags must not choose who is root.
     #[serde(deserialize_with = "parse::patterns")]
     pub within: Vec<Pattern>,
 }
@@ -158,9 +158,9 @@ pub struct Shared {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Home {
-    /// What a new home directory is filled with.
+    /// The folder whose content is copied into a new home directory.
     pub skel: AbsolutePath,
-    /// What becomes of a home directory that belongs to somebody else.
+    /// What to do about a home directory that belongs to another user.
     pub on_mismatch: OnMismatch,
 }
 
@@ -170,11 +170,11 @@ impl Default for Home {
     }
 }
 
-/// What becomes of a home directory that belongs to somebody else.
+/// What to do about a home directory that belongs to another user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnMismatch {
-    /// It stays, and the user goes without.
+    /// It stays, and the login is refused.
     Refuse,
     /// It is renamed to `NAME.UID`, and the user gets a new one.
     Aside,
@@ -184,22 +184,22 @@ pub enum OnMismatch {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Keys {
-    /// sshd's `AuthorizedKeysCommandUser`: who beside root may ask for keys.
+    /// sshd's `AuthorizedKeysCommandUser`: the user who may ask for keys, beside root.
     pub user: String,
     /// Further key commands.
     #[serde(deserialize_with = "parse::commands")]
     pub also_run: Vec<String>,
-    /// For which accounts they are run.
+    /// The accounts for which they are run.
     pub also_run_for: AlsoRunFor,
 }
 
-/// For which accounts further key commands are run.
+/// The accounts for which further key commands are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AlsoRunFor {
-    /// Those that this host has itself: local, adopted and shared ones.
+    /// The accounts that the host has itself: local, adopted and shared ones.
     Local,
-    /// Also to open managed accounts. A key that IAM does not have then opens them.
+    /// Managed accounts too. A key that IAM does not have then opens them.
     All,
 }
 
@@ -223,7 +223,7 @@ pub struct Aws {
     /// The region; the SDK's own chain if none.
     #[serde(deserialize_with = "parse::region")]
     pub region: Option<String>,
-    /// Where the IAM API is, instead of AWS's own address.
+    /// The address of the IAM API, instead of AWS's own.
     #[serde(deserialize_with = "parse::endpoint")]
     pub endpoint: Option<String>,
     /// The profile of the SDK's configuration files.
@@ -233,11 +233,11 @@ pub struct Aws {
     pub assume_role: Option<String>,
     /// The external id that the role's trust policy wants.
     pub external_id: Option<String>,
-    /// Limit of one connect.
+    /// The most time for one connect.
     pub connect_timeout: ConfigDuration,
-    /// Limit of one API call.
+    /// The most time for one API call.
     pub call_timeout: ConfigDuration,
-    /// Limit of one question, with all its calls and retries.
+    /// The most time for one request to the resolver, with all its calls and retries.
     #[serde(deserialize_with = "parse::total_timeout")]
     pub total_timeout: ConfigDuration,
 }
@@ -261,15 +261,15 @@ impl Default for Aws {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Freshness {
-    /// Older answers are checked with IAM before they are used.
+    /// An older entry is stale: it is revalidated before it decides anything.
     pub max_age: ConfigDuration,
     /// How often the list of allowed users is read again.
     pub roster: ConfigDuration,
-    /// How long a last answer serves logins while IAM cannot be reached.
+    /// How long a stale entry serves logins while IAM cannot be reached.
     pub offline: ConfigDuration,
-    /// How long an answer serves for sudo while IAM cannot be reached.
+    /// How long a stale entry serves sudo while IAM cannot be reached.
     pub offline_sudo: ConfigDuration,
-    /// IAM look-ups a minute of names that are not on the roster.
+    /// Lookups a minute of names that are not on the roster.
     pub unknown_per_minute: u32,
 }
 
@@ -291,11 +291,11 @@ impl Default for Freshness {
 pub struct Sessions {
     /// What the sweep looks at.
     pub sweep: Sweep,
-    /// Between asking a session to end and killing it.
+    /// The time between asking a session to end and killing it.
     pub grace: ConfigDuration,
-    /// What becomes of a managed user's session that cannot be registered.
+    /// What to do about a session of a managed account that cannot be registered.
     pub unregistered: Unregistered,
-    /// What becomes of a managed user's ssh session of which sshd names no key.
+    /// What to do about a session of a managed account by ssh for which sshd names no key.
     pub without_key: Unregistered,
 }
 
@@ -310,7 +310,7 @@ impl Default for Sessions {
     }
 }
 
-/// What becomes of a session that cannot be registered, and that a sweep would not see.
+/// What to do about a session that a sweep would not see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unregistered {
@@ -336,9 +336,9 @@ pub enum Sweep {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Importer {
-    /// What becomes of the account of a user who left.
+    /// What to do with the account of a user who has left.
     pub retire: Retire,
-    /// In how many complete rosters in a row the user has to be missing.
+    /// The number of complete rosters in a row in which the user has to be missing.
     pub confirm: u32,
     /// The share of the accounts that one run may retire.
     pub max_retire: Percent,
@@ -350,13 +350,13 @@ impl Default for Importer {
     }
 }
 
-/// What becomes of the account of a user who left.
+/// What to do with the account of a user who has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Retire {
-    /// Nobody can log in to it; all else stays.
+    /// It is locked; everything else stays.
     Lock,
-    /// The home directory is packed away and the account removed.
+    /// The home directory is archived and the account removed.
     Archive,
     /// The account and its home directory are removed.
     Delete,
@@ -371,7 +371,7 @@ pub struct Resolver {
 }
 
 impl Access {
-    /// The groups that are named here, login before sudo.
+    /// Returns the groups that are named here, login before sudo.
     pub fn groups(&self) -> impl Iterator<Item = &IamName> {
         [&self.allow, &self.sudo].into_iter().flat_map(Allowed::groups).chain(&self.deny)
     }

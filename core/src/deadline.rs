@@ -12,15 +12,15 @@ use rustix::io::Errno;
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// `span` from now.
+    /// Returns the deadline `span` from now.
     pub fn after(span: Duration) -> Self {
         Self(Instant::now() + span)
     }
 
-    /// What is left.
+    /// Returns the time that is left.
     ///
     /// # Errors
-    /// `TimedOut` when nothing is.
+    /// Returns `TimedOut` if none is left.
     pub fn left(self) -> io::Result<Duration> {
         self.0
             .checked_duration_since(Instant::now())
@@ -28,10 +28,10 @@ impl Deadline {
             .ok_or_else(|| io::Error::from(io::ErrorKind::TimedOut))
     }
 
-    /// Waits until `fd` is ready for `flags` (or has failed, which the next call on it will tell).
+    /// Waits until `fd` is ready for `flags`, or has failed: then the next call on it returns the error.
     ///
     /// # Errors
-    /// `TimedOut`, or what poll(2) says. A signal that the host process handles does not end the wait.
+    /// Returns `TimedOut` at the deadline, or the error of poll(2). A signal that the host process handles does not end the wait.
     pub fn wait(self, fd: impl AsFd, flags: PollFlags) -> io::Result<()> {
         loop {
             let left = self.left()?;

@@ -6,8 +6,7 @@ use std::fmt::{self, Write};
 /// quotes, with `"`, `\` and every character outside printable ASCII as `\xNN` (the bytes of its UTF-8).
 pub struct Value<'a>(pub &'a str);
 
-/// The longest value that is written in full, in bytes; the rest becomes `...`. Nobody makes a log line long by
-/// choosing a name.
+/// The longest value that is written in full, in bytes; the rest becomes `...`. So no chosen name makes a log line long.
 pub const VALUE_MAX: usize = 256;
 
 impl fmt::Display for Value<'_> {

@@ -2,29 +2,29 @@
 //!
 //! Pure functions, since the client reads them with poll(2) and the resolver with tokio.
 
-/// The longest request. The longest that a part of ours sends has under 1 KiB.
+/// The longest request, in bytes. Our own are shorter than 1 KiB.
 pub const REQUEST_MAX: usize = 64 * 1024;
 
-/// The longest answer: a roster of 5,000 users (the quota of an AWS account) takes about 1 MiB.
+/// The longest answer, in bytes: a roster of 5,000 users (the quota of an AWS account) takes about 1 MiB.
 pub const ANSWER_MAX: usize = 16 * 1024 * 1024;
 
 /// Bytes before the body.
 pub const HEADER: usize = 4;
 
-/// A body that is longer than the receiver takes.
+/// A body is longer than the receiver takes.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a frame of {length} bytes, more than {max}")]
 pub struct TooLong {
-    /// What the header says.
+    /// The length in the header.
     pub length: usize,
-    /// What is taken.
+    /// The longest length that is taken.
     pub max: usize,
 }
 
-/// `body` as a frame.
+/// Returns `body` as a frame.
 ///
 /// # Errors
-/// [`TooLong`] when it has more than `max` bytes.
+/// Returns [`TooLong`] if it has more than `max` bytes.
 pub fn encode(body: &[u8], max: usize) -> Result<Vec<u8>, TooLong> {
     let too_long = TooLong { length: body.len(), max };
     if body.len() > max {
@@ -34,10 +34,10 @@ pub fn encode(body: &[u8], max: usize) -> Result<Vec<u8>, TooLong> {
     Ok([header.as_slice(), body].concat())
 }
 
-/// The length of the body that follows `header`.
+/// Returns the length of the body that follows `header`.
 ///
 /// # Errors
-/// [`TooLong`] when it has more than `max` bytes: nothing is allocated for it.
+/// Returns [`TooLong`] if it is more than `max` bytes, so that nothing is allocated for it.
 pub fn body_length(header: [u8; HEADER], max: usize) -> Result<usize, TooLong> {
     let length = usize::try_from(u32::from_be_bytes(header)).unwrap_or(usize::MAX);
     if length > max { Err(TooLong { length, max }) } else { Ok(length) }

@@ -1,6 +1,6 @@
-//! Numeric ids, and the range that is ours.
+//! Uids and gids, and the managed range.
 //!
-//! The range is a constant and no setting: "is this account ours?" is answered by looking at its uid, without I/O.
+//! The range is a constant and no setting, so that "is this account managed?" is answered from the uid alone, without I/O.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub const FIRST: u32 = 0x7800_0000;
 /// The last id of the range that ids are hashed into.
 pub const LAST_HASHED: u32 = 0x7FFC_FFFF;
 
-/// The last id that may be a user's of ours: those above [`LAST_HASHED`] are assigned by operators.
+/// The last id of the managed range. Ids above [`LAST_HASHED`] are assigned by operators.
 pub const LAST: u32 = 0x7FFD_FFFE;
 
 /// [`Gid::IAM_SUDO`] as a number. A test of the resolver holds it to the hash.
@@ -35,23 +35,23 @@ pub struct Uid(pub u32);
 pub struct Gid(pub u32);
 
 impl Uid {
-    /// The uid after the last of ours, which is no user's: the process that ends a user's processes runs under it.
+    /// The uid after the managed range, which is no user's: the process that ends a user's processes runs under it.
     pub const RESERVED: Self = Self(0x7FFD_FFFF);
 
-    /// The superuser, who is never ours, whatever a configuration says.
+    /// The superuser, who is never managed, adopted or shared.
     pub const ROOT: Self = Self(0);
 
-    /// Whether an account with this uid was made from an IAM user.
+    /// Whether the uid is in the managed range: the account exists because of an IAM user.
     pub fn is_managed(self) -> bool {
         (FIRST..=LAST).contains(&self.0)
     }
 
-    /// Whether an operator may assign this uid: no hash is any of these.
+    /// Whether an operator may assign this uid in `accounts.uids`. No hash gives such a uid.
     pub fn may_be_assigned(self) -> bool {
         (LAST_HASHED + 1..=LAST).contains(&self.0)
     }
 
-    /// The gid of the user's own group: every account of ours has a group of its own name and number.
+    /// Returns the gid of the private group of a managed account, which has the account's name and number.
     pub fn private_group(self) -> Gid {
         Gid(self.0)
     }
@@ -65,7 +65,7 @@ impl Gid {
     /// The gid of the group `iam-users`, likewise.
     pub const IAM_USERS: Self = Self(IAM_USERS_GID);
 
-    /// Whether a group with this gid was made from IAM.
+    /// Whether the gid is in the managed range: the group exists because of IAM.
     pub fn is_managed(self) -> bool {
         (FIRST..=LAST).contains(&self.0)
     }

@@ -9,8 +9,8 @@ use base64ct::{Base64, Base64Unpadded, Encoding};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The longest key in its wire form that is taken, in bytes. sshd hands a certificate with large extensions to PAM that is longer
-/// than a line of authorized_keys may be.
+/// The longest key in wire form that is taken, in bytes. A certificate with large extensions, which sshd hands to PAM, is longer than a
+/// line of authorized_keys may be.
 const BLOB_MAX: usize = 16 * 1024;
 
 /// A public key. In a file it is `TYPE BASE64`.
@@ -39,7 +39,7 @@ impl PublicKey {
     /// Parses `TYPE BASE64 [COMMENT]` and drops the comment.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns an error that says what is wrong with the text.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let mut words = text.split(' ').filter(|word| !word.is_empty());
         let (algorithm, body) = (words.next().ok_or(KeyError::Form)?, words.next().ok_or(KeyError::Form)?);
@@ -55,12 +55,12 @@ impl PublicKey {
         Ok(Self { algorithm: algorithm.to_owned(), blob })
     }
 
-    /// Whether it is a certificate, as OpenSSH's PROTOCOL.certkeys has them.
+    /// Whether the key is a certificate (OpenSSH's PROTOCOL.certkeys).
     pub fn is_certificate(&self) -> bool {
         self.algorithm.contains("-cert-v01@")
     }
 
-    /// The fingerprint as ssh-keygen(1) and sshd's `%f` write it: `SHA256:` and unpadded base64.
+    /// Returns the fingerprint as ssh-keygen(1) and sshd's `%f` write it: `SHA256:` and unpadded base64.
     pub fn fingerprint(&self) -> String {
         format!("SHA256:{}", Base64Unpadded::encode_string(&Sha256::digest(&self.blob)))
     }
@@ -92,9 +92,8 @@ fn first_string(blob: &[u8]) -> Option<&[u8]> {
     rest.get(..usize::try_from(u32::from_be_bytes(*length)).ok()?)
 }
 
-/// The keys in `SSH_AUTH_INFO_0`, which sshd hands to PAM: a line `METHOD TYPE BASE64` for each method that
-/// succeeded. Lines of other methods are passed over. None stands for a key that cannot be parsed: nobody knows whose it
-/// is.
+/// Returns the keys in `SSH_AUTH_INFO_0`, which sshd hands to PAM: a line `METHOD TYPE BASE64` for each method that succeeded. Lines of
+/// other methods are skipped. None stands for a key that cannot be parsed.
 pub fn authenticated_with(ssh_auth_info: &str) -> Vec<Option<PublicKey>> {
     let keys = ssh_auth_info.lines().filter_map(|line| line.strip_prefix("publickey"));
     keys.map(|key| PublicKey::parse(key).ok()).collect()

@@ -1,5 +1,5 @@
-//! What this host has set up by a name: for a user of that name, or left over from an earlier one. A user who is made anew in
-//! IAM, or takes a name over, is somebody else and must not inherit it.
+//! What a host has set up by name: for a user of that name, or left over from an earlier one. A user who is created anew in IAM, or takes
+//! over a name, is another person and must not inherit it.
 
 use std::path::{Path, PathBuf};
 
@@ -26,8 +26,8 @@ const UNITS: &str = "etc/systemd/system";
 /// The longest file of sudo's rules that is read, in bytes.
 const RULES_MAX: u64 = 1024 * 1024;
 
-/// Returns what the host under `root` has set up for `name`, each as where it is and what it gives. Only root can read
-/// all of it. `of_importer` are groups that the importer fills: what they list is no administrator's doing.
+/// Returns what the host under `root` has set up for `name`, each as a text that says where it is and what it gives. Only root can read all
+/// of it. `of_importer` are groups that the importer fills, whose lists are no administrator's.
 fn of(name: &str, of_importer: &[&str], root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for path in SUBORDINATE {
@@ -60,7 +60,7 @@ fn of(name: &str, of_importer: &[&str], root: &Path) -> Vec<String> {
     found
 }
 
-/// The files of sudo's rules that name `subject`: a user, or a group with `%` before it.
+/// Returns the files of sudo's rules that name `subject`: a user, or a group with `%` before it.
 fn rules_for(subject: &str, root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for (path, text) in rules(root) {
@@ -72,7 +72,7 @@ fn rules_for(subject: &str, root: &Path) -> Vec<String> {
     found
 }
 
-/// The services of an administrator's that run as `name`: by `User=NAME`, or as an instance of `User=%i`.
+/// Returns the administrator's services that run as `name`, by `User=NAME` or as an instance of `User=%i`.
 fn units(name: &str, root: &Path) -> Vec<String> {
     let folder = root.join(UNITS);
     // A drop-in may say as whom a unit of a package runs.
@@ -250,10 +250,10 @@ pub fn for_user(name: &str, uid: Uid, owners: &Owners, config: Option<&Config>, 
     }
 }
 
-/// How many files of sudo's rules are read.
+/// The most files of sudo's rules that are read.
 const RULES_FILES_MAX: usize = 200;
 
-/// sudo's files with their texts, as /etc/sudoers includes them: of a folder no name with a dot, and none that ends with `~`.
+/// Returns sudo's files with their texts, as /etc/sudoers includes them: from a folder, no name with a dot or with `~` at its end.
 fn rules(root: &Path) -> Vec<(PathBuf, String)> {
     // The folder counts also where the file that includes it cannot be read.
     let (mut read, mut next) = (Vec::new(), vec![root.join("etc/sudoers")]);
@@ -286,7 +286,7 @@ fn rules(root: &Path) -> Vec<(PathBuf, String)> {
     read
 }
 
-/// sudo's `%h`: the name of the host without its domain.
+/// Returns sudo's `%h`: the name of the host without its domain.
 fn host_name() -> String {
     let uname = rustix::system::uname();
     let name = uname.nodename().to_string_lossy().into_owned();

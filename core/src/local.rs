@@ -1,7 +1,7 @@
 //! The local accounts and groups, read from passwd(5) and group(5) themselves.
 //!
-//! Not through NSS: the resolver would ask itself, and the NSS module runs inside such a question. A line counts here
-//! exactly if it counts for the C library: an account that glibc has and this file passes over would be nobody's.
+//! They are not read through NSS: the resolver would ask itself, and the NSS module runs inside a lookup. A line counts here exactly if
+//! it counts for the C library: an account that glibc has and this file skips would be taken for free.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,24 +31,24 @@ pub struct Group {
     pub name: String,
     /// The gid.
     pub gid: Gid,
-    /// Who is listed in it; those who have it as their primary group are not.
+    /// The listed members. Accounts that have it as their primary group are not listed.
     pub members: Vec<String>,
 }
 
 impl Group {
-    /// Whether `account` is in it: listed, or with it as the primary group.
+    /// Whether `account` is a member: listed, or by its primary group.
     pub fn has(&self, account: &Account) -> bool {
         self.gid == account.gid || self.members.contains(&account.name)
     }
 }
 
-/// The gids of those of `groups` that have one of `names`, each with that name.
+/// Returns the gids of those `groups` that have one of `names`, each with that name.
 pub fn gids_of(groups: &[Group], names: &[&'static str]) -> BTreeMap<Gid, &'static str> {
     let name_of = |group: &Group| names.iter().find(|name| **name == group.name).copied();
     groups.iter().filter_map(|group| Some((group.gid, name_of(group)?))).collect()
 }
 
-/// The account called `name` in the passwd(5) file `path`.
+/// Returns the account called `name` in the passwd(5) file `path`.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read.
@@ -56,7 +56,7 @@ pub fn account_by_name(path: &Path, name: &str) -> io::Result<Option<Account>> {
     find(path, account, |account| account.name == name)
 }
 
-/// The account with `uid` in the passwd(5) file `path`.
+/// Returns the account with `uid` in the passwd(5) file `path`.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read.
@@ -64,7 +64,7 @@ pub fn account_by_uid(path: &Path, uid: Uid) -> io::Result<Option<Account>> {
     find(path, account, |account| account.uid == uid)
 }
 
-/// The group called `name` in the group(5) file `path`.
+/// Returns the group called `name` in the group(5) file `path`.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read.
@@ -81,7 +81,7 @@ pub struct Subordinate {
     pub uids: Range<u32>,
 }
 
-/// The ranges of subordinate uids in the subuid(5) file `path`; none where it cannot be read.
+/// Returns the ranges of subordinate uids in the subuid(5) file `path`. Empty if it cannot be read.
 pub fn subordinate(path: &Path) -> Vec<Subordinate> {
     let range = |line: &[u8]| {
         let mut fields = fields(line)?;
@@ -93,7 +93,7 @@ pub fn subordinate(path: &Path) -> Vec<Subordinate> {
     text.split(|&byte| byte == b'\n').filter_map(range).collect()
 }
 
-/// All accounts of the passwd(5) file `path`.
+/// Returns all accounts of the passwd(5) file `path`.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read.
@@ -101,7 +101,7 @@ pub fn accounts(path: &Path) -> io::Result<Vec<Account>> {
     entries(path, account)?.collect()
 }
 
-/// All groups of the group(5) file `path`.
+/// Returns all groups of the group(5) file `path`.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read.
@@ -117,7 +117,7 @@ fn find<T>(
     entries(path, parse)?.find(|entry| entry.as_ref().map_or(true, &wanted)).transpose()
 }
 
-/// The lines of a file that make sense.
+/// Returns what `parse` makes of the lines of a file, without those of which it makes nothing.
 fn entries<T>(
     path: &Path,
     parse: impl Fn(&[u8]) -> Option<T>,

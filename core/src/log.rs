@@ -1,6 +1,5 @@
-//! Where the programs log: standard error under systemd (the journal) or on request, else syslog's authpriv.
-//!
-//! Not for what is loaded into sshd or sudo: that has `pam_syslog`.
+//! The log of the programs: standard error under systemd (the journal) or on request, else syslog's authpriv. The modules in sshd and sudo
+//! do not use it; they have `pam_syslog`.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -17,11 +16,11 @@ const DEV_LOG: &str = "/dev/log";
 /// A line's severity, as syslog(3) numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Something failed and somebody has to act.
+    /// Something failed, and an operator has to act.
     Error = 3,
-    /// Something is refused or went wrong and was coped with.
+    /// Something was refused, or went wrong and was handled.
     Warning = 4,
-    /// Worth knowing.
+    /// Something worth knowing happened.
     Info = 6,
 }
 
@@ -31,22 +30,22 @@ pub struct Log(Sink);
 enum Sink {
     Stderr,
     Syslog(Box<Logger<LoggerBackend, Formatter3164>>),
-    /// Nobody listens; a program that cannot log still does its work.
+    /// No log: a program that cannot log still does its work.
     None,
 }
 
 impl Log {
-    /// A log on standard error, each line with the priority prefix of sd-daemon(3).
+    /// Returns a log on standard error, each line with the priority prefix of sd-daemon(3).
     pub fn to_stderr() -> Self {
         Self(Sink::Stderr)
     }
 
-    /// A log that nobody reads.
+    /// Returns a log that writes nothing.
     pub fn silent() -> Self {
         Self(Sink::None)
     }
 
-    /// A log to /dev/log as `program`.
+    /// Returns a log to /dev/log as `program`.
     pub fn to_syslog(program: &str) -> Self {
         let formatter = Formatter3164 {
             facility: Facility::LOG_AUTHPRIV,

@@ -1,4 +1,4 @@
-//! Reading the configuration: who may have written it, what it says, and what contradicts itself.
+//! Reads the configuration: checks that only root could have written it, parses it, and finds contradictions.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,22 +11,22 @@ use crate::name::{IAM_SUDO, IAM_USERS};
 /// The longest configuration that is read, in bytes.
 const LENGTH_MAX: u64 = 1024 * 1024;
 
-/// System users that programs of all kinds run as: whoever runs as `keys.user` may ask for keys.
+/// System users that many programs run as. Every program that runs as `keys.user` may ask for keys, so none of these may be it.
 const MANY_RUN_AS: &[&str] =
     &["apache", "bin", "daemon", "mail", "nginx", "nobody", "sys", "systemd-network", "www-data"];
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{}: {source}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// Somebody other than root could have written it.
+    /// A user other than root could have written the file.
     #[error("{}: {problem}; run: chown root {} && chmod go-w {}", .path.display(), .path.display(), .path.display())]
     Untrusted {
         /// The file.
@@ -34,7 +34,7 @@ pub enum ConfigError {
         /// Why it is not trusted.
         problem: &'static str,
     },
-    /// Its text is wrong.
+    /// The text has a mistake.
     #[error("{}:{line}: {message}", .path.display())]
     Text {
         /// The file.
@@ -47,7 +47,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads the configuration, if nobody but root (or who runs this) can have written it.
+    /// Reads the configuration, if only root or the user of this process could have written it.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read, could have been written by others, or has a mistake.
@@ -74,7 +74,7 @@ impl Config {
     /// Parses the text of a configuration; `path` is for the errors.
     ///
     /// # Errors
-    /// [`ConfigError::Text`].
+    /// Returns [`ConfigError::Text`] if the text has a mistake.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let wrong = |start: usize, message: &str| {
             let before = text.get(..start).unwrap_or_default();
@@ -89,7 +89,7 @@ impl Config {
         }
     }
 
-    /// What cannot be seen in one place alone, and a word of the text near it.
+    /// Returns a mistake that lies between two keys, with a word of the text near it.
     fn contradiction(&self) -> Option<(&'static str, String)> {
         if MANY_RUN_AS.contains(&self.keys.user.as_str()) {
             let user = &self.keys.user;
@@ -114,7 +114,7 @@ impl Config {
         Some(("[shared", format!("{twice} is both adopted and shared; choose one")))
     }
 
-    /// What is allowed and probably not meant, each in one sentence.
+    /// Returns what is allowed and probably not meant, each in one sentence.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(endpoint) = self.aws.endpoint.as_deref().filter(|endpoint| is_plain_and_far(endpoint)) {
@@ -125,8 +125,8 @@ impl Config {
         warnings
     }
 
-    /// `keys.also_run` of a configuration that has a mistake elsewhere: those commands may be how the operator gets in
-    /// to mend it. Nothing, if the file is not even TOML or not to be trusted.
+    /// Returns `keys.also_run` of a configuration that has a mistake elsewhere: the operator may get in by those commands to mend it. Empty if
+    /// the file is not TOML or cannot be trusted.
     pub fn rescue_commands(path: &Path) -> Vec<String> {
         let text = Self::trusted_text(path).unwrap_or_default();
         let table: toml::Table = toml::from_str(&text).unwrap_or_default();
@@ -137,7 +137,7 @@ impl Config {
     }
 }
 
-/// Whether an endpoint is asked without TLS and is not on this machine.
+/// Whether an endpoint has no TLS and is not on this machine.
 fn is_plain_and_far(endpoint: &str) -> bool {
     let Some(rest) = endpoint.strip_prefix("http://") else { return false };
     let host = rest.split('/').next().unwrap_or_default();

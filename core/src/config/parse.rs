@@ -1,4 +1,4 @@
-//! How single keys of the configuration are read: what may stand there, and what is said if something else does.
+//! Parses single keys of the configuration: their values, and the error for each wrong one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -182,7 +182,7 @@ pub(super) fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     word(deserializer, is_role, "a role is given by its ARN, like \"arn:aws:iam::123456789012:role/NAME\"")
 }
 
-/// A word that looks as it must, or an error that says how that is.
+/// Parses a word of a given form, or returns an error that says the form.
 fn word<'de, D: Deserializer<'de>>(
     deserializer: D,
     is_right: impl Fn(&str) -> bool,
@@ -195,7 +195,7 @@ fn word<'de, D: Deserializer<'de>>(
     }
 }
 
-/// uids by immutable ids: each from those that are kept for operators, and none twice.
+/// Parses uids by immutable ids: each from the range for operators, and none twice.
 pub(super) fn assigned_uids<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, Uid>, D::Error> {

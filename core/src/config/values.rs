@@ -40,7 +40,7 @@ fn parsed<'de, T: std::str::FromStr<Err = String>, D: Deserializer<'de>>(
 pub struct ConfigDuration(pub Duration);
 
 impl ConfigDuration {
-    /// So many seconds.
+    /// Returns a duration of `seconds` seconds.
     pub(super) const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
@@ -101,12 +101,12 @@ impl<'de> Deserialize<'de> for AbsolutePath {
     }
 }
 
-/// Where home directories are: an absolute path whose last part holds `{name}`.
+/// The place of home directories: an absolute path whose last part holds `{name}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HomePattern(pub(super) String);
 
 impl HomePattern {
-    /// The home directory of `name`.
+    /// Returns the home directory of `name`.
     pub fn of(&self, name: &LinuxName) -> String {
         self.0.replace("{name}", name.as_str())
     }
@@ -165,7 +165,7 @@ impl Serialize for Percent {
 pub struct Pattern(String);
 
 impl Pattern {
-    /// Whether all of `text` is as the pattern says.
+    /// Whether the pattern matches the whole `text`.
     pub fn matches(&self, text: &str) -> bool {
         let (first, rest) = match self.0.split_once('*') {
             None => return self.0 == text,

@@ -2,21 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which kind of account something is: everything else about it follows from that.
+/// The kind of an account. Its groups, its keys, its right to sudo and whether the sweep may end its processes follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AccountKind {
-    /// Made from an IAM user: its uid is in our range.
+    /// It exists because of an IAM user: its uid is in the managed range.
     Managed,
     /// A local account that the configuration gives to the IAM user of its name.
     Adopted,
     /// A local account to which the members of IAM groups log in with their own keys.
     Shared,
-    /// None of our business.
+    /// A local account in which IAM has no say.
     Local,
 }
 
-/// What a decision is about.
+/// The action that a decision is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
@@ -29,7 +29,7 @@ pub enum Policy {
 /// A decision with its reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// Yes or no.
+    /// Whether the action is allowed.
     pub allow: bool,
     /// Why.
     pub reason: Reason,
@@ -39,25 +39,25 @@ pub struct Decision {
     pub iam_id: Option<String>,
     /// The IAM group that decided, if one did.
     pub group: Option<String>,
-    /// Where the answer comes from.
+    /// The source of the answer.
     pub source: Source,
-    /// How old what IAM said is, in seconds.
+    /// The age of IAM's answer, in seconds.
     pub age: u64,
 }
 
-/// Where an answer comes from.
+/// The source of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// IAM was asked for it.
+    /// IAM, asked for this request.
     Iam,
-    /// It is younger than `freshness.max_age`.
+    /// The cache: the entry is younger than `freshness.max_age`.
     Cache,
-    /// IAM cannot be reached, and an older answer still serves.
+    /// The cache, since IAM cannot be reached: the entry is stale and still serves.
     Offline,
 }
 
-/// Why a decision is what it is.
+/// The reason for a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
@@ -69,7 +69,7 @@ pub enum Reason {
     NotInGroup,
     /// The configuration allows this to nobody.
     PolicyNone,
-    /// The user may not even log in.
+    /// The user may not log in, and so may not use sudo.
     NoLogin,
     /// IAM has no user of this name.
     NoSuchUser,
@@ -83,7 +83,7 @@ pub enum Reason {
     Local,
     /// IAM denies this host to look at the user.
     Denied,
-    /// The user's own group would be called like a group that means something on this host.
+    /// The user's private group would have the name of a group with rights on this host.
     NameOfGroup,
     /// The name is claimed by the host: by a unit, by sysusers.d(5), or as a member of a privileged group.
     NameClaimed,
@@ -92,7 +92,7 @@ pub enum Reason {
 }
 
 impl Policy {
-    /// The policy as the log writes it.
+    /// Returns the policy as the log writes it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Login => "login",
@@ -102,7 +102,7 @@ impl Policy {
 }
 
 impl Reason {
-    /// The reason as the log writes it.
+    /// Returns the reason as the log writes it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InGroup => "in-group",
@@ -122,7 +122,7 @@ impl Reason {
         }
     }
 
-    /// The reason as the user is told it, after "NAME: ".
+    /// Returns the reason for the user, to follow "NAME: ".
     pub fn for_user(self, policy: Policy) -> &'static str {
         match (self, policy) {
             (Self::InGroup | Self::All, _) => "allowed",
@@ -149,7 +149,7 @@ impl Reason {
 }
 
 impl Source {
-    /// The source as the log writes it.
+    /// Returns the source as the log writes it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Iam => "iam",

@@ -1,4 +1,4 @@
-//! What only an operator's programs ask for, each of which parses what it asked for.
+//! Reports for the operator's programs. The modules in sshd and sudo do not carry the code to parse them.
 
 use std::collections::BTreeMap;
 
@@ -8,20 +8,20 @@ use super::{AccountKind, Decision, Group, User};
 use crate::id::Uid;
 use crate::name::LinuxName;
 
-/// The users who may log in, read from IAM for the one who asked. All lists are sorted by name.
+/// The users who may log in, read from IAM for this request. All lists are sorted by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roster {
-    /// Those who have an account of ours.
+    /// Users with a managed account.
     pub users: Vec<User>,
-    /// Those who have a local account that is adopted.
+    /// Users with an adopted account.
     pub adopted: Vec<LinuxName>,
-    /// Those who get none.
+    /// Users who get no account.
     pub refused: Vec<Refused>,
-    /// The Linux groups that users are in by what IAM says, with those of the first two lists who are.
+    /// The Linux groups that IAM gives, with their members from the first two lists.
     pub groups: Vec<Group>,
     /// The IAM groups that the configuration allows or denies and IAM does not have.
     pub missing: Vec<String>,
-    /// Whether who is not listed has left: every allowed group was found and read to its end.
+    /// Whether a user who is not listed has left: every allowed group was found and read to its end.
     pub complete: bool,
 }
 
@@ -32,40 +32,40 @@ pub struct Refused {
     pub iam_name: String,
     /// The Linux name that the user would have, if it is one.
     pub name: Option<LinuxName>,
-    /// The uid that the user would have. An account with it, or an adopted one with this name, belongs to
-    /// somebody who is still there.
+    /// The uid that the user would have. An account with this uid, or an adopted one with this name, belongs to a user who is still
+    /// there.
     pub uid: Uid,
     /// Why.
     pub why: String,
 }
 
-/// How the resolver is.
+/// The state of the resolver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The version of the resolver.
     pub version: String,
     /// Seconds since its start.
     pub uptime: u64,
-    /// How old the roster is, in seconds; none before the first.
+    /// The age of the roster, in seconds. None before the first.
     pub roster_age: Option<u64>,
     /// How many IAM users may log in, by the roster.
     pub roster_users: usize,
-    /// How many names are remembered.
+    /// How many names have an entry.
     pub known: usize,
     /// Seconds since the cache on disk was written; none if it was not since the start.
     #[serde(default)]
     pub cache_age: Option<u64>,
-    /// Its size then, in bytes.
+    /// The size of the cache then, in bytes.
     #[serde(default)]
     pub cache_bytes: u64,
-    /// Why it cannot be written, if that is so.
+    /// Why the cache cannot be written, if so.
     #[serde(default)]
     pub cache_error: Option<String>,
     /// Calls to the IAM API since the start.
     pub calls: u64,
-    /// How many of them failed.
+    /// How many of the calls failed.
     pub errors: u64,
-    /// What the last failure was.
+    /// The text of the last failure.
     pub last_error: Option<String>,
     /// Seconds since IAM last answered; none if it never did.
     pub last_answer: Option<u64>,
@@ -73,15 +73,15 @@ pub struct Status {
     pub unknown_left: u32,
     /// How many a minute.
     pub unknown_per_minute: u32,
-    /// For how many names IAM is taken for unreachable at the moment.
+    /// For how many names the last fetch failed.
     pub backing_off: usize,
-    /// Questions answered since the start, by their kind.
+    /// Requests answered since the start, by kind.
     pub questions: BTreeMap<String, u64>,
     /// Decisions since the start, by policy and reason (`login in-group`).
     pub decisions: BTreeMap<String, u64>,
 }
 
-/// All that decides about a name.
+/// Everything that decides about a name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The Linux name.
@@ -90,11 +90,11 @@ pub struct Explanation {
     pub account_kind: AccountKind,
     /// The uid of the account, or the one that it would have.
     pub uid: Option<Uid>,
-    /// The IAM users who could stand behind the name.
+    /// The names of IAM users that map to the name.
     pub candidates: Vec<String>,
-    /// Those who claim it, if they are several.
+    /// The IAM users who have it, if they are several.
     pub claimants: Vec<String>,
-    /// The IAM user behind it, or all who share it.
+    /// The IAM user who has it, or all who may use the shared account.
     pub users: Vec<IamEntry>,
     /// The Linux groups of the account.
     pub groups: Vec<LinuxName>,
@@ -133,21 +133,21 @@ pub struct KeyState {
     pub fingerprint: Option<String>,
 }
 
-/// Whose a uid is by what the resolver knows, whether the user may log in or not.
+/// The user who has a uid, whether the user may log in or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The Linux name of the IAM user who has it; none if no user is known to have it.
     pub name: Option<LinuxName>,
 }
 
-/// So many names were forgotten.
+/// The outcome of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flushed {
-    /// How many.
+    /// How many names were forgotten.
     pub forgotten: usize,
 }
 
-/// What became of each IAM permission that was tried.
+/// The outcome of a self-test.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelfTested {
     /// One for each API action.
@@ -167,14 +167,14 @@ pub struct Route {
     pub proxy_error: Option<String>,
 }
 
-/// Who cannot log in as they should.
+/// The users who cannot log in as they should.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Linted {
     /// How many IAM users there are.
     pub users: usize,
-    /// How many of them may log in.
+    /// How many of the users may log in.
     pub allowed: usize,
-    /// Who and why, sorted.
+    /// The users and the problems, sorted.
     pub findings: Vec<Finding>,
 }
 
@@ -183,7 +183,7 @@ pub struct Linted {
 pub struct Try {
     /// The action, as a policy has it (`iam:GetUser`).
     pub action: String,
-    /// Why it did not work.
+    /// Why the call failed. None if it did not.
     pub error: Option<String>,
     /// Whether IAM denies it, as opposed to not answering.
     pub denied: bool,
