@@ -1,8 +1,8 @@
-//! IAM names, Linux names, and the way from one to the other and back.
+//! IAM names, Linux names, and the mapping between them.
 //!
-//! `+ = , @` become `.plus. .equal. .comma. .at.`, as the scripts did that this system comes after. The way back
-//! is not unique: `a.at.b` may be the IAM user `a@b` or one who is really called `a.at.b`. So [`candidates`] lists
-//! all IAM names that could stand behind a Linux name, and whoever finds that two of them exist refuses both.
+//! `+ = , @` become `.plus. .equal. .comma. .at.`, as in the scripts that many hosts have used before. The mapping is not unique: `a.at.b` may
+//! be the IAM user `a@b` or `a.at.b`. So [`candidates`] lists all IAM names that map to a Linux name, and if two of them exist, both are
+//! refused.
 
 use std::fmt;
 
@@ -20,35 +20,34 @@ pub const IAM_USER_NAME_MAX: usize = 64;
 /// The longest IAM group name (API reference, `CreateGroup`).
 pub const IAM_GROUP_NAME_MAX: usize = 128;
 
-/// How many IAM names may stand behind one Linux name. Each costs three calls to look up, so a name that reads
-/// in more ways than this is refused.
+/// The most IAM names that may map to one Linux name. Each costs three calls, so a name with more candidates is refused.
 pub const CANDIDATES_MAX: usize = 16;
 
-/// The Linux group of every account of ours.
+/// The Linux group of every managed account. It restricts: sshd's rule about authorized_keys goes by it.
 pub const IAM_USERS: &str = "iam-users";
 
-/// The Linux group of those who may use sudo.
+/// The Linux group of the users who may use sudo.
 pub const IAM_SUDO: &str = "iam-sudo";
 
 /// Why a name is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing is left of it.
+    /// The name is empty.
     #[error("is empty")]
     Empty,
-    /// Longer than its kind may be.
+    /// The name is too long.
     #[error("has {0} characters, more than {1}")]
     TooLong(usize, usize),
-    /// Programs would take it for an option or a hidden file.
+    /// The name begins with `-` or `.`: programs would take it for an option or a hidden file.
     #[error("begins with '-' or '.'")]
     BadStart,
-    /// Programs would take it for a uid.
+    /// The name is all digits: programs would take it for a uid.
     #[error("is all digits")]
     AllDigits,
-    /// Outside the characters of its kind.
+    /// The name has a character that is not allowed.
     #[error("holds the character {0:?}")]
     BadCharacter(char),
-    /// More IAM names than [`CANDIDATES_MAX`] could stand behind it.
+    /// More than [`CANDIDATES_MAX`] IAM names map to the name.
     #[error("reads in more than {CANDIDATES_MAX} ways")]
     TooAmbiguous,
 }
@@ -59,18 +58,18 @@ pub enum NameError {
 pub struct IamName(String);
 
 impl IamName {
-    /// The name of an IAM user.
+    /// Parses the name of an IAM user.
     ///
     /// # Errors
-    /// What makes it no such name.
+    /// Returns an error if it is no such name.
     pub fn user(name: &str) -> Result<Self, NameError> {
         Self::bounded(name, IAM_USER_NAME_MAX)
     }
 
-    /// The name of an IAM group, which may be longer than a user's.
+    /// Parses the name of an IAM group, which may be longer than a user's.
     ///
     /// # Errors
-    /// What makes it no such name.
+    /// Returns an error if it is no such name.
     pub fn group(name: &str) -> Result<Self, NameError> {
         Self::bounded(name, IAM_GROUP_NAME_MAX)
     }
@@ -89,15 +88,15 @@ impl IamName {
         Ok(Self(name.to_owned()))
     }
 
-    /// The name as IAM spells it.
+    /// Returns the name as IAM spells it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The Linux name of an IAM user. `drop_suffixes` are tried in their order, and the first that fits is dropped.
+    /// Returns the Linux name of an IAM user. Of `drop_suffixes`, the first that fits is dropped.
     ///
     /// # Errors
-    /// Why no account can have that name.
+    /// Returns an error if no account can have that name.
     pub fn to_linux(&self, drop_suffixes: &[String]) -> Result<LinuxName, NameError> {
         let linux = LinuxName::new(&self.spelled(drop_suffixes))?;
         if candidates(&linux, drop_suffixes).is_empty() {
@@ -142,7 +141,7 @@ impl LinuxName {
     /// Parses a name.
     ///
     /// # Errors
-    /// What makes it a name that no account of ours can have.
+    /// Returns an error if no account can have that name.
     pub fn new(name: &str) -> Result<Self, NameError> {
         if name.is_empty() {
             return Err(NameError::Empty);
@@ -163,7 +162,7 @@ impl LinuxName {
         Ok(Self(name.to_owned()))
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -189,8 +188,7 @@ impl fmt::Display for LinuxName {
     }
 }
 
-/// All IAM user names that map to `linux`; none if there are more than [`CANDIDATES_MAX`], since then the name is
-/// refused.
+/// Returns all IAM user names that map to `linux`. Empty if there are more than [`CANDIDATES_MAX`]: then the name is refused.
 pub fn candidates(linux: &LinuxName, drop_suffixes: &[String]) -> Vec<IamName> {
     let mut readings = vec![String::new()];
     read(linux.as_str(), &mut readings);

@@ -1,5 +1,5 @@
-//! Who last logged in under each Linux name. A name may pass to another IAM user, by a deletion or by two renames, and what
-//! the host keeps by name would pass with it.
+//! The owner of each Linux name: the user who last opened a session under it. A name may pass to another IAM user, by a deletion or by two
+//! renames, and what the host keeps by name would pass with it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use crate::paths;
 use crate::replace::{is_private, put_private};
 use crate::served::Served;
 
-/// The owners of names. Sessions alone record them: a sweep, or a lookup, sees a new user before the host was asked whether
-/// it has something left for the one before.
+/// The owners of names. Only sessions record them: a sweep or a lookup sees a new user before it is checked what the host has left from
+/// the one before.
 #[derive(Clone, Debug)]
 pub struct Owners {
     /// A file for each name, with the uid in it. An administrator may write one too.
@@ -19,12 +19,12 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// The owners that are kept in `folder`. `served` tells of users who never opened a session, but ran processes.
+    /// Returns the owners that are kept in `folder`. `served` lists users who ran processes, also without a session.
     pub fn new(folder: &Path, served: &Path) -> Self {
         Self { folder: folder.to_owned(), served: Served::new(served) }
     }
 
-    /// The owners that this host keeps.
+    /// Returns the owners that this host keeps.
     pub fn of_host() -> Self {
         Self::new(Path::new(paths::OWNERS), Path::new(paths::SERVED))
     }
@@ -42,8 +42,7 @@ impl Owners {
         put_private(&self.folder, name, &unfinished, uid.to_string().as_bytes())
     }
 
-    /// The uid that last opened a session under `name`. None also if the folder could have been written by others than whoever
-    /// runs this.
+    /// Returns the uid that last opened a session under `name`. None also if users other than this process's could have written the folder.
     pub fn last(&self, name: &str) -> Option<Uid> {
         if !is_private(&self.folder) {
             return None;
@@ -51,7 +50,7 @@ impl Owners {
         std::fs::read_to_string(self.folder.join(name)).ok()?.trim_end().parse().ok().map(Uid)
     }
 
-    /// The `count` names under which users last became owners, the last first.
+    /// Returns the `count` names that last got an owner, the last first.
     pub fn latest_names(&self, count: usize) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().filter_map(Result::ok);
         let named = entries.filter_map(|entry| {
@@ -63,7 +62,7 @@ impl Owners {
         all.into_iter().map(|(_, name)| name).take(count).collect()
     }
 
-    /// The uid of another user than `uid` who had `name` before. None if `uid` had it last, or nobody did.
+    /// Returns the uid of another user than `uid` who had `name` before. None if `uid` had it last, or nobody did.
     pub fn former(&self, name: &str, uid: Uid) -> Option<Uid> {
         match self.last(name) {
             Some(last) => (last != uid).then_some(last),

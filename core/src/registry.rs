@@ -1,7 +1,7 @@
-//! The registry of open sessions: one file for each, written by PAM's session phase, read by the sweep.
+//! The registry of sessions: one file for each, written by PAM's session phase and read by the sweep.
 //!
-//! It is root's alone, and so is the directory that it lies in: whoever could rename it away could hide a session from the sweep.
-//! It is opened without following links and used only if both belong to root.
+//! The registry and its parent directory belong to root: a user who could rename the registry could hide a session from the sweep. It is
+//! opened without following links, and used only if both belong to root.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -34,41 +34,41 @@ pub struct Session {
     pub uid: Uid,
     /// The PAM service.
     pub service: String,
-    /// Where from.
+    /// The address or host name of the client.
     pub rhost: String,
     /// The IAM user whose key opened it.
     pub iam_name: String,
     /// The fingerprints of the keys that opened it.
     pub keys: Vec<String>,
-    /// Whose they are.
+    /// The origin of the keys.
     pub origin: Origin,
     /// The supplementary groups that the user had then.
     #[serde(default)]
     pub groups: Vec<Gid>,
-    /// Since when, in seconds since 1970.
+    /// When it was opened, in seconds since 1970.
     pub since: u64,
     /// The audit session that the login began (pam_loginuid(8)), if it did: what it leaves behind has it too.
     #[serde(default)]
     pub audit: Option<String>,
-    /// Whether it is over, and the entry stays for what it may have left behind.
+    /// Whether it is over. The entry stays for the processes that it may have left behind.
     #[serde(default)]
     pub closed: bool,
-    /// In how many sweeps in a row nothing was seen of what it may have left behind.
+    /// The number of sweeps in a row that saw nothing of what it may have left behind.
     #[serde(default)]
     pub unseen: u32,
 }
 
-/// Whose the keys of a session are.
+/// The origin of the keys of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// It was opened without a key.
     None,
-    /// They are active keys of the user in IAM.
+    /// The keys are active keys of the user in IAM.
     Iam,
-    /// They are not.
+    /// A key is no active key of the user in IAM.
     Foreign,
-    /// Nobody could tell.
+    /// The resolver did not answer.
     Unknown,
 }
 
@@ -78,10 +78,10 @@ pub struct SessionRegistry {
 }
 
 impl SessionRegistry {
-    /// Opens the registry in `path`, if somebody has made it.
+    /// Opens the registry in `path`. None if there is none.
     ///
     /// # Errors
-    /// It cannot be opened, or belongs to somebody else than who runs this.
+    /// Returns an error if it cannot be opened, or belongs to another user than this process's.
     pub fn open_if_made(path: &Path) -> io::Result<Option<Self>> {
         match path.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -89,10 +89,10 @@ impl SessionRegistry {
         }
     }
 
-    /// Opens the registry in `path`, made if it is not there.
+    /// Opens the registry in `path`, and makes it if there is none.
     ///
     /// # Errors
-    /// It cannot be made or opened, or belongs to somebody else than who runs this.
+    /// Returns an error if it cannot be made or opened, or belongs to another user than this process's.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::open(path, flags, Mode::empty());
@@ -126,7 +126,7 @@ impl SessionRegistry {
         Ok(Self { dir })
     }
 
-    /// Enters a session. One of the same process is replaced.
+    /// Writes the entry of a session. An entry of the same process is replaced.
     ///
     /// # Errors
     /// Returns an error if the entry cannot be written.
@@ -172,7 +172,7 @@ impl SessionRegistry {
         self.write(&Session { unseen, ..session.clone() })
     }
 
-    /// Takes the session of a process out.
+    /// Removes the entry of a process.
     ///
     /// # Errors
     /// Returns an error if the entry exists and cannot be removed. A missing entry is not an error.
@@ -183,7 +183,7 @@ impl SessionRegistry {
         }
     }
 
-    /// Keeps a second sweep from running beside the first, until this is dropped. False if one is running.
+    /// Locks the registry against a second sweep, until it is dropped. Returns false if a sweep is running.
     ///
     /// # Errors
     /// Returns an error if flock(2) fails.

@@ -1,4 +1,4 @@
-//! What is asked and answered: one request and one answer per connection, or per run of `iam-resolver --once`.
+//! Requests and answers: one of each per connection, or per run of `iam-resolver --once`.
 //!
 //! A request is `{"v":1,"ask":"user-by-name","name":"alice"}`, an answer `{"answer":"user",...}`. A request that the
 //! resolver does not know is answered with an error, so that an older resolver and a newer client get along.
@@ -217,15 +217,15 @@ pub enum Answer {
     },
     /// Whether a user may do something.
     Decision(Decision),
-    /// What only an operator's programs ask for: [`Roster`], [`Status`], [`Explanation`] and so on, which whoever asked
-    /// parses. The modules in sshd, sudo and every other process do not carry the code for it.
+    /// A report for the operator's programs: [`Roster`], [`Status`], [`Explanation`] and so on, which the client parses. The modules in sshd
+    /// and sudo do not carry the code for it.
     Report {
-        /// It.
+        /// The report.
         report: Value,
     },
-    /// It was done.
+    /// Done.
     Done,
-    /// There is no such account or group, says IAM.
+    /// There is no such account or group.
     NotFound,
     /// No answer.
     Error {
@@ -237,7 +237,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// A report.
+    /// Returns a report as an answer.
     pub fn report(report: &impl Serialize) -> Self {
         match serde_json::to_value(report) {
             Ok(report) => Self::Report { report },
@@ -303,7 +303,7 @@ pub struct Key {
     pub id: String,
     /// The IAM user whose key it is.
     pub iam_name: String,
-    /// `TYPE BASE64`. Who prints it parses it first (`key::PublicKey`).
+    /// `TYPE BASE64`. A program that prints it parses it first (`key::PublicKey`).
     pub line: String,
 }
 

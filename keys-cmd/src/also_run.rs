@@ -14,10 +14,10 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::Question;
 
-/// The most that one command may print. sshd reads no line of more than 8 KiB; this is room for many keys.
+/// The most bytes that one command may print. sshd reads no line of more than 8 KiB; this is room for many keys.
 const OUTPUT_MAX: usize = 1024 * 1024;
 
-/// What EC2 Instance Connect's command exits with when the instance metadata has no key for the user, as it is nearly always.
+/// The exit status of EC2 Instance Connect's command when the instance metadata has no key for the user, which is the usual case.
 const NO_KEY: i32 = 22;
 
 /// Runs `commands` one after the other and prints what they print. As sshd has it, a command that fails has no keys;
@@ -39,7 +39,7 @@ pub fn run(commands: &[String], question: &Question, uid: Uid, log: &mut Log) {
     }
 }
 
-/// What a command prints, if it succeeds in time.
+/// Returns the output of a command that succeeds in time.
 fn output_of(command: &mut Command) -> io::Result<Vec<u8>> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let mut child = command.spawn()?;

@@ -6,9 +6,9 @@
 //! AuthorizedKeysCommand /usr/libexec/pam_iam/iam-authorized-keys --uid %U --home %h --type %t --key %k %u %f
 //! ```
 //!
-//! It prints the active IAM keys of an account of ours or an adopted one, nothing for any other, and then what the
-//! further key commands of the configuration print. sshd disregards all keys of a command that fails, so the exit
-//! status is 0 unless the keys of one of our accounts cannot be told.
+//! It prints the active IAM keys of a managed, adopted or shared account, and then the output of the further key commands of the
+//! configuration. sshd ignores all keys of a command that fails, so the exit status is 0 unless the keys of a managed or adopted
+//! account cannot be told.
 
 mod also_run;
 
@@ -29,14 +29,14 @@ use pam_iam_core::resolver::{Queries, Resolver};
 
 const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] [--home DIRECTORY] [--type TYPE] [--key KEY] USER [FINGERPRINT]";
 
-/// What sshd asks.
+/// The request of sshd, from the command line.
 struct Question {
     config: String,
     /// The uid that sshd is about to log in. Without it, the one that the account has now.
     uid: Option<Uid>,
     user: String,
     fingerprint: Option<String>,
-    /// What further key commands may want to know: the home directory, and the type and the body of the key.
+    /// The tokens `%h`, `%t` and `%k` of sshd_config(5), for further key commands.
     home: String,
     key_type: String,
     key: String,
@@ -126,7 +126,7 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
     Ok(())
 }
 
-/// The lines for sshd: type, base64 and the IAM name as comment.
+/// Returns the lines for sshd: type, base64 and the IAM name as comment.
 fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, String> {
     let name = LinuxName::new(&question.user).map_err(|why| format!("the name {why}"))?;
     let wanted = question.sha256_fingerprint();

@@ -1,7 +1,7 @@
-//! The process that asks: whether it is sshd, and for which client.
+//! The process that looks a name up: whether it is sshd, and for which client.
 //!
-//! sshd looks a name up before it knows who the client is. The resolver limits what each address can cause, so it has
-//! to know the address.
+//! sshd looks a name up before the client is authenticated. The resolver limits the calls that each address can cause, so it needs the
+//! address.
 
 use std::ffi::{CStr, c_char};
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! The questions behind the entry points, in safe Rust.
+//! The lookups behind the entry points, in safe Rust.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,14 +16,14 @@ use pam_iam_core::{local, paths};
 /// The longest list of mapped gids that is read, in bytes.
 const MAPPED_MAX: u64 = 64 * 1024;
 
-/// What a look-up brings.
+/// The outcome of a lookup.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<T> {
     /// An entry.
     Yes(T),
-    /// There is none.
+    /// There is no such entry.
     No,
-    /// Nobody can tell now.
+    /// The resolver has no answer now.
     Unknown,
 }
 
@@ -34,7 +34,7 @@ pub fn user_by_name(name: &str) -> Found<User> {
     }
 }
 
-/// A uid outside our range is nobody of ours, and nobody is asked.
+/// Returns the account with `uid`. A uid outside the managed range has none, and the resolver is not asked.
 pub fn user_by_uid(uid: Uid) -> Found<User> {
     if !uid.is_managed() {
         return Found::No;
@@ -50,7 +50,7 @@ pub fn group_by_name(name: &str) -> Found<Group> {
     }
 }
 
-/// A gid outside our range is no group of ours, and nobody is asked.
+/// Returns the group with `gid`. A gid outside the managed range has none, and the resolver is not asked.
 pub fn group_by_gid(gid: Gid) -> Found<Group> {
     if gid == Gid::IAM_USERS {
         return iam_users(Path::new(paths::GROUP));
@@ -61,8 +61,8 @@ pub fn group_by_gid(gid: Gid) -> Found<Group> {
     group(Nss.group_by_gid(gid), |group| group.gid == gid)
 }
 
-/// The group `iam-users`, unless the host's own file has one of that name. Nobody is asked: sshd's rule about authorized_keys
-/// looks up the names of a user's groups.
+/// Returns the group `iam-users`, unless group(5) has one of that name. The resolver is not asked, so that sshd's rule about
+/// authorized_keys, which looks up the names of a user's groups, holds without it.
 fn iam_users(groups: &Path) -> Found<Group> {
     match (local::group_by_name(groups, IAM_USERS), LinuxName::new(IAM_USERS)) {
         (Ok(None), Ok(name)) => Found::Yes(Group { name, gid: Gid::IAM_USERS, members: Vec::new() }),
@@ -71,11 +71,11 @@ fn iam_users(groups: &Path) -> Found<Group> {
     }
 }
 
-/// The supplementary groups of `user`. They go by the name: a service may run as the user with another primary group.
+/// Returns the supplementary groups of `user`. They go by the name: a service may run as the user with another primary group.
 ///
-/// A managed account is always in iam-users, whatever is answered: sshd's rule about authorized_keys goes by that group. An
-/// account is managed if `primary` and its uid are of our range; a uid that nobody tells is. About other local names nobody is
-/// asked, and about other names of directories IAM is not: services start at boot before the network does.
+/// A managed account is always in iam-users, whatever the resolver answers: sshd's rule about authorized_keys goes by that group. An
+/// account counts as managed if `primary` is in the managed range and its uid is too, or cannot be told. For other local names the
+/// resolver is not asked, and for other names of directories it does not ask IAM: services start at boot before the network does.
 pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     let Ok(name) = LinuxName::new(user) else { return Found::No };
     // The uid decides: a local account, or one of another directory, may have a primary group of our range.
@@ -101,13 +101,13 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     groups_in(given, restricting().filter(|_| is_managed), &mapped)
 }
 
-/// The gid of the group that keeps sshd from authorized_keys: of the host's own of that name, if it has one.
+/// Returns the gid of iam-users, which keeps sshd from authorized_keys: the local group's, if there is one of that name.
 fn restricting() -> Option<Gid> {
     let own = local::group_by_name(Path::new(paths::GROUP), IAM_USERS).ok().flatten();
     Some(own.map_or(Gid::IAM_USERS, |group| group.gid))
 }
 
-/// The uid and the primary gid that the first of all services that knows the account `user` gives. None if nobody tells.
+/// Returns uid and primary gid of the account `user` from the first service that knows it. None if none tells.
 fn seen_by_all(user: &str) -> Option<(Uid, Gid)> {
     match local::account_by_name(Path::new(paths::PASSWD), user) {
         Ok(Some(account)) => Some((account.uid, account.gid)),
@@ -135,18 +135,18 @@ fn groups_in(
     Found::Yes(gids)
 }
 
-/// Whether the first of all services that knows the account `name` gives it a uid of our range: an account of another directory
-/// must not get the groups of the IAM user of its name.
+/// Whether the first service that knows the account `name` gives it a uid of the managed range: an account of another directory must not
+/// get the groups of the IAM user of its name.
 fn is_managed_to_all(name: &str) -> bool {
     users::get_user_by_name(name).is_some_and(|user| Uid(user.uid()).is_managed())
 }
 
-/// Whether `name` is that of a local account. A file that cannot be read has every name.
+/// Whether `name` is that of a local account, or the file cannot be read.
 fn is_local(passwd: &Path, name: &str) -> bool {
     local::account_by_name(passwd, name).map_or(true, |account| account.is_some())
 }
 
-/// The account of an answer, if it is sound and the one that was asked for.
+/// Returns the account of an answer, if it is sound and the one that was asked for.
 fn user(answer: Result<Option<User>, ClientError>, is_asked_for: impl Fn(&User) -> bool) -> Found<User> {
     match answer {
         Ok(Some(user)) if is_sound(&user) && is_asked_for(&user) => Found::Yes(user),
@@ -155,7 +155,7 @@ fn user(answer: Result<Option<User>, ClientError>, is_asked_for: impl Fn(&User) 
     }
 }
 
-/// The group of an answer, if it is of our range and the one that was asked for.
+/// Returns the group of an answer, if it is in the managed range and the one that was asked for.
 fn group(answer: Result<Option<Group>, ClientError>, is_asked_for: impl Fn(&Group) -> bool) -> Found<Group> {
     match answer {
         // Members are never listed: newgrp(1) would let in whoever has a listed name.
@@ -167,13 +167,13 @@ fn group(answer: Result<Option<Group>, ClientError>, is_asked_for: impl Fn(&Grou
     }
 }
 
-/// Whether a gid may be one of a user's: of our range, or one that root has written down. 0 is never believed.
+/// Whether NSS may give a user this gid: it is in the managed range, or root has written it down. 0 is never given.
 fn is_believed(gid: Gid, mapped: &[Gid]) -> bool {
     gid.is_managed() || gid.0 != 0 && mapped.contains(&gid)
 }
 
-/// The gids outside our range that root has written down, from the checked configuration. None if the file is missing or
-/// could have been written by others.
+/// Returns the gids outside the managed range that root has written down from the checked configuration. Empty if the file is missing or
+/// could have been written by other users.
 fn mapped_gids(path: &Path) -> Vec<Gid> {
     let Ok(file) = File::open(path) else { return Vec::new() };
     let is_roots = file.metadata().is_ok_and(|found| found.uid() == 0 && found.mode() & 0o022 == 0);
@@ -184,8 +184,7 @@ fn mapped_gids(path: &Path) -> Vec<Gid> {
     text.lines().filter_map(|line| line.parse().ok()).map(Gid).collect()
 }
 
-/// Whether an answer looks as an account may: homes and shells that mean something else to the programs that read them are
-/// not passed on.
+/// Whether an account is well formed: a home or shell that means something else to the programs that read it is not passed on.
 fn is_sound(user: &User) -> bool {
     let path_is_sound = |path: &str| {
         path.starts_with('/')
@@ -200,8 +199,8 @@ fn is_sound(user: &User) -> bool {
         && !user.gecos.contains(|c: char| c == ':' || c.is_control())
 }
 
-/// Whether this process only looks at the host, as `sshd -T` of doctor and the sweep does: its lookups are no login, and
-/// IAM is not asked anew because of them. A setuid program's environment is its caller's, and does not count.
+/// Whether this process only inspects the host, as `sshd -T` does for doctor and the sweep: its lookups are no login and start no
+/// revalidation. The environment of a setuid program is its caller's, and does not count.
 fn looks_only() -> bool {
     let is_setuid = rustix::process::getuid() != rustix::process::geteuid();
     !is_setuid && std::env::var_os(paths::LOOK_ONLY).is_some()

@@ -1,4 +1,4 @@
-//! The account phase: may this user do this now?
+//! The account phase: may this user log in, or use sudo, now?
 
 use std::path::Path;
 
@@ -17,11 +17,11 @@ use crate::given::{self, Withdrawn};
 use crate::sudoer::{Invoker, NssGroups, refused_for};
 use crate::target::TargetAccount;
 
-/// What a user is told who is in a group that only an administrator can take away.
+/// The message to a user who is in a group that only an administrator can take away.
 const ASK_ABOUT_GROUP: &str =
     "your name is in a group that IAM does not give you and that may mean root; ask an administrator.";
 
-/// What the user is told when nobody can tell whether they may.
+/// The message to a user about whom the resolver has no answer.
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
 
 /// The body of `pam_sm_acct_mgmt`.
@@ -159,8 +159,8 @@ fn held_without_right(
     }))
 }
 
-/// Whether sudo is invoked by a uid that is not the account's: another directory has an account of that name, or the name has
-/// changed hands. Of accounts that IAM has no part in that is the host's business.
+/// Whether sudo was invoked by another uid than the account's: another directory has an account of that name, or the name has changed
+/// hands. Accounts in which IAM has no say are the host's business.
 fn is_of_another(invoker: Uid, account: &TargetAccount) -> bool {
     let is_local = matches!(account.account_kind, AccountKind::Local | AccountKind::Shared);
     invoker != Uid::ROOT && invoker != account.uid && (!is_local || invoker.is_managed())
@@ -179,7 +179,7 @@ fn refuse_another(begun: Event, application: &mut impl Application, user: &str) 
     Outcome::Denied
 }
 
-/// Says why a user is refused for what the host has set up by the name.
+/// Logs and tells why a user is refused for what the host has set up by the name.
 pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Refusal) {
     application.log(Severity::Warning, &format!("{}; take it out, and {user} can log in", refusal.why));
     application.message(&format!(
@@ -187,7 +187,7 @@ pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Re
     ));
 }
 
-/// The group that grants sudo by what IAM says and that `account`, about whom IAM is not asked, holds all the same.
+/// Returns a group that only IAM gives and that `account`, about which IAM is not asked, holds all the same.
 fn group_without_a_right(application: &impl Application, account: &TargetAccount) -> Option<String> {
     let (process_gids, account_gids) =
         (application.process_gids(), application.gids_of(&account.name, account.gid));
@@ -211,8 +211,8 @@ fn refuse_group(begun: Event, application: &mut impl Application, user: &str, gr
     Outcome::Denied
 }
 
-/// Whose account is checked. sudo sets `PAM_RUSER` to who invoked it; with `targetpw` and the like `PAM_USER` is
-/// somebody else.
+/// Returns the name of the account to check. sudo sets `PAM_RUSER` to the user who invoked it; with `targetpw` and the like, `PAM_USER` is
+/// another user.
 fn account_name(application: &mut impl Application, policy: Policy) -> Option<String> {
     let requesting = application.requesting_user();
     let name =
@@ -226,17 +226,17 @@ fn decide(account: &TargetAccount, policy: Policy) -> Result<Decision, String> {
     account.resolver(config).decide(&name, account.uid, policy).map_err(|error| error.to_string())
 }
 
-/// The event of an account decision, as far as it is known before it is made.
+/// Returns the event of a decision that is not made yet.
 fn begun(policy: Policy, user: &str) -> Event {
     Event::new(policy.as_str()).with("user", user)
 }
 
-/// The event of a refusal that IAM has no part in.
+/// Returns the event of a refusal without IAM.
 fn refused(event: Event, application: &impl Application, reason: &str) -> Event {
     refused_in(event, application, reason, "")
 }
 
-/// The event of a refusal that IAM has no part in, because of a Linux group.
+/// Returns the event of a refusal without IAM, because of a Linux group.
 fn refused_in(event: Event, application: &impl Application, reason: &str, group: &str) -> Event {
     let nothing = ["iam_name", "iam_id", "key"];
     nothing

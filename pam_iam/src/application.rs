@@ -1,29 +1,29 @@
-//! The application behind PAM, as far as this module wants anything of it.
+//! The application that called PAM (pam(3)): sshd, sudo, cron.
 
 use std::ffi::CStr;
 
 use pam_iam_core::audit::Event;
 use pam_iam_core::id::{Gid, Uid};
 
-/// The application that called.
+/// What the module needs from the application. Tests have a fake.
 pub trait Application {
-    /// `PAM_USER`, unless there is none.
+    /// Returns `PAM_USER`, if set.
     fn user(&mut self) -> Option<String>;
-    /// `PAM_RUSER`: with sudo, who invoked it. Empty if not set.
+    /// Returns `PAM_RUSER`: with sudo, the user who invoked it. Empty if not set.
     fn requesting_user(&self) -> String;
-    /// `PAM_SERVICE`. Empty if not set.
+    /// Returns `PAM_SERVICE`. Empty if not set.
     fn service(&self) -> String;
-    /// `PAM_RHOST`. Empty if not set.
+    /// Returns `PAM_RHOST`. Empty if not set.
     fn remote_host(&self) -> String;
-    /// A variable of PAM's environment.
+    /// Returns a variable of PAM's environment.
     fn environment(&mut self, name: &CStr) -> Option<String>;
-    /// The real uid of the calling process: with sudo, that of who invoked it.
+    /// Returns the real uid of the calling process: with sudo, that of the user who invoked it.
     fn process_uid(&self) -> Uid;
-    /// The gids of the calling process.
+    /// Returns the gids of the calling process.
     fn process_gids(&self) -> Vec<Gid>;
-    /// The gids that initgroups(3) would give `user` with the primary group `gid`.
+    /// Returns the gids that initgroups(3) would give `user` with the primary group `gid`.
     fn gids_of(&self, user: &str, gid: u32) -> Vec<Gid>;
-    /// Tells the user something.
+    /// Shows a message to the user.
     fn message(&mut self, message: &str);
     /// Writes an event to the journal, or as a line to syslog, authpriv.
     fn audit(&mut self, severity: Severity, event: &Event);
@@ -31,34 +31,34 @@ pub trait Application {
     fn log(&mut self, severity: Severity, line: &str);
 }
 
-/// How much a log line matters.
+/// The severity of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// Somebody has to act.
+    /// An administrator has to act.
     Error,
-    /// Something was refused or went wrong and was coped with.
+    /// Something was refused, or went wrong and was handled.
     Warning,
-    /// Worth knowing.
+    /// Something worth knowing happened.
     Info,
-    /// With `debug` on the PAM line only.
+    /// Only logged with `debug` on the PAM line.
     Debug,
 }
 
-/// What an entry point returns.
+/// The outcome of an entry point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Yes.
+    /// Allowed.
     Success,
-    /// Not our account.
+    /// Not a managed or adopted account: the module has no opinion.
     Ignore,
-    /// No.
+    /// Denied.
     Denied,
-    /// Nobody can tell, so no.
+    /// The resolver has no answer, so denied.
     Unavailable,
-    /// There is no such account, so no.
+    /// There is no such account, so denied.
     UnknownUser,
-    /// The session lacks something.
+    /// The session cannot be opened.
     SessionFailed,
-    /// A bug, so no.
+    /// A bug, so denied.
     Panic,
 }

@@ -1,4 +1,4 @@
-//! What stands behind the module's name on the PAM line.
+//! The arguments behind the module's name on the PAM line.
 
 use std::path::PathBuf;
 
@@ -11,17 +11,17 @@ use pam_iam_core::wire::Policy;
 pub struct Arguments {
     /// `config=FILE`: the configuration, instead of /etc/pam_iam/config.toml.
     pub config: PathBuf,
-    /// `policy=login` (default) or `policy=sudo`: what the account phase asks.
+    /// `policy=login` (default) or `policy=sudo`: the policy of the account phase.
     pub policy: Policy,
     /// `debug`: more lines in the log.
     pub debug: bool,
-    /// `sshd`: sshd asks this stack, whatever it is called. Of the stack called sshd that is known.
+    /// `sshd`: this stack is sshd's, under whatever name. The stack called sshd needs no such word.
     pub is_sshd: bool,
 }
 
 impl Arguments {
-    /// Parses the arguments. What is not understood is told and otherwise passed over, except that a `policy` which
-    /// is not understood becomes the stricter of the two: a typo must not let anybody sudo.
+    /// Parses the arguments. An unknown word is logged and ignored, except that an unknown `policy` becomes the stricter of the two: a typo
+    /// must not let anybody use sudo.
     pub fn parse<S: AsRef<str>>(words: impl Iterator<Item = S>) -> (Self, Vec<String>) {
         let mut arguments =
             Self { config: paths::CONFIG.into(), policy: Policy::Login, debug: false, is_sshd: false };

@@ -1,9 +1,8 @@
-//! Making a home directory so that neither a crash nor a race nor a planted link does harm.
+//! Makes a home directory so that no crash, race or planted link does harm.
 //!
-//! It is built under another name beside its place, in a directory that only root can enter, everything by file
-//! descriptors; its owner comes last, and a rename that never replaces puts it in place. So a home directory is
-//! there whole or not at all. A builder holds a lock on what it builds; what is found without a lock was left by a
-//! crash and is removed.
+//! It is built by file descriptors alone, under another name beside its place, in a directory that only root can enter. Its owner is set
+//! last, and a rename that never replaces puts it in place. So a home directory is there whole or not at all. A builder holds a lock on
+//! what it builds; a directory under construction without a lock was left by a crash and is removed.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -27,44 +26,44 @@ const DEFAULT_MODE: u32 = 0o755;
 /// has to come within microseconds to spoil one.
 const TRIES: usize = 50;
 
-/// What was done.
+/// The outcome.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Made {
-    /// Nothing: the user has one.
+    /// The user has a home directory.
     WasThere,
-    /// It was made.
+    /// A home directory was made.
     New,
-    /// Somebody else's was renamed to this, and a new one was made.
+    /// Another user's was renamed to this path, and a new one was made.
     Aside(PathBuf),
 }
 
 /// Why there is no home directory.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    /// Somebody else's is there.
+    /// Another user's home directory is there.
     #[error("belongs to uid {}; see home.on_mismatch", .owner.as_raw())]
     Foreign {
         /// The owner.
         owner: Uid,
     },
-    /// Something that is no directory is there.
+    /// A file or link is there.
     #[error("is there and is no directory")]
     NotADirectory,
-    /// The path makes no sense.
+    /// The path is not absolute, or has no last part.
     #[error("is no absolute path with a last part")]
     Path,
-    /// Others may write where it would be made.
+    /// Users other than root may write to the parent directory.
     #[error("{} may be written by others than root", .0.display())]
     Exposed(PathBuf),
     /// The skeleton could not be copied.
     #[error("copying the skeleton: {0}")]
     Skeleton(#[from] skeleton::SkeletonError),
-    /// The system refused something.
+    /// A system call failed.
     #[error("{doing}: {errno}")]
     System {
-        /// What was done.
+        /// The action that failed.
         doing: &'static str,
-        /// What the system said.
+        /// The error of the system.
         errno: Errno,
     },
 }
@@ -78,7 +77,7 @@ fn while_<T>(doing: &'static str, result: Result<T, Errno>) -> Result<T, HomeErr
 /// `ChrootDirectory %h`.
 ///
 /// # Errors
-/// Why there is none; nothing half-made is left.
+/// Returns an error if there is none afterwards. Nothing half-made is left.
 pub fn ensure(path: &Path, owner: Owner, settings: &Home) -> Result<Made, HomeError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(HomeError::Path) };
     let parent_fd = match open_parent(parent) {
@@ -128,7 +127,7 @@ fn is_directory_of(path: &Path, uid: Uid) -> bool {
     })
 }
 
-/// What is at the place of a home directory.
+/// What is found at the place of a home directory.
 enum Place {
     Free,
     Taken,
@@ -155,7 +154,7 @@ fn look(parent: &OwnedFd, name: &OsStr, owner: Owner) -> Result<Place, HomeError
     }
 }
 
-/// Renames somebody else's home directory to `NAME.UID`, or `NAME.UID.N` if that is taken.
+/// Renames another user's home directory to `NAME.UID`, or `NAME.UID.N` if that is taken.
 fn move_aside(parent: &OwnedFd, name: &OsStr, holder: Uid) -> Result<OsString, HomeError> {
     for attempt in 0..1000 {
         let mut new = name.to_owned();
@@ -172,7 +171,7 @@ fn move_aside(parent: &OwnedFd, name: &OsStr, holder: Uid) -> Result<OsString, H
     Err(HomeError::System { doing: "moving the old directory aside", errno: Errno::EXIST })
 }
 
-/// Builds the directory and puts it in place. False if somebody was quicker.
+/// Builds the directory and puts it in place. Returns false if another login was quicker.
 fn build(parent: &OwnedFd, name: &OsStr, owner: Owner, settings: &Home) -> Result<bool, HomeError> {
     let Some(building) = Building::start(parent, name)? else { return Ok(false) };
     let made = building.fill(owner, settings).and_then(|()| building.put_in_place(name));
@@ -238,7 +237,7 @@ impl<'a> Building<'a> {
     }
 }
 
-/// How the names of directories begin that are being built for `home`.
+/// Returns how the names of directories under construction for `home` begin.
 fn prefix(home: &OsStr) -> OsString {
     let mut prefix = OsString::from(".pam_iam-");
     prefix.push(home);
@@ -312,7 +311,7 @@ fn make_and_open(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, HomeError> {
     Ok(fd)
 }
 
-/// Opens what a link of root's leads to. It lies in a directory that only root writes to, so nobody can change it.
+/// Opens the target of a link that root made. The link lies in a directory that only root writes to, so no user can change it.
 fn follow(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, HomeError> {
     let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
     let stat = while_("looking at the parent directory", stat)?;
@@ -323,19 +322,19 @@ fn follow(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, HomeError> {
     while_("opening the parent directory", rustix::fs::openat(parent, name, flags, Mode::empty()))
 }
 
-/// Root, or who runs this (in tests).
+/// Root, or in tests the user who runs them.
 fn trusted(uid: Uid) -> bool {
     uid.is_root() || uid == rustix::process::geteuid()
 }
 
-/// Whether nobody else can rename what lies in a directory.
+/// Whether only root can rename the entries of a directory.
 fn is_safe(stat: &Stat) -> bool {
     let mode = Mode::from_raw_mode(stat.st_mode);
     trusted(Uid::from_raw(stat.st_uid))
         && (!mode.intersects(Mode::WGRP | Mode::WOTH) || mode.contains(Mode::SVTX))
 }
 
-/// The mode of a new home directory: `HOME_MODE` of login.defs(5), else 0777 without its `UMASK`.
+/// Returns the mode of a new home directory: `HOME_MODE` of login.defs(5), else 0777 without its `UMASK`.
 fn home_mode(login_defs: &Path) -> u32 {
     let text = std::fs::read(login_defs).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

@@ -1,5 +1,4 @@
-//! The session phase: a home directory, a line in the log that says whose key opened the session, and an entry in the
-//! registry, by which a sweep finds it.
+//! The session phase: makes the home directory, logs whose key opened the session, and registers the session for the sweep.
 
 use std::io;
 use std::path::Path;
@@ -26,7 +25,7 @@ use crate::home::{self, HomeError, Made};
 use crate::skeleton::Owner;
 use crate::target::TargetAccount;
 
-/// In the place of the fingerprint of a key that cannot be parsed: no key of IAM has it, so the session is a foreign one.
+/// Stands for the fingerprint of a key that cannot be parsed. No key of IAM has it, so the key is a foreign one.
 const UNREADABLE: &str = "unreadable";
 
 /// The body of `pam_sm_open_session`.
@@ -120,7 +119,7 @@ pub fn close() -> Outcome {
     if left.is_ok() { Outcome::Success } else { Outcome::Ignore }
 }
 
-/// Whether sweeps run on this host: the entry of a session that is over is for them, and they remove it.
+/// Whether sweeps run on this host. They read, and remove, the entries of sessions that are over.
 fn a_sweep_will_come() -> bool {
     const RECENT: Duration = Duration::from_secs(3600);
     let last = std::fs::metadata(paths::SWEPT).and_then(|record| record.modified());
@@ -131,7 +130,7 @@ fn a_sweep_will_come() -> bool {
     }
 }
 
-/// What opened a session.
+/// The keys that opened a session.
 struct Opened {
     keys: Vec<String>,
     origin: Origin,
@@ -140,9 +139,8 @@ struct Opened {
     by_certificate: bool,
 }
 
-/// Logs the fingerprint of each key that opened the session, and whose it is. One that is not an active IAM key of the
-/// user is called foreign: it comes from a place that IAM cannot withdraw, and sshd's rule that keeps such keys out
-/// (`Match Group iam-users`) did not hold.
+/// Logs the fingerprint of each key that opened the session, and whose it is. A key that is not an active IAM key of the user is foreign:
+/// IAM cannot withdraw it, and sshd's rule that keeps such keys out (`Match Group iam-users`) did not hold.
 fn opened_by(application: &mut impl Application, account: &TargetAccount, config: &Config) -> Opened {
     let info = application.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
     let (service, rhost) = (application.service(), application.remote_host());
@@ -192,20 +190,20 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
     opened
 }
 
-/// Whether sshd logs a managed user in: by a key, or by Kerberos, a trusted host or a password, which IAM knows nothing of.
+/// Whether this is a login to a managed account by sshd: by a key, or by Kerberos, a trusted host or a password, of which IAM knows nothing.
 fn is_ssh_of_managed(application: &impl Application, account: &TargetAccount, arguments: &Arguments) -> bool {
     account.account_kind == AccountKind::Managed && (arguments.is_sshd || application.service() == "sshd")
 }
 
-/// Whether a session by such a key is not to be.
+/// Whether a session by a key of this origin is refused.
 fn is_refused(account: &TargetAccount, config: &Config, origin: Origin) -> bool {
     account.account_kind == AccountKind::Managed
         && origin == Origin::Foreign
         && !config.keys.others_open_managed_accounts()
 }
 
-/// Enters the session in the registry, where the sweep finds it. One without a key that IAM knows, of an account that is
-/// only shared, is the host's own.
+/// Registers the session for the sweep. A session of a shared account without a key that IAM knows is the host's own, and is not
+/// registered.
 fn registry(application: &mut impl Application, account: &TargetAccount, opened: Opened) -> io::Result<()> {
     if account.account_kind == AccountKind::Shared && [Origin::Foreign, Origin::None].contains(&opened.origin)
     {
@@ -261,7 +259,7 @@ fn owner(account: &TargetAccount, config: &Config, fingerprint: &str) -> KeyOwne
     if owners.is_empty() { KeyOwner::Foreign } else { KeyOwner::Iam(owners.join(",")) }
 }
 
-/// Whether another account of this host has the same home directory. One that cannot be ruled out is one.
+/// Whether another account of this host has the same home directory, or that cannot be told.
 fn is_home_of_another(account: &TargetAccount) -> bool {
     let others = local::accounts(Path::new(paths::PASSWD));
     others.map_or(true, |all| {

@@ -1,4 +1,4 @@
-//! Copying a skeleton into a new directory, and removing a tree, by file descriptors alone.
+//! Copies a skeleton into a new directory, and removes a tree, by file descriptors alone.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-/// How a descriptor of a directory is opened: never through a link.
+/// The flags to open a directory with: never through a link.
 pub const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Whose a home directory is.
+/// The owner of a home directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The user.
@@ -21,32 +21,32 @@ pub struct Owner {
     pub gid: Gid,
 }
 
-/// How deep a skeleton or a tree to remove may be.
+/// The most levels of a skeleton, or of a tree to remove.
 const DEPTH_MAX: usize = 32;
 
-/// How many entries a skeleton may have. A login waits while they are copied.
+/// The most entries of a skeleton. A login waits while they are copied.
 const ENTRIES_MAX: usize = 10_000;
 
 /// Why a skeleton could not be copied.
 #[derive(Debug, thiserror::Error)]
 pub enum SkeletonError {
-    /// It cannot be opened.
+    /// The skeleton cannot be opened.
     #[error("{}: {errno}", .path.display())]
     Open {
         /// The skeleton.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         errno: Errno,
     },
-    /// An entry of it could not be copied.
+    /// An entry could not be copied.
     #[error("{name}: {source}")]
     Entry {
         /// The entry.
         name: String,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// It is too large.
+    /// The skeleton is too large.
     #[error("more than {ENTRIES_MAX} entries or {DEPTH_MAX} levels")]
     TooLarge,
 }
@@ -150,7 +150,7 @@ fn remove(parent: &OwnedFd, name: &OsStr, depth: usize) -> Result<(), Errno> {
     rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
 }
 
-/// What is in a directory, read to its end before anything in it is changed.
+/// Returns the entries of a directory, read to its end before any of them is changed.
 fn names(directory: &OwnedFd) -> Result<Vec<CString>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {

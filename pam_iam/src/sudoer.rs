@@ -1,4 +1,4 @@
-//! Who invokes sudo by a group that only IAM gives, without an account that IAM is asked about.
+//! Refuses sudo to accounts that hold a group which only IAM gives, and about which IAM is not asked.
 //!
 //! The rule in sudoers goes by the group `iam-sudo`, and this module goes by the account. An account that is neither
 //! managed nor adopted gets no answer from IAM, so it must not hold the group: an account of another directory with an

@@ -10,7 +10,7 @@ use pam_iam_core::owners::Owners;
 use pam_iam_core::resolver::Resolver;
 use users::os::unix::UserExt;
 
-/// An account as this host knows it, and whose it is.
+/// An account as NSS shows it, with its kind.
 pub struct TargetAccount {
     /// The name.
     pub name: String,
@@ -20,17 +20,16 @@ pub struct TargetAccount {
     pub gid: u32,
     /// The home directory.
     pub home: PathBuf,
-    /// Whose the account is.
+    /// The kind of the account.
     pub account_kind: AccountKind,
-    /// The configuration, or why there is none.
+    /// The configuration, or the reason that there is none.
     pub config: Result<Config, ConfigError>,
-    /// Where the configuration is.
+    /// The path of the configuration.
     pub config_path: PathBuf,
 }
 
 impl TargetAccount {
-    /// The account `name`, by NSS as the application itself sees it. A look-up that fails reads as "no such account",
-    /// and that is refused.
+    /// Looks the account `name` up by NSS, as the application does. None also if the lookup fails, and that is refused.
     pub fn look_up(name: String, config: &Path) -> Option<Self> {
         let user = users::get_user_by_name(&name)?;
         let uid = Uid(user.uid());
@@ -40,7 +39,7 @@ impl TargetAccount {
         Some(Self { name, uid, gid, home, account_kind, config: loaded, config_path: config.to_owned() })
     }
 
-    /// What this host has set up by the name of an IAM user, and would give to this one.
+    /// Returns what the host has set up by the name of an IAM user.
     pub fn leftovers(&self) -> Leftovers {
         match self.account_kind {
             AccountKind::Managed => {
@@ -51,7 +50,7 @@ impl TargetAccount {
         }
     }
 
-    /// The resolver, as `config` says how to reach it.
+    /// Returns the resolver, reached as `config` says.
     pub fn resolver(&self, config: &Config) -> Resolver {
         Resolver::new(config.resolver.mode, &self.config_path)
     }

@@ -1,5 +1,5 @@
-//! Names that the host needs for itself though it has no account of that name yet: no IAM user gets one of these. A package
-//! that finds its name taken makes no account of its own, and its daemon would run under the user's uid.
+//! Names that the host needs for itself though it has no account of that name yet. No IAM user gets one: a package that finds its name
+//! taken makes no account, and its daemon would run under the user's uid.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,14 +9,14 @@ use std::time::{Duration, SystemTime};
 use pam_iam_core::unit::runs_as;
 use tokio::time::Instant;
 
-/// How long what was read serves while no folder changes: a file that is edited in place changes none.
+/// How long the claims serve without being read again. A changed folder is noticed at once, a file that is edited in place is not.
 const SERVES: Duration = Duration::from_secs(60);
 
-/// Where packages have their units. What an administrator has under /etc may be meant for the IAM user of that name.
+/// The folders of packages' units. An administrator's unit under /etc may be meant for the IAM user of that name.
 const OF_PACKAGES: [&str; 3] =
     ["usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 
-/// Where units may have `DynamicUser=`.
+/// The folders in which `DynamicUser=` claims a name.
 const UNITS: [&str; 5] = [
     "etc/systemd/system",
     "run/systemd/system",
@@ -25,7 +25,7 @@ const UNITS: [&str; 5] = [
     "lib/systemd/system",
 ];
 
-/// Where sysusers.d(5) has its files.
+/// The folders of sysusers.d(5).
 const SYSUSERS: [&str; 4] =
     ["etc/sysusers.d", "run/sysusers.d", "usr/local/lib/sysusers.d", "usr/lib/sysusers.d"];
 
@@ -45,12 +45,12 @@ struct Read {
 }
 
 impl Claims {
-    /// The claims of the host whose files are under `root`.
+    /// Returns the claims of the host whose files are under `root`.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), read: RefCell::default() }
     }
 
-    /// What claims `name`, if anything does: the unit, or the file of sysusers.d(5).
+    /// Returns the unit or the file of sysusers.d(5) that claims `name`.
     pub fn of(&self, name: &str) -> Option<String> {
         let versions = self.versions();
         let mut read = self.read.borrow_mut();
@@ -103,14 +103,14 @@ impl Claims {
     }
 }
 
-/// The user or group that a line of sysusers.d(5) makes, unless it holds a specifier.
+/// Returns the user or group that a line of sysusers.d(5) makes. None if the name holds a specifier.
 fn name_in_sysusers(line: &str) -> Option<&str> {
     let mut words = line.split_whitespace();
     let makes = matches!(words.next()?, "u" | "u!" | "g");
     words.next().filter(|name| makes && !name.contains('%')).map(|name| name.trim_matches('"'))
 }
 
-/// The files with this ending in folders, by their names: of those of one name the first.
+/// Returns the files with this ending in the folders. Of several of one name, the one in the first folder.
 fn files(folders: &[PathBuf], ending: &str) -> BTreeMap<String, PathBuf> {
     let mut files = BTreeMap::new();
     for entry in folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {

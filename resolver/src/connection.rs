@@ -15,24 +15,24 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream as Watched;
 
-/// Bytes of the first read: every request of ours.
+/// Bytes of the first read: room for every request that our programs send.
 const FIRST_READ: usize = 1024;
 
 /// A connection that was accepted.
 pub struct Connection {
-    /// Until it has to be waited for.
+    /// Not registered with epoll: it never had to wait.
     unwatched: Option<Unwatched>,
-    /// From then on.
+    /// Registered with epoll.
     watched: Option<Watched>,
 }
 
 impl Connection {
-    /// A connection on a socket.
+    /// Returns the connection on an accepted socket.
     pub fn new(socket: OwnedFd) -> Self {
         Self { unwatched: Some(socket.into()), watched: None }
     }
 
-    /// Who is at the other end.
+    /// Returns the uid of the client.
     ///
     /// # Errors
     /// Returns an error if getsockopt(2) fails.
@@ -48,7 +48,7 @@ impl Connection {
     /// Receives the body of a frame.
     ///
     /// # Errors
-    /// The client went away, or sends more than [`REQUEST_MAX`].
+    /// Returns an error if the client has gone away, or sends more than [`REQUEST_MAX`].
     pub async fn receive(&mut self) -> io::Result<Vec<u8>> {
         let mut frame = vec![0; FIRST_READ];
         let (mut received, mut wanted) = (0, HEADER);
@@ -68,7 +68,7 @@ impl Connection {
     /// Sends a frame.
     ///
     /// # Errors
-    /// The client went away.
+    /// Returns an error if the client has gone away.
     pub async fn send(&mut self, mut rest: &[u8]) -> io::Result<()> {
         if let Some(stream) = &self.unwatched {
             match send(stream, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {

@@ -28,23 +28,23 @@ use crate::server::{self, Listener};
 use crate::source::Iam;
 use crate::source::iam::AwsIam;
 
-/// Everybody may connect; who may ask what is told from the peer's credentials.
+/// The mode of the socket: every user may connect, and the server reads the client's credentials.
 const SOCKET_MODE: u32 = 0o666;
 
-/// How long the last save may take.
+/// The most time for the last write of the cache.
 const LAST_SAVE_MAX: Duration = Duration::from_secs(2);
 
-/// How often a configuration with an error is looked at again.
+/// How often a configuration with a mistake is read again.
 const MENDED_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After a failed reading of the roster, the pause before the next.
+/// The pause after a failed reading of the roster.
 const ROSTER_RETRY: Duration = Duration::from_secs(30);
 
 /// The roster is read at up to this share of its interval earlier or later, so that the hosts of a fleet that was
 /// started together do not ask together.
 const JITTER: f64 = 0.1;
 
-/// Serves until SIGTERM or SIGINT. What is learned is kept in the folder `cache`.
+/// Serves until SIGTERM or SIGINT. The cache is kept in the folder `cache`.
 pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
     let mut log = log();
     let config = crate::configuration(config_path, &mut log);
@@ -95,7 +95,7 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
     }
 }
 
-/// The journal under systemd, standard error elsewhere: a daemon in the foreground talks to who started it.
+/// Returns the log: standard error, which is the journal under systemd.
 fn log() -> Log {
     Log::to_stderr()
 }
@@ -105,7 +105,7 @@ fn failed(log: &mut Log, what: &str, error: &io::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The socket that systemd passes, or one at `path`; and whether it is our own to remove.
+/// Returns the socket that systemd passes, or a new one at `path`; and whether this process made it, and so removes it.
 fn listen(path: &Path) -> io::Result<(AsyncFd<OwnedFd>, bool)> {
     let (listener, ours) = match sd_notify::listen_fds()?.next() {
         Some(fd) => (UnixListener::from(passed(fd)), false),
@@ -135,7 +135,7 @@ fn passed(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Removes the socket of a resolver that was killed, but never that of one that lives, and nothing but a socket.
+/// Removes the socket of a resolver that was killed. Returns an error if a living resolver has it, or if it is no socket.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -150,8 +150,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// While the configuration has an error, says so to whoever asks, so that nobody waits at the socket. Ends when it has none
-/// any more: the next resolver serves.
+/// Answers every client that the configuration has a mistake, so that none waits at the socket. Returns when it has none any more: systemd
+/// starts the next resolver.
 async fn refuse_all(listener: AsyncFd<OwnedFd>, config: &Path) -> io::Result<()> {
     let message = format!("{0} has an error; run: {1} check-config {0}", config.display(), paths::RESOLVER);
     let frame = server::encode(&Answer::Error { kind: Failure::Configuration, message })?;
@@ -164,7 +164,7 @@ async fn refuse_all(listener: AsyncFd<OwnedFd>, config: &Path) -> io::Result<()>
     }
 }
 
-/// Tells systemd that the one thread of this program is not stuck, where it wants to know.
+/// Tells systemd's watchdog, if there is one, that the one thread of this program is not stuck.
 async fn tell_watchdog() {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     loop {
@@ -173,7 +173,7 @@ async fn tell_watchdog() {
     }
 }
 
-/// Reads the roster again and again.
+/// Reads the roster at its interval.
 async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<I>>) {
     loop {
         let pause = match directory.read_roster().await {
@@ -187,7 +187,7 @@ async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<
     }
 }
 
-/// A number from 0 to 1.
+/// Returns a random number from 0 to 1.
 fn random() -> f64 {
     let mut byte = [0];
     match rustix::rand::getrandom(&mut byte, rustix::rand::GetRandomFlags::NONBLOCK) {

@@ -1,4 +1,4 @@
-//! The uid of an IAM user, from its immutable id. Documented with test vectors in docs/uids.md.
+//! Computes uids and gids from immutable ids. docs/uids.md has the rule and test vectors.
 
 use pam_iam_core::config::Accounts;
 use pam_iam_core::id::{FIRST, Gid, LAST_HASHED, Uid};
@@ -6,26 +6,26 @@ use sha2::{Digest, Sha256};
 
 use crate::source::IamUser;
 
-/// How many ids there are: 134021120.
+/// The number of uids that a hash may give: 134021120.
 const COUNT: u64 = (LAST_HASHED - FIRST) as u64 + 1;
 
-/// The uid of a user on this host: the one that the operator assigns, or the computed one.
+/// Returns the uid of a user on this host: the one that the operator assigns, or the computed one.
 pub fn uid(accounts: &Accounts, user: &IamUser) -> Uid {
     let id = user.id.as_str();
     accounts.uids.get(id).copied().unwrap_or_else(|| uid_of(id))
 }
 
-/// The computed uid of the IAM user with this `UserId`.
+/// Returns the computed uid of the IAM user with this `UserId`.
 pub fn uid_of(user_id: &str) -> Uid {
     Uid(hash(user_id))
 }
 
-/// The gid of the IAM group with this `GroupId`, or of one of our own groups by its name.
+/// Returns the gid of the IAM group with this `GroupId`, or of iam-users and iam-sudo by their names.
 pub fn gid_of(group_id: &str) -> Gid {
     Gid(hash(group_id))
 }
 
-/// The first 8 bytes of the SHA-256 of `id` as a number in network byte order, modulo 134021120, plus 2013265920.
+/// Returns the first 8 bytes of the SHA-256 of `id` as a number in network byte order, modulo 134021120, plus 2013265920.
 fn hash(id: &str) -> u32 {
     let digest = Sha256::digest(id.as_bytes());
     let number = digest.iter().take(8).fold(0, |number: u64, byte| number << 8 | u64::from(*byte));

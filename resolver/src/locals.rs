@@ -1,4 +1,4 @@
-//! The local accounts and groups as of now: read again when the files have changed.
+//! The local accounts and groups. They are read again when their files have changed.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -98,8 +98,7 @@ impl Locals {
         locals
     }
 
-    /// Reads the files again, if they have changed. Called once for each question; what is asked after that is asked
-    /// of the same reading, or of none.
+    /// Reads the files again if they have changed. Called once for each request, so that all its questions see one version.
     pub fn refresh(&self) {
         let users = || Ok(first(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid))));
         let groups = || Ok(first(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid))));
@@ -111,10 +110,10 @@ impl Locals {
         refresh(&self.privileged, &self.files.group, privileged);
     }
 
-    /// The uid of the local account `name`.
+    /// Returns the uid of the local account `name`.
     ///
     /// # Errors
-    /// The file cannot be read: nobody is taken for "not local" because of that.
+    /// Returns an error if the file cannot be read: then no name may be taken for "not local".
     pub fn uid_of(&self, name: &str) -> io::Result<Option<Uid>> {
         look_up(&self.users, &self.files.passwd, name)
     }
@@ -122,7 +121,7 @@ impl Locals {
     /// Whether a local account of another name than `name` has `uid`.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn is_uid_of_another(&self, uid: Uid, name: &str) -> io::Result<bool> {
         match &*self.users.borrow() {
             Some((_, users)) => Ok(users.is_of_another(uid, name)),
@@ -133,7 +132,7 @@ impl Locals {
     /// Whether a local group of another name than `name` has `gid`.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn is_gid_of_another(&self, gid: Gid, name: &str) -> io::Result<bool> {
         match &*self.groups.borrow() {
             // The private group of a local account is that account's, which is looked at by itself: the importer may be about to
@@ -156,7 +155,7 @@ impl Locals {
     /// Whether a local account or group has a name that differs from `name` only in case.
     ///
     /// # Errors
-    /// A file cannot be read.
+    /// Returns an error if a file cannot be read.
     pub fn has_in_other_case(&self, name: &str) -> io::Result<bool> {
         let (users, groups) = (self.users.borrow(), self.groups.borrow());
         match (&*users, &*groups) {
@@ -168,10 +167,10 @@ impl Locals {
         }
     }
 
-    /// The privileged local group that lists `name`, which no local account has: whoever got the name would be in it.
+    /// Returns the privileged local group that lists `name`, if no local account has the name: an IAM user of that name would be in it.
     ///
     /// # Errors
-    /// A file cannot be read.
+    /// Returns an error if a file cannot be read.
     pub fn privileged_group_of(&self, name: &str) -> io::Result<Option<&'static str>> {
         if self.uid_of(name)?.is_some() {
             return Ok(None);
@@ -182,15 +181,15 @@ impl Locals {
     /// Whether the local group `name` means root: by its name, or since it has the gid of a group that does.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn is_privileged(&self, name: &str) -> io::Result<bool> {
         Ok(look_up(&self.privileged, &self.files.group, name)?.is_some())
     }
 
-    /// The gid of the local group `name`.
+    /// Returns the gid of the local group `name`.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn gid_of(&self, name: &str) -> io::Result<Option<Gid>> {
         look_up(&self.groups, &self.files.group, name)
     }

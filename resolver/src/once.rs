@@ -19,10 +19,9 @@ use crate::lookup::Directory;
 use crate::server;
 use crate::source::iam::AwsIam;
 
-/// Answers one request and exits: 0 if there was an answer, whatever it said.
+/// Answers one request and exits, with status 0 if there was an answer.
 ///
-/// Whoever starts it has its rights already, so nobody is asked for credentials here; and the peer's deadline ends
-/// the wait for a request.
+/// The user who starts it has its rights already, so no credentials are checked, and the caller's deadline ends the wait for a request.
 pub fn main(config: &Path) -> ExitCode {
     close_inherited();
     // A terminal of the caller's is none of ours. It fails where whoever starts us has made a session already.
@@ -58,8 +57,8 @@ pub fn main(config: &Path) -> ExitCode {
     if sent.and_then(|()| std::io::stdout().flush()).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Leaves root's rights for those of the resolver's user: what talks to the network runs without them. Whoever was
-/// started by another user has those of that user alone.
+/// Becomes the resolver's user if started by root: no code that talks to the network runs as root. Started by another user, it has that
+/// user's rights alone.
 fn become_resolver() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
@@ -80,7 +79,7 @@ fn become_resolver() -> Result<(), String> {
     left.map_err(|errno| errno.to_string())
 }
 
-/// Closes what sshd or sudo had open: logs, pipes, sockets of other users.
+/// Closes descriptors that sshd or sudo had open: logs, pipes, sockets of other users.
 #[expect(unsafe_code, reason = "no safe crate has close_range(2)")]
 fn close_inherited() {
     // SAFETY: nothing of ours is open yet but the three standard descriptors.

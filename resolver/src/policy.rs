@@ -1,4 +1,4 @@
-//! Who may do what: pure functions of a user and the configuration.
+//! The policy: a pure function of a user's IAM groups and the rules of access.
 
 use pam_iam_core::config::{Access, Allowed};
 use pam_iam_core::name::IamName;
@@ -7,9 +7,9 @@ use pam_iam_core::wire::{Policy, Reason};
 /// What a policy says about a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Yes or no.
+    /// Whether the user may.
     pub allow: bool,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
     /// The IAM group that decided, if one did.
     pub group: Option<IamName>,
@@ -22,8 +22,8 @@ impl Verdict {
     }
 }
 
-/// Returns what `access` says about a user who is in `groups`. `deny` comes before everything. Who may not log in may not use sudo either, so that taking a
-/// user out of the login groups takes everything.
+/// Returns what `access` says about a user who is in `groups`. `deny` comes first. A user who may not log in may not
+/// use sudo, so that taking a user out of the login groups takes everything.
 pub fn decide(access: &Access, policy: Policy, groups: &[IamName]) -> Verdict {
     if let Some(group) = access.deny.iter().find(|group| groups.contains(group)) {
         return Verdict { allow: false, reason: Reason::InDeniedGroup, group: Some(group.clone()) };

@@ -1,4 +1,4 @@
-//! What the resolver wants from IAM, apart from how it is got.
+//! Where users come from: the calls that the resolver needs, and the errors they may have. [`iam`] makes them to AWS.
 
 use std::fmt;
 use std::future::Future;
@@ -59,7 +59,7 @@ pub struct IamUser {
     pub name: IamName,
     /// The id.
     pub id: IamId,
-    /// When it was made, in seconds since 1970.
+    /// When the user was created, in seconds since 1970.
     pub created: i64,
 }
 
@@ -142,7 +142,7 @@ pub enum Cause {
 /// The id of a key (`APKA...`). Under one id, IAM never changes the key.
 pub type KeyId = String;
 
-/// The calls that are made, each list paged to its end.
+/// The calls that the resolver needs. Each list is read to its last page.
 pub trait Iam: 'static {
     /// `GetUser`
     fn user(&self, name: &IamName) -> impl Future<Output = Result<IamUser, IamError>>;
@@ -162,7 +162,7 @@ pub trait Iam: 'static {
     fn route(&self) -> Route {
         Route::default()
     }
-    /// How many calls were made, how many of them failed, and how the last failure read.
+    /// Returns the counters of calls.
     fn stats(&self) -> CallStats;
 }
 
@@ -171,10 +171,10 @@ pub trait Iam: 'static {
 pub struct CallStats {
     /// Calls made, retries not counted apart.
     pub calls: u64,
-    /// Those that brought no answer.
+    /// Calls that brought no answer.
     pub errors: u64,
-    /// Why the last of them did not.
+    /// The text of the last failure.
     pub last_error: Option<String>,
-    /// When one last brought an answer.
+    /// When a call last brought an answer.
     pub last_answer: Option<tokio::time::Instant>,
 }

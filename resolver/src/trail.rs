@@ -1,9 +1,8 @@
 //! The audit trail: every event that PAM and the sweep report, numbered, in the resolver's own journal and in a file.
 //!
-//! journald limits lines by the control group that they come from, so that a user who floods it from his own session has
-//! sudo's lines in that session dropped. The resolver's unit is another group, without such a limit. A line that is lost
-//! all the same leaves a gap in the numbers. And whoever fills journald's place on the disk has it throw away what is
-//! oldest, of all users and services; the file is the resolver's, and nobody else's lines are in it.
+//! journald limits lines by control group, so a user who floods it from a session has sudo's lines in that session dropped. The resolver's
+//! unit has no such limit, and a line that is lost all the same leaves a gap in the numbers. A user who fills journald's disk space has it
+//! delete the oldest lines of all services; the file belongs to the resolver, and holds no other lines.
 
 use std::cell::{Cell, OnceCell};
 use std::fs::{File, OpenOptions};
@@ -13,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// How many lines wait for the journal. A journal that takes none keeps no login waiting.
+/// The most lines that wait for the journal. Further ones are lost, so that no login waits for it.
 const LINES_MAX: usize = 8192;
 
 /// sd-daemon(3)'s prefix for what is worth knowing.
@@ -25,10 +24,10 @@ const FOLDER: &str = "LOGS_DIRECTORY";
 /// The name of the file.
 const NAME: &str = "trail.log";
 
-/// How long the file may become, in bytes, before it is called `trail.log.1` and the older ones a number more.
+/// The size in bytes at which the file is renamed to `trail.log.1`, and each older one to the next number.
 const FILE_MAX: u64 = 8 * 1024 * 1024;
 
-/// How many older files are kept: about 64 MiB in all, some 300,000 events.
+/// The number of older files that are kept: about 64 MiB in all, some 300,000 events.
 const OLDER: u32 = 7;
 
 /// The trail.

@@ -1,4 +1,4 @@
-//! Questions about groups: our own two, those that IAM groups map to, and each user's private one.
+//! Groups, for NSS: iam-users, iam-sudo, the mapped groups, and each user's private one.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -28,17 +28,17 @@ fn constant(name: &str) -> LinuxName {
 /// What makes a user a member of a Linux group.
 #[derive(Clone, Copy)]
 enum MembershipRule<'a> {
-    /// To have an account of ours.
+    /// The user has a managed account.
     Account,
-    /// That sudo is allowed.
+    /// The user may use sudo.
     Sudo,
-    /// To be in one of the IAM groups that map to this Linux group.
+    /// The user is in one of the IAM groups that map to this Linux group.
     Mapped(&'a LinuxName),
 }
 
 impl<I: Iam> Answerer<I> {
-    /// A group, without its members: newgrp(1) would let an account of another service in that has a member's name,
-    /// and initgroups(3) gives every user their groups.
+    /// Returns a group without its members: newgrp(1) would let in an account of another service with a member's name, and initgroups(3)
+    /// gives every user their groups.
     pub(super) async fn group_by_name(
         &self,
         name: &LinuxName,
@@ -74,9 +74,8 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
-    /// The supplementary groups of a user. Root's question starts a revalidation of what is stale, and does not wait for it:
-    /// sshd asks this first, and the key command later waits for the same.
-    /// Where only what is `known` is wanted, nothing is asked.
+    /// Returns the supplementary groups of a user. A request of root's starts the revalidation of a stale entry and does not wait for it:
+    /// sshd asks this first, and the key command then waits for the same fetch. With `known`, IAM is not asked.
     pub(super) async fn groups_of(
         &self,
         name: &LinuxName,
@@ -118,7 +117,7 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::Groups { gids })
     }
 
-    /// The Linux groups of a user of whom nothing but the roster is known.
+    /// Returns the Linux groups of a user who is known from the roster alone.
     fn listed_groups(
         &self,
         name: &LinuxName,
@@ -136,7 +135,7 @@ impl<I: Iam> Answerer<I> {
         Ok(groups)
     }
 
-    /// The groups of a user that this host gives by what IAM says, by their names.
+    /// Returns the names of the groups that IAM gives a user.
     pub(super) async fn groups_by_name(&self, name: &LinuxName) -> Result<Vec<LinuxName>, AnswerError> {
         let lookup = self.directory.lookup(name, self.directory.login_freshness(Origin::Host)).await?;
         let Some(user) = self.entitled_user(name, &lookup)? else { return Ok(Vec::new()) };
@@ -150,8 +149,8 @@ impl<I: Iam> Answerer<I> {
         Ok(groups)
     }
 
-    /// The Linux groups of a user beside the private one. Who may not log in has but the one that sshd's rule about
-    /// keys goes by: cron and the like do not ask whether a user may.
+    /// Returns the Linux groups of a user beside the private one. A user who may not log in is in iam-users alone, by which sshd's rule about
+    /// keys goes: cron and the like do not ask whether the user may.
     async fn linux_groups(&self, user: &UserEntry) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
         let access = self.directory.access().await.ok();
@@ -169,8 +168,8 @@ impl<I: Iam> Answerer<I> {
         Ok(groups)
     }
 
-    /// The gid of the Linux group that an IAM group maps to. Where several map to one, it is that of the first for all of them,
-    /// and without a list of groups none.
+    /// Returns the gid of the Linux group that an IAM group maps to. If several IAM groups map to it, it is the gid of the first, and none
+    /// without a roster.
     async fn gid_of_target(&self, group: &LinuxName, iam: &IamId) -> Result<Option<Gid>, AnswerError> {
         if let Some(local) = self.locals.gid_of(group.as_str())? {
             return Ok(self.may_be_mapped(group)?.then_some(local));
@@ -184,7 +183,7 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
-    /// All groups that users are in by what IAM says, for who keeps them in group(5).
+    /// Returns all groups that IAM gives, with their members, for the importer.
     pub(super) fn all_groups(&self, roster: &Roster) -> Result<Vec<Group>, AnswerError> {
         let mut groups = Vec::new();
         for (name, rule) in own_groups() {
@@ -200,7 +199,7 @@ impl<I: Iam> Answerer<I> {
         Ok(groups)
     }
 
-    /// The gid of one of our own two groups: the local group's, where there is one.
+    /// Returns the gid of iam-users or iam-sudo: the local group's, if there is one.
     fn gid_of_own(&self, name: &str) -> Result<Gid, AnswerError> {
         Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
     }
@@ -210,7 +209,7 @@ impl<I: Iam> Answerer<I> {
         self.config().groups.values().any(|target| target.group == *name)
     }
 
-    /// The Linux groups that IAM groups map to, each once.
+    /// Returns the Linux groups that IAM groups map to, each once.
     fn mapped(&self, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let names: BTreeSet<&LinuxName> = self.config().groups.values().map(|target| &target.group).collect();
         let mut groups = Vec::new();
@@ -226,7 +225,7 @@ impl<I: Iam> Answerer<I> {
         Ok(targets.any(|target| target.allow_privileged) || !self.locals.is_privileged(group.as_str())?)
     }
 
-    /// The gid of a Linux group that IAM groups map to: the local one's, or that of the first of them that IAM has.
+    /// Returns the gid of a Linux group that IAM groups map to: the local group's, or that of the first of these that IAM has.
     fn mapped_gid(&self, roster: &Roster, name: &LinuxName) -> Result<Option<Gid>, AnswerError> {
         if !self.may_be_mapped(name)? {
             return Ok(None);
@@ -236,7 +235,7 @@ impl<I: Iam> Answerer<I> {
         Ok(local.or_else(|| iam.find_map(|(iam, _)| roster.gid_of(iam))))
     }
 
-    /// Who has the ticket, by the roster and by what was learned of users since.
+    /// Returns the users to whom a rule applies, by the roster and by entries that are newer.
     fn members(&self, roster: &Roster, rule: MembershipRule<'_>) -> Vec<LinuxName> {
         let access = &roster.access;
         let names_of = |groups: &[IamName]| -> Vec<LinuxName> {
@@ -283,7 +282,7 @@ impl<I: Iam> Answerer<I> {
     }
 }
 
-/// Our own two groups.
+/// Returns iam-users and iam-sudo with their rules.
 fn own_groups() -> [(&'static LinuxName, MembershipRule<'static>); 2] {
     [(&IAM_USERS_NAME, MembershipRule::Account), (&IAM_SUDO_NAME, MembershipRule::Sudo)]
 }

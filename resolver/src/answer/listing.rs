@@ -1,4 +1,4 @@
-//! The roster as this host sees it: who of it has an account here, and who has not and why.
+//! The roster as this host sees it: which users have an account here, and which have none and why.
 
 use pam_iam_core::name::IamName;
 use pam_iam_core::wire::{Answer, Refused, Roster as Listing};
@@ -10,7 +10,7 @@ use crate::lookup::roster::Roster;
 use crate::source::{Iam, IamUser};
 
 impl<I: Iam> Answerer<I> {
-    /// The roster, read now.
+    /// Reads the roster and returns it for this host.
     pub(super) async fn roster(&self) -> Result<Answer, AnswerError> {
         let roster = self.directory.read_roster().await?;
         let (mut users, mut adopted) = (Vec::new(), Vec::new());
@@ -44,7 +44,7 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::report(&Listing { users, adopted, refused, groups, missing, complete }))
     }
 
-    /// Logs who is on the list and gets no account on this host, when that has changed.
+    /// Logs which users of the roster get no account on this host, when that has changed.
     pub fn log_ineligible(&self, roster: &Roster) {
         self.locals.refresh();
         let why = |name, user: &IamUser| {

@@ -1,4 +1,4 @@
-//! What the operator's tool asks: why is it so, what is missing, who will have trouble.
+//! Reports for iamctl: explain, whois, self-test and lint.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ use crate::lookup::cache::{Identity, Keys, UserEntry};
 use crate::lookup::roster::{Refused, Roster};
 use crate::source::{Iam, IamError, IamUser};
 
-/// How many users are asked about at once when all are gone over: slow enough for IAM's own limits.
+/// Users that lint asks about at once: slow enough for IAM's own limits.
 const USERS_AT_ONCE: usize = 5;
 
 /// A name that no IAM user has, to try calls with: "no such user" shows that the call is allowed.
 const NOBODY: &str = "pam_iam-nobody";
 
 impl<I: Iam> Answerer<I> {
-    /// All that decides about a name. The decisions are those that PAM would get.
+    /// Returns everything that decides about a name. The decisions are those that PAM would get.
     pub(super) async fn explain(&self, name: &LinuxName) -> Result<Answer, AnswerError> {
         let local = self.locals.uid_of(name.as_str())?;
         let account_kind = match local {
@@ -82,7 +82,7 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::report(&explanation))
     }
 
-    /// Whose a uid is.
+    /// Returns the user who has a uid.
     pub(super) async fn who_is(&self, uid: Uid) -> Result<Answer, AnswerError> {
         let found = self.directory.lookup_uid(uid, Origin::Host).await?;
         Ok(Answer::report(&Holder { name: found.map(|(name, _)| name) }))
@@ -133,7 +133,7 @@ impl<I: Iam> Answerer<I> {
         Answer::report(&SelfTested { checks, route: iam.route() })
     }
 
-    /// Goes over all IAM users: names and uids, and the keys of those who may log in.
+    /// Checks all IAM users: names and uids, and the keys of those who may log in.
     pub(super) async fn lint(&self) -> Result<Answer, AnswerError> {
         let everybody = self.directory.iam().all_users().await?;
         let roster = self.directory.read_roster().await?;
@@ -169,7 +169,7 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::report(&Linted { users: everybody.len(), allowed, findings }))
     }
 
-    /// Why a user has no key to log in with, if so.
+    /// Returns why a user has no key to log in with, if so.
     async fn trouble_with_keys(&self, user: &IamUser) -> Result<Option<String>, AnswerError> {
         let keys = match self.directory.iam().keys_of(&user.name).await {
             Ok(keys) => keys,
@@ -208,7 +208,7 @@ fn entry(user: &UserEntry, inactive: Keys) -> IamEntry {
     }
 }
 
-/// That there is no such user or group is an answer: the call is allowed.
+/// Returns the outcome of a call. "There is no such user or group" shows that the call is allowed.
 fn tried(action: &str, error: Option<IamError>) -> Try {
     let error = error.filter(|error| *error != IamError::NoSuchEntity);
     let denied = matches!(error, Some(IamError::Denied(_)));

@@ -1,6 +1,6 @@
 //! The list of users who may log in, and the members of every group that the configuration names.
 //!
-//! It answers what no single look-up can: who has this uid, who is in this group, is this name worth a call.
+//! It answers what no single lookup can: who has a uid, who is in a group, is a name worth a call.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -23,11 +23,11 @@ pub struct Roster {
     users: BTreeMap<LinuxName, IamUser>,
     names: HashMap<Uid, LinuxName>,
     groups: HashMap<IamName, Members>,
-    /// Who is left out; sorted.
+    /// Users who may log in and get no account, sorted.
     pub refused: Vec<Refused>,
     /// Groups that the configuration names and IAM does not have.
     pub missing: Vec<IamName>,
-    /// Who may do what, as it was when this was read.
+    /// The rules of access when it was read.
     pub access: Rc<Access>,
     /// When its reading began.
     pub began_at: Instant,
@@ -52,9 +52,9 @@ pub struct SavedRoster {
 /// A user who may log in and yet gets no account.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Refused {
-    /// Who.
+    /// The user.
     pub user: IamUser,
-    /// Why.
+    /// The reason, for an operator.
     pub why: String,
 }
 
@@ -71,7 +71,7 @@ impl Roster {
     /// Reads the list: GetGroup for every group that is named, and ListUsers where all are allowed.
     ///
     /// # Errors
-    /// The first call that failed: half a list is none.
+    /// Returns the error of the first call that failed: half a list is none.
     pub async fn read<I: Iam>(iam: &I, config: &Config, access: Rc<Access>) -> Result<Self, IamError> {
         let began_at = Instant::now();
         let mut named: Vec<&IamName> = access.groups().chain(config.groups.keys()).collect();
@@ -124,7 +124,7 @@ impl Roster {
         Self { groups, users, names, refused, missing, access, began_at, ended_at, restored: false }
     }
 
-    /// The roster for the disk.
+    /// Returns the roster for the disk.
     pub fn saved(&self) -> SavedRoster {
         let mut groups: Vec<_> =
             self.groups.iter().map(|(name, members)| (name.clone(), members.clone())).collect();
@@ -163,12 +163,12 @@ impl Roster {
         accounts(everybody, settings).2
     }
 
-    /// The users by their Linux names.
+    /// Returns the users by their Linux names.
     pub fn users(&self) -> impl Iterator<Item = (&LinuxName, &IamUser)> {
         self.users.iter()
     }
 
-    /// The user of this name, as IAM has it.
+    /// Returns the user of this name, as IAM has it.
     pub fn user(&self, name: &LinuxName) -> Option<&IamUser> {
         self.users.get(name)
     }
@@ -178,22 +178,22 @@ impl Roster {
         self.users.contains_key(name)
     }
 
-    /// The user with this uid.
+    /// Returns the name of the user with this uid.
     pub fn name_of(&self, uid: Uid) -> Option<&LinuxName> {
         self.names.get(&uid)
     }
 
-    /// The user with this uid, as IAM has it.
+    /// Returns the user with this uid, as IAM has it.
     pub fn holder_of(&self, uid: Uid) -> Option<&IamUser> {
         self.users.get(self.names.get(&uid)?)
     }
 
-    /// The members of an IAM group that the configuration names, as far as they may log in.
+    /// Returns the members of an IAM group that the configuration names, if they may log in.
     pub fn members(&self, group: &IamName) -> &[LinuxName] {
         self.groups.get(group).map_or(&[], |group| &group.names)
     }
 
-    /// The gid of an IAM group that the configuration names, from its GroupId.
+    /// Returns the gid of an IAM group that the configuration names, from its GroupId.
     pub fn gid_of(&self, group: &IamName) -> Option<Gid> {
         self.groups.get(group).map(|group| group.gid)
     }
@@ -201,7 +201,7 @@ impl Roster {
 
 type Listed = (BTreeMap<LinuxName, IamUser>, HashMap<Uid, LinuxName>, Vec<Refused>);
 
-/// Gives every user a name and a uid. A name that two claim goes to neither, a uid that two have to the elder.
+/// Gives every user a name and a uid. A name that two users map to goes to neither, a uid that two have goes to the older user.
 fn accounts(mut everybody: Vec<IamUser>, settings: &Accounts) -> Listed {
     everybody.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
     everybody.dedup();

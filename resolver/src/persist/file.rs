@@ -1,9 +1,8 @@
 //! The cache on disk: what was learned survives a restart and a reboot.
 //!
-//! One file, a line of header and then the content, replaced by rename after a complete write and fsync. What is broken,
-//! older, of another owner or about another set-up is put aside and not trusted; that it is missing is never fatal. Ages
-//! are kept, not times of day: within a boot they go on by the clock that nobody sets, over a reboot by the wall clock, and
-//! if that went back, the file is not used.
+//! One file: a line of header, then the content. A file that is broken, of another version, of another owner or for another configuration
+//! is quarantined; a missing one is no error. Ages are kept, not times of day: within a boot they go by the clock that nobody sets, over a
+//! reboot by the wall clock, and if that went back, the file is not used.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -18,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The form of the file. Another one is thrown away.
+/// The version of the file. A file of another version is quarantined.
 const VERSION: u32 = 1;
 
 /// The largest file that is read, in bytes. 5,000 users with five keys each take 15 MiB.
@@ -27,31 +26,31 @@ const LENGTH_MAX: u64 = 64 * 1024 * 1024;
 /// The longest header, in bytes.
 const HEADER_MAX: usize = 4096;
 
-/// The file in its directory.
+/// The name of the file.
 const FILE: &str = "cache.json";
 
-/// Where a file goes that is not trusted, for whoever wants to see what became of it. The next one takes its place.
+/// The name of a quarantined file, kept for an operator to look at until the next one.
 const QUARANTINE: &str = "cache.json.rejected";
 
 /// Why a file is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Somebody else could have written it.
+    /// Another user could have written the file.
     #[error("{0}")]
     Untrusted(&'static str),
-    /// It is cut off, or was changed on the way.
+    /// The file is cut off, or was changed.
     #[error("it is broken: {0}")]
     Broken(String),
     /// An older or newer resolver wrote it.
     #[error("it has the version {0}, where this resolver has {VERSION}")]
     Version(u32),
-    /// It is about another AWS account, or names are read another way.
+    /// The file is about another AWS account, or names map otherwise.
     #[error("it was written under another configuration")]
     Setup,
-    /// Nobody knows how old it is.
+    /// The age of the file cannot be told.
     #[error("it was written in the future: the clock was set back")]
     Clock,
 }
@@ -79,7 +78,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The clocks now.
+    /// Returns the clocks now.
     pub fn now() -> Self {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let since_boot = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
@@ -87,7 +86,7 @@ impl Clock {
         Self { boot: boot.trim().to_owned(), since_boot: milliseconds(since_boot), wall: milliseconds(wall) }
     }
 
-    /// How long ago `earlier` was, if that can be told.
+    /// Returns how long ago `earlier` was, if that can be told.
     fn since(&self, earlier: &Self) -> Option<Duration> {
         let wall = self.wall.checked_sub(earlier.wall);
         let passed = if self.boot == earlier.boot && !self.boot.is_empty() {
@@ -100,14 +99,14 @@ impl Clock {
     }
 }
 
-/// How long the machine has slept since its boot: what the clock of `Instant` leaves out.
+/// Returns how long the machine has slept since its boot, which the clock of `Instant` leaves out.
 pub fn slept() -> Duration {
     let [awake, since_boot] = [ClockId::Monotonic, ClockId::Boottime]
         .map(|clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default());
     since_boot.saturating_sub(awake)
 }
 
-/// Whole milliseconds.
+/// Returns whole milliseconds.
 pub fn milliseconds(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
@@ -126,15 +125,15 @@ impl CacheFile {
         Self { dir: dir.to_owned(), setup }
     }
 
-    /// Where the file is.
+    /// Returns the path of the file.
     pub fn path(&self) -> PathBuf {
         self.dir.join(FILE)
     }
 
-    /// What was saved, and how long ago; none if nothing was.
+    /// Returns the content and its age. None if there is no file.
     ///
     /// # Errors
-    /// Why the file is not used.
+    /// Returns an error if the file cannot be used.
     pub fn load<T: DeserializeOwned>(&self, now: &Clock) -> Result<Option<(T, Duration)>, CacheError> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
         let file = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(self.path());
@@ -160,7 +159,7 @@ impl CacheFile {
         parse(&bytes, &self.setup, now).map(Some)
     }
 
-    /// Replaces what was saved.
+    /// Replaces the file. Returns its size in bytes.
     ///
     /// # Errors
     /// Returns an error if it cannot be written. What was saved before is still there.
@@ -182,7 +181,7 @@ impl CacheFile {
         Ok(bytes.len() as u64)
     }
 
-    /// Takes a file that is not trusted out of the way.
+    /// Renames a file that is not trusted.
     ///
     /// # Errors
     /// Returns an error if it cannot be renamed.
@@ -190,7 +189,7 @@ impl CacheFile {
         std::fs::rename(self.path(), self.dir.join(QUARANTINE))
     }
 
-    /// Removes what was saved: it says more than IAM does now.
+    /// Removes the file: it grants what IAM has withdrawn.
     ///
     /// # Errors
     /// Returns an error if it cannot be removed. A missing file is not an error.

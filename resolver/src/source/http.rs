@@ -1,4 +1,4 @@
-//! The way to AWS: one HTTP and TLS client, through the operator's proxy, trusting the operator's certificates.
+//! One HTTP and TLS client for AWS, through the operator's proxy and with the operator's trusted certificates.
 
 use std::path::Path;
 

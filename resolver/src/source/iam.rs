@@ -1,4 +1,4 @@
-//! IAM by the AWS SDK.
+//! AWS IAM, by the AWS SDK.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -38,10 +38,10 @@ const PAGE: i32 = 1000;
 /// Where the metadata service has the tags of the instance (EC2 user guide, "View tags using instance metadata").
 const INSTANCE_TAGS: &str = "/latest/meta-data/tags/instance";
 
-/// More pages than any account can fill (5,000 users, 300 groups); who sends more is no IAM.
+/// The most pages of a list: more than any account can fill (5,000 users, 300 groups).
 const PAGES_MAX: usize = 1000;
 
-/// Where nothing names a region. IAM's calls of the partition `aws` are always signed for it.
+/// The region if nothing names one. Calls to IAM in the partition `aws` are always signed for it.
 const DEFAULT_REGION: &str = "us-east-1";
 
 /// IAM by the AWS SDK.
@@ -78,7 +78,7 @@ impl AwsIam {
         Self { client: Client::from_conf(config.build()), metadata, route, stats: RefCell::default() }
     }
 
-    /// Waits for a call, classifies its failure and counts it.
+    /// Awaits a call, classifies its failure and counts it.
     async fn call<T, E>(&self, call: impl Future<Output = Result<T, SdkError<E>>>) -> Result<T, IamError>
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -263,7 +263,7 @@ fn session_name() -> String {
     format!("pam_iam-{host}").chars().map(|c| if allowed(c) { c } else { '-' }).take(64).collect()
 }
 
-/// All entries of a list, page by page.
+/// Returns all entries of a list, page by page.
 async fn paged<T>(
     mut page: impl AsyncFnMut(Option<String>) -> Result<(Vec<T>, Option<String>), IamError>,
 ) -> Result<Vec<T>, IamError> {
@@ -283,7 +283,7 @@ async fn paged<T>(
     Err(nonsense("a list without an end"))
 }
 
-/// The marker of the next page. A page that says it is cut off and not where is an error, and never the end.
+/// Returns the marker of the next page. A page that is cut off and has no marker is an error, never the end.
 fn next(is_truncated: bool, marker: Option<&str>) -> Result<Option<String>, IamError> {
     match (is_truncated, marker) {
         (false, _) => Ok(None),
@@ -310,7 +310,7 @@ fn nonsense(what: &str) -> IamError {
     Cause::Malformed(what.to_owned()).into()
 }
 
-/// Which failures are answers. Refused or expired credentials are none: they say nothing about the user.
+/// Tells failures that are answers from others. Refused or expired credentials are no answer: they say nothing about the user.
 fn classify<E>(error: SdkError<E>) -> IamError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -326,7 +326,7 @@ where
     }
 }
 
-/// An error with what caused it, on one line.
+/// Returns an error with its causes, on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

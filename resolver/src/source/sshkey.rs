@@ -1,4 +1,4 @@
-//! Which public keys are good enough to log in with.
+//! Judges whether a public key is good enough to log in with.
 
 use pam_iam_core::key::{KeyError, PublicKey};
 use ssh_key::public::KeyData;
@@ -9,13 +9,13 @@ const RSA_BITS_MIN: usize = 2048;
 /// Why a key is not used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// Not a key.
+    /// The text is no key.
     #[error("{0}")]
     Malformed(#[from] KeyError),
-    /// Its inside makes no sense.
+    /// The body is malformed.
     #[error("cannot be parsed: {0}")]
     Inside(ssh_key::Error),
-    /// Of a type or size that is not safe any more.
+    /// The type or size is not safe any more.
     #[error("is of the type {0}, which is not accepted")]
     Weak(String),
 }
@@ -23,7 +23,7 @@ pub enum Unusable {
 /// Parses a key body as IAM returns it, and judges it. Comments and whatever follows them are dropped.
 ///
 /// # Errors
-/// Why it is not used.
+/// Returns an error if sshd would not take the key.
 pub fn usable(body: &str) -> Result<PublicKey, Unusable> {
     let key = PublicKey::parse(body.trim())?;
     let inside = ssh_key::PublicKey::from_openssh(&key.to_string()).map_err(Unusable::Inside)?;
