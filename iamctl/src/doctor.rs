@@ -1,4 +1,4 @@
-//! `iamctl doctor`: looks for what makes such a set-up fail, and says how to mend it.
+//! `iamctl doctor`: checks the host for what makes logins fail, and says how to mend it.
 
 mod aws;
 mod files;
@@ -26,7 +26,7 @@ use crate::output::Tone;
 use crate::swept::{self, Swept};
 use crate::{Context, enabled};
 
-/// What a check found.
+/// The finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The check.
@@ -45,7 +45,7 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// How it is.
+/// The state of what was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -68,7 +68,7 @@ impl Finding {
     }
 }
 
-/// True if nothing is wrong.
+/// Runs all checks. Returns whether nothing is wrong.
 pub fn run(context: &Context) -> Result<bool, String> {
     let mut findings = Vec::new();
     match context.config() {

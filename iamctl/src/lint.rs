@@ -1,4 +1,4 @@
-//! `iamctl lint`: who of all IAM users will have trouble logging in.
+//! `iamctl lint`: names the IAM users who will have trouble logging in.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::Context;
 use crate::output::Tone;
 
-/// True if nobody will.
+/// Returns whether no user will.
 pub fn run(context: &Context) -> Result<bool, String> {
     let Linted { users, allowed, findings } = context.report(&Request::Lint)?;
     let mut text = String::new();

@@ -38,7 +38,7 @@ use serde::de::DeserializeOwned;
 
 use crate::output::Output;
 
-/// The answer could not be had.
+/// The exit status if there is no answer.
 const CANNOT_TELL: u8 = 2;
 
 /// Looks into SSH logins with AWS IAM users, and after them.
@@ -148,7 +148,7 @@ enum SessionsAction {
     },
 }
 
-/// What a question is about.
+/// The action that a question is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Service {
     /// To log in
@@ -157,10 +157,10 @@ enum Service {
     Sudo,
 }
 
-/// Whom to ask, and how to show the answer.
+/// The configuration, the resolver and the output of one call.
 struct Context {
     config_path: PathBuf,
-    /// As the configuration says, or the daemon.
+    /// The resolver that the configuration names, or the daemon.
     resolver: Resolver,
     output: Output,
 }
@@ -171,19 +171,19 @@ impl Context {
         Self { resolver: Resolver::new(mode, &config_path), config_path, output: Output::new(json) }
     }
 
-    /// The configuration.
+    /// Reads the configuration.
     fn config(&self) -> Result<Config, String> {
         Config::load(&self.config_path).map_err(|error| error.to_string())
     }
 
-    /// Whether no daemon listens, so that nothing is remembered from one question to the next.
+    /// Whether no daemon listens, so that nothing is remembered from one request to the next.
     fn has_no_daemon(&self) -> bool {
         let patience = Request::Status.patience();
         let answer = client::ask(&self.resolver.socket, &Request::Status, Deadline::after(patience));
         matches!(answer, Err(ClientError::NoListener(_)))
     }
 
-    /// Has the daemon, where one listens, write an event into its own journal as well.
+    /// Sends an event to the daemon's trail, if a daemon listens.
     fn record(&self, event: &Event) {
         let request = Request::Record { line: event.to_string() };
         let _ = client::ask(&self.resolver.socket, &request, Deadline::after(request.patience()));
@@ -259,7 +259,7 @@ fn flush(context: &Context, user: Option<&str>) -> Result<bool, String> {
     Ok(true)
 }
 
-/// A duration as the configuration has it.
+/// Parses a duration as in the configuration.
 fn duration(text: &str) -> Result<Duration, String> {
     text.parse().map(|ConfigDuration(duration)| duration)
 }

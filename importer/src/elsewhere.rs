@@ -1,5 +1,5 @@
-//! What other services of nsswitch.conf than passwd(5) say about the names and uids of IAM users. An account in passwd(5) comes
-//! before theirs, so none is made where one of them has the name, or does not answer.
+//! Whether a service of nsswitch.conf other than passwd(5) has the name or uid of an IAM user. An account in passwd(5) comes before the
+//! other services', so none is made if one of them has the name, or does not answer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,13 +11,13 @@ use pam_iam_core::nsswitch::{NSSWITCH, has_others};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
-/// How long all lookups may take together. Those that are left are made by a later run.
+/// The most time for all lookups together. A later run makes the rest.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Who has a user's name or uid.
+/// Whether another account has a user's name or uid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Elsewhere {
-    /// Nobody else.
+    /// No other account has either.
     Nobody,
     /// Another account has the name.
     Name,
@@ -30,7 +30,7 @@ pub enum Elsewhere {
 /// The answers about the users of a roster.
 #[derive(Debug, Default)]
 pub struct Directories {
-    /// By name. Where there is no other directory, nobody was asked about, and nothing stands here.
+    /// By name. None if there is no other service.
     answers: Option<BTreeMap<String, Elsewhere>>,
 }
 

@@ -1,4 +1,4 @@
-//! What a user leaves behind: running processes, and a home directory.
+//! Ends the processes of a user who has left, and archives or removes the home directory.
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
@@ -15,7 +15,7 @@ use pam_iam_sessions::owner::Owner;
 use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Termination};
 
-/// How long one home directory may take to pack, so that one does not keep the others waiting for ever.
+/// The most time to archive one home directory, so that one does not keep the others waiting.
 const PACK_SECONDS: u32 = 1800;
 
 /// The bit of a directory in which each may remove only what is theirs (inode(7)).
@@ -24,7 +24,7 @@ const STICKY: u32 = 0o1000;
 /// The mounted file systems, see proc(5).
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// Why something a user left behind is still there.
+/// Why something that a user left behind is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaveError {
     /// Processes cannot be listed, or live on.

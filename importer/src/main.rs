@@ -1,9 +1,8 @@
 //! `iam-importer`: makes the local accounts equal to the roster of allowed users, for hosts without `libnss_iam.so.2`.
 //!
 //! One pass, started by a systemd timer or cron: it asks the resolver for the roster, plans what is to change
-//! ([`plan`]), and changes the account files at once ([`database`]). Whoever has left is locked, or archived or deleted if
-//! the configuration says so ([`leave`]), but never because of a list that is incomplete, cut off or empty, and never many
-//! at once. Killed at any point, the next run finishes the job.
+//! ([`plan`]), and changes the account files at once ([`database`]). The account of a user who has left is locked, or archived or deleted
+//! if the configuration says so ([`leave`]), but never because of a list that is incomplete, cut off or empty, and never many at once. Killed at any point, the next run finishes the job.
 
 mod database;
 mod elsewhere;
@@ -104,7 +103,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// True if nothing was refused; an error if nothing was done.
+/// Imports. Returns whether nothing was refused.
+///
+/// # Errors
+/// Returns an error if nothing was done.
 fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("must be run as root".to_owned());
@@ -179,7 +181,7 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    /// Plans and does it. How many accounts of ours there are then.
+    /// Plans and applies the changes. Returns the number of managed accounts afterwards.
     fn run(&mut self, mut state: State) -> Result<usize, String> {
         let database = Database::lock(Path::new(ETC)).map_err(|error| error.to_string())?;
         let tables = database.read().map_err(|error| error.to_string())?;
@@ -224,7 +226,7 @@ impl Import<'_> {
         Ok(accounts_of_ours(&last.tables).len())
     }
 
-    /// Removes the accounts of who is gone, and plans again: a new user may have been waiting for a name.
+    /// Removes the accounts of users who are gone, and plans again: a new user may have been waiting for a name.
     fn remove(
         &self,
         gone: &[&Removal],
@@ -262,7 +264,7 @@ impl Import<'_> {
         Ok(adopted)
     }
 
-    /// Counts who is not on the roster, if it is complete. Who is refused an account is still there.
+    /// Counts the users who are not on the roster, if it is complete. A user who is refused an account counts as present.
     fn count_missing(&self, state: &mut State, tables: &Tables, adopted: &[(String, Uid)]) {
         if !self.roster.complete {
             return;
@@ -294,7 +296,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Ends the sessions of who is locked, and then does with the homes what is to be done. Who can then be removed.
+    /// Ends the sessions of locked users, and archives or removes their homes. Returns the accounts that can be removed then.
     fn end_sessions_and_clear_homes<'p>(&mut self, plan: &'p Plan) -> Vec<&'p Removal> {
         if self.arguments.dry_run {
             let mut would = Vec::new();
@@ -332,7 +334,7 @@ impl Import<'_> {
         gone
     }
 
-    /// Tells who was refused, and writes down what the next run is to know.
+    /// Reports the users who were refused, and writes down what the next run is to know.
     fn finish(&mut self, state: &mut State, plan: &Plan) {
         self.report.refused(&plan.refused, &state.refused);
         if self.arguments.dry_run {

@@ -1,4 +1,4 @@
-//! What one run tells the next: who was missing, and what was changed that is to be changed back.
+//! The state that one run leaves for the next: which users were missing, and what is to be changed back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
@@ -18,7 +18,7 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
-    /// In how many complete rosters in a row an account's user was missing, by uid.
+    /// The number of complete rosters in a row in which an account's user was missing, by uid.
     #[serde(default)]
     missing: BTreeMap<u32, u32>,
     /// Accounts that are locked, with the expiry dates that they had before.
@@ -30,7 +30,7 @@ pub struct State {
     /// Every group whose members were ever set.
     #[serde(default)]
     pub groups: BTreeSet<String>,
-    /// Who was refused last time, so that only news is logged.
+    /// The refusals of the last run, so that only new ones are logged.
     #[serde(default)]
     pub refused: Vec<String>,
 }
@@ -88,7 +88,7 @@ impl State {
         replace(path, &serde_json::to_vec_pretty(self)?, 0o600)
     }
 
-    /// Takes a complete roster into account: who of the `managed` accounts is not `present` was missing once more.
+    /// Counts a complete roster: the users of `managed` accounts who are not `present` were missing once more.
     pub fn count(&mut self, managed: impl IntoIterator<Item = Uid>, present: impl Fn(Uid) -> bool) {
         let absent = managed.into_iter().filter(|uid| !present(*uid));
         self.missing = absent
@@ -96,7 +96,7 @@ impl State {
             .collect();
     }
 
-    /// In how many complete rosters in a row the user with `uid` was missing.
+    /// Returns in how many complete rosters in a row the user with `uid` was missing.
     pub fn missing(&self, uid: Uid) -> u32 {
         self.missing.get(&uid.0).copied().unwrap_or_default()
     }

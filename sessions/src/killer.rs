@@ -1,10 +1,10 @@
-//! Kills every process of a user at once: kill(2) of -1 misses none that is just being forked.
+//! Kills every process of a user at once: kill(2) with -1 misses none that is just being forked.
 //!
 //! The process that does it is this very program, started anew by root with a session and an empty environment of its
 //! own. Its real and saved uid is one that is assigned to nobody, and its effective uid is the user's: kill(2) lets a
 //! signal pass where the sender's real or effective uid is the target's real or saved one, so it reaches the user's
-//! processes and nobody else's. The user may neither signal nor trace it, since its real uid is another; he can lower its
-//! priority and bind it to a processor, so whoever starts it waits for a limited time.
+//! processes and nobody else's. The user may neither signal nor trace it, since its real uid is another, but can lower its
+//! priority and bind it to a processor, so the caller waits for a limited time.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
@@ -15,19 +15,19 @@ use pam_iam_core::id::Uid;
 use rustix::process::{DumpableBehavior, Pid, Signal};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
-/// What this program is called when it is the killer.
+/// The name of this program when it is the killer.
 const KILLER: &str = "pam_iam-kill";
 
-/// How long killers may take together. One does its work in well under 1 ms.
+/// The most time for all killers together. One does its work in well under 1 ms.
 const KILLERS_MAX: Duration = Duration::from_secs(1);
 
-/// How long one killer is waited for: a user may hold up his own.
+/// The most time for one killer: a user may hold up the killer of the user's own processes.
 const KILLER_MAX: Duration = Duration::from_millis(200);
 
 /// Between two looks at killers.
 const PAUSE: Duration = Duration::from_micros(500);
 
-/// To be called first in `main`: does a killer's work if this process is one. Otherwise returns nothing.
+/// Does a killer's work if this process is one, and returns None otherwise. To be called first in `main`.
 pub fn run_if_started_as_killer() -> Option<ExitCode> {
     let mut arguments = std::env::args();
     if arguments.next()? != KILLER {

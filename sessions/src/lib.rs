@@ -1,8 +1,8 @@
 //! Finds and ends a user's processes, for `iamctl` and `iam-importer`.
 //!
-//! One function says which processes belong to a user ([`owner`]), one ends them ([`termination`]). The user who is
-//! being ended may defend himself by every means that an unprivileged user has, so: no program is started under his
-//! uid, nothing here waits for one user longer than a named limit, and who has ended is told by the kernel.
+//! One function tells which processes belong to a user ([`owner`]), one ends them ([`termination`]). The user may resist by every means
+//! that an unprivileged user has. So no program is started under the user's uid, nothing here waits for one user longer than a named
+//! limit, and the kernel alone tells which processes have ended.
 
 pub mod cgroup;
 pub mod killer;

@@ -1,4 +1,4 @@
-//! systemd-logind, where it runs: it is asked to end sessions, and never waited for longer than a limit.
+//! systemd-logind, where it runs. It is asked to end sessions, and nobody waits for it.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ const LOGIND_SECONDS: &str = "10";
 /// Where logind keeps what sd_session_get_leader(3) reads.
 const SESSIONS: &str = "/run/systemd/sessions";
 
-/// Has logind do something, without waiting for it. Whoever drops the child leaves it to end by itself.
+/// Starts a request to logind and does not wait for it. A child that is dropped ends by itself.
 pub fn begin(arguments: &[&str]) -> Option<Child> {
     command(arguments)?.stdout(Stdio::null()).spawn().ok()
 }
@@ -28,8 +28,8 @@ fn command(arguments: &[&str]) -> Option<Command> {
     Some(command)
 }
 
-/// The logind session that was made for `pid`: its identifier and its control group. A process that was started from
-/// somebody else's session is in that one, and has none of its own.
+/// Returns the logind session that was made for `pid`: its identifier and its control group. A process that was started from another
+/// session is in that one, and has none of its own.
 pub fn session_of(pid: i32) -> Option<(String, String)> {
     let path = cgroup::of_process(pid)?;
     let scope = path.split('/').find(|part| part.starts_with("session-") && part.ends_with(".scope"))?;

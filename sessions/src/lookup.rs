@@ -1,5 +1,5 @@
-//! Look-ups of accounts in every service of nsswitch.conf, within a time: a directory that does not answer must not hold up
-//! the end of anybody.
+//! Lookups of accounts in every service of nsswitch.conf, within a time limit: a directory that does not answer must not delay the end of
+//! a session.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use pam_iam_core::id::Uid;
 use pam_iam_core::nsswitch;
 
-/// How long one look-up is waited for.
+/// The most time for one lookup.
 const LOOKUP_MAX: Duration = Duration::from_millis(300);
 
-/// How long this process waits for all its look-ups together.
+/// The most time for all lookups of this process together.
 const LOOKUPS_MAX: Duration = Duration::from_secs(1);
 
-/// How long it has waited, in microseconds.
+/// The time spent on lookups so far, in microseconds.
 static SPENT: AtomicU64 = AtomicU64::new(0);
 
 /// Whether any look-up had no answer in time.
@@ -26,8 +26,8 @@ pub fn was_unanswered() -> bool {
     UNANSWERED.load(Ordering::Relaxed)
 }
 
-/// Whether any service has an account with this uid. None if that cannot be told in time, or not at all: of a directory that is
-/// down the C library says the same as of a uid that nobody has.
+/// Whether any service has an account with this uid. None if no answer comes in time, or if a directory may be down: the C library does
+/// not tell that from a uid without an account.
 pub fn is_account(uid: Uid) -> Option<bool> {
     let is_account = in_time(&SPENT, move || users::get_user_by_uid(uid.0).is_some())?;
     let may_be_down = || {
@@ -37,14 +37,15 @@ pub fn is_account(uid: Uid) -> Option<bool> {
     (is_account || !may_be_down()).then_some(is_account)
 }
 
-/// The uid of the account of this name in any service, if there is one. None if nobody told in time.
+/// Returns the uid of the account of this name in any service. None if no answer comes in time; the inner value is None if there is no
+/// such account.
 pub fn uid_of(name: &str) -> Option<Option<Uid>> {
     let name = name.to_owned();
     in_time(&SPENT, move || users::get_user_by_name(&name).map(|account| Uid(account.uid())))
 }
 
-/// Asks in a thread, which is left behind if it takes too long: nothing can end a look-up. This is for programs that end soon.
-/// `spent` is how long was waited before, in microseconds.
+/// Calls `ask` in a thread, which is left behind if it takes too long: a lookup cannot be cancelled. For programs that end soon. `spent` is
+/// the time spent before, in microseconds.
 fn in_time<T: Send + 'static>(spent: &AtomicU64, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let left = LOOKUPS_MAX.saturating_sub(Duration::from_micros(spent.load(Ordering::Relaxed)));
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! Which managed users have processes: a sweep asks about those who have no session, too.
+//! Finds the managed users who have processes, for the sweep, which asks about users without a session too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,8 +13,7 @@ use crate::owner::{Owned, Owner, SUBORDINATES_MAX, is_killer};
 use crate::table::{Effort, Table, Task};
 use crate::{cgroup, lookup};
 
-/// Finds the managed users that have processes, by every mark but descent: who may own one is found here, whether he does is
-/// said by [`Owned::mark`].
+/// Finds the managed users who may own processes, by every mark but descent. Whether a user owns a process is for [`Owned::mark`] to tell.
 ///
 /// A subordinate uid leads to the owner of its range: by number, by the account of that name, or, for a user who is gone, by
 /// the last name that `served` knows.

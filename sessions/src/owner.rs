@@ -1,4 +1,4 @@
-//! Which processes belong to a user: answered here and nowhere else, by the kernel's own marks.
+//! Which processes belong to a user? The one answer, by the kernel's own marks.
 //!
 //! The loginuid (pam_loginuid(8)) is no such mark: it survives sudo, so that a database which an admin started by sudo
 //! carries the admin's, and where it is unset an unprivileged process may write any uid into it.
@@ -17,7 +17,7 @@ use crate::table::{Table, Task, loginuid};
 use crate::unit;
 use crate::{cgroup, lookup};
 
-/// A user, by all that the kernel marks processes with.
+/// A user, with everything by which the kernel marks processes.
 #[derive(Clone, Debug)]
 pub struct Owner {
     /// The uid.
@@ -47,7 +47,7 @@ pub enum Mark {
 }
 
 impl Owner {
-    /// The user with `uid`; nobody for root, whose processes are never ended.
+    /// Returns the user with `uid`. None for root, whose processes are never ended.
     pub fn new(uid: Uid, name: &str) -> Option<Self> {
         Self::with_ranges(uid, name, &local::subordinate(Path::new(paths::SUBUID)))
     }
@@ -126,7 +126,7 @@ impl<'a> Owned<'a> {
         self.paths.entry(pid).or_insert_with(|| cgroup::of_process(pid)).as_deref()
     }
 
-    /// Why a process belongs to `owner`; none if it does not.
+    /// Returns why a process belongs to `owner`. None if it does not.
     pub fn mark(&mut self, task: &Task, owner: &Owner) -> Option<Mark> {
         if task.own_uids().any(|uid| uid == owner.uid) {
             return Some(Mark::Uid);
@@ -183,7 +183,7 @@ impl<'a> Owned<'a> {
         Some(is_account)
     }
 
-    /// All processes of a user, but those of services which the host runs as this user.
+    /// Returns all processes of a user, but those of services that the host runs as this user.
     pub fn of(&mut self, owner: &Owner) -> BTreeSet<Process> {
         let table = self.table;
         let own = i32::try_from(std::process::id()).unwrap_or_default();
@@ -196,7 +196,7 @@ impl<'a> Owned<'a> {
         found
     }
 
-    /// The processes of a user that hold one of `groups`.
+    /// Returns the processes of a user that hold one of `groups`.
     pub fn holders(&mut self, owner: &Owner, groups: &BTreeSet<Gid>) -> BTreeSet<Process> {
         if groups.is_empty() {
             return BTreeSet::new();
@@ -221,8 +221,8 @@ impl<'a> Owned<'a> {
             || !owner.uid.is_managed() && self.is_in_a_container(task, owner)
     }
 
-    /// Whether a process is in a container of root's that the user did not start: a setuid program may make one for whoever
-    /// starts it. Nobody can take a loginuid away.
+    /// Whether a process is in a container of root's that the user did not start. A setuid program may make one for the user, and then the
+    /// loginuid, which cannot be taken away, is the user's.
     fn is_in_a_container(&mut self, task: &Task, owner: &Owner) -> bool {
         let pid = task.process.pid;
         self.namespaces.is_in_a_container_of_root(pid) && !self.was_started_by(pid, owner)

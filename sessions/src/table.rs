@@ -1,4 +1,4 @@
-//! What proc(5) says of all processes at one moment.
+//! All processes at one moment, from proc(5).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,20 +21,20 @@ use lent::is_lent;
 /// The process list.
 const PROC: &str = "/proc";
 
-/// How often the newest processes are looked for, once all have been listed.
+/// The most times that the newest processes are looked for, once all have been listed.
 const CHASES: u32 = 100;
 
-/// How many of the newest numbers are looked at each time: other processes may begin meanwhile.
+/// The newest numbers that are looked at each time: other processes may begin meanwhile.
 const CHASED: usize = 3;
 
-/// How much of a `status` file is read. A user can have it as long as 65,536 groups make it; they are sorted, and those that a
-/// user can add so are behind those of the host.
+/// The most bytes of a `status` file that are read. A user can make it as long as 65,536 groups do; they are sorted, and groups that a user
+/// can add stand behind those of the host.
 const STATUS_MAX: u64 = 32 * 1024;
 
-/// How thoroughly processes are read: a user can make reading his own slow, by many threads with many groups each.
+/// How thoroughly processes are read. A user can make the reading of the user's own slow, by many threads with many groups each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
-    /// What is slow to read is left unread, so that it does not delay the end of other users.
+    /// Processes that are slow to read are left unread, so that they do not delay the end of other users.
     Quick,
     /// Takes many times as long if it has to.
     Thorough,
@@ -53,7 +53,7 @@ impl Effort {
     }
 }
 
-/// How much processor time reading may take.
+/// The processor time that reading may take.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     /// For the processes of one user, or for those under the subordinate uids of one.

@@ -1,7 +1,6 @@
 //! Ends users and sessions: asked by SIGHUP and SIGTERM, and after a grace period killed until nothing is left.
 //!
-//! All terminations of one run go on side by side, and each has its own time limit: a user who defends himself delays
-//! the end of nobody else. A termination is done when two looks in a row have found nothing.
+//! All terminations of one run go on side by side, each with its own time limit: a user who resists delays the end of no other user. A termination is done when two looks in a row have found nothing.
 
 use std::collections::BTreeSet;
 use std::io::{self};
@@ -20,16 +19,16 @@ mod course;
 
 use course::Course;
 
-/// How long killing may take for one user, after the grace period.
+/// The most time for killing the processes of one user, after the grace period.
 pub const KILLING_MAX: Duration = Duration::from_secs(20);
 
-/// Between two looks while processes are asked to end.
+/// The pause between two looks while processes are asked to end.
 const ASKING_PAUSE: Duration = Duration::from_millis(50);
 
-/// Between two looks while processes are killed: one that forks is faster than one look.
+/// The pause between two looks while processes are killed: a process that forks is faster than one look.
 const KILLING_PAUSE: Duration = Duration::from_millis(5);
 
-/// What is to end.
+/// What is to end, of one user.
 #[derive(Clone, Debug)]
 pub struct Termination {
     /// The user.
@@ -38,7 +37,7 @@ pub struct Termination {
     pub openers: Vec<Process>,
     /// The marks of logins that are over, of which what was left ends too.
     pub left: Vec<SessionMarks>,
-    /// What else of the user's holds one of these groups ends too.
+    /// Processes of the user that hold one of these groups end too.
     pub groups: BTreeSet<Gid>,
     /// Whether all that the user runs ends, or these sessions alone.
     pub whole_user: bool,
@@ -46,10 +45,10 @@ pub struct Termination {
     pub notice: String,
 }
 
-/// What became of a termination.
+/// The outcome of a termination.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// What did not end, as a list for the log.
+    /// The processes that did not end, as a list for the log.
     pub remaining: String,
     /// How many processes ended.
     pub ended: usize,
@@ -64,7 +63,7 @@ impl Outcome {
     }
 }
 
-/// What to tell meanwhile.
+/// The progress of a termination, for the log.
 pub enum Progress<'a> {
     /// These processes are asked to end.
     Asked(&'a Termination, String),

@@ -1,4 +1,4 @@
-//! Groups that a set-group-id program of the host lends to whoever runs it.
+//! Groups that a set-group-id program of the host lends to the user who runs it.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -9,8 +9,8 @@ use super::PROC;
 
 /// Whether the program that a process runs is the host's, and its file gives the process `gid`.
 ///
-/// A user may have the program on a file system that he serves himself, which lies or never answers: so it is first asked, of
-/// the kernel alone, which mount the file is on.
+/// The program may lie on a file system that the user serves, which lies or never answers. So the kernel alone is asked first which mount
+/// the file is on.
 pub(super) fn is_lent(pid: i32, gid: Gid) -> bool {
     const SET_GID: u32 = 0o2000;
     let program = format!("{PROC}/{pid}/exe");
@@ -31,7 +31,7 @@ fn is_of_the_host(mount: Option<u64>, device: (u32, u32)) -> bool {
 }
 
 /// Looks a mount, or else a device, up in `mountinfo`, the text of that file (proc_pid_mountinfo(5)). A file system that a user
-/// serves himself is FUSE; any other that a user mounts is mounted in a namespace of his own, and has a device of its own.
+/// serves is FUSE; any other that a user mounts is in a namespace of the user's, and has a device of its own.
 pub(super) fn gives_groups(mountinfo: &str, mount: Option<u64>, (major, minor): (u32, u32)) -> bool {
     let device = format!("{major}:{minor}");
     let mounts: Vec<(Option<u64>, bool, bool)> = mountinfo
