@@ -1,7 +1,7 @@
 //! Whether a service of nsswitch.conf other than passwd(5) has the name or uid of an IAM user. An account in passwd(5) comes before the
 //! other services', so none is made if one of them has the name, or does not answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -43,8 +43,9 @@ impl Directories {
             return Self::default();
         }
         let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
-        let is_local =
-            |name: &str, uid: Uid| accounts.iter().any(|known| known.name == name && known.uid == uid);
+        let accounts: HashSet<(&str, Uid)> =
+            accounts.iter().map(|account| (account.name.as_str(), account.uid)).collect();
+        let is_local = |name: &str, uid: Uid| accounts.contains(&(name, uid));
         let until = Instant::now() + LIMIT;
         // Each run begins with another user, so that a slow directory does not keep the same ones waiting for ever.
         let first = begin_with(SystemTime::now(), roster.users.len());
