@@ -47,9 +47,7 @@ fn of(name: &str, of_importer: &[&str], root: &Path) -> Vec<String> {
         }
     }
     let groups = local::groups(&root.join("etc/group")).unwrap_or_default();
-    let lists = |group: &&local::Group| {
-        group.members.iter().any(|member| member == name) && !of_importer.contains(&group.name.as_str())
-    };
+    let lists = |group: &&local::Group| group.lists(name) && !of_importer.contains(&group.name.as_str());
     found.extend(groups.iter().filter(lists).map(|group| format!("/etc/group has {name} in {}", group.name)));
     let linger = root.join(LINGER).join(name);
     found.extend(
@@ -146,7 +144,7 @@ pub fn groups_given_elsewhere(
     let local = local::groups(&root.join("etc/group")).unwrap_or_default();
     let listed_in = |gid: Gid| {
         let mut groups = local.iter().filter(move |group| group.gid == gid);
-        groups.find(|group| group.members.iter().any(|member| member == name))
+        groups.find(|group| group.lists(name))
     };
     // A local group of another name may have the number of one that means root.
     let privileged = groups_of_root();

@@ -38,7 +38,12 @@ pub struct Group {
 impl Group {
     /// Whether `account` is a member: listed, or by its primary group.
     pub fn has(&self, account: &Account) -> bool {
-        self.gid == account.gid || self.members.contains(&account.name)
+        self.gid == account.gid || self.lists(&account.name)
+    }
+
+    /// Whether `name` is among the listed members.
+    pub fn lists(&self, name: &str) -> bool {
+        self.members.iter().any(|member| member == name)
     }
 }
 

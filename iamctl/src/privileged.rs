@@ -76,9 +76,7 @@ impl Privileged {
         held.retain(|gid| {
             // What an importer that is no longer at work has written was IAM's word, and not an administrator's.
             let is_listed = |group: &local::Group| {
-                group.gid == *gid
-                    && !importer.sets_members_of(&group.name)
-                    && group.members.iter().any(|member| member == user.as_str())
+                group.gid == *gid && !importer.sets_members_of(&group.name) && group.lists(user.as_str())
             };
             !local.iter().any(is_listed) && account.as_ref().is_none_or(|account| account.gid != *gid)
         });

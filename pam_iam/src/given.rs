@@ -108,7 +108,7 @@ impl Host<'_> {
             }
             Some(group) => {
                 let is_imported = self.importer.sets_members_of(&group.name);
-                let is_listed = group.members.iter().any(|member| member == name);
+                let is_listed = group.lists(name);
                 let is_admins_word = is_listed && !is_imported;
                 ((is_imported || is_target(group)) && !is_admins_word).then(|| Withdrawn {
                     gid: *gid,

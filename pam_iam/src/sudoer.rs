@@ -90,9 +90,7 @@ pub fn refused_for(
 
 /// Whether sudo would take `invoker` for a member of `group`: by the name of a gid, or as a listed member.
 fn holds(invoker: &Invoker<'_>, group: &str, local: &[Group], groups: &impl Groups) -> bool {
-    let is_listed = local
-        .iter()
-        .any(|known| known.name == group && known.members.iter().any(|member| member == invoker.name));
+    let is_listed = local.iter().any(|known| known.name == group && known.lists(invoker.name));
     is_listed || invoker.gids().any(|gid| is_called(gid, group, local, groups))
 }
 
@@ -106,9 +104,7 @@ fn is_called(gid: Gid, name: &str, local: &[Group], groups: &impl Groups) -> boo
 
 /// Whether the host's own files give `invoker` a group: listed in group(5), or the primary one in passwd(5).
 fn is_in_files(invoker: &Invoker<'_>, gid: Gid, local: &[Group], files: &Files) -> bool {
-    let is_listed = local
-        .iter()
-        .any(|group| group.gid == gid && group.members.iter().any(|member| member == invoker.name));
+    let is_listed = local.iter().any(|group| group.gid == gid && group.lists(invoker.name));
     let account = local::account_by_name(&files.passwd, invoker.name).ok().flatten();
     is_listed || account.is_some_and(|account| account.uid == invoker.uid && account.gid == gid)
 }
