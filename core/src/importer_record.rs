@@ -1,6 +1,6 @@
 //! What the importer has put into the account files, by the record that it keeps for its next run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -52,10 +52,9 @@ impl ImporterRecord {
     pub fn members(&self, root: &Path) -> Vec<(String, String)> {
         let groups = local::groups(&root.join("etc/group")).unwrap_or_default();
         let accounts = local::accounts(&root.join("etc/passwd")).unwrap_or_default();
-        let is_users = |name: &String| {
-            self.has_joined(name)
-                || accounts.iter().any(|known| known.name == *name && known.uid.is_managed())
-        };
+        let managed = accounts.into_iter().filter(|account| account.uid.is_managed());
+        let managed: HashSet<String> = managed.map(|account| account.name).collect();
+        let is_users = |name: &String| self.has_joined(name) || managed.contains(name);
         let set = groups.into_iter().filter(|group| self.groups.contains(&group.name));
         set.filter(|group| group.name != IAM_USERS)
             .flat_map(|group| {
