@@ -132,8 +132,9 @@ fn a_name_that_a_second_user_claims_is_lost_to_the_account_that_was_imported_too
     machine.ssh("a.at.b", "true").succeeds();
     let keys = "/usr/libexec/pam_iam/iam-authorized-keys --uid $(id -u a.at.b) a.at.b";
     assert!(machine.sh(keys).succeeds().starts_with("ssh-rsa "));
-    machine
-        .iam("iam.create_user(UserName='a@b')\niam.add_user_to_group(UserName='a@b', GroupName='ssh-users')");
+    machine.iam().python(
+        "iam.create_user(UserName='a@b')\niam.add_user_to_group(UserName='a@b', GroupName='ssh-users')",
+    );
     assert_eq!(machine.sh(keys).stdout, "");
     machine.sh("pamtester -I service=sshd sshd a.at.b acct_mgmt").fails();
     machine.logs("authpriv", "result=deny reason=ambiguous");
@@ -222,7 +223,7 @@ fn groups_are_the_same_however_one_looks() {
         }
         machine.ssh("bob", "touch /srv/dev/b").fails();
 
-        machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-dev')");
+        machine.iam().remove_from_group("alice", "ssh-dev");
         if imported {
             machine.sh("iam-importer -q").succeeds();
         }
@@ -280,7 +281,7 @@ fn members_log_in_to_a_shared_account_with_their_own_keys() {
     machine.ssh_with("deploy", "deploy", "true").fails();
     machine.ssh_with("alice", "alice", "true").fails();
 
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='deployers')");
+    machine.iam().remove_from_group("alice", "deployers");
     machine.ssh_with("alice", "deploy", "true").fails();
     machine.ssh_with("bob", "deploy", "true").succeeds();
 }

@@ -116,7 +116,7 @@ fn users_in_another_account_are_asked_by_the_shipped_policies_and_not_without_an
     let machine = Machine::new().settings(FRESH).start();
     machine.sh("printf '[aws]\nassume_role = \"arn:aws:iam::123456789012:role/ssh-directory\"\nexternal_id = \"sesame\"\n' >>/etc/pam_iam/config.toml").succeeds();
     let directory = |trust: &Value, policy: &Value| {
-        machine.iam(&format!(
+        machine.iam().python(&format!(
             "for role in iam.list_roles()['Roles']:
     iam.delete_role_policy(RoleName=role['RoleName'], PolicyName='directory')
     iam.delete_role(RoleName=role['RoleName'])
@@ -180,7 +180,7 @@ fn the_showcase_is_a_stack_whose_user_data_makes_a_host_that_lets_iam_users_in()
     assert!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stdout));
 
     let cloud = Machine::new().start();
-    let made = cloud.iam(&format!(
+    let made = cloud.iam().python(&format!(
         "import ast, base64
 ec2, stacks, ssm = (boto3.client(name, region_name='us-east-1') for name in ('ec2', 'cloudformation', 'ssm'))
 subnet = ec2.describe_subnets()['Subnets'][0]

@@ -1,6 +1,6 @@
 //! On a machine that systemd has booted: logind's sessions, our units and timers, a reboot.
 
-use pam_iam_tests::{Machine, open_session, work};
+use pam_iam_tests::{Machine, work};
 
 /// Who asks logind for what is written down.
 const SPY: &str = r#"printf '#!/bin/sh\necho "$*" >>/run/asked\nexec /usr/bin/loginctl "$@"\n' >/usr/local/bin/loginctl; chmod 755 /usr/local/bin/loginctl"#;
@@ -20,8 +20,8 @@ fn hurry(machine: &Machine, timer: &str) {
 fn a_withdrawn_session_is_ended_by_logind_with_all_that_it_left_and_no_other_is() {
     let machine =
         Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '5s'").booted().start();
-    open_session(&machine, "carol");
-    open_session(&machine, "alice");
+    machine.open_session("carol");
+    machine.open_session("alice");
     let carol = machine.sh("id -u carol").succeeds();
     let sessions = machine.sh("loginctl list-sessions --no-legend").succeeds();
     assert!(sessions.contains("carol") && sessions.contains("alice"), "{sessions}");
@@ -32,7 +32,7 @@ fn a_withdrawn_session_is_ended_by_logind_with_all_that_it_left_and_no_other_is(
     let id = machine.sh("for id in $(loginctl show-user carol --property=Sessions --value); do [ $(loginctl show-session $id --property=Class --value) != user ] || echo $id; done").succeeds();
 
     machine.sh(SPY).succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
+    machine.iam().remove_from_group("carol", "ssh-users");
     machine
         .sh("mkdir -p /run/systemd/system/iam-sweep.service.d
              printf '[Service]\nExecStart=\nExecStart=/usr/sbin/iamctl sweep --every 1s\n' >/run/systemd/system/iam-sweep.service.d/test.conf
@@ -63,10 +63,10 @@ fn the_importers_timer_makes_accounts_and_retires_them_with_their_sessions() {
     machine.sh("id alice").fails();
     hurry(&machine, "iam-importer");
     machine.wait_until("grep -q ^alice: /etc/passwd");
-    open_session(&machine, "alice");
-    open_session(&machine, "carol");
+    machine.open_session("alice");
+    machine.open_session("carol");
     let carol = machine.sh("id -u carol").succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
+    machine.iam().remove_from_group("carol", "ssh-users");
     machine.wait_until(&format!("test -e /tmp/carol.over && ! pgrep -u {carol}"));
     machine.wait_until("getent shadow carol | cut -d: -f8 | grep -qx 1");
     machine.sh("grep -qE '^terminate-session c?[0-9]+$' /run/asked").succeeds();

@@ -91,7 +91,7 @@ fn of_five_thousand_users_the_fifty_who_may_log_in_exist_and_the_names_of_the_ot
         );
     }
     machine.ssh("newbie", "true").fails();
-    machine.iam("iam.add_user_to_group(UserName='newbie', GroupName='ssh-users')");
+    machine.iam().add_to_group("newbie", "ssh-users");
     assert_eq!(machine.ssh("newbie", "id -un").succeeds(), "newbie");
 }
 
@@ -118,7 +118,7 @@ fn on_a_host_with_the_importer_passwd_holds_the_fifty_and_the_names_of_the_other
         );
     }
     machine.ssh("newbie", "true").fails();
-    machine.iam("iam.add_user_to_group(UserName='newbie', GroupName='ssh-users')");
+    machine.iam().add_to_group("newbie", "ssh-users");
     machine.sh("iamctl flush; iam-importer").succeeds();
     assert_eq!(machine.ssh("newbie", "id -un").succeeds(), "newbie");
 }
@@ -162,7 +162,7 @@ fn a_uid_has_no_name_when_its_user_may_not_log_in_and_whois_tells_whose_it_is() 
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     let uid = machine.ssh("alice", "touch mine; id -u").succeeds();
     assert_eq!(machine.sh("stat -c %U /home/alice/mine").succeeds(), "alice");
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine.ssh("alice", "true").fails();
     assert_eq!(machine.sh("stat -c %U /home/alice/mine").succeeds(), "UNKNOWN");
     let whois = machine.sh(&format!("iamctl whois {uid}")).succeeds();
@@ -172,7 +172,7 @@ fn a_uid_has_no_name_when_its_user_may_not_log_in_and_whois_tells_whose_it_is() 
     let local = machine.sh("iamctl whois 0").succeeds();
     assert_eq!(local, "uid 0 is that of the local account root");
     // A local account of another name has the uid: files come first.
-    machine.iam("iam.add_user_to_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().add_to_group("alice", "ssh-users");
     machine.wait_until("getent passwd alice");
     machine.sh(&format!("echo 'svc:*:{uid}:{uid}::/:/bin/sh' >>/etc/passwd")).succeeds();
     machine.run(&["getent", "passwd", "alice"]).fails();
@@ -194,7 +194,7 @@ fn a_user_made_anew_gets_nothing_that_the_host_set_up_for_the_one_before() {
     machine.ssh("alice", "true").succeeds();
     machine.logs("authpriv", "is the first to have this name here, and gets: /etc/sudoers.d/app names alice");
     assert!(!machine.sh("iamctl doctor").stdout.contains("/etc/sudoers.d/app"));
-    machine.iam(RECREATE);
+    machine.iam().python(RECREATE);
     machine.sh("iamctl flush; rm -rf /home/alice").succeeds();
     machine.wait_until("! box-ssh alice true; grep -q reason=name-inherited $BOX_LOG/authpriv.log");
     let said = machine.sh("iamctl lint").stdout;
@@ -218,7 +218,7 @@ fn a_group_and_a_confined_home_of_an_earlier_user_keep_the_next_one_of_the_name_
     // A group of the host's own, and a home that root owns, as sshd's ChrootDirectory wants it.
     machine.sh("echo 'devs:x:900:alice' >>/etc/group").succeeds();
     machine.ssh("alice", "true").succeeds();
-    machine.iam(RECREATE);
+    machine.iam().python(RECREATE);
     machine.sh("iamctl flush; rm -rf /home/alice").succeeds();
     machine.sh(&format!("install -d /home/alice && install -d -o {first} /home/alice/files")).succeeds();
     // A sweep that sees the new user before any login makes her no owner of the name.

@@ -93,7 +93,7 @@ fn check(change: &Change) {
     machine.sh("echo 'alice ALL=(ALL:ALL) NOPASSWD: ALL' >/etc/sudoers.d/local").succeeds();
     let uid = machine.ssh("alice", "id -u").succeeds();
     let what = change.what;
-    machine.iam(&format!("{PYTHON}\n{}", change.iam));
+    machine.iam().python(&format!("{PYTHON}\n{}", change.iam));
     let id_of = "id_of() { python3 -c \"import boto3; print(boto3.client('iam').get_user(UserName='$1')['User']['UserId'])\"; }";
     machine.sh(&format!("{id_of}\n{}", change.host)).succeeds();
     // What the resolver finds out by the next question.

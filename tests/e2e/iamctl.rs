@@ -421,7 +421,7 @@ fn the_doctor_finds_what_is_wrong_with_iam_and_the_resolver() {
     ] {
         finds(&machine, &format!("curl -sSf \"$BOX_CTL?{fault}\""), what, "curl -sSf \"$BOX_CTL?fail=\"");
     }
-    machine.iam(
+    machine.iam().python(
         "iam.create_user(UserName='daemon')\niam.add_user_to_group(UserName='daemon', GroupName='ssh-users')",
     );
     assert!(
@@ -429,7 +429,7 @@ fn the_doctor_finds_what_is_wrong_with_iam_and_the_resolver() {
             "the IAM user daemon may log in and gets no account: its name is that of a local account"
         )
     );
-    machine.iam("iam.remove_user_from_group(UserName='daemon', GroupName='ssh-users')\niam.delete_user(UserName='daemon')");
+    machine.iam().python("iam.remove_user_from_group(UserName='daemon', GroupName='ssh-users')\niam.delete_user(UserName='daemon')");
     machine.sh("sed -i \"s/'ssh-users'/'ssh-users', 'ssh-typo'/\" /etc/pam_iam/config.toml").succeeds();
     machine.end_resolver("TERM");
     assert!(complaints(&machine).contains("access names the IAM group ssh-typo, which does not exist"));

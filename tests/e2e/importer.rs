@@ -16,7 +16,7 @@ fn with_users(count: usize, settings: &str) -> Machine {
 
 /// Takes users out of IAM: `user0` to the one before `user{count}`.
 fn lose(machine: &Machine, count: usize) {
-    machine.iam(&format!(
+    machine.iam().python(&format!(
         "for at in range({count}): iam.remove_user_from_group(UserName=f'user{{at}}', GroupName='ssh-users')"
     ));
 }
@@ -121,7 +121,7 @@ fn a_list_that_is_not_to_be_believed_retires_nobody() {
 #[test]
 fn a_group_that_is_gone_retires_nobody() {
     let machine = with_users(5, "");
-    machine.iam(
+    machine.iam().python(
         "for at in range(5): iam.remove_user_from_group(UserName=f'user{at}', GroupName='ssh-users')
 iam.delete_group(GroupName='ssh-users')",
     );
@@ -132,7 +132,7 @@ iam.delete_group(GroupName='ssh-users')",
     machine
         .sh("sed -i \"s/'ssh-users'/'ssh-users', 'others'/\" /etc/pam_iam/config.toml; pkill -x iam-resolver")
         .succeeds();
-    machine.iam("iam.create_group(GroupName='others')\niam.create_user(UserName='new')\niam.add_user_to_group(UserName='new', GroupName='others')");
+    machine.iam().python("iam.create_group(GroupName='others')\niam.create_user(UserName='new')\niam.add_user_to_group(UserName='new', GroupName='others')");
     for _ in 0..3 {
         let (status, said) = import(&machine);
         assert!(status == 1 && said.contains("the IAM group ssh-users, which does not exist"), "{said}");
@@ -166,7 +166,7 @@ fn who_has_left_is_locked_and_what_ran_is_ended_and_who_comes_back_is_unlocked()
     machine.sh("ps -o stat= -u user0 | grep -qv ^Z").fails();
     assert!(machine.sh("getent passwd user0").succeeds().ends_with(":/usr/sbin/nologin"));
     machine.ssh("user0", "true").fails();
-    machine.iam("iam.add_user_to_group(UserName='user0', GroupName='ssh-users')");
+    machine.iam().add_to_group("user0", "ssh-users");
     import(&machine);
     machine.wait_until("box-ssh user0 true 2>/dev/null");
     assert_eq!(machine.ssh("user0", "cat notes").succeeds(), "mine");
@@ -216,7 +216,7 @@ fn killed_at_any_moment_the_next_run_finishes_the_job() {
     let machine = with_users(20, "[importer]\nretire = 'archive'");
     let fill = "for at in 0 1 2; do box-ssh user$at 'mkdir d; seq 200000 >d/numbers; for f in $(seq 300); do echo $f >d/$f; done'; done";
     machine.sh(fill).succeeds();
-    machine.iam(
+    machine.iam().python(
         "iam.create_user(UserName='late')\niam.add_user_to_group(UserName='late', GroupName='ssh-users')",
     );
     lose(&machine, 3);
@@ -262,7 +262,7 @@ fn a_dry_run_tells_everything_and_changes_nothing() {
     let machine = with_users(5, "[importer]\nretire = 'delete'");
     lose(&machine, 1);
     import(&machine);
-    machine.iam(
+    machine.iam().python(
         "iam.create_user(UserName='dave')\niam.add_user_to_group(UserName='dave', GroupName='ssh-users')",
     );
     let files = "cat /etc/passwd /etc/shadow /etc/group /var/lib/pam_iam/importer.json";
@@ -284,7 +284,7 @@ fn a_dry_run_tells_everything_and_changes_nothing() {
 #[test]
 fn on_a_full_disk_nothing_changes_and_it_says_so() {
     let machine = with_users(5, "");
-    machine.iam(
+    machine.iam().python(
         "iam.create_user(UserName='dave')\niam.add_user_to_group(UserName='dave', GroupName='ssh-users')",
     );
     // /etc as a file system of its own, which is then filled to the last byte.
@@ -313,14 +313,14 @@ fn whoever_is_not_root_and_a_wrong_option_get_nothing_done() {
 fn a_renamed_user_keeps_uid_and_a_recreated_one_does_not_get_the_account_at_once() {
     let machine = machine();
     let uid = machine.sh("id -u alice").succeeds();
-    machine.iam("iam.update_user(UserName='alice', NewUserName='alicia')");
+    machine.iam().rename_user("alice", "alicia");
     import(&machine);
     assert_eq!(machine.sh("id -u alicia").succeeds(), uid);
     machine.run(&["getent", "passwd", "alice"]).fails();
 
     let carol = machine.sh("id -u carol").succeeds();
     machine.ssh("carol", "echo private >notes; chmod 700 .").succeeds();
-    machine.iam("for group in ('ssh-users', 'ssh-admins'): iam.remove_user_from_group(UserName='carol', GroupName=group)
+    machine.iam().python("for group in ('ssh-users', 'ssh-admins'): iam.remove_user_from_group(UserName='carol', GroupName=group)
 for key in iam.list_ssh_public_keys(UserName='carol')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='carol', SSHPublicKeyId=key['SSHPublicKeyId'])
 iam.delete_user(UserName='carol')
 iam.create_user(UserName='carol')
@@ -386,7 +386,7 @@ fn a_group_that_an_import_gave_counts_no_longer_when_iam_takes_it_back_though_no
     machine.sh("id -Gn carol | grep -w docker").succeeds();
     machine.sh("sed -i -E 's/^(passwd|group):.*/\\1: files iam/' /etc/nsswitch.conf").succeeds();
     machine.ssh("carol", "id -Gn | grep -w docker").succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    machine.iam().remove_from_group("carol", "ssh-admins");
     let doctor = machine.run(&["iamctl", "doctor"]).stdout;
     assert!(doctor.contains("carol is in the group docker by an earlier import"), "{doctor}");
     machine.ssh("carol", "true").fails();

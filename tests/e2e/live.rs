@@ -1,6 +1,6 @@
 //! What IAM says holds at the moment of use: sudo, open sessions, and the trail that is left.
 
-use pam_iam_tests::{Machine, open_session, work};
+use pam_iam_tests::{Machine, work};
 use serde_json::{Value, json};
 
 fn sessions(machine: &Machine) -> Vec<Value> {
@@ -23,15 +23,15 @@ fn users(machine: &Machine) -> Vec<String> {
 #[test]
 fn what_iam_takes_away_is_gone_from_the_open_session_and_then_the_session_is() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '2s'").start();
-    open_session(&machine, "carol");
-    open_session(&machine, "alice");
+    machine.open_session("carol");
+    machine.open_session("alice");
     work(&machine, "carol", "nohup sleep 4001 >/dev/null 2>&1 & sudo -n id -u >root 2>&1");
     machine.wait_until("grep -qx 0 /home/carol/root && pgrep -f '^sleep 4001'");
     work(&machine, "alice", "sleep 4002 &");
     machine.wait_until("pgrep -f '^sleep 4002'");
     assert_eq!(users(&machine), ["alice", "carol"]);
 
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    machine.iam().remove_from_group("carol", "ssh-admins");
     work(&machine, "carol", "sudo -n true >refused 2>&1; echo $? >>refused");
     machine.wait_until("grep -qx 1 /home/carol/refused");
     assert!(
@@ -42,7 +42,7 @@ fn what_iam_takes_away_is_gone_from_the_open_session_and_then_the_session_is() {
 
     // Who may not log in has no name here.
     let carol = machine.sh("id -u carol").succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
+    machine.iam().remove_from_group("carol", "ssh-users");
     let said = machine.sh("iamctl sweep").succeeds();
     assert!(said.contains("ended the session of carol"), "{said}");
     machine.wait_until("test -e /tmp/carol.over");
@@ -71,7 +71,7 @@ fn with_two_keys(grace: &str) -> Machine {
 
 /// alice's first key is no longer active.
 fn withdraw_first_key(machine: &Machine) {
-    machine.iam(
+    machine.iam().python(
         "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
 iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')",
     );
@@ -119,7 +119,7 @@ fn what_the_last_member_of_a_shared_account_left_behind_ends_too() {
         .sh("box-ssh -i $BOX_KEYS/alice deploy 'setsid -f sleep 4030 </dev/null >/dev/null 2>&1'")
         .succeeds();
     machine.sh("iamctl sweep; pgrep -f '^sleep 4030'").succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='deployers')");
+    machine.iam().remove_from_group("alice", "deployers");
     machine.sh("iamctl sweep; ! pgrep -f '^sleep 4030'").succeeds();
     machine.sh("pgrep -f '^sleep 4031'").succeeds();
 }
@@ -131,7 +131,7 @@ fn a_deleted_user_is_ended_though_the_list_of_users_cannot_be_read() {
     machine.fault("fail=denied&only=GetGroup");
     machine.sh("rm -rf /var/cache/pam_iam/*").succeeds();
     machine.end_resolver("KILL");
-    machine.iam(
+    machine.iam().python(
         "for group in ('ssh-users', 'ssh-admins'): iam.remove_user_from_group(UserName='carol', GroupName=group)
 for key in iam.list_ssh_public_keys(UserName='carol')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='carol', SSHPublicKeyId=key['SSHPublicKeyId'])
 iam.delete_user(UserName='carol')",
@@ -172,11 +172,11 @@ fn where_only_the_user_counts_a_withdrawn_key_ends_nothing() {
     let machine = Machine::new()
         .settings("[freshness]\nmax_age = 0\n[sessions]\nsweep = 'login'\ngrace = '1s'")
         .start();
-    open_session(&machine, "alice");
-    machine.iam("for key in iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key['SSHPublicKeyId'])");
+    machine.open_session("alice");
+    machine.iam().python("for key in iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key['SSHPublicKeyId'])");
     machine.sh("iamctl sweep").succeeds();
     assert_eq!(users(&machine), ["alice"]);
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine.sh("sed -i \"s/'login'/'off'/\" /etc/pam_iam/config.toml; iamctl sweep").succeeds();
     assert_eq!(users(&machine), ["alice"], "off is off");
     machine.sh("sed -i \"s/'off'/'login'/\" /etc/pam_iam/config.toml; iamctl sweep").succeeds();
@@ -209,8 +209,8 @@ fn who_could_not_be_confirmed_for_as_long_as_offline_is_ended() {
     let machine = Machine::new()
         .settings("[freshness]\nmax_age = 0\noffline = '3m'\noffline_sudo = '1m'\n[sessions]\ngrace = '1s'")
         .start();
-    open_session(&machine, "alice");
-    open_session(&machine, "carol");
+    machine.open_session("alice");
+    machine.open_session("carol");
     machine.fault("fail=reset");
     machine.sh("iamctl flush && iamctl sweep").succeeds();
     assert_eq!(users(&machine), ["alice", "carol"]);
@@ -255,7 +255,7 @@ fn a_session_of_a_shared_account_by_a_members_key_and_one_of_the_hosts_ends_with
     assert_eq!(open.len(), 1, "{open:?}");
     assert_eq!(open[0]["iam_name"], "alice");
     machine.sh("iamctl sweep && pgrep -f '^sleep 4010'").succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine.sh("iamctl sweep").succeeds();
     machine.sh("pgrep -f '^sleep 4010'").fails();
 }
@@ -275,7 +275,7 @@ fn a_member_who_left_is_out_of_the_shared_account_and_the_others_stay() {
         .succeeds();
     machine.sh("box-ssh -i $BOX_KEYS/alice deploy 'sleep 4004' </dev/null >/dev/null 2>&1 & box-ssh -i $BOX_KEYS/bob deploy 'sleep 4005' </dev/null >/dev/null 2>&1 &").succeeds();
     machine.wait_until("pgrep -f '^sleep 4004' && pgrep -f '^sleep 4005' && pgrep -f '^sleep 4006'");
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='deployers')");
+    machine.iam().remove_from_group("alice", "deployers");
     machine.sh("iamctl sweep").succeeds();
     machine.sh("! pgrep -f '^sleep 4004' && pgrep -f '^sleep 4005' && pgrep -f '^sleep 4006'").succeeds();
     let left: Vec<Value> = sessions(&machine);
@@ -297,7 +297,7 @@ fn who_logs_out_and_leaves_something_running_is_swept_too() {
     machine.wait_until("iamctl sessions | grep -q '^alice .* has no session here and runs' && test $(pgrep -c -f '^sleep 4007') -ge 300");
     machine.sh("iamctl sweep").succeeds();
     machine.sh("test $(pgrep -c -f '^sleep 4007') -ge 300 && pgrep -f '^sleep 4009'").succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     let said = machine.sh("ulimit -n 64; iamctl sweep").succeeds();
     assert!(
         said.contains("ended what alice runs without a session (") && said.contains("): not-in-group"),
@@ -311,9 +311,9 @@ fn who_logs_out_and_leaves_something_running_is_swept_too() {
 fn the_timer_ends_what_iam_has_withdrawn_by_itself() {
     let machine =
         Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").sweeping().start();
-    open_session(&machine, "carol");
-    open_session(&machine, "alice");
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-users')");
+    machine.open_session("carol");
+    machine.open_session("alice");
+    machine.iam().remove_from_group("carol", "ssh-users");
     machine.wait_until("test -e /tmp/carol.over");
     machine.sh("! test -e /tmp/alice.over").succeeds();
     assert_eq!(users(&machine), ["alice"]);
@@ -322,7 +322,7 @@ fn the_timer_ends_what_iam_has_withdrawn_by_itself() {
 #[test]
 fn a_denied_look_up_ends_nobody() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'").start();
-    open_session(&machine, "alice");
+    machine.open_session("alice");
     machine.fault("fail=denied");
     machine.sh("iamctl sweep").succeeds();
     assert_eq!(users(&machine), ["alice"]);
@@ -363,7 +363,7 @@ fn another_sudo_rule_for_another_group() {
         .sh("box-ssh carol 'until test -e /tmp/go; do sleep 0.1; done; sudo -n cat /etc/shadow 2>/tmp/said; echo $? >/tmp/status' </dev/null >/dev/null 2>&1 &")
         .succeeds();
     machine.wait_until("pgrep -u carol -f 'until test'");
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    machine.iam().remove_from_group("carol", "ssh-admins");
     machine.sh("touch /tmp/go").succeeds();
     machine.wait_until("test -s /tmp/status");
     let said = machine.sh("cat /tmp/said; ! grep -qx 0 /tmp/status").succeeds();
@@ -390,7 +390,7 @@ fn sudo_takes_the_forwarded_agent_for_proof() {
     assert_eq!(sudo("ssh-add -q $BOX_KEYS/carol").succeeds(), "0");
     sudo("true").fails();
     sudo("ssh-add -q $BOX_KEYS/alice").fails();
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    machine.iam().remove_from_group("carol", "ssh-admins");
     sudo("ssh-add -q $BOX_KEYS/carol").fails();
 }
 
@@ -480,7 +480,7 @@ fn while_iam_denies_this_host_to_look_nothing_of_a_user_without_a_session_is_end
         machine.sh("pgrep -f '^sleep 4017'").succeeds();
     }
     machine.fault("fail=");
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine.wait_until("iamctl sweep | grep -q 'ended what alice runs without a session'");
     machine.sh("pgrep -f '^sleep 4017'").fails();
     assert_eq!(machine.sh("iamctl sessions end alice").succeeds(), "alice runs nothing here");
@@ -490,7 +490,7 @@ fn while_iam_denies_this_host_to_look_nothing_of_a_user_without_a_session_is_end
 fn to_end_what_an_iam_user_runs_ends_nothing_of_the_local_account_that_has_the_name_now() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     let uid = machine.ssh("alice", "setsid -f sleep 4991 </dev/null >/dev/null 2>&1; id -u").succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine
         .sh("echo 'alice:x:1500:1500::/home/local:/bin/bash' >>/etc/passwd; echo alice:100000:65536 >/etc/subuid
              for of in 1500 100007; do setpriv --reuid $of --clear-groups setsid -f sleep 4990 </dev/null >/dev/null 2>&1; done")

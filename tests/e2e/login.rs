@@ -81,7 +81,7 @@ fn the_log_tells_who_came_by_which_key_and_why() {
     machine.ssh("alice", "true").succeeds();
     machine.ssh("bob", "true").fails();
     let fingerprint = machine.sh("ssh-keygen -lf $BOX_KEYS/alice | cut -d' ' -f2").succeeds();
-    let id = machine.iam("print(iam.get_user(UserName='alice')['User']['UserId'])");
+    let id = machine.iam().python("print(iam.get_user(UserName='alice')['User']['UserId'])");
     for line in [
         format!(
             "event=login user=alice iam_name=alice iam_id={id} key= group=ssh-users service=sshd rhost=127.0.0.1 result=allow reason=in-group"
@@ -106,7 +106,7 @@ fn a_host_with_another_fingerprint_hash_lets_its_users_in() {
 #[test]
 fn a_user_made_a_second_ago_logs_in_at_the_first_attempt() {
     let machine = Machine::new().start();
-    machine.iam(
+    machine.iam().python(
         "import os, subprocess
 subprocess.run(['ssh-keygen', '-q', '-t', 'rsa', '-b', '2048', '-N', '', '-f', '/root/dave'], check=True)
 iam.create_user(UserName='dave')
@@ -183,7 +183,7 @@ fn local_accounts_are_none_of_our_business() {
         machine.sh("useradd -m ec2-user; ssh-keygen -q -t ed25519 -N '' -f /root/local").succeeds();
         machine.sh("for home in /root /home/ec2-user; do install -D -m 600 /root/local.pub $home/.ssh/authorized_keys; done
             chown -R ec2-user: /home/ec2-user/.ssh; chmod 700 /root/.ssh; echo 'ec2-user ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ec2").succeeds();
-        machine.iam("iam.create_user(UserName='ec2-user')\niam.add_user_to_group(UserName='ec2-user', GroupName='ssh-admins')");
+        machine.iam().python("iam.create_user(UserName='ec2-user')\niam.add_user_to_group(UserName='ec2-user', GroupName='ssh-admins')");
         machine.clear_calls();
         assert_eq!(machine.sh("box-ssh -i /root/local root id -u").succeeds(), "0");
         assert_eq!(machine.sh("box-ssh -i /root/local ec2-user 'sudo -n id -u'").succeeds(), "0");
@@ -203,7 +203,7 @@ fn an_adopted_account_is_opened_by_its_iam_user() {
             install -d -o 1500 -g 1500 /home/bob; install -d -o 1501 -g 1501 /home/alice")
         .succeeds();
     assert!(machine.ssh("bob", "true").fails().contains("Permission denied (publickey"));
-    machine.iam("iam.add_user_to_group(UserName='bob', GroupName='ssh-users')");
+    machine.iam().add_to_group("bob", "ssh-users");
     machine.wait_until("box-ssh bob true 2>/dev/null");
     assert_eq!(machine.ssh("bob", "id -u; pwd").succeeds(), "1500\n/home/bob");
     assert_eq!(machine.ssh("alice", "id -u").succeeds(), "1501");

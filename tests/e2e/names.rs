@@ -67,7 +67,7 @@ fn an_iam_user_named_like_a_group_does_not_become_its_member() {
 fn a_key_body_smuggles_nothing_in() {
     let machine = Machine::new().start();
     machine.sh("ssh-keygen -q -t ed25519 -N '' -f /root/evil").succeeds();
-    machine.iam(
+    machine.iam().python(
         "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId']
 body = iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Encoding='SSH')['SSHPublicKey']['SSHPublicKeyBody']
 iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)

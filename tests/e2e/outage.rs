@@ -26,7 +26,7 @@ fn after_a_reboot_while_iam_is_down_who_was_known_logs_in() {
     machine.wait_until("journalctl -q -b | grep 'event=login user=alice' | grep -q source=offline");
     machine.ssh("bob", "true").fails();
     machine.fault("fail=");
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine.wait_until("! box-ssh alice true 2>/dev/null");
     machine.ssh("carol", "true").succeeds();
 }
@@ -38,7 +38,7 @@ fn what_iam_took_away_stays_away_when_the_resolver_is_killed_at_once() {
     machine.ssh("carol", "true").succeeds();
     saved(&machine, "alice");
     saved(&machine, "carol");
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine.ssh("alice", "true").fails();
     machine.end_resolver("KILL");
     machine.fault("fail=reset");
@@ -94,7 +94,7 @@ fn on_a_full_disk_answers_come_from_memory_and_no_old_file_says_more_than_iam() 
     machine
         .sh("test -e /var/cache/pam_iam/cache.json && test ! -e /var/cache/pam_iam/cache.json.new")
         .succeeds();
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine.ssh("alice", "true").fails();
     machine.wait_until("! test -e /var/cache/pam_iam/cache.json");
     machine.sh("rm /var/cache/pam_iam/full; iamctl flush bob").succeeds();
@@ -134,7 +134,7 @@ for _ in range(10000):
     // Each look-up asks for the user, the groups and the keys; the list may be read anew once in 30 s.
     assert!(of("GetUser") <= 10 + 10 * minutes, "{}", of("GetUser"));
     assert!(of("GetGroup") <= 2 * 2 * (1 + minutes), "{}", of("GetGroup"));
-    machine.iam("iam.create_user(UserName='newcomer')\niam.add_user_to_group(UserName='newcomer', GroupName='ssh-users')
+    machine.iam().python("iam.create_user(UserName='newcomer')\niam.add_user_to_group(UserName='newcomer', GroupName='ssh-users')
 key = iam.get_ssh_public_key(UserName='alice', SSHPublicKeyId=iam.list_ssh_public_keys(UserName='alice')['SSHPublicKeys'][0]['SSHPublicKeyId'], Encoding='SSH')
 iam.upload_ssh_public_key(UserName='newcomer', SSHPublicKeyBody=key['SSHPublicKey']['SSHPublicKeyBody'])");
     machine.wait_until("box-ssh -i $BOX_KEYS/alice newcomer true 2>/dev/null");

@@ -2,7 +2,7 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
 
-use pam_iam_tests::{Builder, Machine, open_session, package, repository};
+use pam_iam_tests::{Builder, Machine, package, repository};
 use serde_json::{Value, json};
 
 /// Lists the files of the machine that are not in /etc, but for what comes and goes by itself.
@@ -189,7 +189,7 @@ AuthorizedKeysCommandUser nobody
     machine.sh("iam-importer").succeeds();
     assert_eq!(machine.sh("getent shadow dave | cut -d: -f8; cat /home/dave/notes").succeeds(), "1\nwork");
     // And IAM decides from now on.
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins'); iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().python("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins'); iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
     machine.sh("iamctl flush").succeeds();
     machine.ssh("carol", "sudo -n true").fails();
     assert!(machine.ssh("alice", "true").fails().contains("Permission denied (publickey"));
@@ -323,7 +323,7 @@ fn what_was_switched_on_by_hand_is_taken_back_too_and_imported_accounts_are_name
     let machine = Machine::new().importer().start();
     machine.sh("iamctl enable").succeeds();
     machine.sh("ls /etc/systemd/system/*.wants | grep -q iam-resolver.socket").succeeds();
-    open_session(&machine, "alice");
+    machine.open_session("alice");
     let said = machine.sh("iamctl disable 2>&1").succeeds();
     assert!(said.contains("still logged in, and no sweep ends them any more: alice"), "{said}");
     assert!(said.contains("2 accounts of IAM users stay in /etc/passwd") && said.contains("alice"), "{said}");
@@ -493,7 +493,7 @@ fn a_trial_that_nobody_confirms_is_taken_back_and_one_that_is_confirmed_stays() 
     machine.ssh("alice", "true").fails();
 
     machine.sh("iamctl enable --try 10m").succeeds();
-    open_session(&machine, "alice");
+    machine.open_session("alice");
     assert!(machine.sh("iamctl enable --confirm").succeeds().contains("alice logged in by sshd"));
     machine.sh("iamctl end-trial && ! systemctl is-active --quiet iam-trial.timer").succeeds();
     machine.ssh("alice", "true").succeeds();
@@ -630,7 +630,7 @@ fn after_enable_no_job_of_a_withdrawn_user_starts_by_cron_or_at_or_systemd() {
         services
     };
     assert_eq!(starts("alice"), ["cron", "atd", "systemd-user"]);
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     assert_eq!(starts("alice"), [""; 0]);
     assert_eq!(starts("root"), ["cron", "atd", "systemd-user"]);
 }

@@ -60,7 +60,7 @@ fn credentials_come_from_the_instance_by_version_2_of_its_metadata() {
 
 /// A role that anybody may assume and that may ask IAM everything.
 fn make_role(machine: &Machine, name: &str) {
-    machine.iam(&format!("iam.create_role(RoleName='{name}', AssumeRolePolicyDocument=json.dumps({{'Statement': [{{'Effect': 'Allow', 'Action': 'sts:AssumeRole', 'Principal': {{'AWS': '*'}}}}]}}))
+    machine.iam().python(&format!("iam.create_role(RoleName='{name}', AssumeRolePolicyDocument=json.dumps({{'Statement': [{{'Effect': 'Allow', 'Action': 'sts:AssumeRole', 'Principal': {{'AWS': '*'}}}}]}}))
 iam.put_role_policy(RoleName='{name}', PolicyName='all', PolicyDocument=json.dumps({{'Version': '2012-10-17', 'Statement': [{{'Effect': 'Allow', 'Action': 'iam:*', 'Resource': '*'}}]}}))"));
 }
 
@@ -85,7 +85,7 @@ fn credentials_come_from_the_environment_a_profile_or_a_web_identity_too() {
     machine
         .sh("ip address del 169.254.169.254/32 dev lo; pkill -x iam-resolver; id=$(id -u alice) || true")
         .succeeds();
-    let uid = machine.iam("print(iam.get_user(UserName='alice')['User']['UserId'])");
+    let uid = machine.iam().python("print(iam.get_user(UserName='alice')['User']['UserId'])");
     let uid = machine.run(&["/usr/libexec/pam_iam/iam-resolver", "uid", &uid]).succeeds();
     let keys = format!("/usr/libexec/pam_iam/iam-authorized-keys --uid {uid} alice");
     machine.sh(&keys).fails();

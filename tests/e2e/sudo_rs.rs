@@ -22,6 +22,6 @@ fn sudo_rs_asks_iam_at_each_use_as_sudo_does() {
     machine.sh("sed -i /^iam-sudo/d /etc/group; rm /etc/sudoers.d/local").succeeds();
     let doctor = machine.sh("iamctl doctor").stdout;
     assert!(doctor.contains("lets carol use sudo without a password, and PAM is asked"), "{doctor}");
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    machine.iam().remove_from_group("carol", "ssh-admins");
     machine.ssh("carol", "sudo -n true").fails();
 }

@@ -54,7 +54,9 @@ fn provision(machine: &Machine, variables: &str) -> String {
 fn the_box_has_an_iam_of_its_own_with_users_who_log_in_also_after_a_reboot() {
     let machine = machine();
     // The one beside it has its addresses.
-    machine.iam("import subprocess; subprocess.run(['pkill', '-f', 'lib/iam_server.py'], check=True)");
+    machine
+        .iam()
+        .python("import subprocess; subprocess.run(['pkill', '-f', 'lib/iam_server.py'], check=True)");
     provision(&machine, "PAM_IAM_ALLOW=ssh-admins");
     log_in(&machine, "alice", "true").fails();
     provision(&machine, "");

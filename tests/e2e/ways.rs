@@ -94,7 +94,7 @@ fn a_role_is_assumed_through_the_regions_own_endpoint_and_iam_is_asked_where_it_
     let policy = |statement: &str| {
         format!(r#"{{"Version": "2012-10-17", "Statement": [{{"Effect": "Allow", {statement}}}]}}"#)
     };
-    machine.iam(&format!(
+    machine.iam().python(&format!(
         "iam.create_role(RoleName='ssh-directory', AssumeRolePolicyDocument=r'{}')
 iam.put_role_policy(RoleName='ssh-directory', PolicyName='directory', PolicyDocument=r'{}')",
         policy(r#""Principal": {"AWS": "*"}, "Action": "sts:AssumeRole""#),

@@ -13,11 +13,11 @@ const KEY: &str = "key = iam.list_ssh_public_keys(UserName='alice')['SSHPublicKe
 #[test]
 fn an_inactive_key_opens_no_door() {
     let machine = machine();
-    machine.iam(&format!(
+    machine.iam().python(&format!(
         "{KEY}iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Inactive')"
     ));
     assert!(machine.ssh("alice", "true").fails().contains("Permission denied (publickey"));
-    machine.iam(&format!(
+    machine.iam().python(&format!(
         "{KEY}iam.update_ssh_public_key(UserName='alice', SSHPublicKeyId=key, Status='Active')"
     ));
     machine.ssh("alice", "true").succeeds();
@@ -26,21 +26,21 @@ fn an_inactive_key_opens_no_door() {
 #[test]
 fn a_deleted_key_opens_no_door() {
     let machine = machine();
-    machine.iam(&format!("{KEY}iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)"));
+    machine.iam().python(&format!("{KEY}iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)"));
     assert!(machine.ssh("alice", "true").fails().contains("Permission denied (publickey"));
 }
 
 #[test]
 fn a_user_who_left_the_group_is_out() {
     let machine = machine();
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     assert!(machine.ssh("alice", "true").fails().contains("Permission denied (publickey"));
 }
 
 #[test]
 fn a_deleted_user_is_out() {
     let machine = machine();
-    machine.iam(&format!(
+    machine.iam().python(&format!(
         "{KEY}iam.delete_ssh_public_key(UserName='alice', SSHPublicKeyId=key)
 iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')
 iam.delete_user(UserName='alice')"
@@ -63,7 +63,7 @@ iam.upload_ssh_public_key(UserName='alice', SSHPublicKeyBody=body)";
 fn who_takes_the_name_of_a_deleted_user_does_not_get_the_home() {
     let machine = machine();
     machine.ssh("alice", "echo private >notes; chmod 700 .").succeeds();
-    machine.iam(RECREATE);
+    machine.iam().python(RECREATE);
     // The name is shown as it was known, until this first attempt has asked IAM.
     machine.ssh("alice", "true").fails();
     assert!(machine.ssh("alice", "cat /home/alice/notes").fails().contains("belonged to an earlier user"));
@@ -86,7 +86,7 @@ fn the_home_of_an_account_that_lives_is_nobodys_to_move_aside() {
 fn the_home_of_a_deleted_user_is_moved_aside_where_that_is_wanted() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0\n[home]\non_mismatch = 'aside'").start();
     let uid = machine.ssh("alice", "echo private >notes; chmod 700 .; id -u").succeeds();
-    machine.iam(RECREATE);
+    machine.iam().python(RECREATE);
     machine.ssh("alice", "true").fails();
     machine.ssh("alice", "cat notes").fails();
     machine.logs("authpriv", &format!("path=/home/alice result=made moved_to=/home/alice.{uid}"));
@@ -102,7 +102,7 @@ fn sudo_is_withdrawn_while_the_session_is_open() {
     let machine = machine();
     machine.sh("(box-ssh carol 'sudo -n true && touch first; while ! test -e go; do sleep 0.05; done; sudo -n true 2>answer; echo $? >second' >/dev/null 2>&1 &)").succeeds();
     machine.wait_until("test -e /home/carol/first");
-    machine.iam("iam.remove_user_from_group(UserName='carol', GroupName='ssh-admins')");
+    machine.iam().remove_from_group("carol", "ssh-admins");
     machine.sh("touch /home/carol/go").succeeds();
     machine.wait_until("test -s /home/carol/second");
     assert_eq!(machine.sh("cat /home/carol/second").succeeds(), "1");

@@ -22,6 +22,14 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+mod host;
+mod iam;
+mod session;
+
+pub use host::{AsUser, File, Group, Pam, Passwd};
+pub use iam::{Call, Iam};
+pub use session::Session;
+
 /// The repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
@@ -105,7 +113,7 @@ impl Builder {
         self
     }
 
-    /// The same without anything of ours but the configuration.
+    /// A box that systemd has booted, with nothing of pam_iam but the configuration.
     #[must_use]
     pub fn bare(mut self) -> Self {
         self.bare = true;
@@ -169,19 +177,10 @@ pub struct Done {
     pub status: i32,
     /// What it printed.
     pub stdout: String,
-    /// What it complained.
+    /// What it printed on standard error.
     pub stderr: String,
     #[serde(skip)]
     what: String,
-}
-
-/// A call that the box's IAM received.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-pub struct Call {
-    /// The API action, or `IMDS` for a metadata request.
-    pub action: String,
-    /// Its parameters.
-    pub params: Value,
 }
 
 impl Machine {
@@ -197,7 +196,7 @@ impl Machine {
         self.ask(&json!({"argv": argv}), &argv.join(" "))
     }
 
-    fn ask(&self, request: &Value, what: &str) -> Done {
+    pub(crate) fn ask(&self, request: &Value, what: &str) -> Done {
         let mut pipes = self.pipes.borrow_mut();
         let (input, output) = pipes.as_mut().expect("the box is at work");
         writeln!(input, "{request}").and_then(|()| input.flush()).expect("the box takes a command");
@@ -222,42 +221,11 @@ impl Machine {
         self.run(&["box-ssh", user, command])
     }
 
-    /// The same with another key, by its name in `BOX_KEYS`.
+    /// Logs in as `user` with the fixture key `key`, or with the key file at the path `key`, and runs a command.
     pub fn ssh_with(&self, key: &str, user: &str, command: &str) -> Done {
-        self.sh(&format!("box-ssh -i $BOX_KEYS/{key} {user} {command}"))
-    }
-
-    /// Changes IAM: a line of Python in which `iam` is a boto3 client.
-    pub fn iam(&self, python: &str) -> String {
-        let script = format!("import boto3, json\niam = boto3.client('iam')\n{python}\n");
-        // A box that was booted need not have our Python.
-        let request = json!({"argv": ["bash", "-c", "exec $BOX_PYTHON -"], "stdin": script, "beside": true});
-        self.ask(&request, "exec $BOX_PYTHON").succeeds()
-    }
-
-    /// Sets a fault or delay of IAM: `fail=throttle`, `delay=2&only=GetUser`.
-    pub fn fault(&self, query: &str) {
-        self.sh(&format!("curl -sSf \"$BOX_CTL?{query}\"")).succeeds();
-    }
-
-    /// Forgets the calls that IAM received.
-    pub fn clear_calls(&self) {
-        self.fault("clear");
-    }
-
-    /// The calls that IAM received.
-    pub fn calls(&self) -> Vec<Call> {
-        let log = self.sh("curl -sSf \"$BOX_CTL?log\"").succeeds();
-        let log: Value = serde_json::from_str(&log).expect("a log");
-        serde_json::from_value(log["calls"].clone()).expect("calls")
-    }
-
-    /// The API actions among them, sorted.
-    pub fn actions(&self) -> Vec<String> {
-        let mut actions: Vec<String> = self.calls().into_iter().map(|call| call.action).collect();
-        actions.retain(|action| action != "IMDS");
-        actions.sort();
-        actions
+        let folder = if key.starts_with('/') { "" } else { "$BOX_KEYS/" };
+        let script = format!("box-ssh -i {folder}\"$1\" \"$2\" \"$3\"");
+        self.run(&["bash", "-c", &script, "bash", key, user, command])
     }
 
     /// Has a box that systemd has booted do it again.
@@ -268,7 +236,8 @@ impl Machine {
     /// Gives the local root a key to log in with, `/root/local` in the box.
     #[track_caller]
     pub fn let_root_in(&self) {
-        self.sh("mkdir -p -m 700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/local; cp /root/local.pub /root/.ssh/authorized_keys").succeeds();
+        self.make_key("/root/local");
+        self.authorize_key("root", "/root/local");
     }
 
     /// Ends the resolver by a signal, and waits until the one that is started in its place answers.
@@ -282,7 +251,7 @@ impl Machine {
         self.sh(&format!("cat $BOX_LOG/{name}.log")).succeeds()
     }
 
-    /// Waits until a log of the box holds `text`: who logs does not wait for the line to be written.
+    /// Waits until a log of the box holds `text`. A program does not wait until its line is written.
     #[track_caller]
     pub fn logs(&self, name: &str, text: &str) {
         let script = format!(
@@ -306,25 +275,6 @@ impl Machine {
     }
 }
 
-/// Logs `user` in and does not wait for the command to end. What it says is in `/tmp/USER.said`.
-#[track_caller]
-pub fn log_in_beside(machine: &Machine, user: &str, command: &str) {
-    let script = r#"(box-ssh "$1" "$2" </dev/null >"/tmp/$1.said" 2>&1 &) >/dev/null 2>&1"#;
-    machine.run(&["bash", "-c", script, "bash", user, command]).succeeds();
-}
-
-/// A session that stays open, of a shell that works on `/home/USER/todo` line by line.
-pub fn open_session(machine: &Machine, user: &str) {
-    machine
-        .sh(&format!(
-            "(box-ssh {user} 'touch todo; tail -n +1 -f todo | while read -r line; do eval \"$line\"; done' >/tmp/{user}.out 2>&1; echo over >/tmp/{user}.over) </dev/null >/dev/null 2>&1 &"
-        ))
-        .succeeds();
-    machine.wait_until(&format!("test -e /home/{user}/todo"));
-    work(machine, user, "echo ready >state");
-    machine.wait_until(&format!("grep -q ready /home/{user}/state"));
-}
-
 /// Has the open session do something.
 pub fn work(machine: &Machine, user: &str, command: &str) {
     machine.run(&["bash", "-c", "echo \"$1\" >>/home/$2/todo", "bash", command, user]).succeeds();
@@ -345,14 +295,14 @@ impl Drop for Machine {
 }
 
 impl Done {
-    /// What it printed, without the last line feed. Fails the test if the command failed.
+    /// Returns what it printed, without the last line feed. Fails the test if the command failed.
     #[track_caller]
     pub fn succeeds(self) -> String {
         assert_eq!(self.status, 0, "{}\nstdout: {}\nstderr: {}", self.what, self.stdout, self.stderr);
         self.stdout.trim_end_matches('\n').to_owned()
     }
 
-    /// What it said, on standard output and standard error. Fails the test if the command succeeded or was killed.
+    /// Returns what it printed on both streams. Fails the test if the command succeeded or was killed.
     #[track_caller]
     pub fn fails(self) -> String {
         assert!(self.status > 0, "{} ended with {}\nstdout: {}", self.what, self.status, self.stdout);

@@ -60,7 +60,7 @@ fn loops_of_su_and_sudo_and_unauthenticated_logins_stay_within_the_budget_and_al
     eprintln!("{calls} calls in {elapsed} s for {turns} turns of three loops; the budget is {allowed}");
     assert!(calls <= allowed, "{calls} calls, where the budget is {allowed}: {:?}", machine.actions());
     // Whoever is new still gets in when the guessers have stopped.
-    machine.iam("iam.add_user_to_group(UserName='bob', GroupName='ssh-users')");
+    machine.iam().add_to_group("bob", "ssh-users");
     machine.wait_until("box-ssh bob true");
 }
 

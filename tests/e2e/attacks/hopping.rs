@@ -1,6 +1,6 @@
 //! A user of whom not everything may be killed at once: some of it goes on, and what is to end hops away from every look.
 
-use pam_iam_tests::{Machine, log_in_beside};
+use pam_iam_tests::Machine;
 use serde_json::json;
 
 use super::processes::{adopt_alice, let_a_directory_hang, withdraw};
@@ -35,7 +35,7 @@ fn is_over(machine: &Machine) {
 /// Has alice hop in a session that stays open; each process lives for `life` microseconds.
 fn hop(machine: &Machine, life: &str) {
     let program = compile(machine, "hop_many");
-    log_in_beside(machine, "alice", &format!("{program} {life}; exec sleep 4970"));
+    machine.ssh_in_background("alice", &format!("{program} {life}; exec sleep 4970"));
     machine.wait_until("grep -qs 'hops [1-9]' /tmp/proof.* && pgrep -f '^sleep 4970'");
 }
 
@@ -45,13 +45,13 @@ fn a_withdrawn_group_leaves_with_whoever_hops_and_the_rest_of_the_user_goes_on()
         let machine = machine("[groups]\n'ssh-docker' = { group = 'docker', allow_privileged = true }");
         let bystanders = Bystanders::start(&machine);
         machine.ssh("alice", "id -Gn | grep -qw docker").succeeds();
-        machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')");
-        log_in_beside(&machine, "alice", "exec sleep 4971");
+        machine.iam().remove_from_group("alice", "ssh-docker");
+        machine.ssh_in_background("alice", "exec sleep 4971");
         machine.wait_until("pgrep -u alice -f '^sleep 4971'");
-        machine.iam("iam.add_user_to_group(UserName='alice', GroupName='ssh-docker')");
+        machine.iam().add_to_group("alice", "ssh-docker");
         hop(&machine, life);
         machine.sh("grep -ls '^Groups:.*4998' /proc/[0-9]*/status | grep -q .").succeeds();
-        machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')");
+        machine.iam().remove_from_group("alice", "ssh-docker");
         let said = machine.sh("timeout 60 iamctl sweep").succeeds();
         assert!(said.contains("group-withdrawn"), "{said}");
         is_over(&machine);
@@ -77,7 +77,7 @@ fn a_withdrawn_key_ends_what_hops_and_nothing_of_another_key() {
         log_in_by_second_key(&machine, "exec sleep 4972");
         machine.wait_until("pgrep -u alice -f '^sleep 4972'");
         hop(&machine, life);
-        machine.iam(&set_first_key("Inactive"));
+        machine.iam().python(&set_first_key("Inactive"));
         machine.sh("timeout 60 iamctl sweep").succeeds();
         is_over(&machine);
         machine
@@ -99,7 +99,7 @@ fn what_hops_on_from_a_login_that_is_over_ends_with_the_key_that_opened_it() {
             machine.sh("timeout 60 iamctl sweep").succeeds();
         }
         machine.sh(PROVES).succeeds();
-        machine.iam(&set_first_key("Inactive"));
+        machine.iam().python(&set_first_key("Inactive"));
         machine.sh("timeout 60 iamctl sweep").succeeds();
         machine.sh(&format!("! {PROVES}")).succeeds();
         machine.sh("ps -o stat= -p $(pgrep -u alice -f '^sleep 4976') | grep ^S").succeeds();
@@ -191,7 +191,7 @@ fn where_nothing_can_be_held_still_a_sweep_does_not_say_that_it_has_ended_what_m
     let machine = super::processes::machine();
     machine.sh("for n in $(seq 400); do setsid -f sleep 3000 </dev/null >/dev/null 2>&1; done").succeeds();
     hop(&machine, "1000");
-    machine.iam(&set_first_key("Inactive"));
+    machine.iam().python(&set_first_key("Inactive"));
     let swept = machine.sh("timeout 60 iamctl sweep");
     // It may have ended all of it, and not be sure.
     if machine.sh(LEFT).status == 0 {

@@ -1,6 +1,6 @@
 //! A withdrawn user defends himself.
 
-use pam_iam_tests::{Machine, log_in_beside, open_session, repository, work};
+use pam_iam_tests::{Machine, repository, work};
 use serde_json::json;
 
 use super::{Bystanders, FOLDER, compile, left_of};
@@ -12,7 +12,7 @@ pub fn machine() -> Machine {
 /// Has `user` run an attack from a session, and waits for its proof.
 fn attack(machine: &Machine, user: &str, attack: &str, arguments: &str, proof: &str) {
     let program = compile(machine, attack);
-    log_in_beside(machine, user, &format!("{program} {arguments}"));
+    machine.ssh_in_background(user, &format!("{program} {arguments}"));
     machine.wait_until(&format!("grep -qs '{proof} *[1-9]' /tmp/proof.* "));
 }
 
@@ -31,7 +31,7 @@ pub fn adopt_alice(machine: &Machine) {
 }
 
 pub fn withdraw(machine: &Machine, user: &str) {
-    machine.iam(&format!("iam.remove_user_from_group(UserName='{user}', GroupName='ssh-users')"));
+    machine.iam().python(&format!("iam.remove_user_from_group(UserName='{user}', GroupName='ssh-users')"));
 }
 
 /// An attack that runs as alice: she is withdrawn, one sweep ends everything of hers, and nobody else's.
@@ -181,7 +181,7 @@ fn a_process_wholly_under_a_subordinate_uid_and_outside_of_everything_ends_with_
         machine.ssh("alice", &format!("{program} 300000")).succeeds();
         machine.wait_until("grep -qs 'beats [1-9]' /tmp/proof.300004.beats && ! pgrep -u alice");
         assert_ne!(left_of(&machine, "300004"), "");
-        machine.iam(withdrawal);
+        machine.iam().python(withdrawal);
         machine.sh("timeout 60 iamctl sweep; touch /tmp/come-back").succeeds();
         for uid in [uid.as_str(), "300004"] {
             assert_eq!(left_of(&machine, uid), "", "uid {uid} after {withdrawal}");
@@ -194,12 +194,12 @@ fn a_process_wholly_under_a_subordinate_uid_and_outside_of_everything_ends_with_
 #[test]
 fn a_process_that_an_accomplice_has_made_the_users_is_ended() {
     let machine = machine();
-    machine.iam("iam.add_user_to_group(UserName='bob', GroupName='ssh-users')");
+    machine.iam().add_to_group("bob", "ssh-users");
     let (alice, program) = (machine.ssh("alice", "id -u").succeeds(), compile(&machine, "lend"));
     machine.ssh("alice", &format!("cp {program} /tmp/lend && chmod 4755 /tmp/lend")).succeeds();
-    log_in_beside(&machine, "bob", "/tmp/lend");
+    machine.ssh_in_background("bob", "/tmp/lend");
     machine.wait_until(&format!("grep -qs 'effective {alice}' /tmp/proof.lend"));
-    log_in_beside(&machine, "bob", "sleep 4400");
+    machine.ssh_in_background("bob", "sleep 4400");
     machine.wait_until("pgrep -f '^sleep 4400'");
     withdraw(&machine, "alice");
     machine.sh("timeout 60 iamctl sweep").succeeds();
@@ -210,7 +210,7 @@ fn a_process_that_an_accomplice_has_made_the_users_is_ended() {
 fn work_in_a_thread_of_bobbys(machine: &Machine) -> String {
     let (alice, program) = (machine.ssh("alice", "id -u").succeeds(), compile(machine, "thread_uids"));
     machine.sh(&format!("useradd -m bobby; cp {program} /opt/attacks/lent; chown bobby /opt/attacks/lent; chmod 4755 /opt/attacks/lent")).succeeds();
-    log_in_beside(machine, "alice", "/opt/attacks/lent");
+    machine.ssh_in_background("alice", "/opt/attacks/lent");
     machine.wait_until("pgrep -U bobby lent && grep -qs 'beats [1-9]' /tmp/proof.thread");
     alice
 }
@@ -244,7 +244,7 @@ fn a_thread_in_a_process_of_a_user_who_makes_reading_slow_is_ended() {
 fn a_daemon_that_was_started_by_sudo_outlives_the_admin_and_what_has_not_left_the_session_does_not() {
     let machine = machine();
     let bystanders = Bystanders::start(&machine);
-    open_session(&machine, "carol");
+    machine.open_session("carol");
     work(&machine, "carol", "sudo -n -u postgres setsid -f sleep 4500 >/dev/null 2>&1");
     // One that stays a child of the session, under another uid.
     work(&machine, "carol", "sudo -n -u postgres sleep 4501 >/dev/null 2>&1 &");
@@ -274,7 +274,7 @@ fn a_job_of_roots_beside_the_su_of_a_withdrawn_user_lives_on() {
 #[test]
 fn a_container_whose_processes_have_the_number_of_an_adopted_account_outlives_it() {
     let machine = adopting_alice();
-    open_session(&machine, "alice");
+    machine.open_session("alice");
     machine.ssh("alice", "setsid -f sleep 4520 </dev/null >/dev/null 2>&1").succeeds();
     // As a container of Docker has it: a pid namespace that root has made, and a number that means nobody of the host.
     machine
@@ -300,7 +300,7 @@ fn an_adopted_user_does_not_hide_in_a_sandbox_that_a_setuid_program_made() {
     machine.sh(&format!("chmod 4755 {program}; grep -q pam_loginuid /etc/pam.d/sshd")).succeeds();
     machine.ssh("alice", &program).succeeds();
     machine.wait_until("grep -qs 'beats [1-9]' /tmp/proof.1500.beats");
-    open_session(&machine, "alice");
+    machine.open_session("alice");
     withdraw(&machine, "alice");
     machine.sh("timeout 60 iamctl sweep").succeeds();
     assert_eq!(left_of(&machine, "1500"), "");
@@ -393,7 +393,7 @@ fn a_user_who_cannot_be_ended_delays_the_end_of_nobody_else() {
     let uid = machine.ssh("alice", "id -u").succeeds();
     attack(&machine, "alice", "deaf_daemon", "", "beats");
     // Who has a session comes before who has none.
-    open_session(&machine, "alice");
+    machine.open_session("alice");
     let carol = machine.ssh("carol", "setsid -f sleep 4610 </dev/null >/dev/null 2>&1; id -u").succeeds();
     for user in ["alice", "carol"] {
         withdraw(&machine, user);
@@ -458,7 +458,7 @@ fn ten_who_defend_themselves_are_gone_a_minute_a_grace_and_five_seconds_after_th
         let (attack, argument) = attack.split_once(' ').unwrap_or((attack, ""));
         let program = format!("{FOLDER}/{attack}");
         let uid = machine.ssh(user, "id -u").succeeds();
-        log_in_beside(&machine, user, &format!("{program} {argument}"));
+        machine.ssh_in_background(user, &format!("{program} {argument}"));
         let proofs = match attack {
             "user_namespace" => "/tmp/proof.namespace.*".to_owned(),
             "subordinate" => "/tmp/proof.hop".to_owned(),
@@ -569,8 +569,8 @@ fn a_user_who_came_without_pam_is_listed_and_ends_with_the_withdrawal() {
 fn an_operator_ends_everything_of_a_user_at_once_and_of_no_local_account() {
     let machine = machine();
     let uid = machine.ssh("carol", "setsid -f sleep 4900 </dev/null >/dev/null 2>&1; id -u").succeeds();
-    open_session(&machine, "carol");
-    open_session(&machine, "alice");
+    machine.open_session("carol");
+    machine.open_session("alice");
     machine.sh("useradd local; setpriv --reuid local --clear-groups setsid -f sleep 4901 </dev/null >/dev/null 2>&1").succeeds();
     let said = machine.sh("iamctl sessions end carol").succeeds();
     assert!(said.contains("ended the session of carol"), "{said}");
@@ -629,7 +629,7 @@ fn a_session_ends_with_a_privileged_group_that_iam_no_longer_gives() {
             .start();
         machine.sh(&format!("{local}; iamctl write-mapped-gids")).succeeds();
         for user in ["alice", "carol"] {
-            open_session(&machine, user);
+            machine.open_session(user);
             work(&machine, user, "setsid -f sleep 4960 </dev/null >/dev/null 2>&1; id -Gn >groups");
             machine.wait_until(&format!("grep -qw docker /home/{user}/groups"));
         }
@@ -648,7 +648,7 @@ fn a_session_ends_with_a_privileged_group_that_iam_no_longer_gives() {
                 machine.fault("fail=");
             }
         }
-        machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')");
+        machine.iam().remove_from_group("alice", "ssh-docker");
         // A failure is remembered for a moment.
         machine
             .sh("until iamctl flush && box-ssh carol true; do [ $SECONDS -lt 20 ] || exit 1; done")
@@ -684,11 +684,11 @@ fn a_withdrawn_privileged_group_leaves_with_whatever_holds_it_session_or_not() {
             .succeeds();
         machine.wait_until("pgrep -f '^sleep 4950' && pgrep -f '[s]leep 4951'");
         match withdrawal {
-            "in IAM" => drop(machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-docker')")),
+            "in IAM" => machine.iam().remove_from_group("alice", "ssh-docker"),
             _ => drop(machine.sh("sed -i '/^.groups/d; /^.ssh-docker/d' /etc/pam_iam/config.toml; systemctl restart iam-resolver").succeeds()),
         }
         // Who comes anew comes without it, and keeps what she begins.
-        open_session(&machine, "alice");
+        machine.open_session("alice");
         work(&machine, "alice", "sleep 4952 & setsid -f ./mine 4953; setsid -f /usr/local/bin/hosts 4954");
         machine.wait_until("pgrep -f '^sleep 4952' && pgrep -f '^./mine 4953' && pgrep -f 'hosts 4954'");
         let said = machine.sh("iamctl sweep").succeeds();

@@ -206,7 +206,7 @@ fn an_account_of_another_directory_with_an_iam_users_name_keeps_its_name_and_get
     // The importer puts no account before it, though IAM lets its bob in.
     let host = Machine::new().importer().start();
     host.sh(DIRECTORY).succeeds();
-    host.iam("iam.add_user_to_group(UserName='bob', GroupName='ssh-users')");
+    host.iam().add_to_group("bob", "ssh-users");
     host.sh("iamctl flush").succeeds();
     host.wait_until("iam-importer 2>&1 | grep -q 'its name is that of an account of another directory'");
     assert_eq!(host.sh("id -u bob").succeeds(), "5001");

@@ -26,7 +26,7 @@ fn a_flood_of_the_journal_leaves_a_trail_without_a_gap() {
     for _ in 0..3 {
         machine.ssh("alice", "true").succeeds();
     }
-    machine.iam("iam.remove_user_from_group(UserName='alice', GroupName='ssh-users')");
+    machine.iam().remove_from_group("alice", "ssh-users");
     machine.sh("iamctl flush alice; (box-ssh alice true); iamctl sessions end carol; true").succeeds();
     // What the resolver wrote is in the journal once journald has come that far.
     machine.sh("journalctl --sync").succeeds();

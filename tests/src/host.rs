@@ -1,0 +1,305 @@
+//! The box as a Linux host: its files, accounts and processes, and PAM and NSS as programs use them.
+
+use serde_json::json;
+
+use crate::{Done, Machine};
+
+/// A file or folder in the box.
+#[derive(Clone)]
+pub struct File<'machine> {
+    machine: &'machine Machine,
+    path: String,
+}
+
+/// A user of the box, to run commands as.
+pub struct AsUser<'machine> {
+    machine: &'machine Machine,
+    user: String,
+}
+
+/// A PAM application: one transaction for each call.
+pub struct Pam<'machine> {
+    machine: &'machine Machine,
+    words: Vec<String>,
+    service: String,
+    user: String,
+}
+
+/// A line of passwd(5) as NSS answers it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Passwd {
+    /// The name.
+    pub name: String,
+    /// The uid.
+    pub uid: u32,
+    /// The primary gid.
+    pub gid: u32,
+    /// The home directory.
+    pub home: String,
+    /// The login shell.
+    pub shell: String,
+}
+
+/// A line of group(5) as NSS answers it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// The gid.
+    pub gid: u32,
+    /// The names of the members.
+    pub members: Vec<String>,
+}
+
+impl Machine {
+    /// Runs `iamctl` as root with these words, which are separated by spaces.
+    pub fn iamctl(&self, words: &str) -> Done {
+        let mut argv = vec!["iamctl"];
+        argv.extend(words.split_whitespace());
+        self.run(&argv)
+    }
+
+    /// Asserts that `iamctl doctor` prints `text`.
+    #[track_caller]
+    pub fn doctor_says(&self, text: &str) {
+        let said = self.iamctl("doctor").stdout;
+        assert!(said.contains(text), "{text}\n--- is not in\n{said}");
+    }
+
+    /// Asserts that `iamctl doctor` does not print `text`.
+    #[track_caller]
+    pub fn doctor_does_not_say(&self, text: &str) {
+        let said = self.iamctl("doctor").stdout;
+        assert!(!said.contains(text), "{text}\n--- is in\n{said}");
+    }
+
+    /// The keys that sshd gets for `user`, or an empty text.
+    pub fn authorized_keys(&self, user: &str) -> String {
+        self.run(&["/usr/libexec/pam_iam/iam-authorized-keys", user]).stdout
+    }
+
+    /// A file or folder.
+    pub fn file(&self, path: &str) -> File<'_> {
+        File { machine: self, path: path.to_owned() }
+    }
+
+    /// The configuration of pam_iam.
+    pub fn config(&self) -> File<'_> {
+        self.file("/etc/pam_iam/config.toml")
+    }
+
+    /// Commands run as `user` (a name or a uid), without supplementary groups.
+    pub fn as_user(&self, user: &str) -> AsUser<'_> {
+        AsUser { machine: self, user: user.to_owned() }
+    }
+
+    /// An application of the PAM service `service` that handles `user`.
+    pub fn pam(&self, service: &str, user: &str) -> Pam<'_> {
+        Pam { machine: self, words: Vec::new(), service: service.to_owned(), user: user.to_owned() }
+    }
+
+    /// Looks up a name or uid as getpwnam(3) and getpwuid(3) do.
+    pub fn passwd(&self, user: &str) -> Option<Passwd> {
+        let found = self.run(&["getent", "passwd", "--", user]);
+        if found.status != 0 {
+            return None;
+        }
+        let line = found.succeeds();
+        let fields: Vec<&str> = line.split(':').collect();
+        Some(Passwd {
+            name: fields[0].to_owned(),
+            uid: fields[2].parse().expect("a uid"),
+            gid: fields[3].parse().expect("a gid"),
+            home: fields[5].to_owned(),
+            shell: fields[6].to_owned(),
+        })
+    }
+
+    /// Looks up a group by name or gid as getgrnam(3) and getgrgid(3) do.
+    pub fn group(&self, group: &str) -> Option<Group> {
+        let found = self.run(&["getent", "group", "--", group]);
+        if found.status != 0 {
+            return None;
+        }
+        let line = found.succeeds();
+        let fields: Vec<&str> = line.split(':').collect();
+        let members = fields[3].split(',').filter(|name| !name.is_empty());
+        Some(Group { gid: fields[2].parse().expect("a gid"), members: members.map(str::to_owned).collect() })
+    }
+
+    /// The uid of a user that exists.
+    #[track_caller]
+    pub fn uid_of(&self, user: &str) -> u32 {
+        self.passwd(user).expect("the user exists").uid
+    }
+
+    /// Adds a local account with a home directory.
+    #[track_caller]
+    pub fn add_account(&self, name: &str, uid: u32) {
+        self.run(&["useradd", "-m", "-s", "/bin/bash", "-u", &uid.to_string(), name]).succeeds();
+    }
+
+    /// Makes an ed25519 key pair `path` and `path.pub`.
+    #[track_caller]
+    pub fn make_key(&self, path: &str) {
+        self.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path]).succeeds();
+    }
+
+    /// Lets the key `path` of [`Machine::make_key`] in as `user` by `~/.ssh/authorized_keys`.
+    #[track_caller]
+    pub fn authorize_key(&self, user: &str, path: &str) {
+        self.sh(&format!(
+            "install -d -m 700 -o {user} ~{user}/.ssh && install -m 600 -o {user} {path}.pub ~{user}/.ssh/authorized_keys"
+        ))
+        .succeeds();
+    }
+
+    /// Starts a program as `user` outside any session, for instance `sleep 4001`, and waits until it runs.
+    #[track_caller]
+    pub fn start_as(&self, user: &str, command: &str) {
+        self.as_user(user).sh(&format!("setsid -f {command} </dev/null >/dev/null 2>&1")).succeeds();
+        self.wait_until_running(command);
+    }
+
+    /// Whether a process runs whose command line begins with `command`.
+    pub fn is_running(&self, command: &str) -> bool {
+        self.run(&["pgrep", "-f", &format!("^{command}")]).status == 0
+    }
+
+    /// Waits until a process runs whose command line begins with `command`, at most 20 s.
+    #[track_caller]
+    pub fn wait_until_running(&self, command: &str) {
+        self.wait_until(&format!("pgrep -f '^{command}' >/dev/null"));
+    }
+
+    /// Waits until no process runs whose command line begins with `command`, at most 20 s.
+    #[track_caller]
+    pub fn wait_until_gone(&self, command: &str) {
+        self.wait_until(&format!("! pgrep -f '^{command}' >/dev/null"));
+    }
+
+    /// Sends a signal to the resolver and does not wait for what follows.
+    #[track_caller]
+    pub fn signal_resolver(&self, signal: &str) {
+        self.run(&["pkill", &format!("-{signal}"), "-f", "iam-resolver serve"]).succeeds();
+    }
+}
+
+impl File<'_> {
+    /// The whole text. Fails the test if the file cannot be read.
+    #[track_caller]
+    pub fn text(&self) -> String {
+        let done = self.machine.run(&["cat", "--", &self.path]);
+        assert_eq!(done.status, 0, "{}: {}", self.path, done.stderr);
+        done.stdout
+    }
+
+    /// Creates the file, or replaces its text. The mode of an existing file stays.
+    #[track_caller]
+    pub fn write(&self, text: &str) {
+        self.feed("cat >\"$1\"", text);
+    }
+
+    /// Appends a text to the file.
+    #[track_caller]
+    pub fn append(&self, text: &str) {
+        self.feed("cat >>\"$1\"", text);
+    }
+
+    #[track_caller]
+    fn feed(&self, script: &str, text: &str) {
+        let request = json!({"argv": ["bash", "-c", script, "bash", self.path], "stdin": text});
+        self.machine.ask(&request, &self.path).succeeds();
+    }
+
+    /// Replaces each `old` by `new`. Fails the test if there is none.
+    #[track_caller]
+    pub fn replace(&self, old: &str, new: &str) {
+        let text = self.text();
+        assert!(text.contains(old), "{old}\n--- is not in {}:\n{text}", self.path);
+        self.write(&text.replace(old, new));
+    }
+
+    /// Removes the lines that contain `part`. Fails the test if there is none.
+    #[track_caller]
+    pub fn remove_lines(&self, part: &str) {
+        let text = self.text();
+        assert!(text.contains(part), "{part}\n--- is not in {}:\n{text}", self.path);
+        let kept = text.split_inclusive('\n').filter(|line| !line.contains(part));
+        self.write(&kept.collect::<String>());
+    }
+
+    /// Whether the file or folder exists.
+    pub fn exists(&self) -> bool {
+        self.machine.run(&["test", "-e", &self.path]).status == 0
+    }
+
+    /// Removes the file, or the folder with all that is in it.
+    #[track_caller]
+    pub fn remove(&self) {
+        self.machine.run(&["rm", "-r", "--", &self.path]).succeeds();
+    }
+
+    /// Moves the file to `path`.
+    #[track_caller]
+    pub fn move_to(&self, path: &str) {
+        self.machine.run(&["mv", "--", &self.path, path]).succeeds();
+    }
+
+    /// Sets the mode, as chmod(1) takes it.
+    #[track_caller]
+    pub fn chmod(&self, mode: &str) {
+        self.machine.run(&["chmod", mode, "--", &self.path]).succeeds();
+    }
+
+    /// Sets the owner, as chown(1) takes it.
+    #[track_caller]
+    pub fn chown(&self, owner: &str) {
+        self.machine.run(&["chown", owner, "--", &self.path]).succeeds();
+    }
+
+    /// What stat(1) prints for a format, for instance `%U %a`.
+    #[track_caller]
+    pub fn stat(&self, format: &str) -> String {
+        self.machine.run(&["stat", "-c", format, "--", &self.path]).succeeds()
+    }
+}
+
+impl AsUser<'_> {
+    /// Runs a program as the user.
+    pub fn run(&self, argv: &[&str]) -> Done {
+        let mut words = vec!["setpriv", "--reuid", &self.user, "--clear-groups"];
+        words.extend(argv);
+        self.machine.run(&words)
+    }
+
+    /// Runs a shell script as the user.
+    pub fn sh(&self, script: &str) -> Done {
+        self.run(&["bash", "-c", script])
+    }
+}
+
+impl Pam<'_> {
+    /// Sets a PAM item, for instance `ruser`.
+    #[must_use]
+    pub fn item(mut self, name: &str, value: &str) -> Self {
+        self.words.extend(["-I".to_owned(), format!("{name}={value}")]);
+        self
+    }
+
+    /// Calls pam_acct_mgmt(3).
+    pub fn acct_mgmt(&self) -> Done {
+        self.call("acct_mgmt")
+    }
+
+    /// Calls pam_open_session(3).
+    pub fn open_session(&self) -> Done {
+        self.call("open_session")
+    }
+
+    /// Calls another function of pam(3) by the name that pamtester(1) has for it.
+    pub fn call(&self, function: &str) -> Done {
+        let mut argv = vec!["pamtester"];
+        argv.extend(self.words.iter().map(String::as_str));
+        argv.extend([&*self.service, &*self.user, function]);
+        self.machine.run(&argv)
+    }
+}

@@ -1,0 +1,126 @@
+//! Changes to the box's IAM, and what it was asked.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::Machine;
+
+/// The box's IAM, as an administrator of the account changes it.
+#[derive(Clone, Copy)]
+pub struct Iam<'machine> {
+    machine: &'machine Machine,
+}
+
+/// A call that the box's IAM received.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub struct Call {
+    /// The API action, or `IMDS` for a metadata request.
+    pub action: String,
+    /// Its parameters.
+    pub params: Value,
+}
+
+impl Machine {
+    /// The box's IAM.
+    pub fn iam(&self) -> Iam<'_> {
+        Iam { machine: self }
+    }
+
+    /// Sets a fault or delay of IAM: `fail=throttle`, `delay=2&only=GetUser`.
+    pub fn fault(&self, query: &str) {
+        self.sh(&format!("curl -sSf \"$BOX_CTL?{query}\"")).succeeds();
+    }
+
+    /// Forgets the calls that IAM received.
+    pub fn clear_calls(&self) {
+        self.fault("clear");
+    }
+
+    /// The calls that IAM received.
+    pub fn calls(&self) -> Vec<Call> {
+        let log = self.sh("curl -sSf \"$BOX_CTL?log\"").succeeds();
+        let log: Value = serde_json::from_str(&log).expect("a log");
+        serde_json::from_value(log["calls"].clone()).expect("calls")
+    }
+
+    /// The API actions among them, sorted.
+    pub fn actions(&self) -> Vec<String> {
+        let mut actions: Vec<String> = self.calls().into_iter().map(|call| call.action).collect();
+        actions.retain(|action| action != "IMDS");
+        actions.sort();
+        actions
+    }
+}
+
+impl Iam<'_> {
+    /// Runs Python in which `iam` is a boto3 client. Returns what it printed.
+    #[track_caller]
+    pub fn python(self, script: &str) -> String {
+        let script = format!("import boto3, json\niam = boto3.client('iam')\n{script}\n");
+        // A booted box need not have the Python with boto3.
+        let request = json!({"argv": ["bash", "-c", "exec $BOX_PYTHON -"], "stdin": script, "beside": true});
+        self.machine.ask(&request, "exec $BOX_PYTHON").succeeds()
+    }
+
+    /// Adds a user to a group.
+    #[track_caller]
+    pub fn add_to_group(self, user: &str, group: &str) {
+        self.python(&format!("iam.add_user_to_group(UserName='{user}', GroupName='{group}')"));
+    }
+
+    /// Removes a user from a group.
+    #[track_caller]
+    pub fn remove_from_group(self, user: &str, group: &str) {
+        self.python(&format!("iam.remove_user_from_group(UserName='{user}', GroupName='{group}')"));
+    }
+
+    /// Creates a user without keys in these groups.
+    #[track_caller]
+    pub fn create_user(self, user: &str, groups: &[&str]) {
+        self.python(&format!(
+            "iam.create_user(UserName='{user}')
+for group in {groups:?}: iam.add_user_to_group(UserName='{user}', GroupName=group)"
+        ));
+    }
+
+    /// Removes a user from all groups, deletes the user's keys, and then the user.
+    #[track_caller]
+    pub fn delete_user(self, user: &str) {
+        self.delete_keys(user);
+        self.python(&format!(
+            "for group in iam.list_groups_for_user(UserName='{user}')['Groups']:
+    iam.remove_user_from_group(UserName='{user}', GroupName=group['GroupName'])
+iam.delete_user(UserName='{user}')"
+        ));
+    }
+
+    /// Renames a user, whose UserId stays.
+    #[track_caller]
+    pub fn rename_user(self, user: &str, new_name: &str) {
+        self.python(&format!("iam.update_user(UserName='{user}', NewUserName='{new_name}')"));
+    }
+
+    /// Deletes all SSH public keys of a user.
+    #[track_caller]
+    pub fn delete_keys(self, user: &str) {
+        self.python(&format!(
+            "for key in iam.list_ssh_public_keys(UserName='{user}')['SSHPublicKeys']:
+    iam.delete_ssh_public_key(UserName='{user}', SSHPublicKeyId=key['SSHPublicKeyId'])"
+        ));
+    }
+
+    /// Sets the status of the first SSH public key of a user to Inactive.
+    #[track_caller]
+    pub fn deactivate_first_key(self, user: &str) {
+        self.python(&format!(
+            "key = iam.list_ssh_public_keys(UserName='{user}')['SSHPublicKeys'][0]['SSHPublicKeyId']
+iam.update_ssh_public_key(UserName='{user}', SSHPublicKeyId=key, Status='Inactive')"
+        ));
+    }
+
+    /// The UserId of a user.
+    #[track_caller]
+    pub fn user_id(self, user: &str) -> String {
+        self.python(&format!("print(iam.get_user(UserName='{user}')['User']['UserId'])"))
+    }
+}

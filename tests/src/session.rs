@@ -1,0 +1,70 @@
+//! SSH sessions that stay open while a test goes on.
+
+use crate::{Done, Machine};
+
+/// An open SSH session: a shell that reads one line after the other from `~/todo`.
+pub struct Session<'machine> {
+    machine: &'machine Machine,
+    user: String,
+    count: std::cell::Cell<u32>,
+}
+
+impl Machine {
+    /// Logs `user` in with the first fixture key and leaves the session open.
+    #[track_caller]
+    pub fn open_session(&self, user: &str) -> Session<'_> {
+        self.sh(&format!(
+            "(box-ssh {user} 'touch todo; tail -n +1 -f todo | while read -r line; do eval \"$line\"; done' >/tmp/{user}.out 2>&1; echo over >/tmp/{user}.over) </dev/null >/dev/null 2>&1 &"
+        ))
+        .succeeds();
+        self.wait_until(&format!("test -e /home/{user}/todo"));
+        let session = Session { machine: self, user: user.to_owned(), count: 0.into() };
+        session.run("true").succeeds();
+        session
+    }
+
+    /// Starts `command` in a session of its own and does not wait for it to end. What it prints is in `/tmp/USER.said`.
+    #[track_caller]
+    pub fn ssh_in_background(&self, user: &str, command: &str) {
+        let script = r#"(box-ssh "$1" "$2" </dev/null >"/tmp/$1.said" 2>&1 &) >/dev/null 2>&1"#;
+        self.run(&["bash", "-c", script, "bash", user, command]).succeeds();
+    }
+}
+
+impl Session<'_> {
+    /// Hands a shell line to the session and does not wait for it.
+    #[track_caller]
+    pub fn begin(&self, command: &str) {
+        let script = "echo \"$1\" >>/home/$2/todo";
+        self.machine.run(&["bash", "-c", script, "bash", command, &self.user]).succeeds();
+    }
+
+    /// Runs a shell line in the session. Both streams are in `stdout`.
+    #[track_caller]
+    pub fn run(&self, command: &str) -> Done {
+        let number = self.count.replace(self.count.get() + 1);
+        let answer = format!("/home/{}/answer.{number}", self.user);
+        self.begin(&format!(
+            "({command}) >{answer} 2>&1; echo $? >{answer}.new; mv {answer}.new {answer}.status"
+        ));
+        self.machine.wait_until(&format!("test -e {answer}.status"));
+        let status = self.machine.file(&format!("{answer}.status")).text();
+        Done {
+            status: status.trim().parse().expect("an exit status"),
+            stdout: self.machine.file(&answer).text(),
+            stderr: String::new(),
+            what: command.to_owned(),
+        }
+    }
+
+    /// Whether the user is still connected.
+    pub fn is_open(&self) -> bool {
+        !self.machine.file(&format!("/tmp/{}.over", self.user)).exists()
+    }
+
+    /// Waits until the connection has ended, at most 20 s.
+    #[track_caller]
+    pub fn wait_until_ended(&self) {
+        self.machine.wait_until(&format!("test -e /tmp/{}.over", self.user));
+    }
+}
