@@ -21,7 +21,7 @@ mod values;
 
 pub use load::ConfigError;
 pub use privileged::{PRIVILEGED_GROUPS, groups_of_root};
-pub use values::{AbsolutePath, ConfigDuration, HomePattern, Pattern, Percent, TagName};
+pub use values::{AbsolutePath, ConfigDuration, HomePattern, Pattern, Percent, TagName, ValueError};
 
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]

@@ -5,9 +5,11 @@
 
 use std::fmt;
 
-use base64ct::{Base64, Base64Unpadded, Encoding};
+use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::fingerprint::Fingerprint;
 
 /// The longest key in wire form that is taken, in bytes. A certificate with large extensions, which sshd hands to PAM, is longer than a
 /// line of authorized_keys may be.
@@ -60,9 +62,9 @@ impl PublicKey {
         self.algorithm.contains("-cert-v01@")
     }
 
-    /// Returns the fingerprint as ssh-keygen(1) and sshd's `%f` write it: `SHA256:` and unpadded base64.
-    pub fn fingerprint(&self) -> String {
-        format!("SHA256:{}", Base64Unpadded::encode_string(&Sha256::digest(&self.blob)))
+    /// Returns the fingerprint.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&Sha256::digest(&self.blob).into())
     }
 }
 
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_fingerprint_is_ssh_keygens() {
-        assert_eq!(PublicKey::parse(ED25519).unwrap().fingerprint(), FINGERPRINT);
+        assert_eq!(PublicKey::parse(ED25519).unwrap().fingerprint().as_str(), FINGERPRINT);
     }
 
     #[test]

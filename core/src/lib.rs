@@ -14,6 +14,7 @@ pub mod client;
 pub mod config;
 pub mod deadline;
 pub mod escape;
+pub mod fingerprint;
 pub mod frame;
 pub mod id;
 #[cfg(feature = "config")]

@@ -3,6 +3,7 @@
 //! The registry and its parent directory belong to root: a user who could rename the registry could hide a session from the sweep. It is
 //! opened without following links, and used only if both belong to root.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
+use crate::fingerprint::Fingerprint;
 use crate::id::{Gid, Uid};
 use crate::process::{self, Process};
 
@@ -38,8 +40,8 @@ pub struct Session {
     pub rhost: String,
     /// The IAM user whose key opened it.
     pub iam_name: String,
-    /// The fingerprints of the keys that opened it.
-    pub keys: Vec<String>,
+    /// The keys that opened it.
+    pub keys: Vec<SessionKey>,
     /// The origin of the keys.
     pub origin: Origin,
     /// The supplementary groups that the user had then.
@@ -56,6 +58,52 @@ pub struct Session {
     /// The number of sweeps in a row that saw nothing of what it may have left behind.
     #[serde(default)]
     pub unseen: u32,
+}
+
+impl Session {
+    /// Returns the keys that opened it, with `separator` between them.
+    pub fn keys_joined(&self, separator: &str) -> String {
+        let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
+        keys.join(separator)
+    }
+}
+
+/// A key that opened a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum SessionKey {
+    /// A key with this fingerprint.
+    Known(Fingerprint),
+    /// A key of a form that pam_iam cannot parse. IAM has no such key.
+    Unreadable,
+}
+
+impl SessionKey {
+    /// The fingerprint, if the key could be parsed.
+    pub fn fingerprint(&self) -> Option<&Fingerprint> {
+        match self {
+            Self::Known(fingerprint) => Some(fingerprint),
+            Self::Unreadable => None,
+        }
+    }
+}
+
+impl From<String> for SessionKey {
+    fn from(text: String) -> Self {
+        Fingerprint::try_from(text).map_or(Self::Unreadable, Self::Known)
+    }
+}
+
+impl From<SessionKey> for String {
+    fn from(key: SessionKey) -> Self {
+        key.to_string()
+    }
+}
+
+impl fmt::Display for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.fingerprint().map_or("unreadable", Fingerprint::as_str))
+    }
 }
 
 /// The origin of the keys of a session.
@@ -312,6 +360,8 @@ fn name_of(process: Process) -> String {
 mod tests {
     use super::*;
 
+    const FINGERPRINT: &str = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
+
     fn session() -> Session {
         let Process { pid, start } = Process::this().unwrap();
         Session {
@@ -322,7 +372,7 @@ mod tests {
             service: "sshd".into(),
             rhost: "192.0.2.1".into(),
             iam_name: "alice".into(),
-            keys: vec!["SHA256:x".into()],
+            keys: vec![FINGERPRINT.to_owned().into(), SessionKey::Unreadable],
             origin: Origin::Iam,
             groups: vec![Gid(5)],
             since: 1,

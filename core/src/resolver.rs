@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{self, ClientError};
 use crate::deadline::Deadline;
+use crate::fingerprint::Fingerprint;
 use crate::id::{Gid, Uid};
 use crate::name::LinuxName;
 use crate::once::{self, Once};
@@ -90,8 +91,13 @@ pub trait Queries {
     ///
     /// # Errors
     /// See the trait.
-    fn keys(&self, name: &LinuxName, uid: Uid, fingerprint: Option<&str>) -> Result<Vec<Key>, ClientError> {
-        let fingerprint = fingerprint.map(str::to_owned);
+    fn keys(
+        &self,
+        name: &LinuxName,
+        uid: Uid,
+        fingerprint: Option<&Fingerprint>,
+    ) -> Result<Vec<Key>, ClientError> {
+        let fingerprint = fingerprint.cloned();
         match self.send(&Request::Keys { name: name.clone(), uid, fingerprint })? {
             Answer::Keys { keys } => Ok(keys),
             answer => Err(answer.into()),

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::fingerprint::Fingerprint;
 use crate::id::{Gid, Uid};
 use crate::name::LinuxName;
 
@@ -105,9 +106,9 @@ pub enum Request {
         /// The uid that the asking program is about to log in. An account that is left over from a deleted user of
         /// the same name gets no keys.
         uid: Uid,
-        /// Only the key with this fingerprint, if given (`SHA256:...`, as ssh-keygen(1) writes it).
+        /// Only the key with this fingerprint, if given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        fingerprint: Option<String>,
+        fingerprint: Option<Fingerprint>,
     },
     /// Whether a user may do something.
     Decide {

@@ -21,6 +21,7 @@ use pam_iam_core::{client, paths};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::error::{Error, Reply};
 use crate::host::command::run as run_program;
 use crate::output::Tone;
 use crate::swept::{self, Swept};
@@ -55,21 +56,21 @@ pub enum State {
 }
 
 impl Finding {
-    fn ok(check: &'static str, message: impl Into<String>) -> Self {
-        Self { check, state: State::Ok, message: message.into(), fix: String::new() }
+    fn ok(check: &'static str, message: impl ToString) -> Self {
+        Self { check, state: State::Ok, message: message.to_string(), fix: String::new() }
     }
 
-    fn wrong(check: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { check, state: State::Wrong, message: message.into(), fix: fix.into() }
+    fn wrong(check: &'static str, message: impl ToString, fix: impl Into<String>) -> Self {
+        Self { check, state: State::Wrong, message: message.to_string(), fix: fix.into() }
     }
 
-    fn warning(check: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
+    fn warning(check: &'static str, message: impl ToString, fix: impl Into<String>) -> Self {
         Self { state: State::Warning, ..Self::wrong(check, message, fix) }
     }
 }
 
 /// Runs all checks. Returns whether nothing is wrong.
-pub fn run(context: &Context) -> Result<bool, String> {
+pub fn run(context: &Context) -> Result<Reply, Error> {
     let mut findings = Vec::new();
     match context.config() {
         Err(why) => findings.push(Finding::wrong(
@@ -126,7 +127,7 @@ pub fn run(context: &Context) -> Result<bool, String> {
     }
     let sound = findings.iter().all(|finding| finding.state != State::Wrong);
     context.output.show(&json!({ "ok": sound, "findings": findings }), &text);
-    Ok(sound)
+    Ok(sound.into())
 }
 
 fn socket(config: &Config, config_path: &Path) -> Finding {

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,16 +25,18 @@ mod plan;
 use plan::{Plan, plan};
 
 use crate::enabled::by_hand::{SUDOERS, made_by_hand};
+use crate::enabled::error::EnableError;
 use crate::enabled::is_off;
 use crate::enabled::record::{
     Change, Record, apply, load, merged, remove, remove_unfinished, save, take_back,
 };
 use crate::enabled::trial::{self, Now, Trial};
+use crate::error::{Error, Reply};
 use crate::host::access::cannot_read;
 use crate::host::command::run;
 use crate::host::sshd::{DROP_IN as SSHD_DROP_IN, reload};
 use crate::host::units::{IMPORTER_TIMER, UnitState, is_booted, restore, start, states, stop};
-use crate::host::{read, sshd};
+use crate::host::{FileError, read, sshd};
 
 /// The units that are switched on with every way to have accounts.
 const UNITS: &[&str] = &["iam-resolver.socket", "iam-resolver.service", "iam-sweep.service"];
@@ -67,34 +68,29 @@ const LOCK: &str = "/var/lib/pam_iam/enable.lock";
 ///
 /// # Errors
 /// Returns an error if another call of enable, disable or the trial's timer is changing the host.
-fn alone() -> Result<File, String> {
-    let failed = |error: io::Error| format!("{LOCK}: {error}");
+fn alone() -> Result<File, EnableError> {
+    let failed = FileError::of(LOCK);
     if let Some(folder) = Path::new(LOCK).parent() {
-        std::fs::create_dir_all(folder).map_err(failed)?;
+        std::fs::create_dir_all(folder).map_err(&failed)?;
     }
     let mut options = OpenOptions::new();
-    let file = options.create(true).write(true).truncate(false).mode(0o600).open(LOCK).map_err(failed)?;
+    let file = options.create(true).write(true).truncate(false).mode(0o600).open(LOCK).map_err(&failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(_) => {
-            Err("another iamctl enable or disable is at work: run it again when that has ended".to_owned())
-        }
+        Err(_) => Err(EnableError::Busy),
     }
 }
 
 /// Switches everything on.
-pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
+pub fn enable(context: &Context, options: Options) -> Result<Reply, Error> {
     let config = context.config()?;
     if let Some(why) = cannot_read(&config, &context.config_path) {
-        return Err(why);
+        return Err(EnableError::from(why).into());
     }
     let _alone = alone()?;
     end_trial_if_over(context)?;
     if let Some(trial) = trial::load()? {
-        return Err(format!(
-            "a trial goes on for {} s: iamctl enable --confirm keeps what it changed, iamctl disable takes it back now",
-            trial.left(&Now::read()).as_secs()
-        ));
+        return Err(EnableError::TrialGoesOn(trial.left(&Now::read())).into());
     }
     let before = load()?;
     if options.trial.is_some() {
@@ -108,9 +104,9 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
         let now = states(&units);
         units.retain(|name| now.iter().any(|unit| unit.name == *name && !unit.is_on()));
         show(context, "would change", &changes, &units);
-        return Ok(true);
+        return Ok(Reply::Yes);
     }
-    sshd::check().map_err(|why| format!("sshd's configuration has an error already: {why}"))?;
+    sshd::check().map_err(EnableError::SshdBroken)?;
     lets_nobody_else_in()?;
     check_sudoers(&changes)?;
     units.extend(options.trial.is_some().then_some(trial::TIMER));
@@ -125,7 +121,7 @@ pub fn enable(context: &Context, options: Options) -> Result<bool, String> {
             lasts.as_secs()
         ));
     }
-    Ok(true)
+    Ok(Reply::Yes)
 }
 
 /// Says what an operator should know before anything is changed. `kept` are files of ours that somebody has edited.
@@ -151,79 +147,98 @@ fn switch_on(
     before: Option<&Record>,
     changes: &[Change],
     units: &[UnitState],
-) -> Result<(), String> {
+) -> Result<(), EnableError> {
     let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
     save(Some(&merged(before, changes)))?;
     let trial = options.trial.map(|lasts| Trial::begin(&Now::read(), lasts));
-    let done = trial
-        .as_ref()
-        .map_or(Ok(()), trial::save)
-        .and_then(|()| start(&names))
-        .and_then(|()| apply(changes))
-        .and_then(|()| reload())
-        .and_then(|()| sshd_asks_us(config))
-        // Its time begins when users may log in.
-        .and_then(|()| options.trial.map_or(Ok(()), |lasts| trial::save(&Trial::begin(&Now::read(), lasts))));
-    let Err(why) = done else { return Ok(()) };
+    let Err(why) = change_host(config, options.trial, trial.as_ref(), changes, &names) else { return Ok(()) };
+    match change_back(changes, units, before, trial.is_some()) {
+        Ok(()) => Err(EnableError::TakenBack(why.into())),
+        Err(other) => Err(EnableError::NotTakenBack { why: why.into(), other: other.into() }),
+    }
+}
+
+/// Makes the changes, sshd's last. `lasts` is how long a trial goes on.
+fn change_host(
+    config: &Config,
+    lasts: Option<Duration>,
+    trial: Option<&Trial>,
+    changes: &[Change],
+    units: &[&str],
+) -> Result<(), EnableError> {
+    trial.map_or(Ok(()), trial::save)?;
+    start(units)?;
+    apply(changes)?;
+    reload()?;
+    sshd_asks_us(config)?;
+    // Its time begins when users may log in.
+    if let Some(lasts) = lasts {
+        trial::save(&Trial::begin(&Now::read(), lasts))?;
+    }
+    Ok(())
+}
+
+/// Takes the changes back as far as that goes, and restores the units and the record. The first error is returned.
+fn change_back(
+    changes: &[Change],
+    units: &[UnitState],
+    before: Option<&Record>,
+    is_trial: bool,
+) -> Result<(), EnableError> {
     let back = take_back(changes);
     let _ = reload();
-    let back = back
-        .and(restore(units))
-        .and_then(|()| save(before))
-        .and_then(|()| if trial.is_some() { remove(Path::new(paths::TRIAL)) } else { Ok(()) });
-    Err(match back {
-        Ok(()) => format!("{why}; everything is as it was"),
-        Err(other) => format!("{why}; and not everything could be taken back: {other}"),
-    })
+    back?;
+    restore(units)?;
+    save(before)?;
+    if is_trial {
+        remove(Path::new(paths::TRIAL))?;
+    }
+    Ok(())
 }
 
 /// Refuses a trial that nothing would end, or that would take back more than it changed.
-fn check_trial(before: Option<&Record>) -> Result<(), String> {
+fn check_trial(before: Option<&Record>) -> Result<(), EnableError> {
     let is_in_use = |units: &[&str]| states(units).iter().any(UnitState::is_in_use);
     if before.is_some() || !is_off() || is_in_use(UNITS) || is_in_use(&[IMPORTER_TIMER]) {
-        return Err("it is enabled already, by iamctl or by hand; --try is for the first time".to_owned());
+        return Err(EnableError::EnabledAlready);
     }
     if !is_booted() {
-        return Err("--try needs systemd, which would take the changes back: without it, run iamctl enable"
-            .to_owned());
+        return Err(EnableError::NoSystemd);
     }
     Ok(())
 }
 
 /// Ends the trial: what it changed stays. It counts once an IAM user has logged in after it began.
-pub fn confirm(context: &Context) -> Result<bool, String> {
+pub fn confirm(context: &Context) -> Result<Reply, Error> {
     let _alone = alone()?;
     end_trial_if_over(context)?;
     let Some(trial) = trial::load()? else {
-        return Err(
-            "no trial goes on; one whose time is over was taken back: iamctl doctor says what is in force"
-                .to_owned(),
-        );
+        return Err(EnableError::NoTrial.into());
     };
     let Some(session) = trial.proof() else {
-        return Err("no IAM user has logged in since: log in as one by ssh, keep that session open, and confirm again".to_owned());
+        return Err(EnableError::NobodyLoggedIn.into());
     };
     remove(Path::new(paths::TRIAL))?;
     stop(&[trial::TIMER])?;
     let said = format!("{} logged in by {}: what was changed stays", session.user, session.service);
     context.output.show(&json!({ "done": "confirmed", "user": session.user }), &said);
-    Ok(true)
+    Ok(Reply::Yes)
 }
 
 /// Takes a trial back whose time is over. Run by a timer, and by whatever else looks at the host's files.
-pub fn end_trial_that_is_over(context: &Context) -> Result<bool, String> {
+pub fn end_trial_that_is_over(context: &Context) -> Result<Reply, Error> {
     if trial::load()?.is_none() {
-        return Ok(true);
+        return Ok(Reply::Yes);
     }
     // Whoever changes the host now sees to it; the timer comes again.
-    let Ok(_alone) = alone() else { return Ok(true) };
+    let Ok(_alone) = alone() else { return Ok(Reply::Yes) };
     end_trial_if_over(context)
 }
 
-fn end_trial_if_over(context: &Context) -> Result<bool, String> {
-    let Some(trial) = trial::load()? else { return Ok(true) };
+fn end_trial_if_over(context: &Context) -> Result<Reply, Error> {
+    let Some(trial) = trial::load()? else { return Ok(Reply::Yes) };
     if !trial.left(&Now::read()).is_zero() {
-        return Ok(true);
+        return Ok(Reply::Yes);
     }
     Log::to_syslog("iamctl").write(
         Level::Warning,
@@ -235,23 +250,21 @@ fn end_trial_if_over(context: &Context) -> Result<bool, String> {
 
 /// Our drop-in says `UsePAM yes`. Where it was no, PAM would let users in whom sshd refuses: by a password that PAM asks for, or
 /// into an account that is locked.
-fn lets_nobody_else_in() -> Result<(), String> {
-    let settings = sshd::effective("root").map_err(|failure| failure.to_string())?;
+fn lets_nobody_else_in() -> Result<(), EnableError> {
+    let settings = sshd::effective("root")?;
     if settings.get("usepam") == "yes" {
         return Ok(());
     }
-    Err("sshd has UsePAM no: with the UsePAM yes that IAM users need, PAM may let others in whom sshd refuses now, by a password or \
-         into a locked account; set UsePAM yes yourself if that is what you want, and run it again"
-        .to_owned())
+    Err(EnableError::UsePamNo)
 }
 
 /// Takes everything back.
-pub fn disable(context: &Context, dry_run: bool) -> Result<bool, String> {
+pub fn disable(context: &Context, dry_run: bool) -> Result<Reply, Error> {
     let _alone = alone()?;
     take_everything_back(context, dry_run)
 }
 
-fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String> {
+fn take_everything_back(context: &Context, dry_run: bool) -> Result<Reply, Error> {
     let record = load()?;
     let by_hand = record.is_none();
     let mut changes = record.unwrap_or_default().changes;
@@ -268,7 +281,7 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
         before.iter().filter(|unit| unit.is_in_use()).map(|unit| unit.name.as_str()).collect();
     if dry_run {
         show(context, "would take back", &changes, &on);
-        return Ok(true);
+        return Ok(Reply::Yes);
     }
     if by_hand && changes.is_empty() {
         remove_unfinished(&[])?;
@@ -276,7 +289,7 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
         context
             .output
             .show(&json!({ "done": "took back", "files": [], "units": [] }), "nothing is switched on");
-        return Ok(true);
+        return Ok(Reply::Yes);
     }
     take_back(&changes)?;
     // And what was there by hand before we were enabled.
@@ -292,7 +305,7 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<bool, String
     stop(&units)?;
     show(context, "took back", &changes, &on);
     remark_what_stays(context);
-    Ok(true)
+    Ok(Reply::Yes)
 }
 
 /// Says what is left on the host once nothing of ours is switched on.
@@ -327,10 +340,10 @@ fn remark_what_stays(context: &Context) {
 }
 
 /// The first value counts in sshd's files, so another's may have won.
-fn sshd_asks_us(config: &Config) -> Result<(), String> {
+fn sshd_asks_us(config: &Config) -> Result<(), EnableError> {
     match crate::doctor::sshd_not_in_force(config, None) {
-        None => Err("sshd -T does not answer".to_owned()),
-        Some(found) => found.into_iter().next().map_or(Ok(()), Err),
+        None => Err(EnableError::SshdSilent),
+        Some(found) => found.into_iter().next().map_or(Ok(()), |why| Err(EnableError::NotInForce(why))),
     }
 }
 
@@ -365,16 +378,15 @@ fn show(context: &Context, verb: &str, changes: &[Change], units: &[&str]) {
 }
 
 /// Our rule is one that sudo takes, before it is where a mistake would break sudo for all.
-fn check_sudoers(changes: &[Change]) -> Result<(), String> {
+fn check_sudoers(changes: &[Change]) -> Result<(), EnableError> {
     let Some(change) = changes.iter().find(|change| change.path == Path::new(SUDOERS)) else { return Ok(()) };
     if !crate::is_installed("/usr/sbin/visudo") {
         return Ok(());
     }
     // Not in sudoers.d, where sudo would read it.
     let draft = PathBuf::from(format!("{}.sudoers", paths::ENABLED));
-    write_new(&draft, change.after.as_bytes(), 0o440)
-        .map_err(|error| format!("{}: {error}", draft.display()))?;
+    write_new(&draft, change.after.as_bytes(), 0o440).map_err(FileError::of(&draft))?;
     let checked = run("visudo", &["-c", "-q", "-f", &draft.to_string_lossy()]);
     let _ = std::fs::remove_file(&draft);
-    checked.map(drop)
+    Ok(checked.map(drop)?)
 }

@@ -7,6 +7,7 @@ use pam_iam_core::nsswitch::{self, DATABASES, NSSWITCH};
 use pam_iam_core::paths;
 
 pub mod by_hand;
+pub mod error;
 pub mod record;
 pub mod trial;
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use pam_iam_core::fingerprint::Fingerprint;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::leftovers::{self, Leftovers, Refusal};
 use pam_iam_core::owners::Owners;
@@ -10,22 +11,25 @@ use pam_iam_core::resolver::Queries;
 use pam_iam_core::wire::{AccountKind, Decision, Explanation, IamEntry, Policy, Reason, Request};
 use serde_json::{Value, json};
 
+use crate::error::{Error, Reply};
+use crate::host::FileError;
 use crate::output::{Output, Tone};
 use crate::{Context, Service, here, linux_name};
 
 /// Explains. Returns whether the user may.
-pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -> Result<bool, String> {
+pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -> Result<Reply, Error> {
     let name = match linux_name(user) {
         Ok(name) => name,
         Err(why) => {
+            let why = why.to_string();
             let json = json!({ "name": user, "allow": false, "problem": why });
             context.output.show(&json, &why);
-            return Ok(false);
+            return Ok(Reply::No);
         }
     };
     let key = key.map(fingerprint).transpose()?;
     let explanation: Explanation = context.report(&Request::Explain { name })?;
-    let opens = key.as_deref().map(|key| opens(&explanation, key));
+    let opens = key.as_ref().map(|key| opens(&explanation, key));
     let decision = match service {
         Service::Login => &explanation.login,
         Service::Sudo => &explanation.sudo,
@@ -33,9 +37,9 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
     let here = Here::look(context, &explanation, service);
     let allow = decision.allow && opens != Some(false) && !here.refuses();
     let json = here.json(&explanation, allow, opens)?;
-    let text = text(&explanation, key.as_deref().zip(opens), &context.output);
+    let text = text(&explanation, key.as_ref().zip(opens), &context.output);
     context.output.show(&json, &(text + &here.text(allow, &context.output)));
-    Ok(allow)
+    Ok(allow.into())
 }
 
 /// What on this host keeps a user out whom IAM lets in.
@@ -50,8 +54,11 @@ struct Here {
 impl Here {
     fn look(context: &Context, explanation: &Explanation, service: Service) -> Self {
         let config = context.config();
-        let mistake =
-            config.as_ref().err().filter(|_| explanation.account_kind != AccountKind::Local).cloned();
+        let mistake = config
+            .as_ref()
+            .err()
+            .filter(|_| explanation.account_kind != AccountKind::Local)
+            .map(ToString::to_string);
         let leftovers = leftovers(context, explanation);
         let refusal = leftovers.refusal(explanation.name.as_str());
         let given = || context.resolver.groups_decided_on(&explanation.name).unwrap_or_default();
@@ -71,8 +78,13 @@ impl Here {
         self.mistake.is_some() || self.refusal.is_some() || !self.obstacles.is_empty()
     }
 
-    fn json(&self, explanation: &Explanation, allow: bool, opens: Option<bool>) -> Result<Value, String> {
-        let mut json = serde_json::to_value(explanation).map_err(|error| error.to_string())?;
+    fn json(
+        &self,
+        explanation: &Explanation,
+        allow: bool,
+        opens: Option<bool>,
+    ) -> Result<Value, serde_json::Error> {
+        let mut json = serde_json::to_value(explanation)?;
         let Some(object) = json.as_object_mut() else { return Ok(json) };
         let mut insert = |key: &str, value: Value| object.insert(key.to_owned(), value);
         insert("allow", json!(allow));
@@ -122,24 +134,23 @@ fn leftovers(context: &Context, explanation: &Explanation) -> Leftovers {
 }
 
 /// The fingerprint of a key that is given by its file or its fingerprint.
-fn fingerprint(key: &str) -> Result<String, String> {
-    if key.starts_with("SHA256:") {
-        return Ok(key.to_owned());
+fn fingerprint(key: &str) -> Result<Fingerprint, Error> {
+    if let Ok(fingerprint) = key.parse() {
+        return Ok(fingerprint);
     }
-    let text = std::fs::read_to_string(key).map_err(|error| format!("{key}: {error}"))?;
+    let text = std::fs::read_to_string(key).map_err(FileError::of(key))?;
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    PublicKey::parse(line)
-        .map(|key| key.fingerprint())
-        .map_err(|error| format!("{key} is no public key in OpenSSH's format: {error}"))
+    let parsed = PublicKey::parse(line).map_err(|source| Error::Key { path: key.to_owned(), source })?;
+    Ok(parsed.fingerprint())
 }
 
-fn opens(explanation: &Explanation, fingerprint: &str) -> bool {
+fn opens(explanation: &Explanation, fingerprint: &Fingerprint) -> bool {
     let mut keys = explanation.users.iter().flat_map(|user| &user.keys);
-    keys.any(|key| key.active && key.fingerprint.as_deref() == Some(fingerprint))
+    keys.any(|key| key.active && key.fingerprint.as_ref() == Some(fingerprint))
 }
 
 /// An explanation for people, with whether `key` opens the account.
-pub fn text(explanation: &Explanation, key: Option<(&str, bool)>, output: &Output) -> String {
+pub fn text(explanation: &Explanation, key: Option<(&Fingerprint, bool)>, output: &Output) -> String {
     let mut text = String::new();
     let Explanation { name, account_kind, uid, candidates, claimants, users, groups, claim, login, sudo } =
         explanation;
@@ -199,7 +210,8 @@ fn describe(user: &IamEntry, line: &mut impl FnMut(&str, &str)) {
     }
     for key in &user.keys {
         let state = if key.active { "active" } else { "inactive" };
-        let fingerprint = key.fingerprint.as_deref().unwrap_or("(not one that sshd would take)");
+        let fingerprint =
+            key.fingerprint.as_ref().map_or("(not one that sshd would take)", Fingerprint::as_str);
         line("  key", &format!("{} {state} {fingerprint}", key.id));
     }
 }
@@ -236,14 +248,15 @@ mod tests {
 
     #[test]
     fn a_key_is_given_by_its_fingerprint_or_its_file() {
-        assert_eq!(fingerprint("SHA256:x").unwrap(), "SHA256:x");
+        const FINGERPRINT: &str = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
+        assert_eq!(fingerprint(FINGERPRINT).unwrap().as_str(), FINGERPRINT);
         let file = tempfile::NamedTempFile::new().unwrap();
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe me\n";
         std::fs::write(file.path(), key).unwrap();
         let path = file.path().to_str().unwrap();
-        assert_eq!(fingerprint(path).unwrap(), "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE");
+        assert_eq!(fingerprint(path).unwrap().as_str(), FINGERPRINT);
         std::fs::write(file.path(), "-----BEGIN OPENSSH PRIVATE KEY-----").unwrap();
-        assert!(fingerprint(path).unwrap_err().contains("is no public key"));
+        assert!(fingerprint(path).unwrap_err().to_string().contains("is no public key"));
         assert!(fingerprint("/nonexistent").is_err());
     }
 }

@@ -6,10 +6,11 @@ use pam_iam_core::wire::{Linted, Request, Roster};
 use serde_json::json;
 
 use crate::Context;
+use crate::error::{Error, Reply};
 use crate::output::Tone;
 
 /// Returns whether no user will.
-pub fn run(context: &Context) -> Result<bool, String> {
+pub fn run(context: &Context) -> Result<Reply, Error> {
     let Linted { users, allowed, findings } = context.report(&Request::Lint)?;
     let mut text = String::new();
     for finding in &findings {
@@ -38,5 +39,5 @@ pub fn run(context: &Context) -> Result<bool, String> {
     context
         .output
         .show(&json!({ "users": users, "allowed": allowed, "findings": findings, "names": names }), &text);
-    Ok(findings.is_empty() && leftovers.is_empty())
+    Ok(Reply::from(findings.is_empty() && leftovers.is_empty()))
 }

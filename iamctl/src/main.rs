@@ -6,6 +6,7 @@
 mod doctor;
 mod enable;
 mod enabled;
+mod error;
 mod explain;
 mod here;
 mod host;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use pam_iam_core::audit::Event;
 use pam_iam_core::client::ClientError;
-use pam_iam_core::config::{Config, ConfigDuration};
+use pam_iam_core::config::{Config, ConfigDuration, ConfigError, ValueError};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
@@ -36,6 +37,7 @@ use pam_iam_core::wire::{Flushed, Request};
 use pam_iam_core::{client, paths};
 use serde::de::DeserializeOwned;
 
+use crate::error::{Error, Reply};
 use crate::output::Output;
 
 /// The exit status if there is no answer.
@@ -172,8 +174,8 @@ impl Context {
     }
 
     /// Reads the configuration.
-    fn config(&self) -> Result<Config, String> {
-        Config::load(&self.config_path).map_err(|error| error.to_string())
+    fn config(&self) -> Result<Config, ConfigError> {
+        Config::load(&self.config_path)
     }
 
     /// Whether no daemon listens, so that nothing is remembered from one request to the next.
@@ -190,8 +192,8 @@ impl Context {
     }
 
     /// Asks the resolver for a report.
-    fn report<T: DeserializeOwned>(&self, request: &Request) -> Result<T, String> {
-        self.resolver.report(request).map_err(|error| error.to_string())
+    fn report<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
+        self.resolver.report(request)
     }
 }
 
@@ -203,7 +205,7 @@ fn main() -> ExitCode {
     let context = Context::new(arguments.config, arguments.json);
     let done = match (rustix::process::geteuid().is_root(), arguments.command) {
         (false, Command::Completions { shell }) => completions(shell),
-        (false, _) => Err("must be run as root".to_owned()),
+        (false, _) => Err(Error::NotRoot),
         (true, Command::Explain { user, service, key }) => {
             explain::run(&context, &user, service, key.as_deref())
         }
@@ -216,7 +218,7 @@ fn main() -> ExitCode {
         (true, Command::Sessions { action: Some(SessionsAction::End { user }) }) => {
             sweep::end_user(&context, &user)
         }
-        (true, Command::WriteMappedGids) => mapped::write(&context).map(|()| true),
+        (true, Command::WriteMappedGids) => mapped::write(&context).map(|()| Reply::Yes).map_err(Error::from),
         (true, Command::Sweep { every: Some(every), .. }) => sweep::every::run(&context.config_path, every),
         (true, Command::Sweep { dry_run, .. }) => sweep::run(&context, dry_run),
         (true, Command::Flush { user }) => flush(&context, user.as_deref()),
@@ -230,42 +232,42 @@ fn main() -> ExitCode {
         (true, Command::Completions { shell }) => completions(shell),
     };
     match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(Reply::Yes) => ExitCode::SUCCESS,
+        Ok(Reply::No) => ExitCode::FAILURE,
         Err(why) => {
-            context.output.error(&why);
+            context.output.error(&why.to_string());
             ExitCode::from(CANNOT_TELL)
         }
     }
 }
 
-fn completions(shell: clap_complete::Shell) -> Result<bool, String> {
+fn completions(shell: clap_complete::Shell) -> Result<Reply, Error> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "iamctl", &mut script);
-    std::io::stdout().write_all(&script).map_err(|error| error.to_string())?;
-    Ok(true)
+    std::io::stdout().write_all(&script).map_err(Error::Output)?;
+    Ok(Reply::Yes)
 }
 
-fn flush(context: &Context, user: Option<&str>) -> Result<bool, String> {
+fn flush(context: &Context, user: Option<&str>) -> Result<Reply, Error> {
     let name = user.map(linux_name).transpose()?;
     if context.has_no_daemon() {
         let json = serde_json::json!({ "forgotten": 0, "daemon": false });
         context.output.show(&json, "no resolver runs, so nothing is remembered");
-        return Ok(true);
+        return Ok(Reply::Yes);
     }
     let Flushed { forgotten } = context.report(&Request::Flush { name })?;
     let json = serde_json::json!({ "forgotten": forgotten });
     context.output.show(&json, &format!("{forgotten} forgotten; IAM is asked again"));
-    Ok(true)
+    Ok(Reply::Yes)
 }
 
 /// Parses a duration as in the configuration.
-fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, ValueError> {
     text.parse().map(|ConfigDuration(duration)| duration)
 }
 
-fn linux_name(name: &str) -> Result<LinuxName, String> {
-    LinuxName::new(name).map_err(|why| format!("{name:?} {why}, so no IAM user can have the name"))
+fn linux_name(name: &str) -> Result<LinuxName, Error> {
+    LinuxName::new(name).map_err(|source| Error::Name { name: name.to_owned(), source })
 }
 
 /// Whether a program is where the system keeps its programs.

@@ -12,9 +12,10 @@ use pam_iam_core::replace::replace;
 use pam_iam_core::{local, paths};
 
 use crate::Context;
+use crate::host::FileError;
 
 /// Writes the file anew. Without a configuration that can be used it lists nothing.
-pub fn write(context: &Context) -> Result<(), String> {
+pub fn write(context: &Context) -> Result<(), FileError> {
     let config = context.config();
     let gids = config.as_ref().map(gids).unwrap_or_default();
     write_gids(Path::new(paths::MAPPED_GIDS), &gids)
@@ -24,12 +25,12 @@ pub fn write(context: &Context) -> Result<(), String> {
 ///
 /// # Errors
 /// Returns an error that names the file if it cannot be written.
-pub fn write_gids(path: &Path, gids: &BTreeSet<Gid>) -> Result<(), String> {
+pub fn write_gids(path: &Path, gids: &BTreeSet<Gid>) -> Result<(), FileError> {
     let text: String = gids.iter().map(|gid| format!("{gid}\n")).collect();
     if std::fs::read(path).is_ok_and(|known| known == text.as_bytes()) {
         return Ok(());
     }
-    replace(path, text.as_bytes(), 0o644).map_err(|error| format!("{}: {error}", path.display()))
+    replace(path, text.as_bytes(), 0o644).map_err(FileError::of(path))
 }
 
 fn gids(config: &Config) -> BTreeSet<Gid> {

@@ -11,18 +11,37 @@ use pam_iam_core::name::LinuxName;
 use pam_iam_core::resolver::Queries;
 use pam_iam_core::{local, paths};
 
+use crate::host::FileError;
 use crate::mapped::write_gids;
 
 /// The gids of these groups: those of the configuration, and those that it had since the boot. Whoever takes the line of a
 /// group out of the configuration withdraws it from everybody.
 pub struct Privileged(BTreeSet<Gid>);
 
+/// Why a sweep does not know all of these groups, or the next one will not.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivilegedError {
+    /// The resolver does not tell the gid of these groups.
+    #[error("the gid of {groups} cannot be told now: nobody is asked about it")]
+    UnknownGid {
+        /// The names, separated by commas.
+        groups: String,
+    },
+    /// The gids cannot be written down.
+    #[error(transparent)]
+    NotKept(FileError),
+}
+
 impl Privileged {
     /// Finds out the gids. Kept for later sweeps if `remember` says so.
     ///
     /// # Errors
     /// Returns the gids all the same, with what to log, if they cannot be kept, or one of them cannot be told.
-    pub fn load(config: &Config, resolver: &impl Queries, remember: bool) -> (Self, Result<(), String>) {
+    pub fn load(
+        config: &Config,
+        resolver: &impl Queries,
+        remember: bool,
+    ) -> (Self, Result<(), PrivilegedError>) {
         let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
         let known = local::gids_of(&local, PRIVILEGED_GROUPS);
         // Whatever the resolver gives only by the operator's word, and what has the gid of such a group.
@@ -54,13 +73,12 @@ impl Privileged {
         }
         // Whether a user has such a group cannot be told either: those that were known by it are not looked for.
         if !untold.is_empty() {
-            let why =
-                format!("the gid of {} cannot be told now: nobody is asked about it", untold.join(", "));
-            return (Self(gids), Err(why));
+            let groups = untold.join(", ");
+            return (Self(gids), Err(PrivilegedError::UnknownGid { groups }));
         }
         gids.extend(known);
         let kept = if remember { write_gids(path, &gids) } else { Ok(()) };
-        (Self(gids), kept)
+        (Self(gids), kept.map_err(PrivilegedError::NotKept))
     }
 
     /// The groups among `held` that the managed user `user` no longer has: neither by IAM nor by the host's own files. None

@@ -12,6 +12,8 @@ use pam_iam_sessions::managed;
 use pam_iam_sessions::table::{Effort, Table};
 use serde_json::json;
 
+use crate::error::{Error, Reply};
+use crate::host::FileError;
 use crate::{Context, whois};
 
 /// A managed user who runs processes and has no session: one who logged out, or came by a program that never asks PAM.
@@ -21,19 +23,19 @@ struct Sessionless {
     processes: Vec<i32>,
 }
 
-pub fn run(context: &Context) -> Result<bool, String> {
-    let sessions = open().map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
-    let sessionless = sessionless(context, &sessions).map_err(|error| format!("/proc: {error}"))?;
+pub fn run(context: &Context) -> Result<Reply, Error> {
+    let sessions = open().map_err(FileError::of(paths::SESSIONS))?;
+    let sessionless = sessionless(context, &sessions).map_err(FileError::of("/proc"))?;
     let mut json: Vec<serde_json::Value> = Vec::new();
     for session in &sessions {
-        json.push(serde_json::to_value(session).map_err(|error| error.to_string())?);
+        json.push(serde_json::to_value(session)?);
     }
     let unregistered = sessionless.iter().map(|found| {
         json!({ "user": found.user, "uid": found.uid, "registered": false, "processes": found.processes })
     });
     json.extend(unregistered);
     context.output.show(&json.into(), &text(&sessions, &sessionless));
-    Ok(true)
+    Ok(Reply::Yes)
 }
 
 /// The open sessions. None where nobody ever logged in.
@@ -78,9 +80,9 @@ fn text(sessions: &[Session], sessionless: &[Sessionless]) -> String {
         let since = format!("{}:{:02}:{:02}", age / 3600, age / 60 % 60, age % 60);
         let key = match session.origin {
             Origin::None => "none".to_owned(),
-            Origin::Iam => session.keys.join(" "),
-            Origin::Foreign => format!("{} (not in IAM)", session.keys.join(" ")),
-            Origin::Unknown => format!("{} (nobody could tell whose)", session.keys.join(" ")),
+            Origin::Iam => session.keys_joined(" "),
+            Origin::Foreign => format!("{} (not in IAM)", session.keys_joined(" ")),
+            Origin::Unknown => format!("{} (nobody could tell whose)", session.keys_joined(" ")),
         };
         let (user, iam, pid, from) = (&session.user, &session.iam_name, session.pid, &session.rhost);
         let _ = writeln!(text, "{user:<20} {iam:<20} {pid:<8} {from:<16} {since:>9}  {key}");

@@ -8,18 +8,19 @@ use pam_iam_core::replace::replace;
 use pam_iam_core::wire::{Request, Status};
 
 use crate::Context;
+use crate::error::{Error, Reply};
+use crate::host::FileError;
 use crate::swept::Swept;
 
-pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<bool, String> {
+pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<Reply, Error> {
     let status: Status = context.report(&Request::Status)?;
     let swept = Swept::load();
     if let Some(path) = prometheus {
         // Others may read it: it names no user.
-        replace(path, metrics(&status, &swept).as_bytes(), 0o644)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        return Ok(true);
+        replace(path, metrics(&status, &swept).as_bytes(), 0o644).map_err(FileError::of(path))?;
+        return Ok(Reply::Yes);
     }
-    let mut json = serde_json::to_value(&status).map_err(|error| error.to_string())?;
+    let mut json = serde_json::to_value(&status)?;
     if let Some(json) = json.as_object_mut() {
         json.insert("sweep".to_owned(), sweep_json(&swept));
     }
@@ -33,12 +34,12 @@ pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<bool, String>
     }
     if let Err(mistake) = context.config() {
         if let Some(json) = json.as_object_mut() {
-            json.insert("configuration".to_owned(), serde_json::json!(mistake));
+            json.insert("configuration".to_owned(), serde_json::json!(mistake.to_string()));
         }
         let _ = writeln!(text, "{:<14}{mistake}; IAM users are kept out until it is mended", "configuration");
     }
     context.output.show(&json, &text);
-    Ok(true)
+    Ok(Reply::Yes)
 }
 
 fn sweep_json(swept: &Swept) -> serde_json::Value {

@@ -17,6 +17,8 @@ use pam_iam_sessions::termination::{self, Outcome};
 use serde_json::json;
 
 use crate::Context;
+use crate::error::{Error, Reply};
+use crate::host::FileError;
 use crate::swept::{self, Swept};
 
 mod end;
@@ -40,14 +42,12 @@ const GRACE_MAX: Duration = Duration::from_secs(60);
 const NOBODY: &str = "there is nobody to end";
 
 /// Sweeps, and looks whether our lines are still in force here. True if all that was to end did.
-pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
+pub fn run(context: &Context, dry_run: bool) -> Result<Reply, Error> {
     if !dry_run {
         // What a program of ours that was killed left standing still.
         pam_iam_sessions::cgroup::let_go_on();
     }
-    let config = context.config().map_err(|why| {
-        format!("{why}; nobody is ended until that is mended, but by: iamctl sessions end USER")
-    })?;
+    let config = context.config().map_err(Error::SweepWithoutConfig)?;
     if !dry_run {
         // /etc/group may have changed since the resolver started. Without the list NSS believes less, and nobody stays in.
         if let Err(why) = crate::mapped::write(context) {
@@ -61,7 +61,7 @@ pub fn run(context: &Context, dry_run: bool) -> Result<bool, String> {
     done
 }
 
-fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, String> {
+fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<Reply, Error> {
     if let Err(why) = crate::mapped::write(context) {
         Log::to_syslog("iamctl").write(Level::Error, why);
     }
@@ -95,24 +95,24 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<bool, Stri
     let outcomes = (!dry_run).then_some(ended.outcomes.as_slice());
     report(context, &ended.withdrawals, outcomes, &nobody);
     if dry_run {
-        return Ok(true);
+        return Ok(Reply::Yes);
     }
-    Ok(finish(record, &mut judge, &ended, &mut log))
+    Ok(finish(record, &mut judge, &ended, &mut log).into())
 }
 
-fn registry_failed(error: std::io::Error) -> String {
-    format!("{}: {error}", paths::SESSIONS)
+fn registry_failed(error: std::io::Error) -> FileError {
+    FileError::of(paths::SESSIONS)(error)
 }
 
 /// What a sweep does where `sessions.sweep` is off: logins that are over are of no use then.
-fn forget_logins(context: &Context, registry: &SessionRegistry, dry_run: bool) -> Result<bool, String> {
+fn forget_logins(context: &Context, registry: &SessionRegistry, dry_run: bool) -> Result<Reply, Error> {
     if !dry_run {
         for session in registry.left().map_err(registry_failed)? {
             let _ = registry.remove(session.process());
         }
     }
     context.output.show(&json!({ "ended": [] }), "sessions.sweep is \"off\"");
-    Ok(true)
+    Ok(Reply::Yes)
 }
 
 /// Finds out what is to end, and ends it: quickly first, and thoroughly where processes could not be read in time.
@@ -123,7 +123,7 @@ fn judge_and_end(
     judge: &mut Judge<'_>,
     dry_run: bool,
     log: &mut Log,
-) -> Result<Ended, String> {
+) -> Result<Ended, FileError> {
     let grace = config.sessions.grace.0.min(GRACE_MAX);
     let efforts: &[Effort] = if dry_run { &[Effort::Thorough] } else { &[Effort::Quick, Effort::Thorough] };
     let mut ended = Ended::default();
@@ -191,18 +191,15 @@ impl Ended {
 }
 
 /// What a sweep does that finds another at work. One that works for longer than a minute keeps withdrawn users in.
-fn already_running(context: &Context) -> Result<bool, String> {
+fn already_running(context: &Context) -> Result<Reply, Error> {
     let running = Swept::load().running_for();
     if let Some(running) = running.filter(|running| *running > swept::INTERVAL) {
         let mut record = Swept::load();
         record.count_overrun();
-        let why = format!(
-            "another sweep has been at work for {} s, longer than the minute between two",
-            running.as_secs()
-        );
+        let why = Error::SweepOverrun(running);
         Log::to_syslog("iamctl").write(Level::Error, &why);
         return Err(why);
     }
     context.output.show(&json!({ "ended": [] }), "another sweep is running");
-    Ok(true)
+    Ok(Reply::Yes)
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use pam_iam_core::client::ClientError;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::served::Served;
@@ -9,30 +10,31 @@ use pam_iam_core::wire::{Explanation, Holder, Request};
 use pam_iam_core::{local, paths};
 use serde_json::json;
 
+use crate::error::{Error, Reply};
+use crate::host::FileError;
 use crate::{Context, explain};
 
 /// Says whose a uid is, and why NSS shows its user or does not. True if that is known.
 ///
 /// # Errors
 /// Returns an error if nobody can tell.
-pub fn run(context: &Context, uid: Uid) -> Result<bool, String> {
-    let local = local::account_by_uid(Path::new(paths::PASSWD), uid)
-        .map_err(|error| format!("{}: {error}", paths::PASSWD))?;
+pub fn run(context: &Context, uid: Uid) -> Result<Reply, Error> {
+    let local = local::account_by_uid(Path::new(paths::PASSWD), uid).map_err(FileError::of(paths::PASSWD))?;
     if let Some(account) = local.filter(|_| !uid.is_managed()) {
         let json = json!({ "uid": uid, "name": account.name, "local": true });
         context.output.show(&json, &format!("uid {uid} is that of the local account {}", account.name));
-        return Ok(true);
+        return Ok(Reply::Yes);
     }
     if !uid.is_managed() {
         let why = format!("uid {uid} is outside of the range of IAM users, and no local account has it");
         context.output.show(&json!({ "uid": uid, "name": null }), &why);
-        return Ok(false);
+        return Ok(Reply::No);
     }
     let Some(name) = name_of(context, uid)? else {
         let why =
             format!("uid {uid} is in the range of IAM users, and nothing here tells whose it is or was");
         context.output.show(&json!({ "uid": uid, "name": null }), &why);
-        return Ok(false);
+        return Ok(Reply::No);
     };
     let explanation: Explanation = context.report(&Request::Explain { name: name.clone() })?;
     let is_now = explanation.uid == Some(uid);
@@ -41,14 +43,14 @@ pub fn run(context: &Context, uid: Uid) -> Result<bool, String> {
         Some(other) => format!("uid {uid} was that of {name}, a name that now goes with uid {other}"),
         None => format!("uid {uid} was that of {name}, whom IAM no longer has"),
     };
-    let mut json = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
+    let mut json = serde_json::to_value(&explanation)?;
     if let Some(object) = json.as_object_mut() {
         object.insert("asked_uid".to_owned(), json!(uid));
         object.insert("has_it_now".to_owned(), json!(is_now));
     }
     let text = explain::text(&explanation, None, &context.output);
     context.output.show(&json, &format!("{whose}\n{text}"));
-    Ok(true)
+    Ok(Reply::Yes)
 }
 
 /// The Linux name of the user who has a uid of our range, or last had it here: by passwd(5), the resolver, or the list of all
@@ -56,7 +58,7 @@ pub fn run(context: &Context, uid: Uid) -> Result<bool, String> {
 ///
 /// # Errors
 /// Returns an error if the resolver cannot tell, and the list does not either.
-pub fn name_of(context: &Context, uid: Uid) -> Result<Option<LinuxName>, String> {
+pub fn name_of(context: &Context, uid: Uid) -> Result<Option<LinuxName>, ClientError> {
     let local = local::account_by_uid(Path::new(paths::PASSWD), uid).ok().flatten();
     if let Some(name) = local.and_then(|account| LinuxName::new(&account.name).ok()) {
         return Ok(Some(name));

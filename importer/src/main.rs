@@ -7,33 +7,31 @@
 mod database;
 mod elsewhere;
 mod leave;
+mod lock;
 mod plan;
 mod report;
 mod state;
 mod table;
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Parser;
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
-use pam_iam_core::config::Config;
+use pam_iam_core::client::ClientError;
+use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
 use pam_iam_core::registry;
 use pam_iam_core::resolver::{Queries, Resolver};
 use pam_iam_core::wire::{Request, Roster};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
 use crate::database::{Database, DatabaseError};
 use crate::elsewhere::Directories;
+use crate::lock::LockError;
 use crate::plan::{HomeAction, Plan, PlanInput, Removal, accounts_of_ours, plan};
 use crate::report::Report;
 use crate::state::State;
@@ -42,17 +40,8 @@ use crate::table::{Tables, uid_of};
 /// What one run tells the next.
 const STATE: &str = paths::IMPORTER_STATE;
 
-/// Held while a run lasts.
-const LOCK: &str = "/var/lib/pam_iam/importer.lock";
-
 /// Where home directories are packed to.
 const ARCHIVE: &str = "/var/lib/pam_iam/archive";
-
-/// How long to wait for another run to end.
-const LOCK_PATIENCE: Duration = Duration::from_secs(300);
-
-/// How often to look.
-const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the account files are.
 const ETC: &str = "/etc";
@@ -94,8 +83,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut report = Report::new(arguments.dry_run, arguments.quiet);
     match run(&arguments, &mut report) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(SOME_REFUSED),
+        Ok(ImportOutcome::Done) => ExitCode::SUCCESS,
+        Ok(ImportOutcome::SomeRefused) => ExitCode::from(SOME_REFUSED),
         Err(why) => {
             report.nothing_done(why);
             ExitCode::from(NOTHING_DONE)
@@ -103,72 +92,72 @@ fn main() -> ExitCode {
     }
 }
 
-/// Imports. Returns whether nothing was refused.
+/// How a run ended that did something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ImportOutcome {
+    /// All was done.
+    Done,
+    /// All was done but for some users or accounts.
+    SomeRefused,
+}
+
+/// Why a run did nothing.
+#[derive(Debug, thiserror::Error)]
+enum ImportError {
+    #[error("must be run as root")]
+    NotRoot,
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("the list of users cannot be read: {0}")]
+    Roster(ClientError),
+    #[error("refusing to continue: IAM returned an empty list of users who may log in")]
+    EmptyRoster,
+    #[error("{STATE}: {0}")]
+    State(io::Error),
+    #[error("{0}")]
+    AccountKind(io::Error),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+/// Imports.
 ///
 /// # Errors
 /// Returns an error if nothing was done.
-fn run(arguments: &Arguments, report: &mut Report) -> Result<bool, String> {
+fn run(arguments: &Arguments, report: &mut Report) -> Result<ImportOutcome, ImportError> {
     if !rustix::process::geteuid().is_root() {
-        return Err("must be run as root".to_owned());
+        return Err(ImportError::NotRoot);
     }
-    let config = Config::load(&arguments.config).map_err(|error| error.to_string())?;
-    let _lock = if arguments.dry_run { None } else { Some(only_one_run()?) };
+    let config = Config::load(&arguments.config)?;
+    let _lock = if arguments.dry_run { None } else { Some(lock::only_one_run()?) };
     report.begin("reading the list of users from IAM");
     let asked = Instant::now();
     let roster = ask(&config, &arguments.config)?;
     let (took, began) = (asked.elapsed(), Instant::now());
     if roster.users.is_empty() && roster.adopted.is_empty() {
-        return Err("refusing to continue: IAM returned an empty list of users who may log in".to_owned());
+        return Err(ImportError::EmptyRoster);
     }
     for group in &roster.missing {
         report.trouble(format!(
             "the configuration allows the IAM group {group}, which does not exist; nobody is retired until that is mended"
         ));
     }
-    let (state, warning) =
-        State::load(Path::new(STATE), arguments.dry_run).map_err(|error| format!("{STATE}: {error}"))?;
+    let (state, warning) = State::load(Path::new(STATE), arguments.dry_run).map_err(ImportError::State)?;
     if let Some(warning) = warning {
         report.trouble(warning);
     }
     let others = Directories::ask(&roster);
     let accounts =
         Import { arguments, config: &config, roster: &roster, others: &others, report }.run(state)?;
-    Ok(report.summary(accounts, took, began.elapsed()))
+    let is_complete = report.summary(accounts, took, began.elapsed());
+    Ok(if is_complete { ImportOutcome::Done } else { ImportOutcome::SomeRefused })
 }
 
-/// Waits until no other run is under way. The lock goes with the process.
-fn only_one_run() -> Result<File, String> {
-    let failed = |error: io::Error| format!("{LOCK}: {error}");
-    let folder = Path::new(LOCK).parent().unwrap_or(Path::new("/"));
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-    let mut options = OpenOptions::new();
-    let file = options.create(true).write(true).truncate(false).mode(0o600).open(LOCK).map_err(failed)?;
-    let started = Instant::now();
-    let mut told = false;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if started.elapsed() < LOCK_PATIENCE => {
-                if !told {
-                    let _ = writeln!(
-                        io::stderr(),
-                        "iam-importer: another import is running; waiting for it to end"
-                    );
-                    told = true;
-                }
-                sleep(LOCK_PAUSE);
-            }
-            Err(Errno::WOULDBLOCK) => {
-                return Err(format!("another import is running for more than {} s", LOCK_PATIENCE.as_secs()));
-            }
-            Err(errno) => return Err(failed(errno.into())),
-        }
-    }
-}
-
-fn ask(config: &Config, path: &Path) -> Result<Roster, String> {
+fn ask(config: &Config, path: &Path) -> Result<Roster, ImportError> {
     let roster = Resolver::new(config.resolver.mode, path).report(&Request::Roster);
-    roster.map_err(|error| format!("the list of users cannot be read: {error}"))
+    roster.map_err(ImportError::Roster)
 }
 
 /// One run that has its roster.
@@ -182,9 +171,9 @@ struct Import<'a> {
 
 impl Import<'_> {
     /// Plans and applies the changes. Returns the number of managed accounts afterwards.
-    fn run(&mut self, mut state: State) -> Result<usize, String> {
-        let database = Database::lock(Path::new(ETC)).map_err(|error| error.to_string())?;
-        let tables = database.read().map_err(|error| error.to_string())?;
+    fn run(&mut self, mut state: State) -> Result<usize, ImportError> {
+        let database = Database::lock(Path::new(ETC))?;
+        let tables = database.read()?;
         let adopted = self.adopted(&tables)?;
         self.count_missing(&mut state, &tables, &adopted);
         let first = self.plan(&tables, &state, &adopted);
@@ -195,7 +184,7 @@ impl Import<'_> {
                     self.report.trouble(error);
                     return Ok(accounts_of_ours(&tables).len());
                 }
-                replaced => replaced.map_err(|error| error.to_string())?,
+                replaced => replaced?,
             }
         }
         // Seeing somebody off takes its time, and others may change the files meanwhile.
@@ -251,12 +240,12 @@ impl Import<'_> {
     }
 
     /// The local accounts that are adopted.
-    fn adopted(&self, tables: &Tables) -> Result<Vec<(String, Uid)>, String> {
+    fn adopted(&self, tables: &Tables) -> Result<Vec<(String, Uid)>, ImportError> {
         let mut adopted = Vec::new();
         for row in tables.passwd.rows() {
             let (Some(name), Some(uid)) = (row.first(), uid_of(row).map(Uid)) else { continue };
             let account_kind =
-                account_kind(name, uid, self.config, &Files::default()).map_err(|error| error.to_string())?;
+                account_kind(name, uid, self.config, &Files::default()).map_err(ImportError::AccountKind)?;
             if account_kind == AccountKind::Adopted {
                 adopted.push((name.clone(), uid));
             }
@@ -285,13 +274,13 @@ impl Import<'_> {
     }
 
     /// Writes down what has to be known if this run is cut off: who was missing, and what a lock will take away.
-    fn remember(&mut self, state: &mut State, plan: &Plan) -> Result<(), String> {
+    fn remember(&mut self, state: &mut State, plan: &Plan) -> Result<(), ImportError> {
         let mut next = state.clone();
         // Unlocked ones stay until they are unlocked.
         next.locked.extend(plan.former_expiry.clone());
         next.joined.extend(plan.joined.clone());
         next.groups.extend(self.roster.groups.iter().map(|group| group.name.to_string()));
-        next.save(Path::new(STATE)).map_err(|error| format!("{STATE}: {error}"))?;
+        next.save(Path::new(STATE)).map_err(ImportError::State)?;
         *state = next;
         Ok(())
     }

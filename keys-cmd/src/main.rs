@@ -12,18 +12,21 @@
 
 mod also_run;
 
-use std::io::Write;
+use std::fmt;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind};
 use pam_iam_core::audit::Event;
-use pam_iam_core::config::Config;
+use pam_iam_core::client::ClientError;
+use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::escape::Value;
+use pam_iam_core::fingerprint::Fingerprint;
 use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
-use pam_iam_core::name::LinuxName;
+use pam_iam_core::name::{LinuxName, NameError};
 use pam_iam_core::paths;
 use pam_iam_core::resolver::{Queries, Resolver};
 
@@ -45,14 +48,14 @@ struct Question {
 impl Question {
     /// The fingerprint by which keys are picked. With another `FingerprintHash` than sshd's default there is none, and sshd gets
     /// all keys of the account.
-    fn sha256_fingerprint(&self) -> Option<&str> {
-        self.fingerprint.as_deref().filter(|fingerprint| fingerprint.starts_with("SHA256:"))
+    fn sha256_fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint.as_deref()?.parse().ok()
     }
 }
 
 fn main() -> ExitCode {
     let Some(question) = question(std::env::args().skip(1)) else {
-        let _ = writeln!(std::io::stderr(), "{USAGE}");
+        let _ = writeln!(io::stderr(), "{USAGE}");
         return ExitCode::from(2);
     };
     let mut log = Log::to_syslog("iam-authorized-keys");
@@ -65,7 +68,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn failed(user: &str, why: &str) -> Event {
+/// Why the keys of an account cannot be told.
+#[derive(Debug, thiserror::Error)]
+enum KeysError {
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
+    #[error("the name {0}")]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Resolver(#[from] ClientError),
+    #[error("writing to sshd: {0}")]
+    Output(#[from] io::Error),
+}
+
+fn failed(user: &str, why: impl fmt::Display) -> Event {
     Event::new("keys").with("user", user).with("result", "fail").with("error", why)
 }
 
@@ -86,7 +102,7 @@ fn question(mut arguments: impl Iterator<Item = String>) -> Option<Question> {
     arguments.next().is_none().then_some(Question { config, uid, user, fingerprint, home, key_type, key })
 }
 
-fn run(question: &Question, log: &mut Log) -> Result<(), String> {
+fn run(question: &Question, log: &mut Log) -> Result<(), KeysError> {
     let found = || users::get_user_by_name(&question.user).map(|user| Uid(user.uid()));
     let Some(uid) = question.uid.or_else(found) else { return Ok(()) };
     // sshd has looked the account up once, at the beginning. PAM would ask about whoever has the name now.
@@ -98,7 +114,7 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
     let path = Path::new(&question.config);
     let config = match Config::load(path) {
         Ok(config) => config,
-        Err(error) if uid.is_managed() => return Err(error.to_string()),
+        Err(error) if uid.is_managed() => return Err(error.into()),
         // A local account does without; whether it is adopted, PAM asks again and is stricter.
         Err(error) => {
             log.write(Level::Error, error);
@@ -127,24 +143,24 @@ fn run(question: &Question, log: &mut Log) -> Result<(), String> {
 }
 
 /// Returns the lines for sshd: type, base64 and the IAM name as comment.
-fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, String> {
-    let name = LinuxName::new(&question.user).map_err(|why| format!("the name {why}"))?;
+fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, KeysError> {
+    let name = LinuxName::new(&question.user)?;
     let wanted = question.sha256_fingerprint();
-    let keys = Resolver::new(config.resolver.mode, Path::new(&question.config))
-        .keys(&name, uid, wanted)
-        .map_err(|error| error.to_string())?;
+    let keys =
+        Resolver::new(config.resolver.mode, Path::new(&question.config)).keys(&name, uid, wanted.as_ref())?;
     let line = |key: &pam_iam_core::wire::Key| {
         let parsed = PublicKey::parse(&key.line).ok()?;
         let name = pam_iam_core::name::IamName::user(&key.iam_name).ok()?;
-        let is_wanted = wanted.is_none_or(|wanted| *wanted == parsed.fingerprint());
+        let is_wanted = wanted.as_ref().is_none_or(|wanted| *wanted == parsed.fingerprint());
         is_wanted.then(|| format!("{parsed} {name}\n"))
     };
     Ok(keys.iter().filter_map(line).collect())
 }
 
-fn print(lines: &str) -> Result<(), String> {
-    let mut output = std::io::stdout();
-    output.write_all(lines.as_bytes()).and_then(|()| output.flush()).map_err(|error| error.to_string())
+fn print(lines: &str) -> Result<(), KeysError> {
+    let mut output = io::stdout();
+    output.write_all(lines.as_bytes())?;
+    Ok(output.flush()?)
 }
 
 #[cfg(test)]
@@ -166,9 +182,10 @@ mod tests {
         assert_eq!(parse("alice SHA256:x more"), None);
         let picks = |line: &str| {
             let question = question(line.split(' ').map(str::to_owned)).unwrap();
-            question.sha256_fingerprint().map(str::to_owned)
+            question.sha256_fingerprint().map(String::from)
         };
-        assert_eq!(picks("alice SHA256:x").as_deref(), Some("SHA256:x"));
+        let fingerprint = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
+        assert_eq!(picks(&format!("alice {fingerprint}")).as_deref(), Some(fingerprint));
         assert_eq!((picks("alice MD5:16:27:ac"), picks("alice")), (None, None));
     }
 }

@@ -7,19 +7,14 @@ use pam_iam_core::audit::Event;
 use pam_iam_core::id::Uid;
 use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::leftovers::{Leftovers, Refusal};
-use pam_iam_core::name::LinuxName;
 use pam_iam_core::resolver::Queries;
 use pam_iam_core::wire::{Decision, Policy};
 
 use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::given::{self, Withdrawn};
+use crate::held::held_without_right;
 use crate::sudoer::{Invoker, NssGroups, refused_for};
-use crate::target::TargetAccount;
-
-/// The message to a user who is in a group that only an administrator can take away.
-const ASK_ABOUT_GROUP: &str =
-    "your name is in a group that IAM does not give you and that may mean root; ask an administrator.";
+use crate::target::{QueryError, TargetAccount};
 
 /// The message to a user about whom the resolver has no answer.
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
@@ -102,63 +97,6 @@ fn tell_decision(
     Outcome::Denied
 }
 
-/// A group that keeps a user out whom IAM lets in.
-struct Held {
-    /// The word of the audit trail.
-    reason: &'static str,
-    group: String,
-    /// For administrators.
-    why: String,
-    /// For the user.
-    message: String,
-}
-
-/// Returns a group that a user holds, that IAM does not give, and that may mean root.
-///
-/// # Errors
-/// Returns an error if there may be one and the resolver does not tell.
-fn held_without_right(
-    application: &impl Application,
-    account: &TargetAccount,
-    policy: Policy,
-    decision: &Decision,
-) -> Result<Option<Held>, String> {
-    if !decision.allow {
-        return Ok(None);
-    }
-    let user = &account.name;
-    if account.account_kind == AccountKind::Managed
-        && let Some(found) = given::elsewhere(application, account)?
-    {
-        return Ok(Some(Held {
-            reason: "name-claimed",
-            why: format!("{}; the group means root, so {user} is refused", found.advice(user)),
-            message: ASK_ABOUT_GROUP.to_owned(),
-            group: found.group,
-        }));
-    }
-    let withdrawn = match policy {
-        Policy::Sudo => given::withdrawn(application, account)?,
-        Policy::Login => None,
-    };
-    Ok(withdrawn.map(|Withdrawn { group, is_listed, .. }| match is_listed {
-        true => Held {
-            reason: "group-withdrawn",
-            why: format!(
-                "/etc/group has {user} in the group {group}, which iam-importer wrote and IAM no longer gives: gpasswd -d {user} {group}"
-            ),
-            message: ASK_ABOUT_GROUP.to_owned(),
-            group,
-        },
-        false => Held {
-            reason: "group-withdrawn",
-            why: format!("{user} has the group {group} from before IAM withdrew it, and a rule of sudo's may go by it"),
-            message: format!("you have the group {group} no longer; log in again to use sudo."),
-            group,
-        },
-    }))
-}
-
 /// Whether sudo was invoked by another uid than the account's: another directory has an account of that name, or the name has changed
 /// hands. Accounts in which IAM has no say are the host's business.
 fn is_of_another(invoker: Uid, account: &TargetAccount) -> bool {
@@ -220,10 +158,9 @@ fn account_name(application: &mut impl Application, policy: Policy) -> Option<St
     name.filter(|name| !name.is_empty())
 }
 
-fn decide(account: &TargetAccount, policy: Policy) -> Result<Decision, String> {
-    let config = account.config.as_ref().map_err(ToString::to_string)?;
-    let name = LinuxName::new(&account.name).map_err(|why| format!("the name {why}"))?;
-    account.resolver(config).decide(&name, account.uid, policy).map_err(|error| error.to_string())
+fn decide(account: &TargetAccount, policy: Policy) -> Result<Decision, QueryError<'_>> {
+    let (name, resolver) = account.to_ask()?;
+    Ok(resolver.decide(&name, account.uid, policy)?)
 }
 
 /// Returns the event of a decision that is not made yet.

@@ -9,23 +9,22 @@ use pam_iam_core::id::Gid;
 use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::leftovers::{self, GivenElsewhere};
 use pam_iam_core::local::{self, Group};
-use pam_iam_core::name::LinuxName;
 use pam_iam_core::paths;
 use pam_iam_core::resolver::Queries;
 
 use crate::application::Application;
 use crate::sudoer::{Groups, NssGroups};
-use crate::target::TargetAccount;
+use crate::target::{QueryError, TargetAccount};
 
 /// Returns a group that means root and that the user has by the name alone, from another directory or an earlier import. For a
 /// user who may do what is asked.
 ///
 /// # Errors
 /// Returns an error if there is such a group and the resolver does not tell whether it is IAM's.
-pub fn elsewhere(
+pub fn elsewhere<'a>(
     application: &impl Application,
-    account: &TargetAccount,
-) -> Result<Option<GivenElsewhere>, String> {
+    account: &'a TargetAccount,
+) -> Result<Option<GivenElsewhere>, QueryError<'a>> {
     let gids = application.gids_of(&account.name, account.gid);
     let name_of = |gid| NssGroups.name_of(gid);
     let config = account.config.as_ref().ok();
@@ -42,10 +41,10 @@ pub fn elsewhere(
 ///
 /// # Errors
 /// Returns an error if there is a mapped group and the resolver does not tell whether IAM gives it.
-pub fn withdrawn(
+pub fn withdrawn<'a>(
     application: &impl Application,
-    account: &TargetAccount,
-) -> Result<Option<Withdrawn>, String> {
+    account: &'a TargetAccount,
+) -> Result<Option<Withdrawn>, QueryError<'a>> {
     let (process_gids, account_gids) =
         (application.process_gids(), application.gids_of(&account.name, account.gid));
     let held = match account.account_kind {
@@ -80,10 +79,9 @@ pub struct Withdrawn {
 }
 
 /// Returns the groups that IAM gives the user.
-fn by_iam(account: &TargetAccount) -> Result<Vec<Gid>, String> {
-    let config = account.config.as_ref().map_err(ToString::to_string)?;
-    let name = LinuxName::new(&account.name).map_err(|why| format!("the name {why}"))?;
-    account.resolver(config).groups_decided_on(&name).map_err(|error| error.to_string())
+fn by_iam(account: &TargetAccount) -> Result<Vec<Gid>, QueryError<'_>> {
+    let (name, resolver) = account.to_ask()?;
+    Ok(resolver.groups_decided_on(&name)?)
 }
 
 /// What this host knows of groups.

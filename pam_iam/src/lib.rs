@@ -10,6 +10,7 @@ mod account;
 mod application;
 mod arguments;
 mod given;
+mod held;
 mod home;
 mod session;
 mod skeleton;

@@ -12,7 +12,7 @@ use pam_iam_core::key::{PublicKey, authenticated_with};
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::owners::Owners;
 use pam_iam_core::process::{Process, own_audit_session};
-use pam_iam_core::registry::{self, Origin, Session, SessionRegistry};
+use pam_iam_core::registry::{self, Origin, Session, SessionKey, SessionRegistry};
 use pam_iam_core::resolver::Queries;
 use pam_iam_core::served::Served;
 use pam_iam_core::{local, paths};
@@ -24,9 +24,6 @@ use crate::arguments::Arguments;
 use crate::home::{self, HomeError, Made};
 use crate::skeleton::Owner;
 use crate::target::TargetAccount;
-
-/// Stands for the fingerprint of a key that cannot be parsed. No key of IAM has it, so the key is a foreign one.
-const UNREADABLE: &str = "unreadable";
 
 /// The body of `pam_sm_open_session`.
 pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcome {
@@ -132,7 +129,7 @@ fn a_sweep_will_come() -> bool {
 
 /// The keys that opened a session.
 struct Opened {
-    keys: Vec<String>,
+    keys: Vec<SessionKey>,
     origin: Origin,
     iam_name: String,
     /// Whether any of the keys is a certificate.
@@ -148,8 +145,8 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
         Opened { keys: Vec::new(), origin: Origin::None, iam_name: String::new(), by_certificate: false };
     for key in authenticated_with(&info) {
         opened.by_certificate |= key.as_ref().is_some_and(PublicKey::is_certificate);
-        let fingerprint = key.map_or_else(|| UNREADABLE.to_owned(), |key| key.fingerprint());
-        let (origin, iam_name) = match owner(account, config, &fingerprint) {
+        let key = key.map_or(SessionKey::Unreadable, |key| SessionKey::Known(key.fingerprint()));
+        let (origin, iam_name) = match owner(account, config, &key) {
             KeyOwner::Iam(owner) => (Origin::Iam, owner),
             KeyOwner::Foreign => (Origin::Foreign, String::new()),
             KeyOwner::Unknown => (Origin::Unknown, String::new()),
@@ -162,7 +159,7 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
             Origin::Unknown | Origin::None => (Severity::Warning, "unknown"),
         };
         let event = Event::new("session").with("user", &account.name).with("iam_name", &iam_name);
-        let event = event.with("key", &fingerprint).with("origin", word);
+        let event = event.with("key", &key).with("origin", word);
         let event = event.with("service", &service).with("rhost", &rhost);
         application.audit(
             severity,
@@ -170,7 +167,7 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
         );
         // Of a shared account's session, the keys of members alone can be withdrawn.
         if !(account.account_kind == AccountKind::Shared && origin == Origin::Foreign) {
-            opened.keys.push(fingerprint);
+            opened.keys.push(key);
         }
         // One foreign key makes the session foreign; one of IAM tells whose it is, if nobody can tell of the others.
         opened.origin = match (opened.origin, origin) {
@@ -249,7 +246,8 @@ enum KeyOwner {
 }
 
 /// Returns whose active key this is.
-fn owner(account: &TargetAccount, config: &Config, fingerprint: &str) -> KeyOwner {
+fn owner(account: &TargetAccount, config: &Config, key: &SessionKey) -> KeyOwner {
+    let Some(fingerprint) = key.fingerprint() else { return KeyOwner::Foreign };
     let Ok(name) = LinuxName::new(&account.name) else { return KeyOwner::Unknown };
     let Ok(keys) = account.resolver(config).keys(&name, account.uid, Some(fingerprint)) else {
         return KeyOwner::Unknown;

@@ -3,12 +3,28 @@
 use std::path::{Path, PathBuf};
 
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
+use pam_iam_core::client::ClientError;
 use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
 use pam_iam_core::leftovers::{self, Leftovers};
+use pam_iam_core::name::{LinuxName, NameError};
 use pam_iam_core::owners::Owners;
 use pam_iam_core::resolver::Resolver;
 use users::os::unix::UserExt;
+
+/// Why the resolver has no answer about an account.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError<'a> {
+    /// The configuration cannot be read.
+    #[error("{0}")]
+    Configuration(&'a ConfigError),
+    /// No IAM user can have the name.
+    #[error("the name {0}")]
+    Name(#[from] NameError),
+    /// The resolver did not answer, or answered with an error.
+    #[error("{0}")]
+    Resolver(#[from] ClientError),
+}
 
 /// An account as NSS shows it, with its kind.
 pub struct TargetAccount {
@@ -48,6 +64,15 @@ impl TargetAccount {
             }
             AccountKind::Adopted | AccountKind::Shared | AccountKind::Local => Leftovers::None,
         }
+    }
+
+    /// Returns what a request about the account needs: its name and the resolver.
+    ///
+    /// # Errors
+    /// Returns an error if the configuration has a mistake, or no IAM user can have the name.
+    pub fn to_ask(&self) -> Result<(LinuxName, Resolver), QueryError<'_>> {
+        let config = self.config.as_ref().map_err(QueryError::Configuration)?;
+        Ok((LinuxName::new(&self.name)?, self.resolver(config)))
     }
 
     /// Returns the resolver, reached as `config` says.

@@ -137,7 +137,7 @@ impl<I: Iam> Answerer<I> {
             Request::GroupByGid { gid } => self.group_by_gid(*gid, asker.origin).await,
             Request::GroupsOf { name, known } => self.groups_of(name, *known, asker).await,
             Request::Keys { name, uid, fingerprint } => {
-                self.keys(name, *uid, fingerprint.as_deref(), asker.origin).await
+                self.keys(name, *uid, fingerprint.as_ref(), asker.origin).await
             }
             Request::Decide { name, uid, policy } => {
                 self.counted_decision(name, *uid, *policy, asker.origin).await

@@ -1,6 +1,6 @@
 //! `iam-resolver --once`: one request from standard input, one answer on standard output.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ use pam_iam_core::log::{Level, Log};
 use pam_iam_core::wire::{Answer, Failure};
 use pam_iam_core::{local, paths};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use tokio::task::LocalSet;
@@ -34,7 +35,7 @@ pub fn main(config: &Path) -> ExitCode {
     let mut log = Log::to_syslog("iam-resolver");
     let Some(body) = request() else { return ExitCode::FAILURE };
     let answer = match (server::parse(&body), crate::configuration(config, &mut log)) {
-        (Err(message), _) => Answer::Error { kind: Failure::BadRequest, message },
+        (Err(error), _) => Answer::Error { kind: Failure::BadRequest, message: error.to_string() },
         (_, None) => Answer::Error {
             kind: Failure::Configuration,
             message: format!(
@@ -53,21 +54,35 @@ pub fn main(config: &Path) -> ExitCode {
             })
         }
     };
-    let sent = server::encode(&answer).and_then(|frame| std::io::stdout().write_all(&frame));
-    if sent.and_then(|()| std::io::stdout().flush()).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let sent = server::encode(&answer).and_then(|frame| io::stdout().write_all(&frame));
+    if sent.and_then(|()| io::stdout().flush()).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Why the process does not run as the resolver's user.
+#[derive(Debug, thiserror::Error)]
+enum CannotBecomeResolver {
+    #[error("{passwd}: {source}", passwd = paths::PASSWD)]
+    Passwd { source: io::Error },
+    #[error("there is no user {}", paths::RESOLVER_USER)]
+    NoUser,
+    #[error("the user {} is root", paths::RESOLVER_USER)]
+    IsRoot,
+    #[error("{0}")]
+    System(Errno),
 }
 
 /// Becomes the resolver's user if started by root: no code that talks to the network runs as root. Started by another user, it has that
 /// user's rights alone.
-fn become_resolver() -> Result<(), String> {
+fn become_resolver() -> Result<(), CannotBecomeResolver> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
     let account = local::account_by_name(Path::new(paths::PASSWD), paths::RESOLVER_USER);
-    let account = account.map_err(|error| format!("{}: {error}", paths::PASSWD))?;
-    let account = account.ok_or_else(|| format!("there is no user {}", paths::RESOLVER_USER))?;
+    let account = account
+        .map_err(|source| CannotBecomeResolver::Passwd { source })?
+        .ok_or(CannotBecomeResolver::NoUser)?;
     if account.uid == Uid::ROOT || account.gid.0 == 0 {
-        return Err(format!("{} is root", paths::RESOLVER_USER));
+        return Err(CannotBecomeResolver::IsRoot);
     }
     let (uid, gid) =
         (rustix::process::Uid::from_raw(account.uid.0), rustix::process::Gid::from_raw(account.gid.0));
@@ -76,7 +91,7 @@ fn become_resolver() -> Result<(), String> {
         .and_then(|()| set_thread_res_uid(uid, uid, uid))
         // The daemon of the same user must not look into this process, nor a core be left of its credentials.
         .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
-    left.map_err(|errno| errno.to_string())
+    left.map_err(CannotBecomeResolver::System)
 }
 
 /// Closes descriptors that sshd or sudo had open: logs, pipes, sockets of other users.
@@ -87,7 +102,7 @@ fn close_inherited() {
 }
 
 fn request() -> Option<Vec<u8>> {
-    let mut input = std::io::stdin().lock();
+    let mut input = io::stdin().lock();
     let mut header = [0; HEADER];
     input.read_exact(&mut header).ok()?;
     let mut body = vec![0; frame::body_length(header, REQUEST_MAX).ok()?];

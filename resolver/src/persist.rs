@@ -1,6 +1,7 @@
 //! Keeps the cache on the disk. The file is read at the start. It is written when something was learned, and at once when
 //! something was withdrawn.
 
+use std::io;
 use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
@@ -118,12 +119,13 @@ impl<I: Iam> CacheWriter<I> {
             return true;
         }
         let attempt = spawn_blocking(move || {
-            let written = file.save(&snapshot, &Clock::now()).map_err(|error| error.to_string());
+            let written = file.save(&snapshot, &Clock::now());
             // A file that grants what IAM has withdrawn is worse than none.
             let removed = if written.is_err() && is_revocation { file.remove() } else { Ok(()) };
-            (written, removed.map_err(|error| error.to_string()))
+            (written, removed)
         });
-        let panicked = |error: JoinError| (Err(error.to_string()), Err("the write broke off".to_owned()));
+        let panicked =
+            |error: JoinError| (Err(io::Error::other(error)), Err(io::Error::other("the write broke off")));
         let (written, removed) = attempt.await.unwrap_or_else(panicked);
         dirty.set_status(&written);
         let is_written = written.is_ok();
@@ -144,12 +146,12 @@ impl<I: Iam> CacheWriter<I> {
     }
 
     /// Logs a failed write, and the first one that works again.
-    fn log_outcome(&mut self, failure: Option<String>, not_removed: Option<String>) {
+    fn log_outcome(&mut self, failure: Option<io::Error>, not_removed: Option<io::Error>) {
         let message = match (failure, not_removed) {
             (Some(error), Some(why)) => Some(format!(
                 "{error}; what is there is older than IAM's answers and cannot be removed: {why}"
             )),
-            (failure, _) => failure,
+            (failure, _) => failure.map(|error| error.to_string()),
         };
         if message != self.unwritten_message {
             let path = self.file.path();

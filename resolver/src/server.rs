@@ -180,7 +180,7 @@ async fn converse<I: Iam>(client: Client, answerer: &Answerer<I>) -> io::Result<
             answerer.answer(&envelope.request, asker).await
         }
         Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
-        Err(message) => Answer::Error { kind: Failure::BadRequest, message },
+        Err(error) => Answer::Error { kind: Failure::BadRequest, message: error.to_string() },
     };
     let frame = encode(&answer)
         .or_else(|error| encode(&Answer::Error { kind: Failure::Unavailable, message: error.to_string() }))?;
@@ -212,12 +212,23 @@ fn asker(peer: Uid, trusted: bool, envelope: &Envelope) -> Asker {
 ///
 /// # Errors
 /// Returns an error for the client if it is malformed or of another protocol version.
-pub fn parse(body: &[u8]) -> Result<Envelope, String> {
-    let envelope: Envelope = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+pub fn parse(body: &[u8]) -> Result<Envelope, RequestError> {
+    let envelope: Envelope = serde_json::from_slice(body)?;
     if envelope.v != VERSION {
-        return Err(format!("protocol version {}, where this resolver speaks {VERSION}", envelope.v));
+        return Err(RequestError::Version(envelope.v));
     }
     Ok(envelope)
+}
+
+/// Why a frame is not a request.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// It is not JSON of the form of a request.
+    #[error(transparent)]
+    Form(#[from] serde_json::Error),
+    /// It is of another protocol version.
+    #[error("protocol version {0}, where this resolver speaks {VERSION}")]
+    Version(u32),
 }
 
 /// Returns an answer as a frame.

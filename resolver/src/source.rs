@@ -19,11 +19,16 @@ pub mod sshkey;
 #[serde(try_from = "String", into = "String")]
 pub struct IamId(String);
 
-impl TryFrom<String> for IamId {
-    type Error = String;
+/// The text is not an id of an IAM user or group.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an id of IAM")]
+pub struct NotAnId(String);
 
-    fn try_from(id: String) -> Result<Self, String> {
-        Self::new(&id).ok_or_else(|| format!("{id:?} is no id of IAM"))
+impl TryFrom<String> for IamId {
+    type Error = NotAnId;
+
+    fn try_from(id: String) -> Result<Self, NotAnId> {
+        Self::new(&id).ok_or(NotAnId(id))
     }
 }
 

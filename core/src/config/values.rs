@@ -10,13 +10,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::LinuxName;
 
+/// A value in the configuration that has not the shape of its kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}, found {found:?}")]
+pub struct ValueError {
+    expected: &'static str,
+    found: String,
+}
+
+impl ValueError {
+    fn new(expected: &'static str, found: &str) -> Self {
+        Self { expected, found: found.to_owned() }
+    }
+}
+
 /// Parses a string into `T` as it is read, so that an error names its line.
-fn parsed<'de, T: std::str::FromStr<Err = String>, D: Deserializer<'de>>(
+fn parsed<'de, T: std::str::FromStr<Err = ValueError>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     struct Text<T>(PhantomData<T>);
 
-    impl<T: std::str::FromStr<Err = String>> Visitor<'_> for Text<T> {
+    impl<T: std::str::FromStr<Err = ValueError>> Visitor<'_> for Text<T> {
         type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,10 +61,10 @@ impl ConfigDuration {
 }
 
 impl std::str::FromStr for ConfigDuration {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!(r#"expected a duration like "10s", "5m" or "12h", found {text:?}"#);
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || ValueError::new(r#"a duration like "10s", "5m" or "12h""#, text);
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
         let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -85,11 +99,11 @@ impl Serialize for ConfigDuration {
 pub struct AbsolutePath(pub PathBuf);
 
 impl std::str::FromStr for AbsolutePath {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         if !text.starts_with('/') || text.contains(|c: char| c == ':' || c.is_control()) {
-            return Err(format!("expected an absolute path, found {text:?}"));
+            return Err(ValueError::new("an absolute path", text));
         }
         Ok(Self(text.into()))
     }
@@ -113,14 +127,14 @@ impl HomePattern {
 }
 
 impl std::str::FromStr for HomePattern {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let AbsolutePath(path) = text.parse()?;
         let own = path.file_name().is_some_and(|last| last.to_string_lossy().contains("{name}"));
         let parts = text.split('/').any(|part| part == "." || part == "..");
         if !own || parts || text.ends_with('/') {
-            return Err(format!("expected an absolute path whose last part holds {{name}}, found {text:?}"));
+            return Err(ValueError::new("an absolute path whose last part holds {name}", text));
         }
         Ok(Self(text.to_owned()))
     }
@@ -137,14 +151,14 @@ impl<'de> Deserialize<'de> for HomePattern {
 pub struct Percent(pub u8);
 
 impl std::str::FromStr for Percent {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
         number
             .filter(|&number| number <= 100)
             .map(Self)
-            .ok_or_else(|| format!(r#"expected a share from "0%" to "100%", found {text:?}"#))
+            .ok_or_else(|| ValueError::new(r#"a share from "0%" to "100%""#, text))
     }
 }
 
@@ -183,12 +197,12 @@ impl Pattern {
 }
 
 impl std::str::FromStr for Pattern {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-*".contains(c);
         if text.is_empty() || !text.chars().all(allowed) {
-            return Err(format!(r#"expected a pattern of IAM groups like "prod-*", found {text:?}"#));
+            return Err(ValueError::new(r#"a pattern of IAM groups like "prod-*""#, text));
         }
         Ok(Self(text.to_owned()))
     }
@@ -219,12 +233,12 @@ impl TagName {
 }
 
 impl std::str::FromStr for TagName {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "+-=.,_:@".contains(c);
         if !(1..=128).contains(&text.len()) || !text.chars().all(allowed) || [".", ".."].contains(&text) {
-            return Err(format!("expected the key of an instance tag, found {text:?}"));
+            return Err(ValueError::new("the key of an instance tag", text));
         }
         Ok(Self(text.to_owned()))
     }

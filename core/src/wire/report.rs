@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{AccountKind, Decision, Group, User};
+use crate::fingerprint::Fingerprint;
 use crate::id::Uid;
 use crate::name::LinuxName;
 
@@ -130,7 +131,7 @@ pub struct KeyState {
     /// Whether IAM has it as active.
     pub active: bool,
     /// Its fingerprint, if sshd would take it.
-    pub fingerprint: Option<String>,
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// The user who has a uid, whether the user may log in or not.

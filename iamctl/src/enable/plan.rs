@@ -7,6 +7,7 @@ use pam_iam_core::paths;
 
 use super::{Accounts, Options};
 use crate::enabled::by_hand::{SHIPPED_SSHD, SHIPPED_SUDOERS, SUDOERS};
+use crate::enabled::error::EnableError;
 use crate::enabled::record::{Change, Record};
 use crate::host::pam::{self, Role, SUDO};
 use crate::host::pam_stack::Verdict;
@@ -25,7 +26,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// Returns an error, and nothing is changed, if a file is missing or our line cannot be put in force in it.
-pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Plan, String> {
+pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Plan, EnableError> {
     let mut changes = Changes { root, changes: Vec::new() };
     let mut kept = Vec::new();
     if options.accounts == Accounts::Nss {
@@ -61,12 +62,12 @@ impl Changes<'_> {
     fn add(
         &mut self,
         path: &str,
-        after: &dyn Fn(&str) -> Result<String, String>,
+        after: &dyn Fn(&str) -> Result<String, EnableError>,
         new: Option<u32>,
-    ) -> Result<(), String> {
+    ) -> Result<(), EnableError> {
         let before = read(self.root, path)?;
         if before.is_none() && new.is_none() {
-            return Err(format!("{path} is missing"));
+            return Err(EnableError::Missing { path: path.to_owned(), advice: "" });
         }
         let after = after(before.as_deref().unwrap_or_default())?;
         if before.as_deref() != Some(&after) {
@@ -77,7 +78,7 @@ impl Changes<'_> {
 }
 
 /// Whether a file of ours was edited: it is neither as shipped now nor as an older package of ours put it there.
-fn is_edited(root: &Path, path: &str, shipped: &str, before: Option<&Record>) -> Result<bool, String> {
+fn is_edited(root: &Path, path: &str, shipped: &str, before: Option<&Record>) -> Result<bool, EnableError> {
     let Some(now) = read(root, path)? else { return Ok(false) };
     let known = before.is_some_and(|record| {
         record.changes.iter().any(|change| change.path == Path::new(path) && change.after == now)
@@ -86,24 +87,22 @@ fn is_edited(root: &Path, path: &str, shipped: &str, before: Option<&Record>) ->
 }
 
 /// Returns a file of our share.
-fn shipped(root: &Path, name: &str) -> Result<String, String> {
+fn shipped(root: &Path, name: &str) -> Result<String, EnableError> {
     let path = format!("{}/{name}", paths::SHARE);
-    read(root, &path)?.ok_or_else(|| format!("{path} is missing: is the package installed?"))
+    read(root, &path)?.ok_or(EnableError::Missing { path, advice: ": is the package installed?" })
 }
 
-fn nsswitch_with_us(text: &str) -> Result<String, String> {
+fn nsswitch_with_us(text: &str) -> Result<String, EnableError> {
     let with = nsswitch::with_us(text);
     let is_missing = |database: &&&str| !nsswitch::asks_us(&with, database);
     match ["passwd", "group"].iter().find(is_missing) {
         None => Ok(with),
-        Some(database) => Err(format!(
-            "the line {database}: of {NSSWITCH} ends a lookup before it comes to the local files: put files first, and run it again"
-        )),
+        Some(database) => Err(EnableError::LookupEnds(database)),
     }
 }
 
 /// Returns the stacks that are to have our lines, each with its new text.
-fn stacks_with_us(root: &Path, with_su: bool) -> Result<Vec<(&'static str, String)>, String> {
+fn stacks_with_us(root: &Path, with_su: bool) -> Result<Vec<(&'static str, String)>, EnableError> {
     // What is planned counts when a later stack includes it.
     let mut planned: Vec<(&str, String)> = Vec::new();
     let becoming = if with_su { pam::BECOMING.as_slice() } else { &[] };
@@ -127,7 +126,7 @@ fn stack_with_us(
     root: &Path,
     service: &pam::Service,
     stack_of: pam_stack::Stacks<'_>,
-) -> Result<Option<String>, String> {
+) -> Result<Option<String>, EnableError> {
     let path = path_of(service.name);
     let needs_us = matches!(service.role, Role::Login | Role::Sudo);
     let has_sudo = at(root, SUDO).exists();
@@ -137,7 +136,8 @@ fn stack_with_us(
     let Some(text) = own.or_else(|| stack_of("sudo").filter(|_| service.role == Role::Sudo && has_sudo))
     else {
         if service.role == Role::Login || service.role == Role::Sudo && has_sudo {
-            return Err(format!("{path} is missing: install the package that it is from again"));
+            let advice = ": install the package that it is from again";
+            return Err(EnableError::Missing { path, advice });
         }
         return Ok(None);
     };
@@ -146,9 +146,7 @@ fn stack_with_us(
         if !needs_us {
             return Ok(None);
         }
-        return Err(format!(
-            "{path} has no entry of the phase {phase:?}, so PAM takes those of the service other; write them down there first"
-        ));
+        return Err(EnableError::NoEntry { path, phase: *phase });
     }
     let ours = shipped(root, &format!("pam.d/{}/{}", pam::family(&text), service.lines))?;
     let with_us = service.phases.iter().fold(text.clone(), |text, phase| {
@@ -162,8 +160,7 @@ fn stack_with_us(
 }
 
 /// Checks that our module is always asked, and heeded.
-fn is_in_force(service: &pam::Service, text: &str, stacks: pam_stack::Stacks<'_>) -> Result<(), String> {
-    let name = service.name;
+fn is_in_force(service: &pam::Service, text: &str, stacks: pam_stack::Stacks<'_>) -> Result<(), EnableError> {
     for phase in service.phases {
         let judged = pam_stack::judge(text, *phase, stacks, &|arguments| service.are_ours(arguments));
         let why = match judged {
@@ -172,11 +169,7 @@ fn is_in_force(service: &pam::Service, text: &str, stacks: pam_stack::Stacks<'_>
             Verdict::PassedOver(entry) => format!("`{entry}` may keep PAM from asking it"),
             Verdict::NotHeeded(entry) => format!("the control of `{entry}` does not heed its no"),
         };
-        return Err(format!(
-            "{}/{name}: {} cannot be put in force in the phase {phase:?}: {why}; mend that entry first",
-            pam::FOLDER,
-            pam_stack::MODULE
-        ));
+        return Err(EnableError::CannotBeInForce { service: service.name, phase: *phase, why });
     }
     Ok(())
 }
@@ -205,11 +198,11 @@ mod tests {
         };
         let options = |accounts| Options { accounts, dry_run: false, with_su: false, trial: None };
         let planned = |accounts| plan(root.path(), options(accounts), None);
-        assert!(planned(Accounts::Nss).unwrap_err().contains("nsswitch.conf is missing"));
+        assert!(planned(Accounts::Nss).unwrap_err().to_string().contains("nsswitch.conf is missing"));
         write("etc/nsswitch.conf", "passwd: files\ngroup: files\n");
         std::fs::create_dir_all(root.path().join("etc/sudoers.d")).unwrap();
         write("etc/pam.d/sshd", "@include common-account\n@include common-session\n");
-        assert!(planned(Accounts::Nss).unwrap_err().contains("is the package installed?"));
+        assert!(planned(Accounts::Nss).unwrap_err().to_string().contains("is the package installed?"));
         for (name, text) in [
             ("pam.d/debian/sshd", include_str!("../../../pam.d/debian/sshd")),
             ("pam.d/debian/sudo", include_str!("../../../pam.d/debian/sudo")),
@@ -240,7 +233,7 @@ mod tests {
         assert_eq!(su.before.as_deref(), Some("auth required pam_unix.so\n"));
         let latin1 = [b"# M\xfcller\n".as_slice(), b"account required pam_iam.so\n"].concat();
         std::fs::write(root.path().join("etc/pam.d/su"), latin1).unwrap();
-        let why = made_by_hand(root.path()).unwrap_err();
+        let why = made_by_hand(root.path()).unwrap_err().to_string();
         assert!(why.contains("/etc/pam.d/su") && why.contains("take the line"), "{why}");
         std::fs::write(root.path().join("etc/pam.d/su"), b"# M\xfcller: no pam_iam.so here\n").unwrap();
         assert!(made_by_hand(root.path()).is_ok(), "which is none of our business");

@@ -5,9 +5,10 @@ use std::path::Path;
 use pam_iam_core::nsswitch::{self, NSSWITCH};
 use pam_iam_core::paths;
 
+use super::error::EnableError;
 use super::record::Change;
 use crate::host::sshd::DROP_IN as SSHD_DROP_IN;
-use crate::host::{at, pam, pam_stack, read};
+use crate::host::{FileError, at, pam, read};
 
 /// Our rule for sudo.
 pub const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
@@ -19,9 +20,9 @@ pub const SHIPPED_SSHD: &str = "sshd/10-pam_iam.conf";
 pub const SHIPPED_SUDOERS: &str = "sudoers/pam_iam";
 
 /// What was changed by hand, as far as it can be told from what is there: our lines may be in the stack of any service.
-pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
+pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, EnableError> {
     let mut changes = Vec::new();
-    let mut add = |path: &str, without: &dyn Fn(&str) -> String| -> Result<(), String> {
+    let mut add = |path: &str, without: &dyn Fn(&str) -> String| -> Result<(), FileError> {
         let Some(after) = read(root, path)? else { return Ok(()) };
         let before = without(&after);
         if before != after {
@@ -33,7 +34,7 @@ pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, String> {
         if let Err(why) = add(&stack, &|text| pam::without_lines(root, text))
             && may_name_us(root, &stack)
         {
-            return Err(format!("{why}; take the line of {} out by hand", pam_stack::MODULE));
+            return Err(EnableError::TakeOutByHand(why));
         }
     }
     add(NSSWITCH, &nsswitch::without_us)?;

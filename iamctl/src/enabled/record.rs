@@ -8,7 +8,8 @@ use pam_iam_core::paths;
 use pam_iam_core::replace::{write_like, write_new};
 use serde::{Deserialize, Serialize};
 
-use crate::host::{pam, read};
+use super::error::EnableError;
+use crate::host::{FileError, pam, read};
 
 /// What stands behind the names of unfinished files.
 const UNFINISHED: &str = ".pam_iam-new";
@@ -30,12 +31,12 @@ pub struct Record {
     pub changes: Vec<Change>,
 }
 
-pub fn apply(changes: &[Change]) -> Result<(), String> {
+pub fn apply(changes: &[Change]) -> Result<(), FileError> {
     changes.iter().try_for_each(|change| put(&change.path, Some(&change.after), change.mode))
 }
 
 /// Puts back what was there before, the last change first. A file that somebody else changed meanwhile loses our lines only.
-pub fn take_back(changes: &[Change]) -> Result<(), String> {
+pub fn take_back(changes: &[Change]) -> Result<(), FileError> {
     let root = Path::new("/");
     for change in changes.iter().rev() {
         let path = change.path.to_string_lossy();
@@ -58,8 +59,7 @@ pub fn take_back(changes: &[Change]) -> Result<(), String> {
 }
 
 /// Replaces a file; without a text, removes it.
-fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), String> {
-    let failed = |error: io::Error| format!("{}: {error}", path.display());
+fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), FileError> {
     let Some(text) = text else { return remove(path) };
     // What is a link stays one: the file behind it is replaced.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -68,7 +68,7 @@ fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), String> {
         Ok(_) => write_like(&target, &unfinished, text.as_bytes()),
         Err(_) => write_new(&unfinished, text.as_bytes(), mode),
     };
-    let put = written.and_then(|()| std::fs::rename(&unfinished, &target)).map_err(failed);
+    let put = written.and_then(|()| std::fs::rename(&unfinished, &target)).map_err(FileError::of(path));
     if put.is_err() {
         let _ = std::fs::remove_file(&unfinished);
     }
@@ -76,7 +76,7 @@ fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), String> {
 }
 
 /// Removes what a call that was killed left beside the files it was about to replace.
-pub fn remove_unfinished(changes: &[Change]) -> Result<(), String> {
+pub fn remove_unfinished(changes: &[Change]) -> Result<(), FileError> {
     for change in changes {
         let target = std::fs::canonicalize(&change.path).unwrap_or_else(|_| change.path.clone());
         remove(&unfinished(&target))?;
@@ -91,18 +91,16 @@ fn unfinished(target: &Path) -> PathBuf {
     PathBuf::from(path)
 }
 
-pub fn remove(path: &Path) -> Result<(), String> {
+pub fn remove(path: &Path) -> Result<(), FileError> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::of(path)(error)),
         _ => Ok(()),
     }
 }
 
-pub fn load() -> Result<Option<Record>, String> {
+pub fn load() -> Result<Option<Record>, EnableError> {
     let Some(text) = read(Path::new("/"), paths::ENABLED)? else { return Ok(None) };
-    serde_json::from_str(&text).map(Some).map_err(|error| {
-        format!("{}: {error}; remove it, and disable takes out our lines wherever they are", paths::ENABLED)
-    })
+    serde_json::from_str(&text).map(Some).map_err(EnableError::Record)
 }
 
 /// What was changed before, and now. Of a file that is changed once more, what was there first is what comes back.
@@ -120,13 +118,13 @@ pub fn merged(before: Option<&Record>, changes: &[Change]) -> Record {
     record
 }
 
-pub fn save(record: Option<&Record>) -> Result<(), String> {
-    let Some(record) = record else { return remove(Path::new(paths::ENABLED)) };
-    let text = serde_json::to_string_pretty(record).map_err(|error| error.to_string())?;
+pub fn save(record: Option<&Record>) -> Result<(), EnableError> {
+    let Some(record) = record else { return Ok(remove(Path::new(paths::ENABLED))?) };
+    let text = serde_json::to_string_pretty(record).map_err(EnableError::Record)?;
     if let Some(folder) = Path::new(paths::ENABLED).parent() {
-        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        std::fs::create_dir_all(folder).map_err(FileError::of(folder))?;
     }
-    put(Path::new(paths::ENABLED), Some(&text), 0o600)
+    Ok(put(Path::new(paths::ENABLED), Some(&text), 0o600)?)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use pam_iam_core::registry::{self, Origin, Session, SessionRegistry};
 use pam_iam_core::replace::replace;
 use serde::{Deserialize, Serialize};
 
-use crate::host::read;
+use crate::host::{FileError, read};
 
 /// What takes it back: at boot, and every few seconds.
 pub const TIMER: &str = "iam-trial.timer";
@@ -82,7 +82,7 @@ impl Trial {
 ///
 /// # Errors
 /// Returns an error if the file cannot be read.
-pub fn load() -> Result<Option<Trial>, String> {
+pub fn load() -> Result<Option<Trial>, FileError> {
     let Some(text) = read(Path::new("/"), paths::TRIAL)? else { return Ok(None) };
     let over = Trial { started: 0, until: 0, boot: String::new(), until_since_boot: 0 };
     Ok(Some(serde_json::from_str(&text).unwrap_or(over)))
@@ -92,12 +92,12 @@ pub fn load() -> Result<Option<Trial>, String> {
 ///
 /// # Errors
 /// Returns an error if the file cannot be written.
-pub fn save(trial: &Trial) -> Result<(), String> {
+pub fn save(trial: &Trial) -> Result<(), FileError> {
     let path = Path::new(paths::TRIAL);
-    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    let text = serde_json::to_vec(trial).map_err(|error| error.to_string())?;
+    let failed = FileError::of(path);
+    let text = serde_json::to_vec(trial).map_err(|error| failed(error.into()))?;
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(failed)?;
+        std::fs::create_dir_all(folder).map_err(&failed)?;
     }
     replace(path, &text, 0o600).map_err(failed)
 }

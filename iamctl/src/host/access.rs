@@ -1,20 +1,26 @@
 //! Who can read which file, by owners and modes: nothing is started as another user to find out.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pam_iam_core::config::Config;
 use pam_iam_core::{local, paths};
 
+/// A user of pam_iam cannot read the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{user} cannot read {0}, as it has to: chmod 644 {0}, and 755 its folder", .path.display())]
+pub struct CannotRead {
+    user: String,
+    path: PathBuf,
+}
+
 /// Why the resolver's or the key command's user cannot read the configuration, if so: by owners and modes, since nothing is
 /// started as another user.
-pub fn cannot_read(config: &Config, path: &Path) -> Option<String> {
+pub fn cannot_read(config: &Config, path: &Path) -> Option<CannotRead> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     [paths::RESOLVER_USER, &config.keys.user].into_iter().find_map(|user| {
-        let shown = path.display();
-        (!can_read(user, &path)?).then(|| {
-            format!("{user} cannot read {shown}, as it has to: chmod 644 {shown}, and 755 its folder")
-        })
+        let is_readable = can_read(user, &path)?;
+        (!is_readable).then(|| CannotRead { user: user.to_owned(), path: path.clone() })
     })
 }
 

@@ -1,6 +1,5 @@
 //! Programs of the host, and the one way to run them.
 
-use std::fmt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,19 +13,14 @@ const LIMIT: Duration = Duration::from_secs(120);
 const KILLED: i32 = 137;
 
 /// Why a program did not do what it should.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// It did not end in time. Nothing is known of what it would have said.
+    #[error("{0}")]
     TimedOut(String),
     /// It could not be started, or failed.
+    #[error("{0}")]
     Failed(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::TimedOut(why) | Self::Failed(why)) = self;
-        formatter.write_str(why)
-    }
 }
 
 /// Runs a program without input. Returns what it prints.
@@ -34,8 +28,8 @@ impl fmt::Display for Failure {
 /// # Errors
 /// Returns an error if it cannot be started, takes longer than [`LIMIT`], or its exit status is not 0: the command line and
 /// what it printed.
-pub fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
-    run_within(LIMIT, program, arguments, &[]).map_err(|failure| failure.to_string())
+pub fn run(program: &str, arguments: &[&str]) -> Result<String, Failure> {
+    run_within(LIMIT, program, arguments, &[])
 }
 
 /// [`run`] with a limit, and further variables in the environment.
@@ -74,13 +68,13 @@ mod tests {
 
     #[test]
     fn a_program_that_hangs_or_fails_is_named() {
-        assert_eq!(run("echo", &["a"]).as_deref(), Ok("a\n"));
+        assert_eq!(run("echo", &["a"]).unwrap(), "a\n");
         assert_eq!(
             run("sh", &["-c", "echo no >&2; exit 3"]),
-            Err("sh -c echo no >&2; exit 3: no".to_owned())
+            Err(Failure::Failed("sh -c echo no >&2; exit 3: no".to_owned()))
         );
         let hangs = run_within(Duration::from_secs(1), "sleep", &["1000"], &[]);
         assert_eq!(hangs, Err(Failure::TimedOut("sleep 1000: did not end within 1 s".to_owned())));
-        assert!(run("no-such-program-here", &[]).unwrap_err().contains("no-such-program-here"));
+        assert!(run("no-such-program-here", &[]).unwrap_err().to_string().contains("no-such-program-here"));
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::pam_stack::{self, Phase, Verdict};
-use super::{at, read};
+use super::{FileError, at, read};
 
 /// Where an administrator's stacks lie.
 pub const FOLDER: &str = "/etc/pam.d";
@@ -90,7 +90,7 @@ fn readable_stack(root: &Path, service: &str) -> Option<String> {
 ///
 /// # Errors
 /// Returns an error if the file cannot be read or is not UTF-8.
-pub fn stack(root: &Path, service: &str) -> Result<Option<String>, String> {
+pub fn stack(root: &Path, service: &str) -> Result<Option<String>, FileError> {
     if service.starts_with('/') {
         return read(root, service);
     }
@@ -109,15 +109,15 @@ pub fn without_lines(root: &Path, text: &str) -> String {
 ///
 /// # Errors
 /// Returns an error if the folder cannot be read.
-pub fn stacks(root: &Path) -> Result<Vec<String>, String> {
-    let failed = |error: io::Error| format!("{FOLDER}: {error}");
+pub fn stacks(root: &Path) -> Result<Vec<String>, FileError> {
+    let failed = FileError::of(FOLDER);
     let mut found = Vec::new();
     let folder = match std::fs::read_dir(at(root, FOLDER)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        folder => folder.map_err(failed)?,
+        folder => folder.map_err(&failed)?,
     };
     for entry in folder {
-        let path = entry.map_err(failed)?.path();
+        let path = entry.map_err(&failed)?.path();
         // What is no file, or a link to none, is no stack.
         if path.is_file()
             && let Some(name) = path.file_name().and_then(|name| name.to_str())

@@ -43,8 +43,8 @@ pub fn effective(user: &str) -> Result<Settings, Failure> {
 ///
 /// # Errors
 /// Returns an error if sshd refuses it, with what sshd says.
-pub fn check() -> Result<(), String> {
-    sshd(&["-t"]).map(drop).map_err(|failure| failure.to_string())
+pub fn check() -> Result<(), Failure> {
+    sshd(&["-t"]).map(drop)
 }
 
 /// Runs sshd to test or print its settings. Before its first start, as in an image that is being made or with socket
@@ -59,10 +59,10 @@ fn sshd(arguments: &[&str]) -> Result<String, Failure> {
         }
         match run_within(LIMIT, "sshd", &words, &[(paths::LOOK_ONLY, "1")]) {
             Err(Failure::Failed(why)) if folder.is_none() && why.contains(NO_FOLDER) => {
-                folder = Some(Folder::make(&why).map_err(Failure::Failed)?);
+                folder = Some(Folder::make(&why)?);
             }
             Err(Failure::Failed(why)) if key.is_none() && why.contains(NO_KEYS) => {
-                key = Some(HostKey::make().map_err(Failure::Failed)?);
+                key = Some(HostKey::make()?);
             }
             done => break done,
         }
@@ -84,7 +84,7 @@ const NO_KEYS: &str = "no hostkeys available";
 struct Folder(Option<PathBuf>);
 
 impl Folder {
-    fn make(why: &str) -> Result<Self, String> {
+    fn make(why: &str) -> Result<Self, Failure> {
         let path = why
             .split(NO_FOLDER)
             .nth(1)
@@ -93,13 +93,13 @@ impl Folder {
         let path = PathBuf::from(path.trim());
         // Elsewhere its package brings it.
         if !path.starts_with("/run") {
-            return Err(why.to_owned());
+            return Err(Failure::Failed(why.to_owned()));
         }
         match std::fs::create_dir(&path) {
             Ok(()) => Ok(Self(Some(path))),
             // An sshd that has started meanwhile made it, and keeps it.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Self(None)),
-            Err(error) => Err(format!("{}: {error}", path.display())),
+            Err(error) => Err(Failure::Failed(format!("{}: {error}", path.display()))),
         }
     }
 }
@@ -119,12 +119,12 @@ struct HostKey {
 }
 
 impl HostKey {
-    fn make() -> Result<Self, String> {
+    fn make() -> Result<Self, Failure> {
         let folder = PathBuf::from(format!("/run/pam_iam-hostkey.{}", std::process::id()));
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&folder)
-            .map_err(|error| format!("{}: {error}", folder.display()))?;
+            .map_err(|error| Failure::Failed(format!("{}: {error}", folder.display())))?;
         let path = folder.join("key").display().to_string();
         let key = Self { folder, path };
         run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &key.path])?;
@@ -162,7 +162,7 @@ impl Settings {
 }
 
 /// Has sshd read its files again, if it would take them. Open sessions are processes of their own and go on.
-pub fn reload() -> Result<(), String> {
+pub fn reload() -> Result<(), Failure> {
     check()?;
     if !is_booted() {
         return Ok(());

@@ -1,6 +1,6 @@
 //! sudo's effective rules for one user: what its files come to, by `sudo -l -U`.
 
-use super::command::run;
+use super::command::{Failure, run};
 
 /// What sudo would do for a user who wants to become root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Rule {
 ///
 /// # Errors
 /// Returns an error if sudo refuses its files or cannot be run.
-pub fn effective(user: &str) -> Result<Effective, String> {
+pub fn effective(user: &str) -> Result<Effective, Failure> {
     Ok(parse(&run("sudo", &["-n", "-l", "-U", user])?))
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use pam_iam_core::paths;
 use serde::{Deserialize, Serialize};
 
-use super::command::run;
+use super::command::{Failure, run};
 
 /// How a unit is before it is switched on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub fn states(units: &[&str]) -> Vec<UnitState> {
 ///
 /// # Errors
 /// Returns an error if systemd refuses it.
-pub fn restore(before: &[UnitState]) -> Result<(), String> {
+pub fn restore(before: &[UnitState]) -> Result<(), Failure> {
     for unit in before {
         if !unit.is_enabled && crate::is_installed(SYSTEMCTL) {
             run("systemctl", &["disable", "--quiet", &unit.name])?;
@@ -64,7 +64,7 @@ pub const IMPORTER_TIMER: &str = "iam-importer.timer";
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 
 /// Starts the units and has each boot start them; of an image that is being made, only the latter.
-pub fn start(units: &[&str]) -> Result<(), String> {
+pub fn start(units: &[&str]) -> Result<(), Failure> {
     if is_booted() {
         run("systemctl", &["daemon-reload"])?;
     }
@@ -72,11 +72,11 @@ pub fn start(units: &[&str]) -> Result<(), String> {
 }
 
 /// The reverse of [`start`].
-pub fn stop(units: &[&str]) -> Result<(), String> {
+pub fn stop(units: &[&str]) -> Result<(), Failure> {
     switch("disable", units)
 }
 
-fn switch(verb: &str, units: &[&str]) -> Result<(), String> {
+fn switch(verb: &str, units: &[&str]) -> Result<(), Failure> {
     let words: &[&str] = match is_booted() {
         true => &[verb, "--now", "--quiet"],
         false if !crate::is_installed(SYSTEMCTL) => return Ok(()),

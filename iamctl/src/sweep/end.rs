@@ -139,7 +139,7 @@ fn event(withdrawal: &Withdrawal, session: Option<&Session>, result: &str) -> Ev
     Event::new("sweep")
         .with("user", &withdrawal.user)
         .with("iam_name", of(|session| session.iam_name.clone()))
-        .with("key", of(|session| session.keys.join(",")))
+        .with("key", of(|session| session.keys_joined(",")))
         .with("pid", session.map_or(0, |session| session.pid))
         .with("service", of(|session| session.service.clone()))
         .with("rhost", of(|session| session.rhost.clone()))

@@ -13,6 +13,8 @@ use pam_iam_core::log::{Level, Log};
 use pam_iam_core::registry::uptime;
 use pam_iam_sessions::termination;
 
+use crate::error::{Error, Reply};
+
 /// How long a sweep may be at work: one that hangs would keep all others from beginning.
 const SWEEP_MAX: Duration = Duration::from_secs(600);
 
@@ -26,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// Returns an error if a sweep that was started cannot be waited for.
-pub fn run(config: &Path, every: Duration) -> Result<bool, String> {
+pub fn run(config: &Path, every: Duration) -> Result<Reply, Error> {
     termination::raise_priority();
     let mut log = Log::to_syslog("iamctl");
     loop {
@@ -43,7 +45,7 @@ pub fn run(config: &Path, every: Duration) -> Result<bool, String> {
                 continue;
             }
         };
-        match wait(&mut sweep, began).map_err(|error| format!("a sweep cannot be waited for: {error}"))? {
+        match wait(&mut sweep, began).map_err(Error::SweepLost)? {
             Some(done) if done.success() => {}
             // What it could not do, it has said itself.
             Some(done) => {

@@ -21,7 +21,9 @@ use pam_iam_sessions::{logind, managed};
 
 use super::withdrawal::{Cause, Withdrawal};
 use crate::Context;
+use crate::host::FileError;
 use crate::privileged::Privileged;
+use crate::privileged::PrivilegedError;
 
 mod asked;
 mod left;
@@ -107,7 +109,7 @@ impl<'a> Judge<'a> {
     ///
     /// # Errors
     /// Returns what to log if they cannot be kept.
-    pub fn look_for_privileged_groups(&mut self, remember: bool) -> Result<(), String> {
+    pub fn look_for_privileged_groups(&mut self, remember: bool) -> Result<(), PrivilegedError> {
         if self.config.sessions.sweep != Sweep::Key {
             return Ok(());
         }
@@ -131,17 +133,15 @@ impl<'a> Judge<'a> {
         registry: &SessionRegistry,
         open: Vec<(Session, Duration)>,
         effort: Effort,
-    ) -> Result<Vec<Withdrawal>, String> {
-        let table = Table::read(effort).map_err(|error| format!("/proc: {error}"))?;
+    ) -> Result<Vec<Withdrawal>, FileError> {
+        let table = Table::read(effort).map_err(FileError::of("/proc"))?;
         self.unread = table.unread();
         let (mut withdrawals, users) = self.judge_open_sessions(registry, open, &table);
         let mut owned = Owned::new(&table);
         self.judge_users_without_session(&mut withdrawals, &users, &table, &mut owned);
         let whole: BTreeSet<Uid> =
             withdrawals.iter().filter(|known| known.whole_user).map(|known| known.uid).collect();
-        let left = self
-            .left_behind(registry, &mut owned)
-            .map_err(|error| format!("{}: {error}", paths::SESSIONS))?;
+        let left = self.left_behind(registry, &mut owned).map_err(FileError::of(paths::SESSIONS))?;
         withdrawals.extend(left.into_iter().filter(|left| !whole.contains(&left.uid)));
         Ok(withdrawals)
     }

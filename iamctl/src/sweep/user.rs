@@ -20,19 +20,21 @@ use super::end::end;
 use super::report::report;
 use super::withdrawal::{Cause, Withdrawal};
 use crate::Context;
+use crate::error::{Error, Reply};
+use crate::host::FileError;
 
 /// Ends all processes of a user at once, and the sessions that the user has in shared accounts. Returns whether nothing is left.
-pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
+pub fn end_user(context: &Context, user: &str) -> Result<Reply, Error> {
     let loaded = Config::load(&context.config_path);
     // A mistake in the configuration keeps nobody in.
     let (suffixes, grace) = match &loaded {
         Ok(config) => (config.accounts.drop_suffix.clone(), config.sessions.grace.0),
         Err(_) => (Vec::new(), config::Sessions::default().grace.0),
     };
-    let failed = |error: std::io::Error| format!("{}: {error}", paths::SESSIONS);
-    let registry = SessionRegistry::open(Path::new(paths::SESSIONS)).map_err(failed)?;
-    let open = registry.sessions().map_err(failed)?.into_iter().map(|(session, _)| session).collect();
-    let left = registry.left().map_err(failed)?;
+    let failed = FileError::of(paths::SESSIONS);
+    let registry = SessionRegistry::open(Path::new(paths::SESSIONS)).map_err(&failed)?;
+    let open = registry.sessions().map_err(&failed)?.into_iter().map(|(session, _)| session).collect();
+    let left = registry.left().map_err(&failed)?;
     // A user who may no longer log in has no name here, and the name may have been another IAM user's before.
     let found = lookup::uid_of(user).flatten();
     let registered = Registered { open, left };
@@ -45,18 +47,16 @@ pub fn end_user(context: &Context, user: &str) -> Result<bool, String> {
     let withdrawals = registered.withdrawals(user, &suffixes, found, &managed);
     if withdrawals.is_empty() {
         return Err(match uids.first().map(|uid| account_kind(*uid)) {
-            Some(AccountKind::Shared) => format!(
-                "{user} is a shared account: its sessions end with those of the IAM users who opened them; iamctl sessions names them"
-            ),
-            Some(_) => format!("{user} is a local account: only the processes of IAM users are ended"),
-            None => format!("there is no user {user:?} here"),
+            Some(AccountKind::Shared) => Error::SharedAccount(user.to_owned()),
+            Some(_) => Error::LocalAccount(user.to_owned()),
+            None => Error::NoSuchUser(user.to_owned()),
         });
     }
     let mut log = Log::to_syslog("iamctl");
     let grace = grace.min(GRACE_MAX);
     let outcomes = end(context, &withdrawals, &registry, Effort::Thorough, grace, &mut log);
     report(context, &withdrawals, Some(&outcomes), &format!("{user} runs nothing here"));
-    Ok(outcomes.iter().all(Outcome::is_complete))
+    Ok(outcomes.iter().all(Outcome::is_complete).into())
 }
 
 /// The sessions of the registry.

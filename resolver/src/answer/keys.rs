@@ -1,6 +1,7 @@
 //! The keys with which an account may be opened, for sshd's AuthorizedKeysCommand.
 
 use pam_iam_core::account_kind::AccountKind;
+use pam_iam_core::fingerprint::Fingerprint;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
 use pam_iam_core::wire::{Answer, Key, Reason};
@@ -17,7 +18,7 @@ impl<I: Iam> Answerer<I> {
         &self,
         name: &LinuxName,
         uid: Uid,
-        fingerprint: Option<&str>,
+        fingerprint: Option<&Fingerprint>,
         origin: Origin,
     ) -> Result<Answer, AnswerError> {
         let none = Answer::Keys { keys: Vec::new() };
@@ -70,10 +71,10 @@ impl<I: Iam> Answerer<I> {
 }
 
 /// Returns the usable keys of a user, or the one with `fingerprint`.
-fn keys_of(user: &UserEntry, fingerprint: Option<&str>) -> impl Iterator<Item = Key> {
+fn keys_of(user: &UserEntry, fingerprint: Option<&Fingerprint>) -> impl Iterator<Item = Key> {
     let usable = user.keys.iter().filter_map(|(id, key)| Some((id, key.as_ref()?)));
-    let wanted =
-        usable.filter(move |(_, key)| fingerprint.is_none_or(|fingerprint| fingerprint == key.fingerprint()));
+    let wanted = usable
+        .filter(move |(_, key)| fingerprint.is_none_or(|fingerprint| *fingerprint == key.fingerprint()));
     wanted.map(|(id, key)| Key {
         id: id.clone(),
         iam_name: user.user.name.to_string(),

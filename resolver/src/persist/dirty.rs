@@ -1,6 +1,7 @@
 //! What of the cache the disk does not have yet, and who waits for it.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -156,13 +157,13 @@ impl DirtyState {
     }
 
     /// Notes the outcome of a write: the number of bytes, or why it failed.
-    pub fn set_status(&self, outcome: &Result<u64, String>) {
+    pub fn set_status(&self, outcome: &io::Result<u64>) {
         let mut status = self.status.borrow_mut();
         match outcome {
             Ok(bytes) => {
                 *status = WriteStatus { written_at: Some(Instant::now()), bytes: *bytes, error: None };
             }
-            Err(error) => status.error = Some(error.clone()),
+            Err(error) => status.error = Some(error.to_string()),
         }
     }
 

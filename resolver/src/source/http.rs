@@ -25,16 +25,24 @@ pub struct Proxy {
     shown: String,
 }
 
+/// The variable of a proxy holds something else than an address.
+#[derive(Debug, thiserror::Error)]
+#[error("{shown} is no address of a proxy")]
+pub struct NotAProxy {
+    /// The variable and its value without a password.
+    shown: String,
+}
+
 impl Proxy {
     /// Reads it from the environment.
     ///
     /// # Errors
     /// Returns an error if the variable holds no address of a proxy.
-    pub fn from_env() -> Result<Option<Self>, String> {
+    pub fn from_env() -> Result<Option<Self>, NotAProxy> {
         Self::named(|name| std::env::var(name).ok())
     }
 
-    fn named(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
+    fn named(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, NotAProxy> {
         let set = |name: &&str| {
             variable(name).filter(|value| !value.is_empty()).map(|value| (name.to_string(), value))
         };
@@ -42,8 +50,7 @@ impl Proxy {
         // As curl takes it.
         let address = if address.contains("://") { address } else { format!("http://{address}") };
         let shown = format!("{} of {name}", without_password(&address));
-        let config =
-            ProxyConfig::https(address.as_str()).map_err(|_| format!("{shown} is no address of a proxy"))?;
+        let config = ProxyConfig::https(address.as_str()).map_err(|_| NotAProxy { shown: shown.clone() })?;
         let config = match NO_PROXY_VARIABLES.iter().find_map(set) {
             Some((_, hosts)) => config.no_proxy(hosts),
             None => config,
@@ -121,6 +128,8 @@ mod tests {
     #[test]
     fn what_is_no_address_is_an_error_that_names_the_variable() {
         let value = |name: &str| (name == "https_proxy").then(|| "http://a b".to_owned());
-        assert!(Proxy::named(value).unwrap_err().contains("of https_proxy is no address of a proxy"));
+        assert!(
+            Proxy::named(value).unwrap_err().to_string().contains("of https_proxy is no address of a proxy")
+        );
     }
 }

@@ -20,7 +20,7 @@ use pam_iam_core::name::IamName;
 use pam_iam_core::wire::Route;
 use tokio::time::Instant;
 
-use super::http::{self, Proxy};
+use super::http::{self, NotAProxy, Proxy};
 use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser};
 
 /// Tries per call, within `aws.total_timeout`.
@@ -232,14 +232,14 @@ fn signing_region(own: Option<&str>) -> &'static str {
 }
 
 /// How IAM is reached, for doctor.
-fn route(proxy: Result<Option<Proxy>, String>, endpoint: Option<&str>, region: &str) -> Route {
+fn route(proxy: Result<Option<Proxy>, NotAProxy>, endpoint: Option<&str>, region: &str) -> Route {
     let way = endpoint.map_or_else(|| format!("IAM's endpoint for {region}"), str::to_owned);
     match proxy {
         Ok(Some(proxy)) if !way.starts_with("http:") => {
             Route { way: format!("{way}, through the proxy {}", proxy.shown()), proxy_error: None }
         }
         Ok(_) => Route { way, proxy_error: None },
-        Err(why) => Route { way, proxy_error: Some(why) },
+        Err(why) => Route { way, proxy_error: Some(why.to_string()) },
     }
 }
 

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use pam_iam_core::account_kind::AccountKind;
+use pam_iam_core::client::ClientError;
 use pam_iam_core::config::Sweep;
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::LinuxName;
-use pam_iam_core::registry::{Origin, Session, SessionRegistry};
+use pam_iam_core::registry::{Origin, Session, SessionKey, SessionRegistry};
 use pam_iam_core::resolver::Queries;
 use pam_iam_core::wire::{Policy, Reason};
 
@@ -48,9 +49,8 @@ impl Judge<'_> {
         }
         // Nobody could tell whose key it was. If it is not a member's now, it is taken for the host's own.
         if account_kind == AccountKind::Shared && session.origin != Origin::Iam {
-            let members =
-                |key: &String| self.keys(&name, session.uid, Some(key)).is_ok_and(|keys| !keys.is_empty());
-            if session.keys.iter().any(members) {
+            let is_members = |key: &SessionKey| self.is_active(&name, session.uid, key).unwrap_or(false);
+            if session.keys.iter().any(is_members) {
                 let _ = registry.insert(&Session { origin: Origin::Iam, ..session.clone() });
             }
             return Verdict::GoesOn(Duration::ZERO);
@@ -73,8 +73,9 @@ impl Judge<'_> {
             return Verdict::GoesOn(age);
         }
         for key in &session.keys {
-            match self.keys(&name, session.uid, Some(key)) {
-                Ok(keys) if keys.is_empty() => {
+            match self.is_active(&name, session.uid, key) {
+                Ok(true) => {}
+                Ok(false) => {
                     let foreign = session.origin == Origin::Foreign;
                     return Verdict::SessionWithdrawn(if foreign {
                         Cause::ForeignKey
@@ -82,11 +83,16 @@ impl Judge<'_> {
                         Cause::KeyWithdrawn
                     });
                 }
-                Ok(_) => {}
                 Err(_) => return Verdict::Unknown,
             }
         }
         Verdict::GoesOn(age)
+    }
+
+    /// Returns whether IAM has the key as an active one of a user who may log in to the account.
+    fn is_active(&self, name: &LinuxName, uid: Uid, key: &SessionKey) -> Result<bool, ClientError> {
+        let Some(fingerprint) = key.fingerprint() else { return Ok(false) };
+        Ok(!self.keys(name, uid, Some(fingerprint))?.is_empty())
     }
 
     /// Whether the group of `accounts.adopt_group` is there, if the configuration names one.
