@@ -1,4 +1,4 @@
-//! `iamctl doctor`: checks the host for what makes logins fail, and says how to mend it.
+//! `iamctl doctor`: checks the host for causes of failing logins, and says how to mend each.
 
 mod aws;
 mod files;
@@ -27,7 +27,7 @@ use crate::output::Tone;
 use crate::swept::{self, Swept};
 use crate::{Context, enabled};
 
-/// The finding of a check.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The check.
@@ -36,7 +36,7 @@ pub struct Finding {
     state: State,
     /// What was found.
     message: String,
-    /// What to do about it; empty if nothing.
+    /// What to do about it. Empty if nothing is to be done.
     fix: String,
 }
 
@@ -46,7 +46,7 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// The state of what was checked.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -77,7 +77,7 @@ pub fn run(context: &Context) -> Result<Reply, Error> {
             "configuration",
             why,
             format!(
-                "mend the file; {} check-config FILE checks it; until then IAM users are kept out, and who is in stays in",
+                "mend the file; {} check-config FILE checks it; until then IAM users cannot log in, and open sessions stay",
                 paths::RESOLVER
             ),
         )),
@@ -98,7 +98,7 @@ pub fn run(context: &Context) -> Result<Reply, Error> {
             findings.extend(aws::permissions(context));
             let roster = roster(context, &config, &mut findings);
             let accounts = files::accounts(roster.as_ref());
-            // Where accounts are wrong, what sshd and sudo make of them tells nothing more.
+            // If the accounts are wrong, what sshd and sudo do with them tells nothing more.
             let managed = roster.as_ref().filter(|_| accounts.state == State::Ok);
             let user = managed.and_then(|roster| roster.users.first()).map(|user| user.name.as_str());
             findings.extend(sshd::effective(&config, user));
@@ -147,7 +147,7 @@ fn socket(config: &Config, config_path: &Path) -> Finding {
     match client::ask(Path::new(paths::SOCKET), &Request::Status, Deadline::after(CLIENT_DEADLINE)) {
         Ok(answer) if is_older(&answer, config_path) => Finding::warning(
             CHECK,
-            "the daemon is older than the configuration, and decides by what was there before",
+            "the daemon is older than the configuration, and still decides by the former one",
             "systemctl restart iam-resolver",
         ),
         Ok(Answer::Error { message, .. }) => Finding::wrong(
@@ -172,25 +172,25 @@ fn socket(config: &Config, config_path: &Path) -> Finding {
     }
 }
 
-/// What keeps sshd from asking us, each with what to do: for enable and the sweep. `managed_user` is one who has an
-/// account here. None if sshd does not answer in time.
+/// Returns what keeps sshd from asking pam_iam, each with what to do, for enable and the sweep. `managed_user` has an account here. None if
+/// sshd does not answer in time.
 pub fn sshd_not_in_force(config: &Config, managed_user: Option<&str>) -> Option<Vec<String>> {
     Some(sshd::not_in_force(config, managed_user)?.iter().map(ToString::to_string).collect())
 }
 
-/// What keeps IAM users from having accounts, with what to do, on a host where they come from NSS.
+/// Returns what keeps IAM users from having accounts, and what to do, on a host where accounts come from NSS.
 pub fn nss_not_in_force() -> Option<String> {
     let finding = files::accounts(None);
     (finding.state == State::Wrong).then(|| finding.to_string())
 }
 
-/// Which PAM stacks do not ask us, each with what to do.
+/// Returns which PAM stacks do not ask pam_iam, each with what to do.
 pub fn pam_not_in_force(config: &Config) -> Vec<String> {
     let findings = pam::stacks(config);
     findings.iter().filter(|finding| finding.state != State::Ok).map(ToString::to_string).collect()
 }
 
-/// Open sessions are to be swept, unless that is switched off.
+/// Checks that the sweep runs, unless it is switched off.
 fn sweep_service(config: &Config) -> Option<Finding> {
     const CHECK: &str = "sweep";
     let by_systemd = Path::new(paths::BOOTED_BY_SYSTEMD).exists();
@@ -208,7 +208,7 @@ fn sweep_service(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Local accounts in iam-sudo, each with what to do about it, for enable.
+/// Returns the local accounts in iam-sudo, each with what to do about it, for enable.
 pub fn unmanaged_sudo_members(config: &Config) -> Vec<String> {
     files::sudo_group(config)
         .into_iter()
@@ -216,9 +216,9 @@ pub fn unmanaged_sudo_members(config: &Config) -> Vec<String> {
         .collect()
 }
 
-/// What this host has set up by the names of users who may log in and have not yet done so: the IAM name, and what it is.
+/// Returns the names of users who may log in and have not yet done so, each with what this host has set up by the name.
 pub fn leftovers_of(config: &Config, roster: &Roster) -> Vec<(String, String)> {
-    let told = |user: &User| {
+    let describe = |user: &User| {
         let name = user.name.as_str();
         let leftovers = leftovers::for_user(name, user.uid, &Owners::of_host(), Some(config), Path::new("/"));
         let what = match (leftovers.refusal(name), leftovers) {
@@ -230,10 +230,10 @@ pub fn leftovers_of(config: &Config, roster: &Roster) -> Vec<(String, String)> {
         };
         Some((name.to_owned(), what))
     };
-    roster.users.iter().filter_map(told).collect()
+    roster.users.iter().filter_map(describe).collect()
 }
 
-/// What sweeps found or failed to do.
+/// Checks what the sweeps found or failed to do.
 fn sweeps() -> Vec<Finding> {
     const CHECK: &str = "sweep";
     let swept = Swept::load();
@@ -264,14 +264,14 @@ fn sweeps() -> Vec<Finding> {
     findings
 }
 
-/// Whether the resolver was started before the configuration was changed.
+/// Whether the resolver was started before the configuration was last changed.
 fn is_older(status: &Answer, config: &Path) -> bool {
     let Some(Status { uptime, .. }) = status.clone().into_report() else { return false };
     let changed = std::fs::metadata(config).and_then(|found| found.modified());
     changed.is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < Duration::from_secs(uptime)))
 }
 
-/// The roster, with what it says about names.
+/// Returns the roster, and adds what it says about names to `findings`.
 fn roster(context: &Context, config: &Config, findings: &mut Vec<Finding>) -> Option<Roster> {
     const CHECK: &str = "names";
     let roster: Roster = context.report(&Request::Roster).ok()?;

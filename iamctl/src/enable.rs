@@ -1,7 +1,7 @@
-//! `iamctl enable` and `iamctl disable`: switch logins with IAM users on, and take everything back byte for byte.
+//! `iamctl enable` and `iamctl disable`: switch logins with IAM users on, and undo that byte for byte.
 //!
-//! What is to be changed is worked out first, checked, and written down; then each file is replaced by a rename. If anything
-//! fails, what was done is taken back. sshd is reloaded, never restarted: no open session notices.
+//! The changes are planned, checked and recorded first; then each file is replaced by a rename. If anything fails, the changes made so far
+//! are undone. sshd is reloaded, never restarted, so that no open session is disturbed.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -38,7 +38,7 @@ use crate::host::sshd::{DROP_IN as SSHD_DROP_IN, reload};
 use crate::host::units::{IMPORTER_TIMER, UnitState, is_booted, restore, start, states, stop};
 use crate::host::{FileError, read, sshd};
 
-/// The units that are switched on with every way to have accounts.
+/// The units that are switched on wherever accounts come from.
 const UNITS: &[&str] = &["iam-resolver.socket", "iam-resolver.service", "iam-sweep.service"];
 
 /// Where accounts come from.
@@ -50,25 +50,25 @@ pub enum Accounts {
     Importer,
 }
 
-/// What `iamctl enable` is to do.
+/// The options of `iamctl enable`.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub accounts: Accounts,
     pub dry_run: bool,
     /// Whether users who come by su or sudo get home directories too.
     pub with_su: bool,
-    /// How long to try: then everything is taken back, unless that is confirmed.
+    /// How long a trial lasts. Then everything is undone, unless the trial was confirmed.
     pub trial: Option<Duration>,
 }
 
-/// Held by the one call that changes the host.
+/// The file that the process which changes the host has locked.
 const LOCK: &str = "/var/lib/pam_iam/enable.lock";
 
-/// Returns a lock that goes with the process.
+/// Returns a lock that the end of the process releases.
 ///
 /// # Errors
 /// Returns an error if another call of enable, disable or the trial's timer is changing the host.
-fn alone() -> Result<File, EnableError> {
+fn lock() -> Result<File, EnableError> {
     let failed = FileError::of(LOCK);
     if let Some(folder) = Path::new(LOCK).parent() {
         std::fs::create_dir_all(folder).map_err(&failed)?;
@@ -87,7 +87,7 @@ pub fn enable(context: &Context, options: Options) -> Result<Reply, Error> {
     if let Some(why) = cannot_read(&config, &context.config_path) {
         return Err(EnableError::from(why).into());
     }
-    let _alone = alone()?;
+    let _lock = lock()?;
     end_trial_if_over(context)?;
     if let Some(trial) = trial::load()? {
         return Err(EnableError::TrialGoesOn(trial.left(&Now::read())).into());
@@ -107,7 +107,7 @@ pub fn enable(context: &Context, options: Options) -> Result<Reply, Error> {
         return Ok(Reply::Yes);
     }
     sshd::check().map_err(EnableError::SshdBroken)?;
-    lets_nobody_else_in()?;
+    check_use_pam()?;
     check_sudoers(&changes)?;
     units.extend(options.trial.is_some().then_some(trial::TIMER));
     let units_before = states(&units);
@@ -124,7 +124,7 @@ pub fn enable(context: &Context, options: Options) -> Result<Reply, Error> {
     Ok(Reply::Yes)
 }
 
-/// Says what an operator should know before anything is changed. `kept` are files of ours that somebody has edited.
+/// Prints what an operator should know before anything is changed. `kept` are shipped files that somebody has edited.
 fn remark_before(context: &Context, config: &Config, kept: &[&str]) {
     for path in kept {
         context.output.remark(&format!("{path} is not as we ship it: kept as it is"));
@@ -139,8 +139,8 @@ fn remark_before(context: &Context, config: &Config, kept: &[&str]) {
     }
 }
 
-/// Makes the changes and starts the units, or leaves everything as it was. `before` is what was changed earlier, `units` how the
-/// units are now.
+/// Makes the changes and starts the units, or leaves everything as it was. `before` has the earlier changes, `units` the present state of
+/// the units.
 fn switch_on(
     config: &Config,
     options: Options,
@@ -171,7 +171,7 @@ fn change_host(
     apply(changes)?;
     reload()?;
     sshd_asks_us(config)?;
-    // Its time begins when users may log in.
+    // The time begins when users may log in.
     if let Some(lasts) = lasts {
         trial::save(&Trial::begin(&Now::read(), lasts))?;
     }
@@ -185,10 +185,11 @@ fn change_back(
     before: Option<&Record>,
     is_trial: bool,
 ) -> Result<(), EnableError> {
-    let back = take_back(changes);
+    let taken_back = take_back(changes);
     let _ = reload();
-    back?;
-    restore(units)?;
+    let restored = restore(units);
+    taken_back?;
+    restored?;
     save(before)?;
     if is_trial {
         remove(Path::new(paths::TRIAL))?;
@@ -196,7 +197,7 @@ fn change_back(
     Ok(())
 }
 
-/// Refuses a trial that nothing would end, or that would take back more than it changed.
+/// Returns an error if nothing would end a trial, or if its end would undo more than it changed.
 fn check_trial(before: Option<&Record>) -> Result<(), EnableError> {
     let is_in_use = |units: &[&str]| states(units).iter().any(UnitState::is_in_use);
     if before.is_some() || !is_off() || is_in_use(UNITS) || is_in_use(&[IMPORTER_TIMER]) {
@@ -208,9 +209,9 @@ fn check_trial(before: Option<&Record>) -> Result<(), EnableError> {
     Ok(())
 }
 
-/// Ends the trial: what it changed stays. It counts once an IAM user has logged in after it began.
+/// Ends the trial and keeps its changes, if an IAM user has logged in since it began.
 pub fn confirm(context: &Context) -> Result<Reply, Error> {
-    let _alone = alone()?;
+    let _lock = lock()?;
     end_trial_if_over(context)?;
     let Some(trial) = trial::load()? else {
         return Err(EnableError::NoTrial.into());
@@ -225,13 +226,13 @@ pub fn confirm(context: &Context) -> Result<Reply, Error> {
     Ok(Reply::Yes)
 }
 
-/// Takes a trial back whose time is over. Run by a timer, and by whatever else looks at the host's files.
+/// Undoes a trial whose time is over. A timer calls it, and every command that needs the host's files.
 pub fn end_trial_that_is_over(context: &Context) -> Result<Reply, Error> {
     if trial::load()?.is_none() {
         return Ok(Reply::Yes);
     }
-    // Whoever changes the host now sees to it; the timer comes again.
-    let Ok(_alone) = alone() else { return Ok(Reply::Yes) };
+    // A process that is changing the host ends the trial itself; otherwise the timer comes again.
+    let Ok(_lock) = lock() else { return Ok(Reply::Yes) };
     end_trial_if_over(context)
 }
 
@@ -248,9 +249,9 @@ fn end_trial_if_over(context: &Context) -> Result<Reply, Error> {
     take_everything_back(context, false)
 }
 
-/// Our drop-in says `UsePAM yes`. Where it was no, PAM would let users in whom sshd refuses: by a password that PAM asks for, or
-/// into an account that is locked.
-fn lets_nobody_else_in() -> Result<(), EnableError> {
+/// Returns an error if sshd has `UsePAM no`, which the drop-in changes to yes. PAM could then let users in whom sshd refuses now: by a
+/// password that PAM asks for, or into a locked account.
+fn check_use_pam() -> Result<(), EnableError> {
     let settings = sshd::effective("root")?;
     if settings.get("usepam") == "yes" {
         return Ok(());
@@ -258,9 +259,9 @@ fn lets_nobody_else_in() -> Result<(), EnableError> {
     Err(EnableError::UsePamNo)
 }
 
-/// Takes everything back.
+/// Undoes everything.
 pub fn disable(context: &Context, dry_run: bool) -> Result<Reply, Error> {
-    let _alone = alone()?;
+    let _lock = lock()?;
     take_everything_back(context, dry_run)
 }
 
@@ -268,12 +269,12 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<Reply, Error
     let record = load()?;
     let by_hand = record.is_none();
     let mut changes = record.unwrap_or_default().changes;
-    // Lines that somebody put in by hand go too: without our module they would keep everybody out.
+    // Lines that were added by hand go too: without pam_iam.so they would keep everybody out.
     let is_known = |other: &Change| changes.iter().any(|known| known.path == other.path);
     let others: Vec<Change> =
         made_by_hand(Path::new("/"))?.into_iter().filter(|other| !is_known(other)).collect();
     changes.extend(others);
-    // Taken back from the end: sshd first, so that it asks for no command that is about to go.
+    // Undone from the end: sshd first, so that it runs no command that is about to go.
     changes.sort_by_key(|change| change.path == Path::new(SSHD_DROP_IN));
     let units: Vec<&str> = UNITS.iter().copied().chain([IMPORTER_TIMER, trial::TIMER]).collect();
     let before = states(&units);
@@ -292,10 +293,10 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<Reply, Error
         return Ok(Reply::Yes);
     }
     take_back(&changes)?;
-    // And what was there by hand before we were enabled.
+    // Then lines that were there by hand before `enable`.
     take_back(&made_by_hand(Path::new("/"))?)?;
     if let Err(why) = reload() {
-        // Our lines are gone all the same; a package that is being removed goes on.
+        // The lines are gone already, and the removal of a package must not stop here.
         context.output.remark(&format!("sshd is to be reloaded by hand: {why}"));
     }
     remove_unfinished(&changes)?;
@@ -308,7 +309,7 @@ fn take_everything_back(context: &Context, dry_run: bool) -> Result<Reply, Error
     Ok(Reply::Yes)
 }
 
-/// Says what is left on the host once nothing of ours is switched on.
+/// Prints what stays on the host once nothing is switched on.
 fn remark_what_stays(context: &Context) {
     for kept in [SUDOERS, SSHD_DROP_IN].map(|path| format!("{path}.disabled")) {
         if Path::new(&kept).exists() {
@@ -339,7 +340,7 @@ fn remark_what_stays(context: &Context) {
     }
 }
 
-/// The first value counts in sshd's files, so another's may have won.
+/// Returns an error if sshd does not ask pam_iam. sshd takes the first value of a setting, which may be in another file.
 fn sshd_asks_us(config: &Config) -> Result<(), EnableError> {
     match crate::doctor::sshd_not_in_force(config, None) {
         None => Err(EnableError::SshdSilent),
@@ -347,15 +348,15 @@ fn sshd_asks_us(config: &Config) -> Result<(), EnableError> {
     }
 }
 
-/// The accounts in /etc/passwd that are ours.
+/// Returns the names of the managed accounts in /etc/passwd.
 fn imported(root: &Path) -> Vec<String> {
     let passwd = read(root, "/etc/passwd").ok().flatten().unwrap_or_default();
-    let ours = |line: &str| {
+    let managed = |line: &str| {
         let mut fields = line.split(':');
         let (name, uid) = (fields.next()?, fields.nth(1)?.parse().ok()?);
         Uid(uid).is_managed().then(|| name.to_owned())
     };
-    passwd.lines().filter_map(ours).collect()
+    passwd.lines().filter_map(managed).collect()
 }
 
 fn show(context: &Context, verb: &str, changes: &[Change], units: &[&str]) {
@@ -377,7 +378,7 @@ fn show(context: &Context, verb: &str, changes: &[Change], units: &[&str]) {
     context.output.show(&json!({ "done": verb, "files": paths, "units": units }), &text);
 }
 
-/// Our rule is one that sudo takes, before it is where a mistake would break sudo for all.
+/// Checks that sudo accepts the rule, before the file is in a place where a mistake breaks sudo for all.
 fn check_sudoers(changes: &[Change]) -> Result<(), EnableError> {
     let Some(change) = changes.iter().find(|change| change.path == Path::new(SUDOERS)) else { return Ok(()) };
     if !crate::is_installed("/usr/sbin/visudo") {

@@ -71,10 +71,10 @@ pub enum Error {
     #[error(transparent)]
     Enable(#[from] EnableError),
     /// A sweep cannot read the configuration.
-    #[error("{0}; nobody is ended until that is mended, but by: iamctl sessions end USER")]
+    #[error("{0}; the sweep ends nobody until that is mended; to end a user now: iamctl sessions end USER")]
     SweepWithoutConfig(ConfigError),
     /// Another sweep works for longer than the interval between two.
-    #[error("another sweep has been at work for {} s, longer than the minute between two", .0.as_secs())]
+    #[error("another sweep has been at work for {} s, longer than the minute between two sweeps", .0.as_secs())]
     SweepOverrun(Duration),
     /// A sweep that was started cannot be waited for.
     #[error("a sweep cannot be waited for: {0}")]

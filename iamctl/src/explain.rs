@@ -1,4 +1,4 @@
-//! `iamctl explain`: why a user may or may not.
+//! `iamctl explain`: tells why a user may or may not log in or use sudo.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::host::FileError;
 use crate::output::{Output, Tone};
 use crate::{Context, Service, here, linux_name};
 
-/// Explains. Returns whether the user may.
+/// Explains the decision about `user`, and returns whether the user may log in or use sudo.
 pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -> Result<Reply, Error> {
     let name = match linux_name(user) {
         Ok(name) => name,
@@ -42,9 +42,9 @@ pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -
     Ok(allow.into())
 }
 
-/// What on this host keeps a user out whom IAM lets in.
+/// What on this host keeps out a user whom IAM lets in.
 struct Here {
-    /// The mistake in the configuration: PAM and the key command read it themselves, and refuse.
+    /// A mistake in the configuration. PAM and the key command read it themselves, and refuse IAM users for it.
     mistake: Option<String>,
     leftovers: Leftovers,
     refusal: Option<Refusal>,
@@ -122,7 +122,7 @@ impl Here {
     }
 }
 
-/// What this host has set up by the name, and PAM looks at too.
+/// Returns what this host has set up for the name, which PAM checks too.
 fn leftovers(context: &Context, explanation: &Explanation) -> Leftovers {
     match explanation.uid.filter(|_| explanation.account_kind == AccountKind::Managed) {
         Some(uid) => {
@@ -133,7 +133,7 @@ fn leftovers(context: &Context, explanation: &Explanation) -> Leftovers {
     }
 }
 
-/// The fingerprint of a key that is given by its file or its fingerprint.
+/// Returns the fingerprint of a key that is given as a file or as a fingerprint.
 fn fingerprint(key: &str) -> Result<Fingerprint, Error> {
     if let Ok(fingerprint) = key.parse() {
         return Ok(fingerprint);
@@ -149,7 +149,7 @@ fn opens(explanation: &Explanation, fingerprint: &Fingerprint) -> bool {
     keys.any(|key| key.active && key.fingerprint.as_ref() == Some(fingerprint))
 }
 
-/// An explanation for people, with whether `key` opens the account.
+/// Returns an explanation as text, with whether `key` opens the account.
 pub fn text(explanation: &Explanation, key: Option<(&Fingerprint, bool)>, output: &Output) -> String {
     let mut text = String::new();
     let Explanation { name, account_kind, uid, candidates, claimants, users, groups, claim, login, sudo } =
@@ -216,7 +216,7 @@ fn describe(user: &IamEntry, line: &mut impl FnMut(&str, &str)) {
     }
 }
 
-/// The rule behind a decision.
+/// Returns the rule behind a decision, as text.
 fn because(decision: &Decision, policy: Policy) -> String {
     let rule = match policy {
         Policy::Login => "access.allow",
@@ -229,7 +229,7 @@ fn because(decision: &Decision, policy: Policy) -> String {
         Reason::All => format!("{rule} is \"all\""),
         Reason::NotInGroup => format!("in none of the IAM groups that {rule} names"),
         Reason::PolicyNone => format!("{rule} is \"none\""),
-        Reason::NoLogin => "who may not log in may not use sudo".to_owned(),
+        Reason::NoLogin => "a user who may not log in may not use sudo".to_owned(),
         Reason::NoSuchUser => "IAM has no such user".to_owned(),
         Reason::Ambiguous => "several IAM users claim the name, so none gets it".to_owned(),
         Reason::UidTaken => "an older IAM user, a local account or a group has the same number".to_owned(),

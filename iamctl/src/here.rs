@@ -1,4 +1,4 @@
-//! What of this host keeps a user out whom IAM lets in: the account, its expiry, the home directory.
+//! Reasons on this host that keep out a user whom IAM lets in: the account, its expiry, the home directory.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -12,15 +12,14 @@ use pam_iam_core::owners::Owners;
 use pam_iam_core::registry;
 use users::os::unix::UserExt;
 
-/// Where passwords and expiry dates are, see shadow(5).
+/// Where passwords and expiry dates are (shadow(5)).
 const SHADOW: &str = "/etc/shadow";
 
-/// Seconds of a day: shadow(5) counts in days since 1970.
+/// Seconds of a day. shadow(5) counts days since 1970.
 const DAY: u64 = 86_400;
 
-/// Returns what keeps the managed user with `uid` from logging in as `name`, each for an administrator. Nothing where there is
-/// no account yet.
-/// `given` tells the groups that IAM gives, and is asked only if that matters.
+/// Returns what keeps the managed user with `uid` from logging in as `name`, with advice for an administrator. Empty if there is no account
+/// yet. `given` returns the groups that IAM gives, and is called only if they matter.
 pub fn obstacles(name: &str, uid: Uid, given: &dyn Fn() -> Vec<Gid>, config: Option<&Config>) -> Vec<String> {
     let Some(account) = users::get_user_by_name(name) else { return Vec::new() };
     if account.uid() != uid.0 {
@@ -47,7 +46,7 @@ pub fn obstacles(name: &str, uid: Uid, given: &dyn Fn() -> Vec<Gid>, config: Opt
         .collect()
 }
 
-/// Returns the groups that an import has left to the user called `name` and IAM no longer gives: PAM refuses sudo for each of them.
+/// Returns the groups that an import has left to the user `name` and that IAM no longer gives. PAM refuses sudo for each of them.
 pub fn groups_left_by_import(name: &str, given: &dyn Fn() -> Vec<Gid>) -> Vec<String> {
     let left: Vec<String> = ImporterRecord::load(Path::new("/"))
         .members(Path::new("/"))
@@ -71,7 +70,7 @@ fn has_expired(shadow: &str, name: &str, today: u64) -> bool {
     date.is_some_and(|date| date <= today)
 }
 
-/// What is wrong with the home directory `path`, as the session phase sees it.
+/// Returns what the session phase will refuse about the home directory `path`.
 fn home(path: &Path, name: &str, uid: Uid, moves_aside: bool, owners: &Owners) -> Option<String> {
     let found = std::fs::metadata(path).ok()?;
     let (shown, owner) = (path.display(), Uid(found.uid()));
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_of_another_or_no_directory_is_told() {
+    fn a_home_of_another_user_and_one_that_is_no_directory_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let owners = Owners::new(&dir.path().join("owners"), &dir.path().join("served"));
         let own = Uid(rustix::process::geteuid().as_raw());

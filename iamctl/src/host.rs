@@ -1,5 +1,5 @@
-//! One model of this host: what its files say and what its programs take them for. enable, disable, doctor and the sweep
-//! all ask here, so that none of them finds what another does not.
+//! The model of this host: what its files say and what its programs make of them. enable, disable, doctor and the sweep all use it, so that
+//! none of them finds what another does not.
 
 pub mod access;
 pub mod command;
@@ -13,7 +13,7 @@ pub mod units;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where `path` lies under `root`.
+/// Returns where `path` lies under `root`.
 pub fn at(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }

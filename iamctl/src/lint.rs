@@ -1,4 +1,4 @@
-//! `iamctl lint`: names the IAM users who will have trouble logging in.
+//! `iamctl lint`: lists the IAM users who will have trouble logging in.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use crate::Context;
 use crate::error::{Error, Reply};
 use crate::output::Tone;
 
-/// Returns whether no user will.
+/// Prints these users. Returns whether there are none.
 pub fn run(context: &Context) -> Result<Reply, Error> {
     let Linted { users, allowed, findings } = context.report(&Request::Lint)?;
     let mut text = String::new();

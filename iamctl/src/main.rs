@@ -1,7 +1,7 @@
 //! `iamctl`: the operator's tool.
 //!
-//! It asks the resolver what PAM, the key command and NSS ask, and shows the answer with its reasons; it looks over the host
-//! for what makes such a set-up fail; and it ends sessions that IAM has withdrawn. It decides nothing itself.
+//! It asks the resolver what PAM, the key command and NSS ask, and shows the answer with its reasons; checks the host for causes of failing
+//! logins; and ends sessions that IAM has withdrawn. It decides nothing itself.
 
 mod doctor;
 mod enable;
@@ -43,7 +43,7 @@ use crate::output::Output;
 /// The exit status if there is no answer.
 const CANNOT_TELL: u8 = 2;
 
-/// Looks into SSH logins with AWS IAM users, and after them.
+/// Shows and manages SSH logins with AWS IAM users
 #[derive(Parser)]
 #[command(name = "iamctl", version)]
 struct Arguments {
@@ -59,31 +59,31 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Why a user may or may not log in or use sudo. Exit status 0 allowed, 1 refused, 2 cannot tell
+    /// Say why a user may or may not log in or use sudo. Exit status 0 allowed, 1 refused, 2 cannot tell
     Explain {
         /// The Linux name
         user: String,
-        /// What the exit status is about
+        /// The decision that the exit status is about
         #[arg(long, value_enum, default_value_t = Service::Login)]
         service: Service,
-        /// A public key, by its file or fingerprint: would it open the door?
+        /// A public key, as a file or a fingerprint: say also whether it opens the account
         #[arg(long, value_name = "FILE|FINGERPRINT")]
         key: Option<String>,
     },
-    /// Whose a uid is, also of a user who may not log in and so has no name here. Exit status 1 if nothing tells
+    /// Say whose a uid is, even of a user who may not log in and so has no name here. Exit status 1 if nothing tells
     Whois {
         /// The uid
         uid: u32,
     },
-    /// Look for what makes such a set-up fail, and say how to mend it. Exit status 1 if something is wrong
+    /// Check this host for causes of failing logins, and say how to mend each. Exit status 1 if something is wrong
     Doctor,
-    /// How the resolver is
+    /// Show the state of the resolver
     Status {
         /// Write the counters to FILE in Prometheus' text format, for node_exporter's textfile collector
         #[arg(long, value_name = "FILE")]
         prometheus: Option<PathBuf>,
     },
-    /// Who is logged in, by which key, since when; and who runs processes without a session
+    /// List who is logged in, by which key and since when, and who runs processes without a session
     Sessions {
         #[command(subcommand)]
         action: Option<SessionsAction>,
@@ -93,18 +93,18 @@ enum Command {
         /// Say what would be ended, and end nothing
         #[arg(long)]
         dry_run: bool,
-        /// Sweep again and again, each DURATION, like 60s
+        /// Sweep repeatedly, each DURATION, like 60s
         #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "dry_run")]
         every: Option<Duration>,
     },
-    /// Make the resolver forget what it remembers of a user, or of all
+    /// Make the resolver forget a user, or all users
     Flush {
         /// The Linux name
         user: Option<String>,
     },
-    /// Go over all IAM users: whose names or uids collide or are refused, who has no usable key. Exit status 1 if anybody
+    /// List the IAM users whose names or uids collide or are refused, or who have no usable key. Exit status 1 if there are any
     Lint,
-    /// Switch logins with IAM users on: NSS, PAM, sudo, sshd, units. Taken back whole if anything fails
+    /// Switch logins with IAM users on: NSS, PAM, sudo, sshd, units. If anything fails, everything is taken back
     Enable {
         /// Where accounts come from
         #[arg(long, value_enum, default_value_t = enable::Accounts::Nss)]
@@ -131,7 +131,7 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Write down which gids outside our range the NSS module is to believe. Run by the resolver's unit, as root
+    /// Write the gids outside the managed range that the NSS module accepts. Run by the resolver's unit, as root
     #[command(hide = true)]
     WriteMappedGids,
     /// Print completions for a shell
@@ -143,14 +143,14 @@ enum Command {
 
 #[derive(Subcommand)]
 enum SessionsAction {
-    /// End all sessions and processes of a user, without waiting for IAM. Who may still log in can come back
+    /// End all sessions and processes of a user, without waiting for IAM. A user who may still log in can come back
     End {
         /// The Linux name
         user: String,
     },
 }
 
-/// The action that a question is about.
+/// What a decision is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Service {
     /// To log in
@@ -159,10 +159,10 @@ enum Service {
     Sudo,
 }
 
-/// The configuration, the resolver and the output of one call.
+/// What all commands need: the configuration, the resolver and the output.
 struct Context {
     config_path: PathBuf,
-    /// The resolver that the configuration names, or the daemon.
+    /// The resolver by the mode of the configuration, or the daemon if there is no usable one.
     resolver: Resolver,
     output: Output,
 }
@@ -178,7 +178,7 @@ impl Context {
         Config::load(&self.config_path)
     }
 
-    /// Whether no daemon listens, so that nothing is remembered from one request to the next.
+    /// Whether no daemon listens, so that nothing is kept from one request to the next.
     fn has_no_daemon(&self) -> bool {
         let patience = Request::Status.patience();
         let answer = client::ask(&self.resolver.socket, &Request::Status, Deadline::after(patience));
@@ -191,7 +191,7 @@ impl Context {
         let _ = client::ask(&self.resolver.socket, &request, Deadline::after(request.patience()));
     }
 
-    /// Asks the resolver for a report.
+    /// Returns the resolver's answer to a request for a report.
     fn report<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
         self.resolver.report(request)
     }
@@ -261,7 +261,7 @@ fn flush(context: &Context, user: Option<&str>) -> Result<Reply, Error> {
     Ok(Reply::Yes)
 }
 
-/// Parses a duration as in the configuration.
+/// Parses a duration, written as in the configuration.
 fn duration(text: &str) -> Result<Duration, ValueError> {
     text.parse().map(|ConfigDuration(duration)| duration)
 }
@@ -270,7 +270,7 @@ fn linux_name(name: &str) -> Result<LinuxName, Error> {
     LinuxName::new(name).map_err(|source| Error::Name { name: name.to_owned(), source })
 }
 
-/// Whether a program is where the system keeps its programs.
+/// Whether a file of this path exists.
 fn is_installed(path: &str) -> bool {
     Path::new(path).exists()
 }
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_passes_claps_own_checks() {
         Arguments::command().debug_assert();
     }
 }

@@ -1,7 +1,7 @@
-//! The gids of the local groups that IAM groups map to, written down by root from the checked configuration.
+//! The gids of the local groups to which IAM groups map, written by root from the checked configuration.
 //!
-//! The NSS module believes no other gid outside our range, whoever says it: a resolver that is taken over must not put
-//! a user into the group `sudo`.
+//! The NSS module accepts no other gid outside the managed range, even from the resolver: a compromised resolver must not put a user into
+//! the group `sudo`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,14 +14,14 @@ use pam_iam_core::{local, paths};
 use crate::Context;
 use crate::host::FileError;
 
-/// Writes the file anew. Without a configuration that can be used it lists nothing.
+/// Writes the file. Without a usable configuration the file is empty.
 pub fn write(context: &Context) -> Result<(), FileError> {
     let config = context.config();
     let gids = config.as_ref().map(gids).unwrap_or_default();
     write_gids(Path::new(paths::MAPPED_GIDS), &gids)
 }
 
-/// Writes a list of gids, one a line, if it is not what the file `path` holds.
+/// Writes a list of gids, one a line, unless the file `path` has the same already.
 ///
 /// # Errors
 /// Returns an error that names the file if it cannot be written.
@@ -36,9 +36,9 @@ pub fn write_gids(path: &Path, gids: &BTreeSet<Gid>) -> Result<(), FileError> {
 fn gids(config: &Config) -> BTreeSet<Gid> {
     let names: BTreeSet<&str> = config.groups.values().map(|target| target.group.as_str()).collect();
     let groups = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
-    // Of several lines of one name, the C library takes the first.
+    // The C library takes the first of several lines with one name.
     let gid = |name: &&str| groups.iter().find(|group| group.name == **name).map(|group| group.gid);
-    // Our own two groups may have been made by hand.
+    // These two groups may have been created by hand.
     let own = [pam_iam_core::name::IAM_USERS, pam_iam_core::name::IAM_SUDO];
     let all = names.iter().copied().chain(own).collect::<Vec<_>>();
     all.iter().filter_map(gid).filter(|gid| gid.0 != 0).collect()

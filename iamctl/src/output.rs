@@ -1,16 +1,16 @@
-//! Text for people, with colours on a terminal only; JSON for programs.
+//! Output: text with colours on a terminal, or JSON.
 
 use std::io::{IsTerminal, Write};
 
 use serde_json::Value;
 
-/// How to show things.
+/// How results are shown.
 pub struct Output {
     json: bool,
     colours: bool,
 }
 
-/// What something is.
+/// How serious a word is, shown by its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     /// As it should be.
@@ -22,20 +22,20 @@ pub enum Tone {
 }
 
 impl Output {
-    /// JSON, or text.
+    /// Returns an output of JSON, or of text.
     pub fn new(json: bool) -> Self {
         // NO_COLOR, see <https://no-color.org/>.
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         Self { json, colours }
     }
 
-    /// Shows a result in one of its two forms.
+    /// Prints a result as JSON or as text.
     pub fn show(&self, json: &Value, text: &str) {
         let text = if self.json { format!("{json:#}") } else { text.to_owned() };
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
     }
 
-    /// Says why there is no result.
+    /// Prints why there is no result.
     pub fn error(&self, why: &str) {
         if self.json {
             let _ = writeln!(std::io::stdout(), "{:#}", serde_json::json!({ "error": why }));
@@ -43,12 +43,12 @@ impl Output {
         let _ = writeln!(std::io::stderr(), "iamctl: {why}");
     }
 
-    /// Says something beside a result.
+    /// Prints a remark beside a result.
     pub fn remark(&self, what: &str) {
         let _ = writeln!(std::io::stderr(), "iamctl: {what}");
     }
 
-    /// A word in the colour of its tone.
+    /// Returns `word` in the colour of its tone.
     pub fn paint(&self, tone: Tone, word: &str) -> String {
         if !self.colours {
             return word.to_owned();

@@ -1,4 +1,4 @@
-//! `iamctl sessions`: who is logged in, by which key, since when; and who runs processes without a session of ours.
+//! `iamctl sessions`: lists who is logged in, by which key and since when, and who runs processes without a session.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -16,7 +16,7 @@ use crate::error::{Error, Reply};
 use crate::host::FileError;
 use crate::{Context, whois};
 
-/// A managed user who runs processes and has no session: one who logged out, or came by a program that never asks PAM.
+/// A managed user who runs processes without a session: the user has logged out, or came by a program that never asks PAM.
 struct Sessionless {
     user: String,
     uid: Uid,
@@ -38,7 +38,7 @@ pub fn run(context: &Context) -> Result<Reply, Error> {
     Ok(Reply::Yes)
 }
 
-/// The open sessions. None where nobody ever logged in.
+/// Returns the open sessions. Empty if nobody has ever logged in.
 pub fn open() -> std::io::Result<Vec<Session>> {
     let registry = SessionRegistry::open_if_made(Path::new(paths::SESSIONS))?;
     let sessions = registry.map_or(Ok(Vec::new()), |registry| registry.sessions())?;
@@ -59,14 +59,14 @@ fn sessionless(context: &Context, sessions: &[Session]) -> std::io::Result<Vec<S
         .collect())
 }
 
-/// A number of processes, in words.
+/// Returns a number of processes in words.
 pub fn counted(processes: usize) -> String {
     if processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") }
 }
 
 fn text(sessions: &[Session], sessionless: &[Sessionless]) -> String {
     if sessions.is_empty() && sessionless.is_empty() {
-        return "nobody of IAM is logged in".to_owned();
+        return "no IAM user is logged in".to_owned();
     }
     let mut text = String::new();
     if !sessions.is_empty() {

@@ -1,4 +1,4 @@
-//! `iamctl status`: how the resolver is, for people, programs and Prometheus.
+//! `iamctl status`: shows the state of the resolver as text, JSON or Prometheus metrics.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -16,7 +16,7 @@ pub fn run(context: &Context, prometheus: Option<&Path>) -> Result<Reply, Error>
     let status: Status = context.report(&Request::Status)?;
     let swept = Swept::load();
     if let Some(path) = prometheus {
-        // Others may read it: it names no user.
+        // Everybody may read it: it names no user.
         replace(path, metrics(&status, &swept).as_bytes(), 0o644).map_err(FileError::of(path))?;
         return Ok(Reply::Yes);
     }
@@ -68,7 +68,7 @@ fn sweep_text(swept: &Swept) -> String {
         let _ = write!(text, "; ANOTHER HAS BEEN AT WORK FOR {} s", running.as_secs());
     }
     if swept.failures > 0 {
-        let _ = write!(text, "; {} could not look", swept.failures);
+        let _ = write!(text, "; {} failed", swept.failures);
     }
     if swept.overruns > 0 {
         let _ = write!(text, "; {} took longer than a minute", swept.overruns);
@@ -157,7 +157,7 @@ impl Metric {
         Self { name, kind, help, values }
     }
 
-    /// One value without a label.
+    /// Returns a metric with one value and no label.
     fn one((name, kind, help, value): (&'static str, &'static str, &'static str, u64)) -> Self {
         Self::new(name, kind, help, vec![(String::new(), value)])
     }
@@ -208,10 +208,15 @@ fn sweep_metrics(swept: &Swept) -> Vec<Metric> {
         (
             "sweep_overruns_total",
             "counter",
-            "Sweeps that took longer than the minute between two.",
+            "Sweeps that took longer than the minute between two sweeps.",
             swept.overruns,
         ),
-        ("sweep_failures_total", "counter", "Sweeps that could not look at all.", swept.failures),
+        (
+            "sweep_failures_total",
+            "counter",
+            "Sweeps that failed before they checked anything.",
+            swept.failures,
+        ),
         (
             "sweep_incomplete",
             "gauge",
@@ -247,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_has_its_help_its_type_and_a_number() {
+    fn every_metric_has_a_help_text_a_type_and_a_number() {
         let status = Status {
             version: "0.1.0".into(),
             uptime: 7,

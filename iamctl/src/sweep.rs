@@ -1,8 +1,7 @@
 //! `iamctl sweep`: ends the sessions that IAM has withdrawn. iam-sweep.service runs it every minute.
 //!
-//! IAM is asked about open sessions, and about managed users who have processes without one: they logged out and left
-//! something running, or came by a program that never asks PAM. That nobody can tell ends nothing before
-//! `freshness.offline` is over.
+//! The sweep asks IAM about open sessions, and about managed users who have processes without one: they have logged out and left something
+//! running, or came by a program that never asks PAM. A missing answer ends nothing before `freshness.offline` is over.
 
 use std::path::Path;
 use std::time::Duration;
@@ -31,25 +30,26 @@ mod withdrawal;
 
 use end::end;
 use judge::Judge;
-use report::{report, tell_what_may_go_on, untold, without_answer};
+use report::{log_what_may_go_on, report, unattributed, without_answer};
 pub use user::end_user;
 use withdrawal::Withdrawal;
 
-/// The longest `sessions.grace` that is waited for: a sweep is to be over before many more are due.
+/// The longest `sessions.grace` that is waited for: a sweep should be over before many more are due.
 const GRACE_MAX: Duration = Duration::from_secs(60);
 
-/// What is said when a sweep ends nobody.
+/// Printed if a sweep ends nobody.
 const NOBODY: &str = "there is nobody to end";
 
-/// Sweeps, and looks whether our lines are still in force here. True if all that was to end did.
+/// Sweeps, and checks whether this host's lines for pam_iam are still in force. Returns whether everything that was to end has ended.
 pub fn run(context: &Context, dry_run: bool) -> Result<Reply, Error> {
     if !dry_run {
-        // What a program of ours that was killed left standing still.
-        pam_iam_sessions::cgroup::let_go_on();
+        // An earlier program may have been killed while it had control groups frozen.
+        pam_iam_sessions::cgroup::thaw_abandoned();
     }
     let config = context.config().map_err(Error::SweepWithoutConfig)?;
     if !dry_run {
-        // /etc/group may have changed since the resolver started. Without the list NSS believes less, and nobody stays in.
+        // /etc/group may have changed since the resolver started. If the list cannot be written, NSS accepts fewer groups, and no withdrawn
+        // user stays because of that.
         if let Err(why) = crate::mapped::write(context) {
             Log::to_syslog("iamctl").write(Level::Warning, why);
         }
@@ -89,7 +89,7 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<Reply, Err
             }
         })?;
     record.last_asked = judge.last_asked;
-    tell_what_may_go_on(&judge, &ended.withdrawals, dry_run, &mut log);
+    log_what_may_go_on(&judge, &ended.withdrawals, dry_run, &mut log);
     let unanswered = without_answer(&judge);
     let nobody = unanswered.map_or_else(|| NOBODY.to_owned(), |why| format!("{NOBODY}; {why}"));
     let outcomes = (!dry_run).then_some(ended.outcomes.as_slice());
@@ -104,7 +104,7 @@ fn registry_failed(error: std::io::Error) -> FileError {
     FileError::of(paths::SESSIONS)(error)
 }
 
-/// What a sweep does where `sessions.sweep` is off: logins that are over are of no use then.
+/// Does a sweep where `sessions.sweep` is off: removes logins that are over from the registry, as nothing will need them.
 fn forget_logins(context: &Context, registry: &SessionRegistry, dry_run: bool) -> Result<Reply, Error> {
     if !dry_run {
         for session in registry.left().map_err(registry_failed)? {
@@ -115,7 +115,7 @@ fn forget_logins(context: &Context, registry: &SessionRegistry, dry_run: bool) -
     Ok(Reply::Yes)
 }
 
-/// Finds out what is to end, and ends it: quickly first, and thoroughly where processes could not be read in time.
+/// Finds out which sessions and processes are to end, and ends them: quickly first, and then thoroughly if some could not be read in time.
 fn judge_and_end(
     context: &Context,
     config: &Config,
@@ -130,12 +130,12 @@ fn judge_and_end(
     for effort in efforts {
         let open = registry.sessions().map_err(registry_failed)?;
         let found = judge.judge(registry, open, *effort)?;
-        ended.forget_what_is_tried_again(&found);
+        ended.forget_retried(&found);
         if !dry_run {
             ended.outcomes.extend(end(context, &found, registry, *effort, grace, log));
         }
         ended.withdrawals.extend(found);
-        // Nobody else waits any more for those who make reading slow.
+        // Only a user who makes reading slow has to wait for the thorough round.
         if judge.unread == 0 {
             break;
         }
@@ -143,43 +143,43 @@ fn judge_and_end(
     Ok(ended)
 }
 
-/// Writes down what a sweep did. Returns whether all that was to end has ended, and in time.
+/// Records what a sweep did. Returns whether everything that was to end has ended, and in time.
 fn finish(mut record: Swept, judge: &mut Judge<'_>, ended: &Ended, log: &mut Log) -> bool {
     let Ended { withdrawals, outcomes } = ended;
-    // What is not known to be a withdrawn user's may go on.
-    let untold = untold(withdrawals);
-    for why in &untold {
+    // A process that is not known to be a withdrawn user's may go on.
+    let unattributed = unattributed(withdrawals);
+    for why in &unattributed {
         log.write(Level::Error, why);
     }
     let is_unanswered =
         withdrawals.iter().any(|withdrawal| withdrawal.whole_user) && lookup::was_unanswered();
-    let complete = untold.is_empty() && !is_unanswered && outcomes.iter().all(Outcome::is_complete);
+    let complete = unattributed.is_empty() && !is_unanswered && outcomes.iter().all(Outcome::is_complete);
     let pairs = withdrawals.iter().zip(outcomes);
     let took = record.finish(
         pairs.filter(|(withdrawal, outcome)| withdrawal.had_something_to_end(outcome)).count(),
         outcomes.iter().filter(|outcome| !outcome.is_complete()).count()
-            + untold.len().max(is_unanswered.into()),
+            + unattributed.len().max(is_unanswered.into()),
         std::mem::take(&mut judge.unknown).into_iter().collect(),
     );
     if took > swept::INTERVAL {
         let took = took.as_secs();
-        log.write(Level::Error, format!("a sweep took {took} s, longer than the minute between two"));
+        log.write(Level::Error, format!("a sweep took {took} s, longer than the minute between two sweeps"));
         return false;
     }
     complete
 }
 
-/// What a sweep has ended; while it only says what it would end, nothing has an outcome.
+/// The result of a sweep. A dry run has no outcomes.
 #[derive(Default)]
 struct Ended {
     withdrawals: Vec<Withdrawal>,
-    /// What became of each.
+    /// The outcome of each withdrawal.
     outcomes: Vec<Outcome>,
 }
 
 impl Ended {
-    /// Forgets what could not be ended and is found anew: it is tried once more, and told once.
-    fn forget_what_is_tried_again(&mut self, found: &[Withdrawal]) {
+    /// Forgets withdrawals that were incomplete and are in `found` again, so that each is reported once.
+    fn forget_retried(&mut self, found: &[Withdrawal]) {
         let ended = std::mem::take(self);
         let is_found = |known: &Withdrawal| {
             found.iter().any(|found| (found.uid, found.cause) == (known.uid, known.cause))
@@ -190,7 +190,7 @@ impl Ended {
     }
 }
 
-/// What a sweep does that finds another at work. One that works for longer than a minute keeps withdrawn users in.
+/// Ends a sweep that finds another one under way. One that takes longer than a minute lets withdrawn users stay.
 fn already_running(context: &Context) -> Result<Reply, Error> {
     let running = Swept::load().running_for();
     if let Some(running) = running.filter(|running| *running > swept::INTERVAL) {

@@ -1,4 +1,4 @@
-//! What the last sweep did, written down for `iamctl status` and for the next sweep.
+//! The record of sweeps, for `iamctl status` and for the next sweep.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,42 +12,42 @@ use serde::{Deserialize, Serialize};
 /// The time between two sweeps, as iam-sweep.service has it. A sweep that takes longer is an error.
 pub const INTERVAL: Duration = Duration::from_secs(60);
 
-/// What is known of sweeps since the boot. Times are in seconds since the boot.
+/// The record of all sweeps since the boot. Times are in seconds since the boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Swept {
-    /// When the sweep that is at work began; none if none is.
+    /// When the sweep that is under way began. None if none is.
     pub running_since: Option<u64>,
-    /// When the last one ended.
+    /// When the last sweep ended.
     pub ended_at: Option<u64>,
-    /// How long the last one took, in seconds.
+    /// How long the last sweep took, in seconds.
     pub seconds: u64,
-    /// How many withdrawals the last one ended, and of how many something lives on.
+    /// How many withdrawals the last sweep ended, or tried to end.
     pub withdrawals: usize,
-    /// Of how many withdrawals something was left.
+    /// How many of those left processes running.
     pub incomplete: usize,
-    /// How many sweeps could not look at all.
+    /// How many sweeps failed before they could check anything.
     pub failures: u64,
-    /// How many sweeps took longer than the time between two, or found one that did.
+    /// How many sweeps took longer than [`INTERVAL`], or found another one that did.
     pub overruns: u64,
-    /// Uids of our range with processes, of which nothing tells whether they ever were an IAM user's.
+    /// Managed uids with processes of which nothing tells whether they ever were an IAM user's.
     pub unknown_uids: Vec<Uid>,
-    /// What of ours is not in force on this host, each with what to do: lines of PAM, settings of sshd.
+    /// The lines of PAM and settings of sshd that are not in force on this host, each with what to do.
     pub not_in_force: Vec<String>,
-    /// How many sweeps found anything of ours that was not in force.
+    /// How many sweeps found a line or setting not in force.
     pub not_in_force_total: u64,
-    /// What the files of sshd's configuration looked like when sshd was last asked.
+    /// The state of sshd's configuration files when sshd was last asked, see `in_force`.
     pub sshd_files: String,
     /// When sshd was last asked.
     pub sshd_asked_at: Option<u64>,
-    /// What sshd's settings had wrong then.
+    /// The settings of sshd that were not in force then.
     pub sshd_not_in_force: Vec<String>,
-    /// The last user without a session whom the last sweep asked about.
+    /// The last user without a session about whom the last sweep asked.
     pub last_asked: Option<Uid>,
 }
 
 impl Swept {
-    /// What was written down; nothing if there is nothing, or nonsense.
+    /// Reads the record. A missing or broken file counts as no record.
     pub fn load() -> Self {
         std::fs::read(paths::SWEPT)
             .ok()
@@ -61,7 +61,7 @@ impl Swept {
         self.save();
     }
 
-    /// Notes that it ended. Returns how long it took.
+    /// Notes that the sweep ended. Returns how long it took.
     pub fn finish(&mut self, withdrawals: usize, incomplete: usize, unknown_uids: Vec<Uid>) -> Duration {
         let took = self.running_for().unwrap_or_default();
         self.overruns += u64::from(took > INTERVAL);
@@ -73,49 +73,50 @@ impl Swept {
         took
     }
 
-    /// Notes that it could not look.
+    /// Notes that the sweep failed before it could check anything.
     pub fn fail(&mut self) {
         self.running_since = None;
         self.failures += 1;
         self.save();
     }
 
-    /// Notes that a sweep found another that takes too long.
+    /// Notes that the sweep found another one that takes too long.
     pub fn count_overrun(&mut self) {
         self.overruns += 1;
         self.save();
     }
 
-    /// How long the sweep that is at work has been; none if none is.
+    /// Returns how long the sweep that is under way has been running. None if none is.
     pub fn running_for(&self) -> Option<Duration> {
         Some(Duration::from_secs(now().saturating_sub(self.running_since?)))
     }
 
-    /// How long ago sshd was asked for its settings.
+    /// Returns how long ago sshd was asked for its settings.
     pub fn since_sshd_was_asked(&self) -> Option<Duration> {
         Some(Duration::from_secs(now().saturating_sub(self.sshd_asked_at?)))
     }
 
-    /// Notes what is not in force. Returns whether that is news.
+    /// Notes what is not in force: by `sshd` as its files' state and its faults if it was asked, and `others`. Returns whether that should
+    /// be logged.
     pub fn note_not_in_force(&mut self, sshd: Option<(String, Vec<String>)>, others: Vec<String>) -> bool {
         let asked = sshd.is_some();
         if let Some((files, found)) = sshd {
             (self.sshd_files, self.sshd_asked_at, self.sshd_not_in_force) = (files, Some(now()), found);
         }
         let found: Vec<String> = others.into_iter().chain(self.sshd_not_in_force.iter().cloned()).collect();
-        let is_news = found != self.not_in_force || asked;
+        let is_new = found != self.not_in_force || asked;
         self.not_in_force_total += u64::from(!found.is_empty());
         self.not_in_force = found;
         self.save();
-        is_news
+        is_new
     }
 
-    /// How long ago the last sweep ended.
+    /// Returns how long ago the last sweep ended, in seconds.
     pub fn age(&self) -> Option<u64> {
         Some(now().saturating_sub(self.ended_at?))
     }
 
-    /// Only for showing: a sweep goes on without.
+    /// Saves the record. A failure is ignored: a sweep can do without.
     fn save(&self) {
         if let Ok(text) = serde_json::to_vec(self) {
             let _ = replace(Path::new(paths::SWEPT), &text, 0o644);

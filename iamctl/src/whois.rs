@@ -1,4 +1,4 @@
-//! `iamctl whois`: whose a uid is. NSS shows only users who may log in, so that of others `ls` shows the number alone.
+//! `iamctl whois`: tells whose a uid is. NSS shows only users who may log in; of others `ls` shows only the uid.
 
 use std::path::Path;
 
@@ -14,10 +14,10 @@ use crate::error::{Error, Reply};
 use crate::host::FileError;
 use crate::{Context, explain};
 
-/// Says whose a uid is, and why NSS shows its user or does not. True if that is known.
+/// Prints whose a uid is, and whether NSS shows the user and why. Returns whether that is known.
 ///
 /// # Errors
-/// Returns an error if nobody can tell.
+/// Returns an error if there is no answer.
 pub fn run(context: &Context, uid: Uid) -> Result<Reply, Error> {
     let local = local::account_by_uid(Path::new(paths::PASSWD), uid).map_err(FileError::of(paths::PASSWD))?;
     if let Some(account) = local.filter(|_| !uid.is_managed()) {
@@ -53,11 +53,11 @@ pub fn run(context: &Context, uid: Uid) -> Result<Reply, Error> {
     Ok(Reply::Yes)
 }
 
-/// The Linux name of the user who has a uid of our range, or last had it here: by passwd(5), the resolver, or the list of all
-/// who ever were here.
+/// Returns the Linux name of the user who has a managed uid, or last had it here: by passwd(5), the resolver, or the list of all users who
+/// ever logged in here.
 ///
 /// # Errors
-/// Returns an error if the resolver cannot tell, and the list does not either.
+/// Returns an error if the resolver does not answer and the list does not have the uid.
 pub fn name_of(context: &Context, uid: Uid) -> Result<Option<LinuxName>, ClientError> {
     let local = local::account_by_uid(Path::new(paths::PASSWD), uid).ok().flatten();
     if let Some(name) = local.and_then(|account| LinuxName::new(&account.name).ok()) {

@@ -1,8 +1,8 @@
-//! Reading and replacing the account files as passwd(1) and its kin do: under the lock of lckpwdf(3), each file by a
-//! rename, with its owner, mode and SELinux label kept and the last one left beside it (`passwd-`).
+//! Reads and replaces the account files as passwd(1) and the other shadow-utils do: under the lock of lckpwdf(3), each file by a rename
+//! that keeps owner, mode and SELinux label, with the old file left beside it (`passwd-`).
 //!
-//! There is no batch tool for it: systemd-sysusers(8) refuses every name with a dot or of 32 characters, and with it the
-//! whole batch; newusers(8) sets passwords and makes home directories; useradd(8) rewrites all files for each user.
+//! No tool can do this for many accounts: systemd-sysusers(8) refuses names with a dot or of 32 characters, and with one of them all;
+//! newusers(8) sets passwords and makes home directories; useradd(8) rewrites all files for each user.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,25 +17,25 @@ use rustix::io::Errno;
 
 use crate::table::{Table, Tables};
 
-/// The lock of lckpwdf(3), which shadow-utils and systemd-sysusers take too.
+/// The lock file of lckpwdf(3), which shadow-utils and systemd-sysusers lock too.
 const LOCK: &str = ".pwd.lock";
 
-/// How long to wait for it, as lckpwdf(3) does.
+/// How long to wait for the lock, as lckpwdf(3) does.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How often to try.
+/// The pause between two tries to get the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// What stands behind the names of our unfinished files. The next run replaces one that was left.
+/// The end of the names of unfinished files. The next run replaces one that was left.
 const UNFINISHED: &str = ".pam_iam-new";
 
 /// Why the account files could not be read or replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// Somebody else holds the lock.
+    /// Another program holds the lock.
     #[error("{} is held by another program for more than {} s", .0.display(), LOCK_PATIENCE.as_secs())]
     Locked(PathBuf),
-    /// Some of the files are replaced, and this one is not.
+    /// Some files were replaced, but this one could not be.
     #[error("{} could not be replaced, and others were; the next run replaces the rest: {source}", .path.display())]
     Partly {
         /// The file.
@@ -43,7 +43,7 @@ pub enum DatabaseError {
         /// What the system says.
         source: io::Error,
     },
-    /// A file cannot be read or written. None of the files is changed.
+    /// A file cannot be read or written. No file has been changed.
     #[error("{}: {source}", .path.display())]
     File {
         /// The file.
@@ -53,18 +53,18 @@ pub enum DatabaseError {
     },
 }
 
-/// The account files, locked against change by others.
+/// The account files, locked against changes by others.
 pub struct Database {
     etc: PathBuf,
-    /// Closing it gives the lock back.
+    /// Closing it releases the lock.
     _lock: File,
 }
 
 impl Database {
-    /// Takes the lock of the files in `etc`.
+    /// Locks the files in the directory `etc`.
     ///
     /// # Errors
-    /// Returns an error if the files cannot be locked, read or written.
+    /// Returns an error if the lock is not released in time, or cannot be taken.
     pub fn lock(etc: &Path) -> Result<Self, DatabaseError> {
         let path = etc.join(LOCK);
         let failed = |source| DatabaseError::File { path: path.clone(), source };
@@ -87,7 +87,7 @@ impl Database {
     /// Reads the files.
     ///
     /// # Errors
-    /// [`DatabaseError::File`]; a shadow file that is not there is none.
+    /// Returns an error if a file cannot be read. A shadow file may be missing.
     pub fn read(&self) -> Result<Tables, DatabaseError> {
         Ok(Tables {
             passwd: self.table("passwd")?,
@@ -111,11 +111,11 @@ impl Database {
         }
     }
 
-    /// Replaces the files that differ. All are written before the first is put in place, so that a full disk changes
-    /// nothing; an account's line in passwd(5) comes last, so that it never stands without its group and its shadow.
+    /// Replaces the files that differ. All are written before the first is renamed, so that a full disk changes nothing. passwd(5) is
+    /// renamed last, so that an account never exists without its group and its shadow line.
     ///
     /// # Errors
-    /// [`DatabaseError::File`] and [`DatabaseError::Partly`].
+    /// Returns an error if a file cannot be written, which changes nothing, or cannot be renamed.
     pub fn replace(&self, old: &Tables, new: &Tables) -> Result<(), DatabaseError> {
         let files = [
             ("group", Some(&old.group), Some(&new.group)),
@@ -147,7 +147,7 @@ impl Database {
     }
 }
 
-/// Leaves the file as it was under the name that shadow-utils use for it.
+/// Keeps the present file under the name that shadow-utils use for that.
 fn keep_last(path: &Path) -> io::Result<()> {
     let mut last = path.as_os_str().to_owned();
     last.push("-");
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_replaced_and_the_last_is_kept() {
+    fn a_file_that_differs_is_replaced_and_the_old_one_kept() {
         let dir = etc();
         let database = Database::lock(dir.path()).unwrap();
         let old = database.read().unwrap();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn if_one_cannot_be_written_none_is_replaced() {
+    fn no_file_is_replaced_if_one_cannot_be_written() {
         let dir = etc();
         let database = Database::lock(dir.path()).unwrap();
         let old = database.read().unwrap();

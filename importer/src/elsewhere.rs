@@ -1,5 +1,5 @@
-//! Whether a service of nsswitch.conf other than passwd(5) has the name or uid of an IAM user. An account in passwd(5) comes before the
-//! other services', so none is made if one of them has the name, or does not answer.
+//! Asks whether another service of nsswitch.conf than passwd(5) has the name or uid of an IAM user. An account in passwd(5) would come
+//! before that service's, so none is made if the service has the name, or does not answer.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -11,7 +11,7 @@ use pam_iam_core::nsswitch::{NSSWITCH, has_others};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
-/// The most time for all lookups together. A later run makes the rest.
+/// The most time for all lookups of a run. A later run makes the rest.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether another account has a user's name or uid.
@@ -27,16 +27,16 @@ pub enum Elsewhere {
     Unknown,
 }
 
-/// The answers about the users of a roster.
+/// The other services' answers about the users of a roster.
 #[derive(Debug, Default)]
 pub struct Directories {
-    /// By name. None if there is no other service.
+    /// The answers by name. None if there is no other service.
     answers: Option<BTreeMap<String, Elsewhere>>,
 }
 
 impl Directories {
-    /// Asks about all users of `roster` who have no account in passwd(5) yet. No file is locked meanwhile: a directory may take
-    /// long to answer.
+    /// Looks up all users of `roster` who have no account in passwd(5) yet. The account files must not be locked meanwhile: a directory may
+    /// take long to answer.
     pub fn ask(roster: &Roster) -> Self {
         let nsswitch = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
         if !has_others(&nsswitch) {
@@ -47,7 +47,7 @@ impl Directories {
             accounts.iter().map(|account| (account.name.as_str(), account.uid)).collect();
         let is_local = |name: &str, uid: Uid| accounts.contains(&(name, uid));
         let until = Instant::now() + LIMIT;
-        // Each run begins with another user, so that a slow directory does not keep the same ones waiting for ever.
+        // Each run begins with another user, so that a slow directory does not always delay the same ones.
         let first = begin_with(SystemTime::now(), roster.users.len());
         let users = roster.users.iter().cycle().skip(first).take(roster.users.len());
         let users = users.filter(|user| !is_local(user.name.as_str(), user.uid));
@@ -63,7 +63,7 @@ impl Directories {
         Self { answers: Some(answers.collect()) }
     }
 
-    /// Returns who else has the name or uid of a user.
+    /// Returns whether another account has the name or uid of a user.
     pub fn of(&self, name: &str) -> Elsewhere {
         match &self.answers {
             None => Elsewhere::Nobody,
@@ -71,7 +71,7 @@ impl Directories {
         }
     }
 
-    /// The answers `answers`, and `Nobody` for all other names.
+    /// Returns the answers `answers`, and `Nobody` for the names `others`.
     #[cfg(test)]
     pub fn with(answers: &[(&str, Elsewhere)], others: &[&str]) -> Self {
         let nobody = others.iter().map(|name| (*name, Elsewhere::Nobody));
@@ -80,7 +80,7 @@ impl Directories {
     }
 }
 
-/// Returns where in a list of `count` users a run that begins `now` starts: anywhere.
+/// Returns where in a list of `count` users a run that begins `now` starts: at any of them.
 fn begin_with(now: SystemTime, count: usize) -> usize {
     let nanoseconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
     usize::try_from(nanoseconds / 1_000 % count.max(1) as u128).unwrap_or_default()

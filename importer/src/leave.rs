@@ -15,40 +15,40 @@ use pam_iam_sessions::owner::Owner;
 use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Termination};
 
-/// The most time to archive one home directory, so that one does not keep the others waiting.
+/// The most seconds to archive one home directory, so that it does not delay the others.
 const PACK_SECONDS: u32 = 1800;
 
-/// The bit of a directory in which each may remove only what is theirs (inode(7)).
+/// The mode bit of a directory in which users may remove only their own files (inode(7)).
 const STICKY: u32 = 0o1000;
 
 /// The mounted file systems, see proc(5).
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// Why something that a user left behind is still there.
+/// Why something that belonged to a departed user is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaveError {
-    /// Processes cannot be listed, or live on.
+    /// Processes cannot be listed, or did not end.
     #[error("processes of uid {0} are still there")]
     StillRunning(Uid),
-    /// The home directory is not one that may be touched.
+    /// The home directory must not be touched.
     #[error("{} {problem}; it stays", .path.display())]
     NotOurs {
         /// The home directory.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong with it.
         problem: &'static str,
     },
-    /// It cannot be packed.
+    /// The home directory cannot be archived.
     #[error("{} cannot be packed to {}: {why}", .path.display(), .archive.display())]
     Archive {
         /// The home directory.
         path: PathBuf,
         /// The archive.
         archive: PathBuf,
-        /// Why not.
+        /// Why it cannot be archived.
         why: String,
     },
-    /// It cannot be removed, or not completely; what is left is out of the way under another name.
+    /// The home directory cannot be removed, or not completely. What is left has another name.
     #[error("{} cannot be removed: {source}", .path.display())]
     Remove {
         /// What is left.
@@ -58,7 +58,7 @@ pub enum LeaveError {
     },
 }
 
-/// What is said of a home directory that cannot be looked at, say of a file server that is away.
+/// The problem of a home directory that cannot be read, for example because its file server is down.
 const UNSEEN: &str = "cannot be looked at";
 
 impl LeaveError {
@@ -67,13 +67,13 @@ impl LeaveError {
     }
 }
 
-/// Ends every process of the user, but those of services that the host runs as this user: asked, and after `grace` killed.
+/// Ends every process of the user, except in services that the host runs as this user. Processes are asked first, and killed after `grace`.
 ///
 /// # Errors
-/// [`LeaveError::StillRunning`].
+/// Returns an error if processes remain.
 pub fn end_sessions(name: &str, uid: Uid, grace: Duration) -> Result<(), LeaveError> {
     let Some(owner) = Owner::new(uid, name) else { return Err(LeaveError::StillRunning(uid)) };
-    // What opened the user's sessions ends with them: sshd's own part of each is root's.
+    // The processes that opened the user's sessions end too, although sshd's are root's.
     let registry = SessionRegistry::open_if_made(Path::new(paths::SESSIONS)).ok().flatten();
     let sessions = registry.and_then(|registry| registry.sessions().ok()).unwrap_or_default();
     let openers =
@@ -85,11 +85,10 @@ pub fn end_sessions(name: &str, uid: Uid, grace: Duration) -> Result<(), LeaveEr
     if outcomes.iter().all(Outcome::is_complete) { Ok(()) } else { Err(LeaveError::StillRunning(uid)) }
 }
 
-/// Whether a home directory lies where none but root and its user can put something else in its place. False if there is
-/// not even the directory that it would lie in.
+/// Whether only root and its user can replace a home directory. False if the directory above does not exist.
 ///
 /// # Errors
-/// [`LeaveError::NotOurs`].
+/// Returns an error if others can replace it, or if that cannot be told.
 pub fn is_in_safe_place(path: &Path) -> Result<bool, LeaveError> {
     let (Some(parent), Some(_), true) = (path.parent(), path.file_name(), path.is_absolute()) else {
         return Err(LeaveError::not_ours(path, "is no home directory"));
@@ -106,11 +105,10 @@ pub fn is_in_safe_place(path: &Path) -> Result<bool, LeaveError> {
     Ok(true)
 }
 
-/// Whether there is a home directory that may be packed and removed: a directory of its user, with no other file system
-/// in it.
+/// Whether there is a home directory that may be archived and removed: a directory of its user without another file system in it.
 ///
 /// # Errors
-/// [`LeaveError::NotOurs`].
+/// Returns an error if there is something else at that place.
 pub fn is_there(home: &Path, uid: Uid) -> Result<bool, LeaveError> {
     let not_ours = |problem| LeaveError::not_ours(home, problem);
     let Some(metadata) = look_at(home).map_err(|_| not_ours(UNSEEN))? else { return Ok(false) };
@@ -127,7 +125,7 @@ pub fn is_there(home: &Path, uid: Uid) -> Result<bool, LeaveError> {
     Ok(true)
 }
 
-/// What is there; nothing only if the system says that there is nothing.
+/// Returns the metadata of a file. None only if the file certainly does not exist.
 fn look_at(path: &Path) -> io::Result<Option<Metadata>> {
     match std::fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
@@ -141,25 +139,25 @@ fn has_mount(mounts: &str, home: &Path) -> bool {
     mounts.lines().filter_map(point).any(|point| Path::new(&point).starts_with(home))
 }
 
-/// proc(5) writes blanks, tabs, line feeds and backslashes as octal numbers.
+/// Replaces the octal numbers that proc(5) writes for blanks, tabs, line feeds and backslashes.
 fn unescaped(point: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(point.to_owned(), |point, (code, character)| point.replace(code, character))
 }
 
-/// Packs a home directory into `folder`, for root alone; `at` is now in seconds since 1970. It has its final name only
-/// when it is complete and on the disk.
+/// Archives a home directory in `folder`, readable by root alone. `at` is the present time in seconds since 1970. The archive gets its
+/// final name when it is complete and on the disk.
 ///
 /// # Errors
-/// [`LeaveError::Archive`]. Nothing is left of an archive that could not be finished.
+/// Returns an error if the archive cannot be finished. Nothing is left of it then.
 pub fn archive(home: &Path, folder: &Path, name: &str, uid: Uid, at: u64) -> Result<PathBuf, LeaveError> {
     let archive = folder.join(format!("{name}.{uid}.{at}.tar.gz"));
     let failed = |why: String| LeaveError::Archive { path: home.to_owned(), archive: archive.clone(), why };
     let io_failed = |error: io::Error| failed(error.to_string());
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io_failed)?;
     let unfinished = folder.join(format!(".{name}.{uid}.unfinished"));
-    // Not the file of a run that was killed: its tar may be writing still.
+    // A new file, not that of a run that was killed: its tar may still be writing.
     let _ = std::fs::remove_file(&unfinished);
     let mut options = OpenOptions::new();
     let file = options.create_new(true).write(true).mode(0o600).open(&unfinished).map_err(io_failed)?;
@@ -198,10 +196,10 @@ fn pack(home: &Path, to: &File) -> io::Result<()> {
     Err(io::Error::other(format!("tar: {}: {}", done.status, said.trim().replace('\n', "; "))))
 }
 
-/// Removes a home directory. It gets another name first, so that one that is half removed is nobody's home.
+/// Removes a home directory. It is renamed first, so that a half removed one is nobody's home.
 ///
 /// # Errors
-/// [`LeaveError::Remove`].
+/// Returns an error if it cannot be removed completely.
 pub fn remove(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
     let hidden = hidden(home, name, uid);
     remove_hidden(home, name, uid)?;
@@ -210,14 +208,14 @@ pub fn remove(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
     remove_hidden(home, name, uid)
 }
 
-/// Removes what a run that was killed has left of a home directory.
+/// Removes the rest of a home directory that was left by a run which was killed.
 ///
 /// # Errors
-/// [`LeaveError::Remove`].
+/// Returns an error if it cannot be removed completely.
 pub fn remove_hidden(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
     let path = hidden(home, name, uid);
     let mut rm = Command::new("rm");
-    // It follows no link and goes down any number of directories.
+    // rm(1) follows no link, and descends into any number of directories.
     rm.args(["-rf", "--one-file-system", "--"]).arg(&path).stdin(Stdio::null());
     let failed = |source| LeaveError::Remove { path: path.clone(), source };
     let done = rm.output().map_err(failed)?;
@@ -237,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mount_in_a_home_directory_is_seen() {
+    fn a_mount_in_a_home_directory_is_found() {
         let mounts =
             "36 35 98:0 / / rw - ext4 /dev/sda1 rw\n37 36 0:5 / /home/ann\\040b/data rw - tmpfs tmpfs rw\n";
         assert!(
@@ -247,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_holds_all_and_only_root_reads_it() {
+    fn an_archive_is_complete_and_readable_by_root_alone() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("home/ann");
         std::fs::create_dir_all(home.join("deep")).unwrap();
@@ -282,7 +280,7 @@ mod tests {
         std::fs::create_dir(&precious).unwrap();
         std::fs::write(precious.join("file"), "").unwrap();
         std::os::unix::fs::symlink(&precious, home.join("deep/link")).unwrap();
-        // A run that was killed has left this.
+        // The rest of a home directory, from a run that was killed.
         std::fs::create_dir_all(dir.path().join(".pam_iam-retired.ann.7/half")).unwrap();
         remove(&home, "ann", Uid(7)).unwrap();
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -291,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_directory_that_somebody_could_exchange_is_not_touched() {
+    fn a_home_directory_that_others_can_replace_is_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         let me = Uid(rustix::process::getuid().as_raw());
         let home = dir.path().join("ann");

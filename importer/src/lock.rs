@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// Held while a run lasts.
+/// The file that a run has locked until it ends.
 const LOCK: &str = "/var/lib/pam_iam/importer.lock";
 
 /// How long to wait for another run to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
-/// How often to look.
+/// The pause between two tries to get the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a run does not have the lock.

@@ -1,8 +1,9 @@
 //! `iam-importer`: makes the local accounts equal to the roster of allowed users, for hosts without `libnss_iam.so.2`.
 //!
-//! One pass, started by a systemd timer or cron: it asks the resolver for the roster, plans what is to change
-//! ([`plan`]), and changes the account files at once ([`database`]). The account of a user who has left is locked, or archived or deleted
-//! if the configuration says so ([`leave`]), but never because of a list that is incomplete, cut off or empty, and never many at once. Killed at any point, the next run finishes the job.
+//! One run, started by a systemd timer or cron, asks the resolver for the roster, plans the changes ([`plan`]), and replaces the account
+//! files ([`database`]). The account of a user who has left is locked, or archived or deleted if the configuration says so ([`leave`]), but
+//! never because of a list that is incomplete, cut off or empty, and never many at once. If a run is killed at any point, the next one
+//! finishes its work.
 
 mod database;
 mod elsewhere;
@@ -32,39 +33,39 @@ use pam_iam_core::wire::{Request, Roster};
 use crate::database::{Database, DatabaseError};
 use crate::elsewhere::Directories;
 use crate::lock::LockError;
-use crate::plan::{HomeAction, Plan, PlanInput, Removal, accounts_of_ours, plan};
+use crate::plan::{HomeAction, Plan, PlanInput, Removal, managed_accounts, plan};
 use crate::report::Report;
 use crate::state::State;
 use crate::table::{Tables, uid_of};
 
-/// What one run tells the next.
+/// The file in which one run leaves its state for the next.
 const STATE: &str = paths::IMPORTER_STATE;
 
-/// Where home directories are packed to.
+/// Where archived home directories go.
 const ARCHIVE: &str = "/var/lib/pam_iam/archive";
 
 /// Where the account files are.
 const ETC: &str = "/etc";
 
-/// In seconds.
+/// Seconds of a day.
 const DAY: u64 = 24 * 3600;
 
-/// Some users or accounts were refused, or something could not be done.
+/// The exit status if some users or accounts were refused, or something failed.
 const SOME_REFUSED: u8 = 1;
 
-/// Nothing was done.
+/// The exit status if nothing was done.
 const NOTHING_DONE: u8 = 2;
 
 /// Makes the local accounts equal to the IAM users who may log in to this host.
 ///
-/// Exit status: 0 done, 1 done but for some who were refused, 2 nothing done.
+/// Exit status: 0 done, 1 done except for some users or accounts, 2 nothing done.
 #[derive(Parser)]
 #[command(name = "iam-importer", version)]
 struct Arguments {
     /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Retire more accounts in one run than importer.max_retire lets
+    /// Retire more accounts in one run than importer.max_retire allows
     #[arg(long)]
     force: bool,
     /// Print nothing but errors; the log has the rest
@@ -79,7 +80,7 @@ fn main() -> ExitCode {
     if let Some(status) = pam_iam_sessions::killer::run_if_started_as_killer() {
         return status;
     }
-    // clap ends with 2 on a wrong option, which is what it means here too.
+    // clap exits with 2 on a wrong option, which means the same here.
     let arguments = Arguments::parse();
     let mut report = Report::new(arguments.dry_run, arguments.quiet);
     match run(&arguments, &mut report) {
@@ -97,7 +98,7 @@ fn main() -> ExitCode {
 enum ImportOutcome {
     /// All was done.
     Done,
-    /// All was done but for some users or accounts.
+    /// All was done except for some users or accounts.
     SomeRefused,
 }
 
@@ -122,7 +123,7 @@ enum ImportError {
     Database(#[from] DatabaseError),
 }
 
-/// Imports.
+/// Runs the import.
 ///
 /// # Errors
 /// Returns an error if nothing was done.
@@ -160,7 +161,7 @@ fn ask(config: &Config, path: &Path) -> Result<Roster, ImportError> {
     roster.map_err(ImportError::Roster)
 }
 
-/// One run that has its roster.
+/// A run, once it has the roster.
 struct Import<'a> {
     arguments: &'a Arguments,
     config: &'a Config,
@@ -182,12 +183,12 @@ impl Import<'_> {
             match database.replace(&tables, &first.tables) {
                 Err(error @ DatabaseError::Partly { .. }) => {
                     self.report.trouble(error);
-                    return Ok(accounts_of_ours(&tables).len());
+                    return Ok(managed_accounts(&tables).len());
                 }
                 replaced => replaced?,
             }
         }
-        // Seeing somebody off takes its time, and others may change the files meanwhile.
+        // To end sessions takes time, and other programs may need the files meanwhile.
         drop(database);
         self.report.changes(&first.changes);
         for (name, missing) in &first.waiting {
@@ -212,10 +213,10 @@ impl Import<'_> {
         }
         let last = second.as_ref().unwrap_or(&first);
         self.finish(&mut state, last);
-        Ok(accounts_of_ours(&last.tables).len())
+        Ok(managed_accounts(&last.tables).len())
     }
 
-    /// Removes the accounts of users who are gone, and plans again: a new user may have been waiting for a name.
+    /// Removes the accounts of departed users, and plans again: a new user may have been waiting for a name.
     fn remove(
         &self,
         gone: &[&Removal],
@@ -239,7 +240,7 @@ impl Import<'_> {
         plan(&PlanInput { roster, config, state, adopted, force, today, others: self.others }, tables)
     }
 
-    /// The local accounts that are adopted.
+    /// Returns the local accounts that are adopted.
     fn adopted(&self, tables: &Tables) -> Result<Vec<(String, Uid)>, ImportError> {
         let mut adopted = Vec::new();
         for row in tables.passwd.rows() {
@@ -253,7 +254,7 @@ impl Import<'_> {
         Ok(adopted)
     }
 
-    /// Counts the users who are not on the roster, if it is complete. A user who is refused an account counts as present.
+    /// Counts the users who are missing from the roster, if that is complete. A user who is refused an account counts as present.
     fn count_missing(&self, state: &mut State, tables: &Tables, adopted: &[(String, Uid)]) {
         if !self.roster.complete {
             return;
@@ -269,14 +270,14 @@ impl Import<'_> {
             .map(|name| name.as_str())
             .collect();
         present.extend(adopted.iter().filter(|(name, _)| names.contains(name.as_str())).map(|(_, uid)| *uid));
-        let managed = accounts_of_ours(tables).into_keys().chain(adopted.iter().map(|(_, uid)| *uid));
+        let managed = managed_accounts(tables).into_keys().chain(adopted.iter().map(|(_, uid)| *uid));
         state.count(managed, |uid| present.contains(&uid));
     }
 
-    /// Writes down what has to be known if this run is cut off: who was missing, and what a lock will take away.
+    /// Saves what the next run has to know if this one is killed: who was missing, and what a lock will overwrite.
     fn remember(&mut self, state: &mut State, plan: &Plan) -> Result<(), ImportError> {
         let mut next = state.clone();
-        // Unlocked ones stay until they are unlocked.
+        // Entries of unlocked accounts stay until these are unlocked.
         next.locked.extend(plan.former_expiry.clone());
         next.joined.extend(plan.joined.clone());
         next.groups.extend(self.roster.groups.iter().map(|group| group.name.to_string()));
@@ -298,7 +299,8 @@ impl Import<'_> {
             would.truncate(plan.limit);
             return would;
         }
-        self.report.begin_steps("seeing off who has left", plan.locked.len() + plan.remove.len());
+        self.report
+            .begin_steps("ending sessions of users who have left", plan.locked.len() + plan.remove.len());
         let mut ended = BTreeSet::new();
         for account in &plan.locked {
             match leave::end_sessions(&account.name, account.uid, self.config.sessions.grace.0) {
@@ -323,7 +325,7 @@ impl Import<'_> {
         gone
     }
 
-    /// Reports the users who were refused, and writes down what the next run is to know.
+    /// Reports the refusals, and saves the state for the next run.
     fn finish(&mut self, state: &mut State, plan: &Plan) {
         self.report.refused(&plan.refused, &state.refused);
         if self.arguments.dry_run {
@@ -338,11 +340,11 @@ impl Import<'_> {
     }
 }
 
-/// The files without the accounts of who is gone.
+/// Returns the files without the accounts of departed users.
 fn without(tables: &Tables, gone: &[&Removal]) -> Tables {
     let mut tables = tables.clone();
     for Removal { account, .. } in gone {
-        // Somebody else may have changed the files meanwhile.
+        // Another program may have changed the files meanwhile.
         if tables.passwd.get(&account.name).and_then(uid_of) == Some(account.uid.0) {
             tables.remove_account(&account.name, account.uid.0);
         }
@@ -350,14 +352,14 @@ fn without(tables: &Tables, gone: &[&Removal]) -> Tables {
     tables
 }
 
-/// Whether there is a home directory that is to go, and may.
+/// Whether there is a home directory that has to be archived or removed, and may be.
 fn has_home_to_clear(removal: &Removal) -> Result<bool, leave::LeaveError> {
     let path = Path::new(&removal.home);
     let goes = removal.home_action != HomeAction::Stays && leave::is_in_safe_place(path)?;
     Ok(goes && leave::is_there(path, removal.account.uid)?)
 }
 
-/// Does with a home directory what is to be done before its account is removed.
+/// Archives or removes the home directory of an account that is to be removed, if necessary.
 fn clear(removal: &Removal) -> Result<(), leave::LeaveError> {
     let Removal { account, home, home_action } = removal;
     let (name, uid, path) = (&account.name, account.uid, Path::new(home));
@@ -369,7 +371,7 @@ fn clear(removal: &Removal) -> Result<(), leave::LeaveError> {
         return Ok(());
     }
     if *home_action == HomeAction::Archive {
-        // An archive of the same user at another time has another name.
+        // The time makes the name of each archive of a user unique.
         leave::archive(path, Path::new(ARCHIVE), name, uid, registry::now())?;
     }
     leave::remove(path, name, uid)

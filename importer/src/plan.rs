@@ -1,5 +1,5 @@
-//! What is to change, as a pure function of the roster, the configuration, the account files and what the last runs
-//! left. Planned again after whatever happened, it leads to the same end: that is how an interrupted run is finished.
+//! Plans the changes, as a pure function of the roster, the configuration, the account files and the saved state. An interrupted run is
+//! finished by planning again from whatever files it left.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,86 +20,86 @@ mod tests;
 /// The expiry date of a locked account in shadow(5): the 2nd of January 1970, as usermod(8) suggests.
 const EXPIRED: &str = "1";
 
-/// The password of an account of ours, which none matches (passwd(5)).
+/// The password field of a managed account, which no password matches (passwd(5)).
 const NO_PASSWORD: &str = "*";
 
-/// Where passwd(5) says that the password is in shadow(5).
+/// The password field in passwd(5) if the password is in shadow(5).
 const SHADOWED: &str = "x";
 
-/// The places of the fields that are changed, in passwd(5) and shadow(5).
+/// The numbers of the fields that are changed, in passwd(5) and shadow(5).
 const GECOS: usize = 4;
 const HOME: usize = 5;
 const SHELL: usize = 6;
 const EXPIRY: usize = 7;
 
-/// What a plan is made from.
+/// The input of a plan.
 pub struct PlanInput<'a> {
-    /// Who may log in, by IAM.
+    /// The users who may log in, by IAM.
     pub roster: &'a Roster,
     /// The configuration.
     pub config: &'a Config,
-    /// Who was missing, with this roster counted.
+    /// The saved state, with this roster counted.
     pub state: &'a State,
     /// Local accounts that are adopted.
     pub adopted: &'a [(String, Uid)],
-    /// Whether more may be retired than `importer.max_retire`.
+    /// Whether more accounts may be retired than `importer.max_retire`.
     pub force: bool,
     /// Days since 1970.
     pub today: u64,
-    /// What other services of nsswitch.conf say of the users.
+    /// The answers of other services of nsswitch.conf about the users.
     pub others: &'a Directories,
 }
 
-/// What is to change.
+/// The planned changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The account files as they are to be.
+    /// The account files afterwards.
     pub tables: Tables,
-    /// What that changes.
+    /// The changes that lead there.
     pub changes: Vec<Change>,
-    /// Who gets no account, and what is not done for another reason.
+    /// Users who get no account, and other things that are not done.
     pub refused: Vec<Refusal>,
-    /// Accounts whose users are missing, and in how many rosters in a row, but not yet often enough.
+    /// Accounts whose users are missing, but not yet from enough rosters in a row, with the number of these.
     pub waiting: Vec<(String, u32)>,
-    /// Accounts that are locked, or are with this plan, whose sessions have to end.
+    /// Accounts that are locked now or by this plan, whose sessions have to end.
     pub locked: Vec<Account>,
     /// The locked accounts that are to be removed afterwards.
     pub remove: Vec<Removal>,
-    /// How many of those may be removed in this run.
+    /// How many of these may be removed in this run.
     pub limit: usize,
-    /// What [`State::locked`] is to be.
+    /// The next value of [`State::locked`].
     pub former_expiry: BTreeMap<String, String>,
-    /// What [`State::joined`] is to be: the adopted accounts that are in any of the groups.
+    /// The next value of [`State::joined`]: the adopted accounts that are in any of the groups.
     pub joined: BTreeSet<String>,
 }
 
 /// A change of the account files.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A group is made.
+    /// A group is created.
     Group { name: String, gid: u32 },
-    /// An account is made.
+    /// An account is created.
     Create { name: String, uid: Uid },
-    /// An account of a user whose IAM name was changed.
+    /// An account is renamed, since its user has another IAM name.
     Rename { from: String, to: String },
-    /// A field of an account follows IAM or the configuration.
+    /// A field of an account is set as IAM or the configuration says.
     Update { name: String, field: &'static str, value: String },
-    /// A user has come back.
+    /// The account of a user who has come back is unlocked.
     Unlock { name: String },
-    /// A user has left.
+    /// The account of a user who has left is locked.
     Lock { name: String },
-    /// A user is in a group.
+    /// A user is added to a group.
     Join { name: String, group: String },
-    /// A user is no longer in a group.
+    /// A user is removed from a group.
     Leave { name: String, group: String },
 }
 
 /// Something that is not done, and why.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Refusal {
-    /// An IAM user or an account.
+    /// The IAM user, account or group.
     pub who: String,
-    /// Why.
+    /// Why it is not done.
     pub why: String,
 }
 
@@ -115,20 +115,20 @@ pub struct Account {
 /// An account that is to be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
-    /// Which.
+    /// The account.
     pub account: Account,
     /// Its home directory.
     pub home: String,
-    /// What becomes of that.
+    /// What happens to the home directory.
     pub home_action: HomeAction,
 }
 
-/// What becomes of the home directory of an account that is removed.
+/// What happens to the home directory of an account that is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HomeAction {
-    /// It stays, and belongs to a uid that nobody has any more.
+    /// It stays, and belongs to a uid without a user.
     Stays,
-    /// It is packed away first.
+    /// It is archived first.
     Archive,
     /// It is removed.
     Delete,
@@ -146,14 +146,14 @@ pub fn plan(input: &PlanInput<'_>, tables: &Tables) -> Plan {
     planner.plan
 }
 
-/// The accounts of ours by uid, as the files have them.
-pub fn accounts_of_ours(tables: &Tables) -> BTreeMap<Uid, String> {
+/// Returns the managed accounts by uid, as the files have them.
+pub fn managed_accounts(tables: &Tables) -> BTreeMap<Uid, String> {
     let mut all = BTreeMap::new();
     for row in tables.passwd.rows() {
         if let (Some(name), Some(uid)) = (row.first(), uid_of(row).map(Uid))
             && uid.is_managed()
         {
-            // Of two names with one uid the first counts, as getpwuid(3) has it.
+            // The first of two names with one uid counts, as for getpwuid(3).
             all.entry(uid).or_insert_with(|| name.clone());
         }
     }
@@ -172,29 +172,29 @@ impl<'a> Planner<'a> {
         let refused = input.roster.refused.iter();
         let refused =
             refused.map(|refused| Refusal { who: refused.iam_name.clone(), why: refused.why.clone() });
-        let there = |name: &str| tables.passwd.get(name).is_some();
+        let exists = |name: &str| tables.passwd.get(name).is_some();
         let plan = Plan {
             tables: tables.clone(),
             refused: refused.collect(),
-            // Of who is gone nothing is given back.
-            former_expiry: input.state.locked.clone().into_iter().filter(|(name, _)| there(name)).collect(),
+            // An account that is gone gets nothing back.
+            former_expiry: input.state.locked.clone().into_iter().filter(|(name, _)| exists(name)).collect(),
             ..Plan::default()
         };
         let users = input.roster.users.iter().map(|user| (user.uid, user)).collect();
         Self { input, plan, users }
     }
 
-    /// Accounts whose IAM users have another name now. The uid says that they are the same.
+    /// Renames the accounts whose IAM users have another name now, by their uids.
     fn rename(&mut self) {
         let mut wanted = Vec::new();
-        for (uid, from) in accounts_of_ours(&self.plan.tables) {
+        for (uid, from) in managed_accounts(&self.plan.tables) {
             if let Some(user) = self.users.get(&uid).filter(|user| user.name.as_str() != from) {
                 wanted.push((uid, from, user.name.to_string()));
             }
         }
         let others = self.input.others;
         let tables = &mut self.plan.tables;
-        // One who stays may keep another from going, and so on.
+        // An account that keeps its name may keep another from getting it, and so on.
         loop {
             let leaving: BTreeSet<String> = wanted.iter().map(|(_, from, _)| from.clone()).collect();
             let before = wanted.len();
@@ -210,13 +210,13 @@ impl<'a> Planner<'a> {
                 break;
             }
         }
-        // By way of names that nobody has, since two users may have exchanged theirs.
-        let nobodys = |name: &str| format!("{name}:");
+        // Renamed in two steps by way of unused names, since two users may have exchanged theirs.
+        let unused = |name: &str| format!("{name}:");
         for (uid, from, _) in &wanted {
-            tables.rename_account(from, &nobodys(from), uid.0);
+            tables.rename_account(from, &unused(from), uid.0);
         }
         for (uid, from, to) in wanted {
-            tables.rename_account(&nobodys(&from), &to, uid.0);
+            tables.rename_account(&unused(&from), &to, uid.0);
             if let Some(former) = self.plan.former_expiry.remove(&from) {
                 self.plan.former_expiry.insert(to.clone(), former);
             }
@@ -224,9 +224,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The users of the roster have accounts that look as they should.
+    /// Creates and updates the accounts of the users on the roster.
     fn create_and_update(&mut self) {
-        let uids: BTreeSet<Uid> = accounts_of_ours(&self.plan.tables).into_keys().collect();
+        let uids: BTreeSet<Uid> = managed_accounts(&self.plan.tables).into_keys().collect();
         for user in &self.input.roster.users {
             match self.plan.tables.passwd.get(user.name.as_str()).map(uid_of) {
                 None if uids.contains(&user.uid) => {
@@ -257,7 +257,7 @@ impl<'a> Planner<'a> {
 
     fn create(&mut self, user: &User) {
         let name = user.name.as_str();
-        // passwd(5) comes first: an account there would take the place of the other directory's.
+        // An account in passwd(5) would hide the other directory's.
         let why = match self.input.others.of(name) {
             Elsewhere::Nobody => None,
             Elsewhere::Name => Some("its name is that of an account of another directory"),
@@ -273,7 +273,7 @@ impl<'a> Planner<'a> {
             Some(_) => return self.refuse(user, "its name is that of a group on this host".to_owned()),
         }
         if let Some(shadow) = &mut self.plan.tables.shadow {
-            // One of no account is left over.
+            // A line without an account is left over from an earlier one.
             shadow.remove(name);
         }
         let password = if self.ensure_shadow(name) { SHADOWED } else { NO_PASSWORD };
@@ -286,7 +286,7 @@ impl<'a> Planner<'a> {
         self.plan.changes.push(Change::Create { name: name.to_owned(), uid: user.uid });
     }
 
-    /// Gives an account a line in shadow(5) that no password matches, unless it has one. False if there is no such file.
+    /// Gives an account a line in shadow(5) that no password matches, unless it has one. Returns false if there is no shadow(5).
     fn ensure_shadow(&mut self, name: &str) -> bool {
         let Some(shadow) = &mut self.plan.tables.shadow else { return false };
         if shadow.get(name).is_none() {
@@ -296,10 +296,10 @@ impl<'a> Planner<'a> {
         true
     }
 
-    /// The home directory stays where it is: nothing is moved there.
+    /// Updates an account, but not its home directory, since nothing would move the files.
     fn update(&mut self, user: &User) {
         let name = user.name.as_str();
-        // A renaming that was cut off may have left none.
+        // An interrupted renaming may have left no line in shadow(5).
         self.ensure_shadow(name);
         let shell = characters(user.shell.as_bytes());
         if self.unlock(name) {
@@ -309,7 +309,7 @@ impl<'a> Planner<'a> {
             [(GECOS, "gecos", characters(user.gecos.as_bytes())), (SHELL, "shell", shell)]
         {
             let now = self.field(name, at);
-            // An account that an administrator has taken the shell from stays without.
+            // If an administrator has taken the shell from an account, it stays without.
             if now != value && !(at == SHELL && now == NOLOGIN) {
                 self.set_field(name, at, &value);
                 self.plan.changes.push(Change::Update { name: name.to_owned(), field, value });
@@ -321,7 +321,7 @@ impl<'a> Planner<'a> {
         self.plan.refused.push(Refusal { who: user.gecos.clone(), why });
     }
 
-    /// Whether the account is expired, and without a shell if it is ours.
+    /// Whether the account is expired and, if it is managed, without a shell.
     fn is_locked(&self, name: &str, uid: Uid) -> bool {
         let expired = self.expiry(name).is_none_or(|expiry| expiry == EXPIRED);
         expired && (!uid.is_managed() || self.field(name, SHELL) == NOLOGIN)
@@ -330,7 +330,7 @@ impl<'a> Planner<'a> {
     fn lock(&mut self, account: &Account) {
         let name = &account.name;
         let now = self.expiry(name).unwrap_or_default();
-        // A run that was cut off may have written down the former date, and set half of the lock.
+        // An interrupted run may have saved the former date, and set half of the lock.
         if now != EXPIRED || !self.plan.former_expiry.contains_key(name) {
             self.plan.former_expiry.insert(name.clone(), now);
         }
@@ -340,8 +340,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Gives an account back what a lock of ours took, by our record. What an administrator has locked stays locked, however
-    /// it looks.
+    /// Gives an account back what the importer's lock has overwritten, by the saved state. An account that an administrator has locked
+    /// stays locked, however that was done.
     fn unlock(&mut self, name: &str) -> bool {
         let Some(former) = self.plan.former_expiry.remove(name) else { return false };
         if self.expiry(name).is_some_and(|expiry| expiry == EXPIRED) {
@@ -362,7 +362,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The expiry date; none where there is no shadow(5) that has one.
+    /// Returns the expiry date. None if the account has no line in shadow(5).
     fn expiry(&self, name: &str) -> Option<String> {
         self.plan.tables.shadow.as_ref()?.get(name)?.get(EXPIRY).cloned()
     }

@@ -1,4 +1,4 @@
-//! What the operator sees: a bar on a terminal, plain lines elsewhere, a summary, and lines in the log.
+//! Reports a run to the operator: a progress bar on a terminal, lines elsewhere, a summary, and the log.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -12,19 +12,19 @@ use pam_iam_core::log::{Level, Log};
 
 use crate::plan::{Change, HomeAction, Refusal, Removal};
 
-/// How many created accounts stand in one line of the log.
+/// The most created accounts in one line of the log.
 const NAMES_PER_LINE: usize = 20;
 
-/// How often a bar moves while nothing is told.
+/// How often a bar without steps moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Where a run reports to.
+/// The report of a run.
 pub struct Report {
     log: Log,
     bar: ProgressBar,
     dry_run: bool,
     quiet: bool,
-    /// What was done, for the summary.
+    /// The numbers for the summary.
     counts: Counts,
 }
 
@@ -39,7 +39,7 @@ struct Counts {
 }
 
 impl Report {
-    /// A report of a run that has just begun.
+    /// Returns the report of a run that has just begun.
     pub fn new(dry_run: bool, quiet: bool) -> Self {
         let shown = std::io::stderr().is_terminal() && !quiet;
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -47,13 +47,13 @@ impl Report {
         Self { log: Log::to_syslog("iam-importer"), bar, dry_run, quiet, counts: Counts::default() }
     }
 
-    /// Something of unknown length begins.
+    /// Shows that something of unknown length begins.
     pub fn begin(&self, what: &'static str) {
         self.bar.set_message(what);
         self.bar.enable_steady_tick(TICK);
     }
 
-    /// Notes that something begins, with its number of steps.
+    /// Shows that something begins, with its number of steps.
     pub fn begin_steps(&self, what: &'static str, steps: usize) {
         if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}") {
             self.bar.set_style(style);
@@ -63,17 +63,17 @@ impl Report {
         self.bar.set_message(what);
     }
 
-    /// A step is done.
+    /// Shows that a step is done.
     pub fn step(&self) {
         self.bar.inc(1);
     }
 
-    /// The bar goes away.
+    /// Removes the bar.
     pub fn end(&self) {
         self.bar.finish_and_clear();
     }
 
-    /// Tells of changes that were made, or would be.
+    /// Reports changes that were made, or would be.
     pub fn changes(&mut self, changes: &[Change]) {
         let lines: Vec<String> = changes.iter().map(|change| change.text(self.dry_run)).collect();
         if !lines.is_empty() {
@@ -93,7 +93,7 @@ impl Report {
                 Change::Lock { .. } => self.counts.locked += 1,
                 _ => self.counts.changed += 1,
             }
-            // Who is made is in the groups that their line in the log need not repeat.
+            // The log does not repeat the groups of a new account.
             let of_new = matches!(change, Change::Join { name, .. } if created.contains(name.as_str()));
             if !matches!(change, Change::Create { .. }) && !of_new {
                 self.note(Level::Info, change.event());
@@ -105,7 +105,7 @@ impl Report {
         }
     }
 
-    /// Tells of an account that was removed, or would be.
+    /// Reports an account that was removed, or would be.
     pub fn removed(&mut self, removal: &Removal) {
         let name = &removal.account.name;
         let (what, home) = match removal.home_action {
@@ -119,7 +119,7 @@ impl Report {
         self.note(Level::Info, import("remove").with("user", name).with("home", home));
     }
 
-    /// Tells who is refused and why; logs it if it is news.
+    /// Reports who was refused and why. Logs only refusals that are not in `told_before`.
     pub fn refused(&mut self, refused: &[Refusal], told_before: &[String]) {
         self.counts.refused += refused.len();
         for refusal in refused {
@@ -131,7 +131,7 @@ impl Report {
         }
     }
 
-    /// Something went wrong that the rest of the run can do without.
+    /// Reports a failure that does not stop the run.
     pub fn trouble(&mut self, what: impl Display) {
         self.counts.refused += 1;
         self.bar.suspend(|| {
@@ -140,19 +140,19 @@ impl Report {
         self.note(Level::Error, Event::new("import").with("result", "trouble").with("error", what));
     }
 
-    /// Nothing was done.
+    /// Reports that nothing was done.
     pub fn nothing_done(&mut self, why: impl Display) {
         self.end();
         let _ = writeln!(std::io::stderr(), "iam-importer: nothing done: {why}");
         self.note(Level::Error, Event::new("import").with("result", "nothing").with("error", why));
     }
 
-    /// Something that the operator should know and that is no trouble.
+    /// Reports something that the operator should know and that is no failure.
     pub fn remark(&self, what: impl Display) {
         self.say(what.to_string());
     }
 
-    /// The end: what was done, in one line. True if nothing was refused.
+    /// Ends the report with a summary in one line. Returns whether nothing was refused.
     pub fn summary(&mut self, accounts: usize, calls_took: Duration, took: Duration) -> bool {
         self.end();
         let Counts { created, changed, unlocked, locked, removed, refused } = self.counts;
@@ -190,7 +190,7 @@ impl Report {
 }
 
 impl Change {
-    /// The change as a sentence about what was done, or would be.
+    /// Returns the change as a sentence in the past tense, or with "would" in a dry run.
     fn text(&self, dry_run: bool) -> String {
         let verb = |present: &str, past: &str| match dry_run {
             true => format!("would {present}"),
@@ -210,7 +210,7 @@ impl Change {
         }
     }
 
-    /// The change as an event of the log.
+    /// Returns the change as an event for the log.
     fn event(&self) -> Event {
         match self {
             Self::Group { name, gid } => import("group").with("group", name).with("gid", gid),

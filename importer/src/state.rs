@@ -1,4 +1,4 @@
-//! The state that one run leaves for the next: which users were missing, and what is to be changed back.
+//! The state that one run saves for the next: which users were missing, and what has to be changed back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// The version of the file.
 const VERSION: u32 = 1;
 
-/// What is kept between runs.
+/// The state between two runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -21,10 +21,10 @@ pub struct State {
     /// The number of complete rosters in a row in which an account's user was missing, by uid.
     #[serde(default)]
     missing: BTreeMap<u32, u32>,
-    /// Accounts that are locked, with the expiry dates that they had before.
+    /// Locked accounts, with the expiry dates that they had before.
     #[serde(default)]
     pub locked: BTreeMap<String, String>,
-    /// Adopted accounts that were put into groups.
+    /// Adopted accounts that were added to groups.
     #[serde(default)]
     pub joined: BTreeSet<String>,
     /// Every group whose members were ever set.
@@ -49,11 +49,11 @@ impl Default for State {
 }
 
 impl State {
-    /// The state of the last run. None before the first; one that makes no sense is put aside with a warning (unless
-    /// `look_only`) and nobody is missing, so that retiring begins anew.
+    /// Reads the state of the last run; before the first run it is empty. A broken file is renamed, unless `look_only`, and gives an empty
+    /// state and a warning: then users are missing from now on, and nobody is retired too early.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// Returns an error if the file cannot be read or renamed.
     pub fn load(path: &Path, look_only: bool) -> io::Result<(Self, Option<String>)> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
@@ -70,7 +70,7 @@ impl State {
             std::fs::rename(path, &aside)?;
         }
         let warning = format!(
-            "{} makes no sense ({wrong}) and goes to {}; who is missing is counted anew, and adopted accounts that are \
+            "{} cannot be used ({wrong}) and is moved to {}; missing users are counted anew, and adopted accounts that are \
              locked have to be unlocked by hand",
             path.display(),
             aside.display()
@@ -78,7 +78,7 @@ impl State {
         Ok((Self::default(), Some(warning)))
     }
 
-    /// Writes the state for the next run, completely and to the disk before the old one is replaced.
+    /// Saves the state for the next run. The file is complete on the disk before it replaces the old one.
     ///
     /// # Errors
     /// Returns an error if it cannot be written. The old one stays.
@@ -88,7 +88,7 @@ impl State {
         replace(path, &serde_json::to_vec_pretty(self)?, 0o600)
     }
 
-    /// Counts a complete roster: the users of `managed` accounts who are not `present` were missing once more.
+    /// Counts one complete roster: each user of a `managed` account who is not `present` was missing once more.
     pub fn count(&mut self, managed: impl IntoIterator<Item = Uid>, present: impl Fn(Uid) -> bool) {
         let absent = managed.into_iter().filter(|uid| !present(*uid));
         self.missing = absent
@@ -96,7 +96,7 @@ impl State {
             .collect();
     }
 
-    /// Returns in how many complete rosters in a row the user with `uid` was missing.
+    /// Returns from how many complete rosters in a row the user with `uid` was missing.
     pub fn missing(&self, uid: Uid) -> u32 {
         self.missing.get(&uid.0).copied().unwrap_or_default()
     }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_missing_is_counted_and_who_comes_back_is_not() {
+    fn a_missing_user_is_counted_until_the_user_is_back() {
         let mut state = State::default();
         let managed = [Uid(1), Uid(2)];
         state.count(managed, |uid| uid == Uid(1));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_loaded_and_what_is_broken_is_put_aside() {
+    fn a_saved_state_is_loaded_and_a_broken_one_is_renamed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/importer.json");
         assert_eq!(State::load(&path, false).unwrap(), (State::default(), None));

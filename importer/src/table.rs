@@ -1,24 +1,23 @@
 //! The account files passwd(5), shadow(5), group(5) and gshadow(5), line by line.
 //!
-//! Nothing that is not meant to change changes: a line that makes no sense, is not UTF-8 or belongs to NIS stays as it
-//! is, byte for byte and in its place.
+//! Everything else in a file is kept byte for byte and in its place: lines that make no sense, are not UTF-8, or belong to NIS.
 
 use std::collections::HashMap;
 
-/// One of the files. Each byte is a character of its own, so that any file survives.
+/// One of the files. Each byte is stored as a character, so that any content survives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     rows: Vec<Option<Row>>,
-    /// The first row of each name.
+    /// The index of the first row of each name.
     names: HashMap<String, usize>,
-    /// From the first line of NIS (`+`, `-`) on: what comes after it is looked up after NIS.
+    /// The first line of NIS (`+`, `-`) and all after it, which are looked up after NIS.
     rest: Vec<String>,
 }
 
 /// The fields of a line, the name first.
 pub type Row = Vec<String>;
 
-/// All four. The shadow files may not be there.
+/// All four files. The shadow files may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     /// passwd(5)
@@ -39,7 +38,7 @@ impl Table {
         if text.is_empty() {
             return table;
         }
-        // Not `lines`, which would take a carriage return for a part of the line feed.
+        // `lines` would drop carriage returns.
         let mut lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
         for line in lines.by_ref() {
             if line.starts_with(['+', '-']) {
@@ -52,7 +51,7 @@ impl Table {
         table
     }
 
-    /// The file again.
+    /// Returns the content of the file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let rows = self.rows.iter().flatten().map(|row| row.join(":"));
         let lines = rows.chain(self.rest.iter().cloned());
@@ -60,27 +59,27 @@ impl Table {
         text.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect()
     }
 
-    /// The line of `name`.
+    /// Returns the line of `name`.
     pub fn get(&self, name: &str) -> Option<&Row> {
         self.rows.get(*self.names.get(name)?)?.as_ref()
     }
 
-    /// The line of `name`, to be changed. Its name must stay.
+    /// Returns the line of `name`, to be changed. Its name must stay.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Row> {
         self.rows.get_mut(*self.names.get(name)?)?.as_mut()
     }
 
-    /// All lines.
+    /// Returns all lines.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter().flatten()
     }
 
-    /// All lines, to be changed. Their names must stay.
+    /// Returns all lines, to be changed. Their names must stay.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
         self.rows.iter_mut().flatten()
     }
 
-    /// Adds a line at the end. A name that is there already keeps its first line.
+    /// Adds a line at the end. If the name is there already, its first line still counts.
     pub fn push(&mut self, row: Row) {
         let at = self.rows.len();
         if let Some(name) = row.first() {
@@ -89,14 +88,14 @@ impl Table {
         self.rows.push(Some(row));
     }
 
-    /// Takes the line of `name` out.
+    /// Removes the line of `name` and returns it.
     pub fn remove(&mut self, name: &str) -> Option<Row> {
         self.rows.get_mut(self.names.remove(name)?)?.take()
     }
 }
 
 impl Tables {
-    /// Removes every trace of the account `name`: its lines, its private group with `gid`, its memberships.
+    /// Removes every trace of the account `name`: its lines, its private group if that has `gid`, and its memberships.
     pub fn remove_account(&mut self, name: &str, gid: u32) {
         self.passwd.remove(name);
         if let Some(shadow) = &mut self.shadow {
@@ -113,8 +112,8 @@ impl Tables {
         }
     }
 
-    /// Calls the account and its private group something else, everywhere. Where the group has been renamed already, by a
-    /// run that was cut off, its members have been too.
+    /// Renames an account and its private group everywhere. If an interrupted run has renamed the group already, it has renamed the
+    /// memberships too.
     pub fn rename_account(&mut self, from: &str, to: &str, gid: u32) {
         let renamed = |mut row: Row| {
             if let Some(name) = row.first_mut() {
@@ -124,7 +123,7 @@ impl Tables {
         };
         for table in [Some(&mut self.passwd), self.shadow.as_mut()].into_iter().flatten() {
             if let Some(row) = table.remove(from) {
-                // One of no account is left over.
+                // A line without an account is left over from an earlier one.
                 table.remove(to);
                 table.push(renamed(row));
             }
@@ -147,8 +146,7 @@ impl Tables {
         }
     }
 
-    /// Changes who is in `group`. gshadow(5) has the same members, whatever it had: a run that was cut off may have
-    /// replaced only one of the files.
+    /// Changes the members of `group`, and sets the same ones in gshadow(5): an interrupted run may have replaced only one of the files.
     pub fn change_group(&mut self, group: &str, change: impl FnOnce(&mut Vec<String>)) {
         let Some(row) = self.group.get_mut(group) else { return };
         change_members(row, change);
@@ -157,11 +155,11 @@ impl Tables {
         }
     }
 
-    /// Makes a group without members.
+    /// Adds a group without members.
     pub fn push_group(&mut self, name: &str, gid: u32) {
         self.group.push([name, "x", &gid.to_string(), ""].map(str::to_owned).to_vec());
         if let Some(gshadow) = &mut self.gshadow {
-            // One of no group is left over.
+            // A line without a group is left over from an earlier one.
             gshadow.remove(name);
             gshadow.push([name, "!", "", ""].map(str::to_owned).to_vec());
         }
@@ -173,17 +171,17 @@ impl Tables {
     }
 }
 
-/// The gid of a line of group(5).
+/// Returns the gid in a line of group(5).
 pub fn gid_of(group: &Row) -> Option<u32> {
     group.get(2)?.parse().ok()
 }
 
-/// The uid of a line of passwd(5).
+/// Returns the uid in a line of passwd(5).
 pub fn uid_of(account: &Row) -> Option<u32> {
     account.get(2)?.parse().ok()
 }
 
-/// Who is in a group, by its line in group(5) or gshadow(5).
+/// Returns the members of a group, by its line in group(5) or gshadow(5).
 pub fn members_of(group: &Row) -> impl Iterator<Item = &str> {
     let members = group.get(3).map(String::as_str).unwrap_or_default();
     members.split(',').filter(|member| !member.is_empty())
@@ -193,7 +191,7 @@ fn change_members(row: &mut Row, change: impl FnOnce(&mut Vec<String>)) {
     let before: Vec<String> = members_of(row).map(str::to_owned).collect();
     let mut members = before.clone();
     change(&mut members);
-    // A line without the field, or with an oddity in it, stays as it is if nobody comes or goes.
+    // A line that lacks the field, or has an oddity in it, stays as it is if the members do not change.
     if members != before
         && let Some(field) = row.get_mut(3)
     {
@@ -201,7 +199,7 @@ fn change_members(row: &mut Row, change: impl FnOnce(&mut Vec<String>)) {
     }
 }
 
-/// A value as the tables have it: one character for each byte.
+/// Returns a value as the tables have it: one character for each byte.
 pub fn characters(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()
 }
@@ -225,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_comes_before_nis() {
+    fn an_added_line_comes_before_nis() {
         let mut table = Table::parse(b"root:x:0:0:::\n+::::::\nafter:x:1:1:::\n");
         table.push(vec!["new".into(), "x".into()]);
         assert_eq!(text(&table), "root:x:0:0:::\nnew:x\n+::::::\nafter:x:1:1:::\n");
@@ -233,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_lines_of_one_name_the_first_counts() {
+    fn the_first_of_two_lines_with_one_name_counts() {
         let mut table = Table::parse(b"ann:x:7\nann:x:8\n");
         assert_eq!(uid_of(table.get("ann").unwrap()), Some(7));
         table.remove("ann");
@@ -241,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_goes_with_its_group_and_its_memberships() {
+    fn an_account_is_removed_with_its_group_and_its_memberships() {
         let mut all = tables("ann:x:7:\ndev:x:9:ann,bob\nanna:x:8:anna\nodd\n");
         all.remove_account("ann", 7);
         assert_eq!(text(&all.passwd), "root:x:0:0::/root:/bin/sh\n");
@@ -250,7 +248,7 @@ mod tests {
         assert_eq!(text(all.gshadow.as_ref().unwrap()), "dev:!::bob\n");
         let mut all = tables("ann:x:70:\n");
         all.remove_account("ann", 7);
-        assert_eq!(text(&all.group), "ann:x:70:\n", "somebody else's group of the name");
+        assert_eq!(text(&all.group), "ann:x:70:\n", "a group of that name with another gid");
     }
 
     #[test]
@@ -265,13 +263,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_in_a_file_survives(lines in prop::collection::vec("[^\n]{0,12}", 0..8)) {
+        fn any_line_survives(lines in prop::collection::vec("[^\n]{0,12}", 0..8)) {
             let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
             prop_assert_eq!(Table::parse(text.as_bytes()).to_bytes(), text.into_bytes());
         }
 
         #[test]
-        fn bytes_that_are_no_text_survive(mut bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+        fn bytes_that_are_not_utf8_survive(mut bytes in prop::collection::vec(any::<u8>(), 0..60)) {
             bytes.push(b'\n');
             prop_assert_eq!(Table::parse(&bytes).to_bytes(), bytes);
         }

@@ -1,6 +1,6 @@
-//! Control groups: where a process is, and the end of all that is in one (cgroups(7)).
+//! Control groups (cgroups(7)): finds the one of a process, freezes one, and kills all processes in one.
 //!
-//! Hosts have the unified hierarchy, the old ones, or both: systemd's own tree is then in the hierarchy called `systemd`.
+//! A host has the unified hierarchy, the old ones, or both. Where it has both, systemd's tree is in the old hierarchy named `systemd`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -13,13 +13,13 @@ use pam_iam_core::id::Uid;
 use pam_iam_core::paths::FROZEN;
 use pam_iam_core::process::Process;
 
-/// The path of a process in systemd's tree, like `/user.slice/user-1000.slice/session-3.scope`.
+/// Returns the path of a process in systemd's tree, like `/user.slice/user-1000.slice/session-3.scope`.
 pub fn of_process(pid: i32) -> Option<String> {
-    // Not as text: a user may call a control group of his own anything.
+    // Read as bytes: a user can give a control group a name that is not UTF-8.
     path_in(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cgroup")).ok()?))
 }
 
-/// `ID:CONTROLLERS:PATH` lines. The hierarchy that systemd does not use says nothing but `/`.
+/// Finds the path in `ID:CONTROLLERS:PATH` lines. A hierarchy that systemd does not use has the path `/`.
 fn path_in(text: &str) -> Option<String> {
     let of = |wanted: &str| {
         text.lines().find_map(|line| {
@@ -30,8 +30,8 @@ fn path_in(text: &str) -> Option<String> {
     of("name=systemd").filter(|path| path != "/").or_else(|| of(""))
 }
 
-/// The user in whose slice a path lies, and the path of that slice. Only the host's systemd has slices of users right under
-/// `/user.slice`: one further down is that of a container's systemd.
+/// Returns the user in whose slice a path lies, and the path of that slice. Only a slice directly under `/user.slice` counts: a deeper one
+/// belongs to the systemd of a container.
 fn slice_in(path: &str) -> Option<(Uid, &str)> {
     let part = path.strip_prefix("/user.slice/")?.split('/').next()?;
     let uid = part.strip_prefix("user-")?.strip_suffix(".slice")?.parse().ok()?;
@@ -43,24 +43,24 @@ pub fn is_in_slice(path: &str, uid: Uid) -> bool {
     user_of_slice(path) == Some(uid)
 }
 
-/// The part of `path` up to the slice of a user, if it lies in it.
+/// Returns the part of `path` up to the user's slice. None if the path is not in that slice.
 pub fn slice_of(path: &str, uid: Uid) -> Option<String> {
     slice_in(path).filter(|(owner, _)| *owner == uid).map(|(_, slice)| slice.to_owned())
 }
 
-/// The slice of a user in the unified hierarchy, if there is one.
-pub fn slice_that_is_there(uid: Uid) -> Option<String> {
+/// Returns the path of a user's slice, if it exists in the unified hierarchy.
+pub fn existing_slice(uid: Uid) -> Option<String> {
     let slice = format!("/user.slice/user-{uid}.slice");
     directory(&unified()?, &slice)?.is_dir().then_some(slice)
 }
 
-/// The user in whose slice a path lies.
+/// Returns the user in whose slice a path lies.
 pub fn user_of_slice(path: &str) -> Option<Uid> {
     slice_in(path).map(|(uid, _)| uid)
 }
 
-/// The part of `path` up to the user's own unit that may be killed as a whole: `user@UID.service` or a session's scope
-/// in the user's slice.
+/// Returns the part of `path` up to the user's own unit that may be killed as a whole: `user@UID.service` or a session's scope in the
+/// user's slice.
 pub fn unit_of_user(path: &str, uid: Uid) -> Option<String> {
     let slice = slice_of(path, uid)?;
     let unit = path.strip_prefix(&slice)?.strip_prefix('/')?.split('/').next()?;
@@ -69,7 +69,7 @@ pub fn unit_of_user(path: &str, uid: Uid) -> Option<String> {
     is_own.then(|| format!("{slice}/{unit}"))
 }
 
-/// Where the unified hierarchy is mounted, if it is.
+/// Returns where the unified hierarchy is mounted.
 fn unified() -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     mounts.lines().find_map(|line| {
@@ -80,27 +80,27 @@ fn unified() -> Option<PathBuf> {
     })
 }
 
-/// Control groups that stand still for a moment; they go on when this is dropped.
+/// Frozen control groups. Dropping this thaws them.
 #[derive(Debug, Default)]
 pub struct Frozen {
     groups: Vec<File>,
-    /// Where they are written down, so that they go on too if this process is killed before it lets them.
+    /// A file that lists them, so that [`thaw_abandoned`] can thaw them if this process is killed first.
     record: Option<PathBuf>,
 }
 
 impl Frozen {
-    /// Whether nothing stands still.
+    /// Whether no control group was frozen.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 }
 
-/// How long it is waited for until a control group stands still.
+/// How long to wait for control groups to freeze.
 const FREEZING_MAX: Duration = Duration::from_millis(200);
 
-/// Has control groups of the unified hierarchy stand still, with all that is below them and all that is just being forked. No
-/// process notices more than a pause, and its parent nothing. Returns which of them stand still or are gone, too: not the root, one
-/// that this process is in, or one of the old hierarchies.
+/// Freezes control groups of the unified hierarchy with all that is below them, forks in progress included. The processes notice only a
+/// pause, and their parents nothing. Returns also which of `paths` are now frozen or gone. The root, a group that this process is in, and
+/// groups of an old hierarchy are never frozen.
 pub fn freeze(paths: BTreeSet<String>) -> (Frozen, BTreeSet<String>) {
     match unified() {
         Some(root) if !paths.is_empty() => freeze_in(&root, Path::new(FROZEN), paths),
@@ -117,13 +117,15 @@ fn freeze_in(root: &Path, records: &Path, mut paths: BTreeSet<String>) -> (Froze
         let group = directory(root, path).filter(|_| !is_own);
         group.is_some_and(|group| groups.insert(path.clone(), group).is_none())
     });
-    // What somebody else has stopped is not ours to let go on.
-    let ours: Vec<&PathBuf> =
-        groups.values().filter(|group| group.exists() && !stands_still(group)).collect();
-    if !ours.is_empty() && write_down(records, &ours).map(|record| frozen.record = Some(record)).is_err() {
+    // A group that somebody else has frozen is not thawed here either.
+    let running: Vec<&PathBuf> =
+        groups.values().filter(|group| group.exists() && !is_frozen(group)).collect();
+    if !running.is_empty()
+        && write_down(records, &running).map(|record| frozen.record = Some(record)).is_err()
+    {
         return (frozen, BTreeSet::new());
     }
-    for group in ours {
+    for group in running {
         let opened = OpenOptions::new().write(true).open(group.join("cgroup.freeze"));
         if let Ok(mut file) = opened
             && file.write_all(b"1").is_ok()
@@ -134,7 +136,7 @@ fn freeze_in(root: &Path, records: &Path, mut paths: BTreeSet<String>) -> (Froze
     let until = Instant::now() + FREEZING_MAX;
     paths.retain(|path| {
         groups.get(path).is_some_and(|group| {
-            while group.exists() && !stands_still(group) {
+            while group.exists() && !is_frozen(group) {
                 if Instant::now() >= until {
                     return false;
                 }
@@ -146,13 +148,13 @@ fn freeze_in(root: &Path, records: &Path, mut paths: BTreeSet<String>) -> (Froze
     (frozen, paths)
 }
 
-/// Whether a control group stands still or is gone.
-pub fn is_still(path: &str) -> bool {
+/// Whether a control group is frozen or gone.
+pub fn is_frozen_or_gone(path: &str) -> bool {
     let group = unified().and_then(|root| directory(&root, path));
-    group.is_some_and(|group| !group.exists() || stands_still(&group))
+    group.is_some_and(|group| !group.exists() || is_frozen(&group))
 }
 
-fn stands_still(group: &Path) -> bool {
+fn is_frozen(group: &Path) -> bool {
     std::fs::read_to_string(group.join("cgroup.events")).is_ok_and(|events| events.contains("frozen 1"))
 }
 
@@ -176,14 +178,14 @@ impl Drop for Frozen {
     }
 }
 
-/// Lets go on what processes that were killed have left standing still.
-pub fn let_go_on() {
-    let_go_on_in(Path::new(FROZEN));
+/// Thaws the control groups that were frozen by processes which were killed before they could thaw them.
+pub fn thaw_abandoned() {
+    thaw_abandoned_in(Path::new(FROZEN));
 }
 
-fn let_go_on_in(records: &Path) {
+fn thaw_abandoned_in(records: &Path) {
     for record in std::fs::read_dir(records).into_iter().flatten().filter_map(Result::ok) {
-        // A number is given again.
+        // The start time tells a process from a later one with its pid.
         let process = record.file_name().to_str().and_then(|name| {
             let (pid, start) = name.split_once('-')?;
             Some(Process { pid: pid.parse().ok()?, start: start.parse().ok()? })
@@ -199,17 +201,17 @@ fn let_go_on_in(records: &Path) {
     }
 }
 
-/// The directory of the control group `path`; none for the root.
+/// Returns the directory of the control group `path`. None for the root, and for a path with `..`.
 fn directory(root: &Path, path: &str) -> Option<PathBuf> {
-    let leads_elsewhere = path.split('/').any(|part| part == "..") || path.trim_matches('/').is_empty();
-    (!leads_elsewhere).then(|| root.join(path.trim_start_matches('/')))
+    let is_refused = path.split('/').any(|part| part == "..") || path.trim_matches('/').is_empty();
+    (!is_refused).then(|| root.join(path.trim_start_matches('/')))
 }
 
-/// Kills all that is in the control group `path` of the unified hierarchy and below it, also what is just being forked.
-/// False where there is no such thing (the old hierarchies, or a kernel before 5.14).
+/// Kills all processes in the control group `path` of the unified hierarchy and below it, forks in progress included. Returns false where
+/// that is not possible: in an old hierarchy, or with a kernel before 5.14.
 pub fn kill(path: &str) -> bool {
     let Some(group) = unified().and_then(|root| directory(&root, path)) else { return false };
-    // Opened, never made: a kernel or a hierarchy without the file cannot do it.
+    // Not created: where the file is missing, the kernel or the hierarchy cannot do it.
     let opened = OpenOptions::new().write(true).open(group.join("cgroup.kill"));
     opened.is_ok_and(|mut file| file.write_all(b"1").is_ok())
 }
@@ -219,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn systemds_own_hierarchy_is_read_where_there_are_both() {
+    fn systemds_hierarchy_is_read_on_a_host_with_both() {
         let hybrid = "12:pids:/user.slice\n1:name=systemd:/user.slice/user-7.slice/session-2.scope\n0::/\n";
         assert_eq!(path_in(hybrid).unwrap(), "/user.slice/user-7.slice/session-2.scope");
         assert_eq!(path_in("0::/system.slice/cron.service\n").unwrap(), "/system.slice/cron.service");
@@ -242,14 +244,14 @@ mod tests {
         assert_eq!(unit("/system.slice/user@7.service"), None);
         assert_eq!(user_of_slice(&format!("{slice}/session-2.scope")), Some(Uid(7)));
         assert_eq!(user_of_slice("/user.slice/user-x.slice"), None);
-        // What a container calls its own.
+        // The slice of a container's own systemd.
         let inside = format!("/machine.slice/c1.scope{slice}/session-2.scope");
         assert_eq!((user_of_slice(&inside), unit(&inside)), (None, None));
         assert_eq!(unit(&format!("{slice}/x.slice/session-2.scope")), None);
         assert_eq!(slice_of(&format!("{slice}/session-2.scope"), Uid(7)).unwrap(), slice);
     }
 
-    /// A control group, as far as files can be one: it stands still if they say so.
+    /// Makes a control group of plain files, which is frozen if `frozen` is 1.
     fn group(root: &Path, name: &str, frozen: u8) -> PathBuf {
         let group = root.join(name);
         std::fs::create_dir_all(&group).unwrap();
@@ -259,36 +261,36 @@ mod tests {
     }
 
     #[test]
-    fn what_stood_still_goes_on_and_what_a_killed_process_left_too() {
+    fn groups_are_thawed_on_drop_and_after_a_killed_process() {
         let dir = tempfile::tempdir().unwrap();
         let (root, records) = (dir.path().join("cgroup"), dir.path().join("frozen"));
-        let (ours, theirs) = (group(&root, "user-7.slice", 0), group(&root, "user-8.slice", 1));
+        let (running, frozen_before) = (group(&root, "user-7.slice", 0), group(&root, "user-8.slice", 1));
         let state = |group: &Path| std::fs::read_to_string(group.join("cgroup.freeze")).unwrap();
         let paths = ["/user-7.slice", "/user-8.slice", "/gone.slice", "/"].map(str::to_owned).into();
         let (frozen, still) = freeze_in(&root, &records, paths);
-        assert_eq!(state(&ours), "1");
+        assert_eq!(state(&running), "1");
         assert_eq!(
             still,
             ["/gone.slice", "/user-8.slice"].map(str::to_owned).into(),
-            "these files never say so"
+            "a plain file never reports that it is frozen"
         );
         let own = Process::this().unwrap();
         let record = records.join(format!("{}-{}", own.pid, own.start));
-        assert_eq!(std::fs::read_to_string(&record).unwrap(), ours.display().to_string());
-        // While its process lives, nobody else lets it go on.
-        let_go_on_in(&records);
-        assert_eq!(state(&ours), "1");
-        // Its number is somebody else's by then.
+        assert_eq!(std::fs::read_to_string(&record).unwrap(), running.display().to_string());
+        // While the process of the record runs, nobody else thaws the group.
+        thaw_abandoned_in(&records);
+        assert_eq!(state(&running), "1");
+        // Now the record is of a process that is gone, and another has its pid.
         std::fs::rename(&record, records.join(format!("{}-{}", own.pid, own.start + 1))).unwrap();
-        let_go_on_in(&records);
-        assert_eq!((state(&ours).as_str(), state(&theirs).as_str()), ("0", "x"));
+        thaw_abandoned_in(&records);
+        assert_eq!((state(&running).as_str(), state(&frozen_before).as_str()), ("0", "x"));
         std::fs::write(&record, "").unwrap();
         drop(frozen);
         assert!(std::fs::read_dir(&records).unwrap().next().is_none());
     }
 
     #[test]
-    fn a_path_that_leads_elsewhere_is_not_followed() {
+    fn the_root_and_paths_with_dots_are_never_killed() {
         assert!(!kill("/") && !kill("") && !kill("/../../etc"));
     }
 }

@@ -1,10 +1,10 @@
-//! Kills every process of a user at once: kill(2) with -1 misses none that is just being forked.
+//! Kills every process of a user at once by kill(2) with pid -1, which no fork in progress escapes.
 //!
-//! The process that does it is this very program, started anew by root with a session and an empty environment of its
-//! own. Its real and saved uid is one that is assigned to nobody, and its effective uid is the user's: kill(2) lets a
-//! signal pass where the sender's real or effective uid is the target's real or saved one, so it reaches the user's
-//! processes and nobody else's. The user may neither signal nor trace it, since its real uid is another, but can lower its
-//! priority and bind it to a processor, so the caller waits for a limited time.
+//! The killer is this very program, started again by root in a session of its own with an empty environment. Its real and saved uid is the
+//! reserved one, which is assigned to nobody, and its effective uid is the user's. kill(2) allows a signal if the sender's real or
+//! effective uid is the target's real or saved one, so it reaches the user's processes and no others. The user can neither signal nor trace
+//! the killer, since its real uid is another, but can lower its priority and bind it to a processor. So the caller waits for a limited
+//! time.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
@@ -15,19 +15,19 @@ use pam_iam_core::id::Uid;
 use rustix::process::{DumpableBehavior, Pid, Signal};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
-/// The name of this program when it is the killer.
+/// The name (`argv[0]`) of this program when it is the killer.
 const KILLER: &str = "pam_iam-kill";
 
 /// The most time for all killers together. One does its work in well under 1 ms.
 const KILLERS_MAX: Duration = Duration::from_secs(1);
 
-/// The most time for one killer: a user may hold up the killer of the user's own processes.
+/// The most time for one killer. Its user can slow it down.
 const KILLER_MAX: Duration = Duration::from_millis(200);
 
-/// Between two looks at killers.
+/// The pause between two checks whether a killer has ended.
 const PAUSE: Duration = Duration::from_micros(500);
 
-/// Does a killer's work if this process is one, and returns None otherwise. To be called first in `main`.
+/// Does a killer's work if this process was started as one, and returns None otherwise. Must be called first in `main`.
 pub fn run_if_started_as_killer() -> Option<ExitCode> {
     let mut arguments = std::env::args();
     if arguments.next()? != KILLER {
@@ -40,7 +40,7 @@ pub fn run_if_started_as_killer() -> Option<ExitCode> {
     })
 }
 
-/// Whether all processes of a uid may be killed at once: never root's, and never our own.
+/// Whether all processes of a uid may be killed at once: never those of root or of the reserved uid.
 fn may_be_killed(uid: Uid) -> bool {
     uid != Uid::ROOT && uid != Uid::RESERVED && uid.0 != u32::MAX
 }
@@ -50,18 +50,18 @@ fn kill_all(uid: Uid) -> rustix::io::Result<()> {
     let group = rustix::process::Gid::from_raw(Uid::RESERVED.0);
     let victim = rustix::process::Uid::from_raw(uid.0);
     let _ = rustix::process::setsid();
-    // Before the user can see it as his: later he may lower it.
+    // Set before the user can change the priority.
     let _ = rustix::process::setpriority_process(None, -20);
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     set_thread_groups(&[])?;
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(reserved, victim, reserved)?;
-    // kill(-1): process group 1 is spelled like every process that may be signalled.
+    // For kill(2), "process group 1" is pid -1: every process that may be signalled.
     rustix::process::kill_process_group(Pid::INIT, Signal::KILL)
 }
 
-/// Kills all processes of each of `uids` at once, in that order, and waits at most [`KILLERS_MAX`] for all of that. One after
-/// the other: killers have the same real uid, so that they would kill each other. Returns the uids for which that was done.
+/// Kills all processes of each of `uids` at once, in that order, and waits at most [`KILLERS_MAX`] in total. Killers run one at a time:
+/// they have the same real uid and would kill each other. Returns the uids whose killer succeeded.
 pub fn kill_all_of(uids: impl IntoIterator<Item = Uid>) -> BTreeSet<Uid> {
     let mut killed = BTreeSet::new();
     let until = Instant::now() + KILLERS_MAX;

@@ -1,4 +1,4 @@
-//! systemd-logind, where it runs. It is asked to end sessions, and nobody waits for it.
+//! Requests to systemd-logind to end sessions. Nothing waits for them.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -7,13 +7,14 @@ use pam_iam_core::paths;
 
 use crate::cgroup;
 
-/// How long logind may take, in seconds. It is not waited for.
+/// The time limit of a request, in seconds.
 const LOGIND_SECONDS: &str = "10";
 
 /// Where logind keeps what sd_session_get_leader(3) reads.
 const SESSIONS: &str = "/run/systemd/sessions";
 
-/// Starts a request to logind and does not wait for it. A child that is dropped ends by itself.
+/// Starts `loginctl` with `arguments` and does not wait for it. None if systemd did not boot this host. A child that is dropped runs on
+/// until its time limit.
 pub fn begin(arguments: &[&str]) -> Option<Child> {
     command(arguments)?.stdout(Stdio::null()).spawn().ok()
 }
@@ -28,8 +29,8 @@ fn command(arguments: &[&str]) -> Option<Command> {
     Some(command)
 }
 
-/// Returns the logind session that was made for `pid`: its identifier and its control group. A process that was started from another
-/// session is in that one, and has none of its own.
+/// Returns the logind session that `pid` leads: its identifier and its control group. None for a process that was started within another
+/// session.
 pub fn session_of(pid: i32) -> Option<(String, String)> {
     let path = cgroup::of_process(pid)?;
     let scope = path.split('/').find(|part| part.starts_with("session-") && part.ends_with(".scope"))?;
@@ -37,7 +38,7 @@ pub fn session_of(pid: i32) -> Option<(String, String)> {
     if !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return None;
     }
-    // Read, not asked: a user may keep logind busy.
+    // Read from its file: a user can keep logind too busy to answer.
     let session = std::fs::read_to_string(format!("{SESSIONS}/{id}")).ok()?;
     let leader = session.lines().find_map(|line| line.strip_prefix("LEADER="))?;
     let end = path.find(scope)? + scope.len();

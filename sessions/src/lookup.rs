@@ -18,16 +18,16 @@ const LOOKUPS_MAX: Duration = Duration::from_secs(1);
 /// The time spent on lookups so far, in microseconds.
 static SPENT: AtomicU64 = AtomicU64::new(0);
 
-/// Whether any look-up had no answer in time.
+/// Whether any lookup had no answer in time.
 static UNANSWERED: AtomicBool = AtomicBool::new(false);
 
-/// Whether any look-up of this process had no answer in time.
+/// Whether any lookup of this process had no answer in time.
 pub fn was_unanswered() -> bool {
     UNANSWERED.load(Ordering::Relaxed)
 }
 
-/// Whether any service has an account with this uid. None if no answer comes in time, or if a directory may be down: the C library does
-/// not tell that from a uid without an account.
+/// Whether any service has an account with this uid. None if no answer comes in time, or if a directory may be down, which the C library
+/// reports like a uid without an account.
 pub fn is_account(uid: Uid) -> Option<bool> {
     let is_account = in_time(&SPENT, move || users::get_user_by_uid(uid.0).is_some())?;
     let may_be_down = || {
@@ -44,13 +44,13 @@ pub fn uid_of(name: &str) -> Option<Option<Uid>> {
     in_time(&SPENT, move || users::get_user_by_name(&name).map(|account| Uid(account.uid())))
 }
 
-/// Calls `ask` in a thread, which is left behind if it takes too long: a lookup cannot be cancelled. For programs that end soon. `spent` is
-/// the time spent before, in microseconds.
+/// Calls `ask` in a thread and waits for a limited time. A lookup cannot be cancelled, so a late thread is left running: for programs that
+/// end soon. `spent` is the time of all calls, in microseconds.
 fn in_time<T: Send + 'static>(spent: &AtomicU64, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let left = LOOKUPS_MAX.saturating_sub(Duration::from_micros(spent.load(Ordering::Relaxed)));
     let began = Instant::now();
     let (answer, answered) = mpsc::sync_channel(1);
-    // Whoever waits may be gone by then.
+    // The receiver may be gone by then.
     let asked = !left.is_zero() && thread::Builder::new().spawn(move || drop(answer.send(ask()))).is_ok();
     let found = asked.then(|| answered.recv_timeout(left.min(LOOKUP_MAX)).ok()).flatten();
     let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_that_does_not_answer_is_waited_for_once_in_a_while_and_not_for_ever() {
+    fn silent_services_delay_all_lookups_together_by_a_limited_time() {
         assert_eq!(is_account(Uid::ROOT), Some(true));
         assert_eq!(uid_of("root"), Some(Some(Uid::ROOT)));
         let spent = AtomicU64::new(0);
@@ -77,6 +77,6 @@ mod tests {
         });
         assert_eq!(answers.count(), 0);
         assert!(Duration::from_micros(spent.load(Ordering::Relaxed)) >= LOOKUPS_MAX);
-        assert_eq!(in_time(&spent, || true), None, "nothing is asked any more");
+        assert_eq!(in_time(&spent, || true), None, "no time is left to ask");
     }
 }

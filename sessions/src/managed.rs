@@ -1,4 +1,4 @@
-//! Finds the managed users who have processes, for the sweep, which asks about users without a session too.
+//! Finds the managed users who have processes, for the sweep, which checks users without a session too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,21 +13,22 @@ use crate::owner::{Owned, Owner, SUBORDINATES_MAX, is_killer};
 use crate::table::{Effort, Table, Task};
 use crate::{cgroup, lookup};
 
-/// Finds the managed users who may own processes, by every mark but descent. Whether a user owns a process is for [`Owned::mark`] to tell.
+/// Returns the managed users who may have processes, each with those that have a mark of the user ([`Owned::mark`]). The set is empty if
+/// only the kernel's count tells that there are some.
 ///
-/// A subordinate uid leads to the owner of its range: by number, by the account of that name, or, for a user who is gone, by
-/// the last name that `served` knows.
+/// A subordinate uid leads to the owner of its range: by number, by the account of that name, or, for a deleted user, by the names in
+/// `served`.
 pub fn users(table: &Table, served: &Served) -> BTreeMap<Uid, BTreeSet<Process>> {
     Finder::new(table, served, &local::subordinate(Path::new(paths::SUBUID))).find()
 }
 
-/// The audit sessions that processes of a user are in, looked at while all that is in the user's slice stands still. None if it
-/// cannot be held still.
+/// Returns the audit sessions of a user's processes, read while the slice of the user is frozen. None if there is no slice or it cannot be
+/// frozen.
 pub fn audit_sessions_of(owner: &Owner) -> Option<BTreeSet<String>> {
-    let slice = cgroup::slice_that_is_there(owner.uid)?;
-    let (frozen, still) = cgroup::freeze(BTreeSet::from([slice.clone()]));
+    let slice = cgroup::existing_slice(owner.uid)?;
+    let (frozen, frozen_paths) = cgroup::freeze(BTreeSet::from([slice.clone()]));
     let table = Table::read(Effort::Quick).ok()?;
-    let is_sure = still.contains(&slice) && cgroup::is_still(&slice) && table.unread() == 0;
+    let is_sure = frozen_paths.contains(&slice) && cgroup::is_frozen_or_gone(&slice) && table.unread() == 0;
     drop(frozen);
     let mut owned = Owned::new(&table);
     let tasks = table.0.values().filter(|task| owned.mark(task, owner).is_some());
@@ -35,17 +36,17 @@ pub fn audit_sessions_of(owner: &Owner) -> Option<BTreeSet<String>> {
     is_sure.then_some(sessions)
 }
 
-/// Finds the users behind processes.
+/// A search for the users who own the processes of a table.
 struct Finder<'a> {
     table: &'a Table,
     owned: Owned<'a>,
     served: &'a Served,
     ranges: &'a [Subordinate],
-    /// The uids of those who are named as owners of ranges.
+    /// The uids that the owner of a range stands for, by the name in the range.
     named: BTreeMap<&'a str, Vec<Uid>>,
 }
 
-/// A user who may own a process: the uid, and the name by which a range was found.
+/// A user who may own a process: the uid, and the owner's name in the range that led to it, or nothing.
 type Candidate<'a> = (Uid, &'a str);
 
 impl<'a> Finder<'a> {
@@ -65,7 +66,7 @@ impl<'a> Finder<'a> {
                 }
             }
         }
-        // The kernel misses none that is just being forked.
+        // A process that forks and ends all the time can escape the table, but not the kernel's count.
         for uid in self.served.uids().filter(|uid| uid.is_managed() && is_at_work(*uid)) {
             users.entry(uid).or_default();
         }
@@ -75,7 +76,7 @@ impl<'a> Finder<'a> {
         users
     }
 
-    /// The managed users under whose subordinate uids the kernel counts processes that the table has not, or that it cannot tell.
+    /// Returns the managed users under whose subordinate uids the kernel counts processes that are not in the table or may be an account's.
     fn owners_at_work(&mut self) -> Vec<Uid> {
         let listed: BTreeSet<Uid> = self.table.0.values().flat_map(Task::all_uids).collect();
         let ranges = self.ranges;
@@ -86,8 +87,8 @@ impl<'a> Finder<'a> {
                 let Some(owner) = Owner::with_ranges(uid, name, ranges).filter(|_| uid.is_managed()) else {
                     continue;
                 };
-                // Where a directory does not tell whose a uid is, what was listed may have ended before its mark could be read. The
-                // user is asked about all the same: what ends is said by a mark.
+                // If no directory tells whether the uid is an account's, a listed process may have ended before its mark could be read. To
+                // list the user is harmless: only a process with a mark is ended.
                 let may_be = owner.subordinates_at_work().any(|of| match self.owned.is_account(of) {
                     Some(is_account) => !is_account && !listed.contains(&of),
                     None => true,
@@ -98,7 +99,7 @@ impl<'a> Finder<'a> {
         owners
     }
 
-    /// The managed users whose process it may be: by a uid, by a user namespace, by a range, by the slice.
+    /// Returns the managed users who may own a process: by a uid, a user namespace, a subordinate range, or the slice.
     fn candidates(&mut self, task: &Task) -> BTreeSet<Candidate<'a>> {
         let pid = task.process.pid;
         let mut uids: BTreeSet<Uid> = task.own_uids().collect();
@@ -121,8 +122,8 @@ impl<'a> Finder<'a> {
         candidates
     }
 
-    /// Who the owner of a range is, by number or by name: of a local account, else whom this host has served under that name. The
-    /// services of nsswitch.conf are asked last, since our own would ask IAM about each user who is gone.
+    /// Returns the uids of the owner of a range, who is given by number or by name: the local account's, else those that this host has
+    /// served under that name. The services of nsswitch.conf come last, since nss_iam would ask IAM about each deleted user.
     fn uids_of_owner(&mut self, owner: &'a str) -> &[Uid] {
         let (served, ranges) = (self.served, self.ranges);
         let find = || match owner.parse() {
@@ -130,7 +131,7 @@ impl<'a> Finder<'a> {
             Err(_) => match local::account_by_name(Path::new(paths::PASSWD), owner) {
                 Ok(Some(account)) => vec![account.uid],
                 Ok(None) => match served.uids_of(owner) {
-                    // For nobody at work nobody is asked.
+                    // They are not asked about a range without processes.
                     none if none.is_empty() && is_any_at_work(owner, ranges) => {
                         lookup::uid_of(owner).flatten().into_iter().collect()
                     }
@@ -156,12 +157,11 @@ mod tests {
     use pam_iam_core::id::FIRST;
 
     #[test]
-    fn a_managed_user_is_found_by_a_subordinate_uid_whether_the_range_has_a_number_a_name_or_the_name_of_one_who_is_gone()
-     {
+    fn the_managed_owner_of_a_range_is_found_by_number_and_by_a_name_served_before() {
         let dir = tempfile::tempdir().unwrap();
         let served = Served::new(dir.path());
-        let (gone, listed) = (Uid(FIRST + 1), Uid(FIRST + 2));
-        served.add(gone, "nobody-has-this-name").unwrap();
+        let (deleted, listed) = (Uid(FIRST + 1), Uid(FIRST + 2));
+        served.add(deleted, "nobody-has-this-name").unwrap();
         let range = |owner: &str, start: u32| Subordinate { owner: owner.into(), uids: start..start + 10 };
         let (by_name, by_number, of_local) = (3_900_000_000, 3_900_000_100, 3_900_000_200);
         let ranges = [
@@ -177,6 +177,6 @@ mod tests {
             .into_iter()
             .map(|(uid, processes)| (uid, processes.iter().map(|process| process.pid).collect()))
             .collect();
-        assert_eq!(found, [(gone, vec![P]), (listed, vec![P + 1])]);
+        assert_eq!(found, [(deleted, vec![P]), (listed, vec![P + 1])]);
     }
 }

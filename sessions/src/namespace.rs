@@ -1,4 +1,4 @@
-//! User namespaces: who owns the one that a process is in (ioctl_ns(2)).
+//! The owners of the user namespaces that a process is in (ioctl_ns(2)).
 
 #![expect(unsafe_code, reason = "no safe crate has the ioctls of ioctl_ns(2)")]
 
@@ -18,25 +18,25 @@ const NS_GET_PARENT: libc::c_ulong = 0xb702;
 /// `NS_GET_OWNER_UID` of linux/nsfs.h.
 const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
 
-/// The kernel nests user namespaces this deep at most (user_namespaces(7)).
+/// The deepest that the kernel nests user namespaces (user_namespaces(7)).
 const DEPTH_MAX: usize = 33;
 
-/// How many user namespaces are kept open, to be asked once for all processes in them.
+/// How many user namespaces are kept open, so that each is asked for its owners once.
 const KEPT_MAX: usize = 256;
 
-/// The owners of user namespaces, by inode number, as far as they were asked for.
+/// The owners of user namespaces by inode number, as far as they were asked for.
 #[derive(Debug, Default)]
 pub struct Namespaces {
     own: Option<u64>,
-    /// Each is kept open: the kernel gives the number of one that is gone to the next.
+    /// Each namespace is kept open, since the kernel reuses the inode number of one that is gone.
     owners: HashMap<u64, (File, Vec<Uid>)>,
 }
 
 impl Namespaces {
-    /// The owners of the user namespace that `pid` is in and of those above it, up to the one of this process. None for a
-    /// process in the same namespace as this one.
+    /// Returns the owners of the user namespace of `pid` and of those above it, up to that of this process. Empty if both are in the same
+    /// namespace.
     pub fn owners(&mut self, pid: i32) -> Vec<Uid> {
-        // Opening the link, not reading it: what is opened cannot become another namespace.
+        // Opened rather than read as a link: an open namespace cannot become another one.
         let Ok(namespace) = File::open(format!("/proc/{pid}/ns/user")) else { return Vec::new() };
         let Some(inode) = inode_of(&namespace) else { return Vec::new() };
         let own = self.own();
@@ -53,15 +53,15 @@ impl Namespaces {
         owners
     }
 
-    /// Whether `pid` is in a pid namespace that only the host's root can have made, as in a container of Docker: a user's own
-    /// belongs to a user namespace of the user's.
+    /// Whether `pid` is in a pid namespace that root of the host has made, such as a Docker container's. One made by an unprivileged user
+    /// belongs to a user namespace of that user.
     pub fn is_in_a_container_of_root(&mut self, pid: i32) -> bool {
         let Ok(namespace) = File::open(format!("/proc/{pid}/ns/pid")) else { return false };
         let own = File::open("/proc/self/ns/pid").ok().and_then(|own| inode_of(&own));
         if inode_of(&namespace) == own {
             return false;
         }
-        let user = ask(namespace.as_fd(), NS_GET_USERNS).map(File::from);
+        let user = related(namespace.as_fd(), NS_GET_USERNS).map(File::from);
         user.and_then(|user| inode_of(&user)).is_some_and(|inode| Some(inode) == self.own())
     }
 
@@ -79,11 +79,11 @@ fn inode_of(namespace: &File) -> Option<u64> {
 
 fn owners_up_to(namespace: &File, own: Option<u64>) -> Vec<Uid> {
     let mut owners: Vec<Uid> = owner(namespace.as_fd()).into_iter().collect();
-    let mut above = ask(namespace.as_fd(), NS_GET_PARENT).map(File::from);
+    let mut above = related(namespace.as_fd(), NS_GET_PARENT).map(File::from);
     for _ in 1..DEPTH_MAX {
         let Some(namespace) = above.filter(|above| inode_of(above) != own) else { break };
         owners.extend(owner(namespace.as_fd()));
-        above = ask(namespace.as_fd(), NS_GET_PARENT).map(File::from);
+        above = related(namespace.as_fd(), NS_GET_PARENT).map(File::from);
     }
     owners
 }
@@ -95,12 +95,12 @@ fn owner(namespace: BorrowedFd<'_>) -> Option<Uid> {
     (done == 0).then_some(Uid(uid))
 }
 
-/// The namespace that `NS_GET_PARENT` or `NS_GET_USERNS` leads to. None above the namespaces of this process, which is as far
-/// as it may see.
-fn ask(namespace: BorrowedFd<'_>, request: libc::c_ulong) -> Option<OwnedFd> {
+/// Returns the namespace that `NS_GET_PARENT` or `NS_GET_USERNS` leads to. None above the namespaces of this process, which the kernel does
+/// not show it.
+fn related(namespace: BorrowedFd<'_>, request: libc::c_ulong) -> Option<OwnedFd> {
     // SAFETY: the descriptor is open, and neither request takes an argument.
     let found = unsafe { libc::ioctl(namespace.as_raw_fd(), request as _) };
-    // SAFETY: a descriptor that is not negative is a new one, and nobody else's.
+    // SAFETY: a result that is not negative is a new descriptor, which nothing else owns.
     (found >= 0).then(|| unsafe { OwnedFd::from_raw_fd(found) })
 }
 
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_in_our_own_namespace_is_in_nobodys() {
+    fn a_process_in_the_same_namespace_has_no_owners() {
         let pid = i32::try_from(std::process::id()).unwrap();
         assert!(Namespaces::default().owners(pid).is_empty());
         assert!(Namespaces::default().owners(i32::MAX - 1).is_empty());

@@ -1,7 +1,7 @@
-//! Which processes belong to a user? The one answer, by the kernel's own marks.
+//! Tells which processes belong to a user, by marks that the kernel sets.
 //!
-//! The loginuid (pam_loginuid(8)) is no such mark: it survives sudo, so that a database which an admin started by sudo
-//! carries the admin's, and where it is unset an unprivileged process may write any uid into it.
+//! The loginuid (pam_loginuid(8)) is no such mark: it survives sudo, so a database that an admin starts by sudo has the admin's, and where
+//! it is unset, an unprivileged process may set it to any uid.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -17,42 +17,42 @@ use crate::table::{Table, Task, loginuid};
 use crate::unit;
 use crate::{cgroup, lookup};
 
-/// A user, with everything by which the kernel marks processes.
+/// A user, and the uids that mark processes as the user's.
 #[derive(Clone, Debug)]
 pub struct Owner {
     /// The uid.
     pub uid: Uid,
-    /// The Linux name, if it is known.
+    /// The Linux name, or empty if it is unknown.
     pub name: String,
     /// The subordinate uids (subuid(5)).
     subordinate: Vec<Range<u32>>,
-    /// The subordinate uids of all other users: where two owners have the same, the uid alone says nothing.
+    /// The subordinate uids of all other users. A uid that two users may use marks nothing.
     of_others: Vec<Range<u32>>,
 }
 
-/// How many subordinate uids of one user the kernel is asked about; each takes it less than 1 us.
+/// How many subordinate uids of one user are looked up in the kernel's counts; each takes less than 1 us.
 pub(crate) const SUBORDINATES_MAX: usize = 200_000;
 
 /// Why a process belongs to a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// One of its four uids is the user's, and root does not only lend it.
+    /// One of its uids (real, effective, saved, file system) is the user's, and not lent by root.
     Uid,
-    /// One of its uids is a subordinate one of the user.
+    /// One of its uids is a subordinate uid of the user.
     SubordinateUid,
     /// It is in a user namespace that the user owns, or in one below that.
     UserNamespace,
-    /// It is in the user's slice, under a uid that is no account's.
+    /// It is in the user's slice, under a uid that has no account.
     Slice,
 }
 
 impl Owner {
-    /// Returns the user with `uid`. None for root, whose processes are never ended.
+    /// Returns the user with `uid`. None for root and the reserved uid, whose processes are never ended.
     pub fn new(uid: Uid, name: &str) -> Option<Self> {
         Self::with_ranges(uid, name, &local::subordinate(Path::new(paths::SUBUID)))
     }
 
-    /// The user with `uid`, where `ranges` are the subordinate uids of this host.
+    /// Returns the user with `uid`, where `ranges` are the subordinate uids of this host.
     pub(crate) fn with_ranges(uid: Uid, name: &str, ranges: &[Subordinate]) -> Option<Self> {
         if uid == Uid::ROOT || uid == Uid::RESERVED {
             return None;
@@ -64,13 +64,14 @@ impl Owner {
         Some(Self { uid, name: name.to_owned(), subordinate: uids(own), of_others: uids(others) })
     }
 
-    /// The subordinate uids of which the kernel counts processes: what forks and ends all the time may be missed by any look.
+    /// Returns the subordinate uids under which the kernel counts processes. A process that forks and ends all the time can escape every
+    /// look, but not that count.
     pub fn subordinates_at_work(&self) -> impl Iterator<Item = Uid> {
         let uids = self.subordinate.iter().cloned().flatten().take(SUBORDINATES_MAX).map(Uid);
         uids.filter(|uid| is_at_work(*uid) && self.is_subordinate(*uid))
     }
 
-    /// Whether the kernel counts any process under a uid of the user's.
+    /// Whether the kernel counts any process under the user's uid or a subordinate one.
     pub fn is_at_work(&self) -> bool {
         is_at_work(self.uid) || self.subordinates_at_work().next().is_some()
     }
@@ -82,14 +83,13 @@ impl Owner {
     }
 }
 
-/// Which uids are accounts', by any service of nsswitch.conf, as far as it was asked for. By /etc/passwd alone where no
-/// service answers in time.
+/// Which uids have accounts, as far as /etc/passwd or a service of nsswitch.conf has answered.
 #[derive(Debug, Default)]
 pub struct Accounts {
     known: BTreeMap<Uid, bool>,
 }
 
-/// The processes of one moment, with what it costs to ask about more of each remembered.
+/// The processes of a table, with what was looked up about each.
 pub struct Owned<'a> {
     table: &'a Table,
     pub(crate) namespaces: Namespaces,
@@ -100,28 +100,28 @@ pub struct Owned<'a> {
 }
 
 impl<'a> Owned<'a> {
-    /// Looks at the processes of `table`.
+    /// Views the processes of `table`, and may ask the services of nsswitch.conf.
     pub fn new(table: &'a Table) -> Self {
         Self::knowing(table, Accounts::default(), true)
     }
 
-    /// Looks at the processes of `table`, and asks for no account that is known from an earlier look: for none at all while a
-    /// user's processes stand still, who could make a service wait for them.
+    /// Views the processes of `table`, with the accounts known from an earlier look. `may_look_up` must be false while a user's processes
+    /// are frozen, since a service could wait for one of them.
     pub fn knowing(table: &'a Table, accounts: Accounts, may_look_up: bool) -> Self {
         Self { table, namespaces: Namespaces::default(), paths: BTreeMap::new(), accounts, may_look_up }
     }
 
-    /// What it knows of accounts, for the next look.
+    /// Returns the accounts that are known now, for the next look.
     pub fn into_accounts(self) -> Accounts {
         self.accounts
     }
 
-    /// The processes at that moment.
+    /// Returns the table.
     pub fn table(&self) -> &'a Table {
         self.table
     }
 
-    /// The control group of a process.
+    /// Returns the control group of a process.
     pub fn path_of(&mut self, pid: i32) -> Option<&str> {
         self.paths.entry(pid).or_insert_with(|| cgroup::of_process(pid)).as_deref()
     }
@@ -135,12 +135,12 @@ impl<'a> Owned<'a> {
         let pid = task.process.pid;
         let owners = self.namespaces.owners(pid);
         let is_in_own = owners.iter().any(|uid| self.is_owners(*uid, owner));
-        // The same numbers in a user namespace of root's, as of a container, are not the user's.
+        // In a user namespace of root, such as a container's, the same numbers are not the user's.
         let is_elsewhere = !owners.is_empty() && !is_in_own && !self.was_started_by(pid, owner);
         if !is_elsewhere && uids.iter().any(|uid| self.is_subordinate(*uid, owner)) {
             return Some(Mark::SubordinateUid);
         }
-        // Where no directory tells whether the uid is an account's, something else has to say that it is the user's.
+        // Where no directory tells whether the uid is an account's, another sign is needed that it is the user's.
         let mut may_be = uids.iter().filter(|uid| owner.is_subordinate(**uid));
         if may_be.any(|uid| self.is_account(*uid).is_none()) && (is_in_own || self.was_started_by(pid, owner))
         {
@@ -159,14 +159,14 @@ impl<'a> Owned<'a> {
         uid == owner.uid || self.is_subordinate(uid, owner)
     }
 
-    /// Whether a uid is a subordinate one of the user. Where a range of subuid(5) meets the uids of a directory, an account's
-    /// uid is the account's.
+    /// Whether a uid is a subordinate one of the user. A uid with an account is not, though the range includes it: ranges of subuid(5) and
+    /// the uids of a directory may overlap.
     fn is_subordinate(&mut self, uid: Uid, owner: &Owner) -> bool {
         owner.is_subordinate(uid) && self.is_account(uid) == Some(false)
     }
 
-    /// Whether a uid is an account's, by any service of nsswitch.conf. None if that cannot be told: then nothing is done to a
-    /// process by that uid alone.
+    /// Whether a uid has an account, by any service of nsswitch.conf. None if that is unknown: then no process is ended because of that uid
+    /// alone.
     pub(crate) fn is_account(&mut self, uid: Uid) -> Option<bool> {
         if uid == Uid::ROOT || uid.is_managed() {
             return Some(true);
@@ -183,13 +183,13 @@ impl<'a> Owned<'a> {
         Some(is_account)
     }
 
-    /// Returns all processes of a user, but those of services that the host runs as this user.
+    /// Returns all processes of a user, but for those of services that the host runs as this user.
     pub fn of(&mut self, owner: &Owner) -> BTreeSet<Process> {
         let table = self.table;
         let own = i32::try_from(std::process::id()).unwrap_or_default();
         let mut found = BTreeSet::new();
         for task in table.0.values().filter(|task| task.process.pid != own && !is_killer(task)) {
-            if self.mark(task, owner).is_some() && !self.is_the_hosts(task, owner) {
+            if self.mark(task, owner).is_some() && !self.is_host_process(task, owner) {
                 found.insert(task.process);
             }
         }
@@ -208,21 +208,21 @@ impl<'a> Owned<'a> {
         found
     }
 
-    /// The service of the host that a process belongs to, if its unit names the user: such a process is never ended.
+    /// Returns the service of the host that a process belongs to, if its unit names the user. Such a process is never ended.
     pub fn service_of(&mut self, task: &Task, owner: &Owner) -> Option<String> {
         let path = self.path_of(task.process.pid)?;
         unit::that_names(path, &owner.name, owner.uid)
     }
 
-    /// Whether a process that has a mark of the user is the host's: of a service that names the user, or in a container that root
-    /// has made, where a local account's number may be anybody's.
-    fn is_the_hosts(&mut self, task: &Task, owner: &Owner) -> bool {
+    /// Whether a process with a mark of the user is the host's: in a service whose unit names the user, or, for a local account, in a
+    /// container made by root, where the number may be anybody's.
+    fn is_host_process(&mut self, task: &Task, owner: &Owner) -> bool {
         self.service_of(task, owner).is_some()
             || !owner.uid.is_managed() && self.is_in_a_container(task, owner)
     }
 
-    /// Whether a process is in a container of root's that the user did not start. A setuid program may make one for the user, and then the
-    /// loginuid, which cannot be taken away, is the user's.
+    /// Whether a process is in a container made by root that the user did not start. A setuid program may have made it for the user: then
+    /// the loginuid, which cannot be removed, is the user's.
     fn is_in_a_container(&mut self, task: &Task, owner: &Owner) -> bool {
         let pid = task.process.pid;
         self.namespaces.is_in_a_container_of_root(pid) && !self.was_started_by(pid, owner)
@@ -234,13 +234,13 @@ impl<'a> Owned<'a> {
             || self.path_of(pid).is_some_and(|path| cgroup::is_in_slice(path, owner.uid))
     }
 
-    /// Whether the host runs something as this user.
-    pub fn has_some_of_the_hosts(&mut self, owner: &Owner) -> bool {
+    /// Whether a process with the user's uid is the host's.
+    pub fn has_host_processes(&mut self, owner: &Owner) -> bool {
         let table = self.table;
         table
             .0
             .values()
-            .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.is_the_hosts(task, owner))
+            .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.is_host_process(task, owner))
     }
 
     /// Whether a process of `owner` is in an audit session.
@@ -259,9 +259,9 @@ impl<'a> Owned<'a> {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// Returns those of `roots` that still run, with all that descends from them, shares a session (setsid(2)) with one of these, or
-    /// belongs to `owner` and has a mark of one of the logins.
-    pub fn family(
+    /// Returns the processes of sessions: those of `roots` that still run, their descendants, the processes that share a session
+    /// (setsid(2)) with one of these, and the processes of `owner` with a mark of one of `logins`.
+    pub fn session_processes(
         &mut self,
         roots: &BTreeSet<Process>,
         owner: &Owner,
@@ -269,7 +269,7 @@ impl<'a> Owned<'a> {
     ) -> BTreeSet<Process> {
         let table = self.table;
         let all = &table.0;
-        let mut family: BTreeSet<i32> =
+        let mut pids: BTreeSet<i32> =
             roots.iter().filter(|root| table.task(**root).is_some()).map(|root| root.pid).collect();
         let audits: BTreeSet<&String> = logins.iter().filter_map(|marks| marks.audit.as_ref()).collect();
         let scopes: Vec<&String> = logins.iter().filter_map(|marks| marks.scope.as_ref()).collect();
@@ -278,7 +278,7 @@ impl<'a> Owned<'a> {
             let is_marked = task.audit.as_ref().is_some_and(|audit| audits.contains(audit))
                 || scopes.iter().any(|scope| self.is_in_scope(pid, scope));
             if is_marked && self.mark(task, owner).is_some() {
-                family.insert(pid);
+                pids.insert(pid);
             }
         }
         let (mut children, mut members): (BTreeMap<i32, Vec<i32>>, BTreeMap<i32, Vec<i32>>) =
@@ -288,24 +288,24 @@ impl<'a> Owned<'a> {
             members.entry(task.stat.session).or_default().push(task.process.pid);
         }
         let known: BTreeSet<i32> = roots.iter().map(|root| root.pid).collect();
-        let mut unseen: Vec<i32> = family.iter().copied().collect();
+        let mut unseen: Vec<i32> = pids.iter().copied().collect();
         while let Some(task) = unseen.pop().and_then(|pid| all.get(&pid)) {
             let (pid, session) = (task.process.pid, task.stat.session);
-            // A session counts if its leader is one of them, or was: the session of the first may be that of whoever
-            // started it, with others in it.
+            // A session counts if its leader is, or was, one of them: one of `roots` may be in the session of the process that started it,
+            // together with unrelated processes.
             let counts = session == pid || !all.contains_key(&session) && known.contains(&session);
             let of_session = members.get(&session).filter(|_| counts);
             for found in children.get(&pid).into_iter().chain(of_session).flatten() {
-                if family.insert(*found) {
+                if pids.insert(*found) {
                     unseen.push(*found);
                 }
             }
         }
-        family.iter().filter_map(|pid| all.get(pid)).map(|task| task.process).collect()
+        pids.iter().filter_map(|pid| all.get(pid)).map(|task| task.process).collect()
     }
 }
 
-/// Whether a process is one that kills for a sweep or an import: nobody else can have the reserved uid and another one.
+/// Whether a process is a killer ([`crate::killer`]): no other has the reserved uid together with another one.
 pub(crate) fn is_killer(task: &Task) -> bool {
     task.unread.is_none()
         && task.uids.iter().all(|uids| {
@@ -313,29 +313,28 @@ pub(crate) fn is_killer(task: &Task) -> bool {
         })
 }
 
-/// What marks the processes of one login, beside their descent: they are the login's only together with a mark of the
-/// user.
+/// What marks the processes of one login, apart from descent. It counts only for processes that also have a mark of the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionMarks {
-    /// The audit session (pam_loginuid(8)), if the login began one of its own.
+    /// The audit session (pam_loginuid(8)), if the login began one.
     audit: Option<String>,
     /// The control group of logind's session.
     scope: Option<String>,
 }
 
 impl SessionMarks {
-    /// The marks of the login that `opener` opened, whose logind session has the control group `scope`.
+    /// Returns the marks of the login that `opener` opened. Its logind session has the control group `scope`.
     pub fn of(opener: Process, table: &Table, scope: Option<String>) -> Self {
         let audit = table.task(opener).and_then(|_| own_audit_session(opener.pid));
         Self { audit, scope }
     }
 
-    /// The marks of a login that is over, which had this audit session.
+    /// Returns the marks of a login that is over, which had this audit session.
     pub fn of_audit_session(audit: String) -> Self {
         Self { audit: Some(audit), scope: None }
     }
 
-    /// Whether nothing but descent tells what belongs to the login.
+    /// Whether only descent tells which processes belong to the login.
     pub fn is_empty(&self) -> bool {
         self.audit.is_none() && self.scope.is_none()
     }
@@ -360,13 +359,13 @@ mod tests {
     fn a_process_belongs_to_a_user_by_any_of_its_uids() {
         for (uids, belongs) in [
             ([1002, 1002, 1002], true),
-            // A setuid program of root's that the user has started.
+            // A setuid program of root, started by the user.
             ([1002, 0, 0], true),
-            // A setuid program of the user's that somebody else has started, as it can make itself.
+            // A setuid program of the user, started by somebody else, or by itself.
             ([1003, 1002, 1003], true),
             ([100_005, 100_005, 100_005], true),
             ([1003, 1003, 100_005], true),
-            // sshd reads the user's files.
+            // sshd, while it reads the user's files.
             ([0, 1002, 0], false),
             ([1003, 1003, 1003], false),
             ([200_005, 200_005, 200_005], false),
@@ -379,28 +378,28 @@ mod tests {
     }
 
     #[test]
-    fn an_accounts_uid_is_the_accounts_though_it_lies_in_a_subordinate_range() {
+    fn a_uid_with_an_account_is_not_subordinate_though_a_range_includes_it() {
         let table = table(&[task(P, 1, P, [100_005; 3])]);
         let mut owned = Owned::new(&table);
-        // As a directory with such uids has it.
+        // As if a directory had this account.
         owned.accounts.known.insert(Uid(100_005), true);
         assert!(owned.of(&alice()).is_empty());
     }
 
     #[test]
-    fn a_uid_of_which_no_directory_tells_whether_it_is_an_accounts_is_the_users_in_the_users_slice_alone() {
+    fn a_subordinate_uid_that_may_have_an_account_counts_only_in_the_users_slice() {
         let table = table(&[task(P, 1, P, [100_005; 3])]);
         let look = || Owned::knowing(&table, Accounts::default(), false);
         let mut owned = look();
         assert!(owned.of(&alice()).is_empty());
-        assert!(owned.into_accounts().known.is_empty(), "that nobody was asked is no knowledge");
+        assert!(owned.into_accounts().known.is_empty(), "a missing answer is not remembered");
         let mut owned = look();
         owned.paths.insert(P, Some("/user.slice/user-1002.slice/session-1.scope".into()));
         assert_eq!(owned.of(&alice()).len(), 1);
     }
 
     #[test]
-    fn a_thread_with_uids_of_its_own_makes_the_process_the_users() {
+    fn a_process_belongs_to_a_user_by_the_uids_of_any_thread() {
         let mut other = task(P, 1, P, [1003; 3]);
         other.uids.extend(task(P, 1, P, [1002; 3]).uids);
         let table = table(&[other]);
@@ -408,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uid_that_two_owners_may_use_is_told_by_the_user_namespace_alone() {
+    fn a_uid_in_the_ranges_of_two_owners_marks_nothing() {
         let ranges = [range("alice", 0..110_000), range("bob", 100_000..100_010)];
         let alice = Owner::with_ranges(Uid(1002), "alice", &ranges).unwrap();
         let has = |uid| alice.is_subordinate(Uid(uid));
@@ -416,8 +415,8 @@ mod tests {
     }
 
     #[test]
-    fn a_session_of_whoever_started_the_opener_is_not_the_openers() {
-        // root's shell started runuser and ended; what else it left is root's and nobody's.
+    fn the_session_in_which_the_opener_was_started_does_not_count() {
+        // Root's shell started runuser and ended. The other processes that it left do not count.
         let (runuser, sleep, shell) = (P + 1, P + 2, P);
         let table = table(&[
             task(runuser, 1, shell, [0; 3]),
@@ -426,22 +425,22 @@ mod tests {
             task(P + 4, 1, shell, [65_534; 3]),
         ]);
         let roots = BTreeSet::from([Process { pid: runuser, start: 1 }]);
-        let family = Owned::new(&table).family(&roots, &alice(), &[]);
-        let pids: Vec<i32> = family.iter().map(|process| process.pid).collect();
+        let found = Owned::new(&table).session_processes(&roots, &alice(), &[]);
+        let pids: Vec<i32> = found.iter().map(|process| process.pid).collect();
         assert_eq!(pids, [runuser, sleep]);
-        // One whose leader was seen to be of the family stays of it when the leader has ended.
+        // A session whose leader was found counts also when the leader has ended.
         let roots = BTreeSet::from([Process { pid: runuser, start: 1 }, Process { pid: shell, start: 1 }]);
-        assert_eq!(Owned::new(&table).family(&roots, &alice(), &[]).len(), 4);
+        assert_eq!(Owned::new(&table).session_processes(&roots, &alice(), &[]).len(), 4);
     }
 
     #[test]
-    fn a_long_line_of_descendants_is_found_in_one_pass() {
-        // With a pass over all for each generation this would take a minute.
+    fn a_long_chain_of_descendants_is_found_in_one_pass() {
+        // With one pass over all processes for each generation, this would take a minute.
         const LONG: i32 = 20_000;
         let tasks: Vec<Task> = (0..LONG).map(|at| task(P + at, P + at - 1, P + at, [1002; 3])).collect();
         let roots = BTreeSet::from([Process { pid: P, start: 1 }]);
         let table = table(&tasks);
-        let found = Owned::new(&table).family(&roots, &alice(), &[]);
+        let found = Owned::new(&table).session_processes(&roots, &alice(), &[]);
         assert_eq!(found.len(), usize::try_from(LONG).unwrap());
     }
 
@@ -452,26 +451,26 @@ mod tests {
     }
 
     #[test]
-    fn a_login_ends_with_its_descendants_and_sessions_and_a_daemon_that_left_both_lives_on() {
+    fn descendants_and_their_sessions_are_found_and_a_daemon_that_left_both_is_not() {
         let (sshd, shell, job, daemon, root) = (P, P + 1, P + 2, P + 3, P + 4);
         let table = table(&[
             task(sshd, 1, sshd, [0, 0, 0]),
             task(shell, sshd, shell, [1002; 3]),
-            // In the shell's session, whose parent has ended.
+            // In the shell's session; its parent has ended.
             task(job, 1, shell, [1003; 3]),
             task(daemon, 1, daemon, [1003; 3]),
             task(root, shell, shell, [0, 0, 0]),
         ]);
         let roots = BTreeSet::from([Process { pid: sshd, start: 1 }]);
-        let family = Owned::new(&table).family(&roots, &alice(), &[]);
-        let pids: Vec<i32> = family.iter().map(|process| process.pid).collect();
+        let found = Owned::new(&table).session_processes(&roots, &alice(), &[]);
+        let pids: Vec<i32> = found.iter().map(|process| process.pid).collect();
         assert_eq!(pids, [sshd, shell, job, root]);
         let another = BTreeSet::from([Process { pid: sshd, start: 2 }]);
-        assert!(Owned::new(&table).family(&another, &alice(), &[]).is_empty());
+        assert!(Owned::new(&table).session_processes(&another, &alice(), &[]).is_empty());
     }
 
     #[test]
-    fn a_scope_marks_what_is_in_it_and_not_its_neighbour() {
+    fn a_scope_includes_what_is_below_it_and_not_a_longer_name() {
         let scope = "/user.slice/user-7.slice/session-1.scope";
         let table = Table::default();
         for (path, is_in) in
@@ -485,13 +484,13 @@ mod tests {
     }
 
     #[test]
-    fn in_the_slice_a_uid_of_no_account_belongs_to_the_user_and_a_service_of_the_host_to_the_host() {
+    fn in_the_slice_a_uid_without_account_is_the_users_and_root_is_not() {
         let table = table(&[task(P, 1, P, [3_999_999_999; 3]), task(P + 1, 1, P + 1, [0; 3])]);
         let mut owned = Owned::new(&table);
         for pid in [P, P + 1] {
             owned.paths.insert(pid, Some("/user.slice/user-1002.slice/session-1.scope".into()));
         }
         assert_eq!(owned.mark(&table.0[&P], &alice()), Some(Mark::Slice));
-        assert_eq!(owned.mark(&table.0[&(P + 1)], &alice()), None, "what root runs there");
+        assert_eq!(owned.mark(&table.0[&(P + 1)], &alice()), None, "a process of root in the slice");
     }
 }

@@ -18,25 +18,25 @@ mod lent;
 
 use lent::is_lent;
 
-/// The process list.
+/// Where proc(5) is mounted.
 const PROC: &str = "/proc";
 
-/// The most times that the newest processes are looked for, once all have been listed.
+/// How often the newest processes are looked for, once all have been listed.
 const CHASES: u32 = 100;
 
-/// The newest numbers that are looked at each time: other processes may begin meanwhile.
+/// How many of the newest pids are read each time: other processes may begin meanwhile.
 const CHASED: usize = 3;
 
-/// The most bytes of a `status` file that are read. A user can make it as long as 65,536 groups do; they are sorted, and groups that a user
-/// can add stand behind those of the host.
+/// The most bytes of a `status` file that are read. A user can lengthen it by 65,536 groups. The list is sorted, and groups that a user can
+/// add come after those of the host.
 const STATUS_MAX: u64 = 32 * 1024;
 
-/// How thoroughly processes are read. A user can make the reading of the user's own slow, by many threads with many groups each.
+/// How thoroughly processes are read. A user can make this slow for the user's own processes, by many threads with many groups each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
-    /// Processes that are slow to read are left unread, so that they do not delay the end of other users.
+    /// Leaves processes unread that are slow to read, so that they do not delay the end of other users' processes.
     Quick,
-    /// Takes many times as long if it has to.
+    /// Takes many times as long if necessary.
     Thorough,
 }
 
@@ -53,7 +53,7 @@ impl Effort {
     }
 }
 
-/// The processor time that reading may take.
+/// The most processor time for reading processes.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     /// For the processes of one user, or for those under the subordinate uids of one.
@@ -67,24 +67,24 @@ struct Limits {
 /// The uids of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Uids {
-    /// The real one.
+    /// The real uid.
     pub real: Uid,
-    /// The effective one.
+    /// The effective uid.
     pub effective: Uid,
-    /// The saved one.
+    /// The saved uid.
     pub saved: Uid,
-    /// The one for file systems.
+    /// The file system uid (setfsuid(2)).
     pub fs: Uid,
 }
 
 impl Uids {
-    /// All four.
+    /// Returns all four.
     pub fn all(self) -> [Uid; 4] {
         [self.real, self.effective, self.saved, self.fs]
     }
 
-    /// Whether root only lends the other two for a moment: its daemons read a user's files as that user. An unprivileged
-    /// process can't be like this.
+    /// Whether root lends the other two for a moment, as its daemons do to read a user's files. An unprivileged process cannot have such
+    /// uids.
     pub fn are_lent_by_root(self) -> bool {
         self.real == Uid::ROOT && self.saved == Uid::ROOT
     }
@@ -95,37 +95,36 @@ impl Uids {
 pub struct Task {
     /// The process.
     pub process: Process,
-    /// Its place among the others.
+    /// Its parent, session and terminal.
     pub stat: Stat,
-    /// The uids of its threads, each set once: the kernel keeps them for each thread, whatever setuid(2) of the C library
-    /// makes of that. The first is that of the first thread.
+    /// The uids of its threads, each set once. The kernel has uids for each thread, though setuid(2) of the C library changes them for all.
     pub uids: Vec<Uids>,
     /// The real gids and supplementary groups of its threads.
     pub groups: BTreeSet<Gid>,
-    /// The effective, saved and file system gids of its threads: a setgid program has them from its file.
+    /// The effective, saved and file system gids of its threads. A setgid program gets them from its file.
     pub set_groups: BTreeSet<Gid>,
-    /// If there was no time to read all its ids, its effective uid: then its uids are that one alone, or those of some threads.
+    /// Its effective uid, if there was no time to read all its ids. Then `uids` is that uid alone, or has those of some threads.
     pub unread: Option<Uid>,
-    /// Whether nothing but its effective uid is known: it may be lent by root, so that nothing is done to it by its number.
+    /// Whether only its effective uid is known. Root may lend it that, so the process is not signalled by its pid.
     pub is_guessed: bool,
-    /// The audit session that it is in. Read with the rest: a user's process may be gone a moment later.
+    /// Its audit session. Read together with the rest, since the process may be gone a moment later.
     pub audit: Option<String>,
-    /// What it calls itself, at most 15 bytes, escaped.
+    /// The name that it gives itself, escaped; at most 15 bytes before that.
     pub command: String,
 }
 
 impl Task {
-    /// All uids that its threads have, but for those that root lends.
+    /// Returns the uids of all its threads, without those that root lends.
     pub fn own_uids(&self) -> impl Iterator<Item = Uid> {
         self.uids.iter().filter(|uids| !uids.are_lent_by_root()).flat_map(|uids| uids.all())
     }
 
-    /// Whether it has a group of its user's: not one that a setgid program of the host, like crontab(1), lends it.
+    /// Whether it has a group of its user's. One that a setgid program of the host lends it, such as crontab(1), does not count.
     pub fn holds(&self, gid: Gid) -> bool {
         self.groups.contains(&gid) || self.set_groups.contains(&gid) && !is_lent(self.process.pid, gid)
     }
 
-    /// All uids that its threads have.
+    /// Returns the uids of all its threads.
     pub fn all_uids(&self) -> impl Iterator<Item = Uid> {
         self.uids.iter().flat_map(|uids| uids.all())
     }
@@ -139,13 +138,13 @@ impl fmt::Display for Task {
     }
 }
 
-/// All processes that have not ended, by their numbers.
+/// All processes that have not ended, by pid.
 #[derive(Clone, Debug, Default)]
 pub struct Table(pub BTreeMap<i32, Task>);
 
 impl Table {
-    /// Reads proc(5), newest processes first: one that forks and ends all the time is gone before an older list comes to it.
-    /// Then looks for processes that began meanwhile.
+    /// Reads proc(5), the newest processes first: one that forks and ends all the time would be gone before its turn came. Then looks for
+    /// processes that began meanwhile.
     ///
     /// # Errors
     /// Returns an error if the list of processes cannot be read. A process that ends meanwhile is left out.
@@ -156,7 +155,7 @@ impl Table {
             pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
         }
         let newest = newest_pid();
-        // Numbers begin anew after the highest one.
+        // Pids begin again at the lowest after the highest one.
         pids.sort_by_key(|pid| (*pid > newest, std::cmp::Reverse(*pid)));
         for pid in pids {
             reader.add(pid, true)?;
@@ -172,26 +171,26 @@ impl Table {
         Ok(reader.table)
     }
 
-    /// How many processes there was no time to read.
+    /// Returns how many processes there was no time to read.
     pub fn unread(&self) -> usize {
         self.0.values().filter(|task| task.unread.is_some()).count()
     }
 
-    /// The task of a process, if it is still the same.
+    /// Returns what is known of a process. None if it has ended, or another has its pid.
     pub fn task(&self, process: Process) -> Option<&Task> {
         self.0.get(&process.pid).filter(|task| task.process == process)
     }
 }
 
-/// Reads processes, none of a user's whose others have taken too long.
+/// Reads processes within the limits of time for each user.
 struct Reader {
     table: Table,
     limits: Limits,
     /// The ranges of subordinate uids.
     subordinate: Vec<local::Subordinate>,
-    /// How long reading each user's took.
+    /// The time spent on the processes of each user.
     spent: BTreeMap<Payer, Duration>,
-    /// How long reading all but root's took.
+    /// The time spent on the processes of all users but root.
     spent_together: Duration,
 }
 
@@ -201,7 +200,7 @@ impl Reader {
         Self { table, limits: effort.limits(), subordinate, spent, spent_together: Duration::ZERO }
     }
 
-    /// Adds a process, if it has not ended. A number that was not listed may be a thread's: it counts if it could be read.
+    /// Adds a process, unless it has ended. A pid that was not listed may be a thread's, so it is added only if its status could be read.
     fn add(&mut self, pid: i32, is_listed: bool) -> io::Result<()> {
         let Some(stat) = stat(pid).filter(|stat| !stat.zombie || !has_ended(pid)) else { return Ok(()) };
         let process = Process { pid, start: stat.start };
@@ -213,7 +212,7 @@ impl Reader {
         let status = if left.is_zero() {
             Some(Status::default())
         } else {
-            // What cannot be read for another reason, like a lack of memory, is not read either.
+            // A process that cannot be read for another reason, such as lack of memory, counts as unread.
             status(pid, stat.threads, began + left).unwrap_or_else(|_| Some(Status::default()))
         };
         self.spend(effective, work_done().saturating_sub(began));
@@ -232,7 +231,7 @@ impl Reader {
         Ok(())
     }
 
-    /// How long processes with this effective uid may still be read.
+    /// Returns how long processes with this effective uid may still be read.
     fn left(&self, effective: Uid) -> Duration {
         let payer = self.payer(effective);
         let (limits, spent) = (self.limits, self.spent.get(&payer).copied().unwrap_or_default());
@@ -256,17 +255,18 @@ impl Reader {
     }
 }
 
-/// Whose time reading a process counts as. A user with a subordinate range has thousands of uids, which count as one.
+/// The user whose limit is charged for reading a process. A user with a subordinate range has thousands of uids, which count as one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Payer {
     User(Uid),
     OwnerOfRange(String),
 }
 
-/// The ids of a process, of all its threads as far as there is time, and its name; none if it is gone.
+/// Reads the ids of a process and of all its threads, as far as there is time, and its name. None if it is gone. `until` is a time of
+/// [`work_done`].
 fn status(pid: i32, threads: u32, until: Duration) -> io::Result<Option<Status>> {
     let Some(mut status) = status_at(&format!("{PROC}/{pid}/status"))? else { return Ok(None) };
-    // A thread has a number, too.
+    // A thread's number is not a process.
     if status.group != pid {
         return Ok(None);
     }
@@ -289,24 +289,24 @@ fn status(pid: i32, threads: u32, until: Duration) -> io::Result<Option<Status>>
     Ok(Some(status))
 }
 
-/// How much processor time this thread has had: others on the machine must not use up what reading may take.
+/// Returns the processor time that this thread has used. Other load on the machine does not count towards the limits.
 fn work_done() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or_default(), time.tv_nsec.try_into().unwrap_or_default())
 }
 
-/// The number that the kernel gave last (proc(5), loadavg); 0 if it cannot be read.
+/// Returns the pid that the kernel gave last (proc(5), loadavg), or 0 if it cannot be read.
 fn newest_pid() -> i32 {
     let loads = std::fs::read_to_string(format!("{PROC}/loadavg")).unwrap_or_default();
     loads.split_whitespace().last().and_then(|pid| pid.parse().ok()).unwrap_or_default()
 }
 
-/// What proc(5) says in a `status` file.
+/// The fields of a `status` file (proc(5)).
 #[derive(Default)]
 struct Status {
-    /// Whether it was read, of all threads.
+    /// Whether it was read for all threads.
     is_read: bool,
-    /// The process that it is a thread of.
+    /// The process that the thread belongs to.
     group: i32,
     uids: Vec<Uids>,
     groups: BTreeSet<Gid>,
@@ -315,7 +315,7 @@ struct Status {
 }
 
 fn status_at(path: &str) -> io::Result<Option<Status>> {
-    // Not as text: a process may call itself anything.
+    // Read as bytes: the name of a process need not be UTF-8.
     let mut status = Vec::new();
     match File::open(path).and_then(|file| file.take(STATUS_MAX).read_to_end(&mut status)) {
         Ok(_) => {}
@@ -346,14 +346,14 @@ fn status_at(path: &str) -> io::Result<Option<Status>> {
     Ok(Some(Status { is_read: true, group, uids, groups, set_groups, command }))
 }
 
-/// The uid that a login gave a process and its descendants (pam_loginuid(8)); that of nobody if none did. It cannot be taken
-/// away. None if it cannot be read.
+/// Returns the uid that a login gave a process and its descendants (pam_loginuid(8)), or 4294967295 if none did. Once set it cannot be
+/// removed. None if it cannot be read.
 pub fn loginuid(pid: i32) -> Option<Uid> {
     std::fs::read_to_string(format!("{PROC}/{pid}/loginuid")).ok()?.trim().parse().ok().map(Uid)
 }
 
-/// Sends signals to a process, if it is still the same. Whose number it is is certain only while it is held by a pidfd.
-/// No descriptor is kept from one process to the next: a user may have thousands.
+/// Sends signals to a process, unless another has its pid by now: only while a pidfd is open is that certain. The pidfd is closed at once,
+/// since a user may have thousands of processes.
 pub fn signal(process: Process, signals: &[Signal]) {
     let held = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     if let Some(held) = held
@@ -365,15 +365,15 @@ pub fn signal(process: Process, signals: &[Signal]) {
     }
 }
 
-/// Processes for tests.
+/// Builds processes for tests.
 #[cfg(test)]
 pub(crate) mod fixture {
     use super::*;
 
-    /// A number that no process has, so that nothing is read of a real one.
+    /// A pid higher than any process can have, so that nothing of a real process is read.
     pub(crate) const P: i32 = 0x4000_0000;
 
-    /// A process with these real, effective and saved uids.
+    /// Returns a process with these real, effective and saved uids.
     pub(crate) fn task(pid: i32, parent: i32, session: i32, uids: [u32; 3]) -> Task {
         let [real, effective, saved] = uids.map(Uid);
         Task {
@@ -411,12 +411,12 @@ mod tests {
         assert_eq!(own.uids[0].real.0, rustix::process::getuid().as_raw());
         assert!(own.holds(Gid(rustix::process::getgid().as_raw())) && !own.holds(Gid(3_999_999_999)));
         assert!(table.task(own.process).is_some());
-        assert!(!table.0.contains_key(&pid), "nobody has waited for it, and it has ended");
+        assert!(!table.0.contains_key(&pid), "it has ended, though nobody has waited for it");
         ended.wait().unwrap();
     }
 
     #[test]
-    fn what_root_lends_is_not_what_a_setuid_program_of_the_user_holds() {
+    fn uids_are_lent_if_the_real_and_saved_ones_are_roots() {
         let uids = |real, effective, saved| Uids {
             real: Uid(real),
             effective: Uid(effective),
@@ -429,13 +429,13 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_lent_by_a_file_of_the_hosts_and_not_by_a_users_own_file_system() {
+    fn a_setgid_file_counts_on_a_mount_of_the_host_and_not_on_fuse_or_nosuid() {
         let mounts = "30 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
             31 30 0:44 / /home/alice/mnt rw,nosuid,nodev - fuse.liar liar rw,user_id=1001\n\
             32 30 0:45 / /mnt/sshfs rw - fuse.sshfs host rw\n33 30 8:2 / /srv rw,nosuid - ext4 /dev/sda2 rw\n";
         let gives = |mount| gives_groups(mounts, Some(mount), (0, 99));
         assert!(gives(30) && !gives(31) && !gives(32) && !gives(33) && !gives(34));
-        // In another mount namespace, or as an old kernel has it.
+        // In another mount namespace, or with a kernel that does not tell the mount.
         for mount in [None, Some(34)] {
             let gives = |device| gives_groups(mounts, mount, device);
             assert!(gives((8, 1)) && !gives((0, 44)) && !gives((0, 45)) && !gives((8, 2)) && !gives((0, 99)));
@@ -443,20 +443,23 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_slow_to_read_uses_up_his_own_time_and_a_share_of_all_others_and_none_of_roots() {
+    fn a_user_who_is_slow_to_read_uses_up_a_share_of_the_time_and_none_of_roots() {
         let range = |owner: &str, uids| local::Subordinate { owner: owner.into(), uids };
         let subordinate = vec![range("alice", 100_000..165_536), range("bob", 165_536..231_072)];
         let mut reader = Reader::new(Effort::Quick, subordinate);
         let Limits { user, root, .. } = reader.limits;
         let (some, other) = (Uid(100_001), Uid(100_002));
         reader.spend(some, user);
-        assert!(reader.left(some).is_zero() && reader.left(other).is_zero(), "one user has all of these");
+        assert!(
+            reader.left(some).is_zero() && reader.left(other).is_zero(),
+            "both uids are in the range of one user"
+        );
         assert_eq!((reader.left(Uid(1000)), reader.left(Uid(165_536))), (user, user));
         for uid in (1000..).take(5) {
             assert!(reader.left(Uid(uid)) > Duration::ZERO, "{uid}");
             reader.spend(Uid(uid), user);
         }
-        assert!(reader.left(Uid(5000)).is_zero(), "many who are slow together");
+        assert!(reader.left(Uid(5000)).is_zero(), "several slow users have used up the time of all");
         assert_eq!(reader.left(Uid::ROOT), root);
         reader.spend(Uid::ROOT, root);
         assert!(reader.left(Uid::ROOT).is_zero());

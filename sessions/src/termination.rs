@@ -1,6 +1,7 @@
-//! Ends users and sessions: asked by SIGHUP and SIGTERM, and after a grace period killed until nothing is left.
+//! Ends users and sessions: asks their processes by SIGHUP and SIGTERM, and after a grace period kills until none is left.
 //!
-//! All terminations of one run go on side by side, each with its own time limit: a user who resists delays the end of no other user. A termination is done when two looks in a row have found nothing.
+//! All terminations of one run go on side by side, so a user who resists does not delay the end of another. A termination is done when two
+//! looks in a row have found nothing.
 
 use std::collections::BTreeSet;
 use std::io::{self};
@@ -15,11 +16,11 @@ use crate::owner::{Accounts, Owned, Owner, SessionMarks};
 use crate::table::{Effort, Table};
 use crate::{cgroup, killer};
 
-mod course;
+mod attempt;
 
-use course::Course;
+use attempt::Attempt;
 
-/// The most time for killing the processes of one user, after the grace period.
+/// The most time for killing, after the grace period.
 pub const KILLING_MAX: Duration = Duration::from_secs(20);
 
 /// The pause between two looks while processes are asked to end.
@@ -28,32 +29,32 @@ const ASKING_PAUSE: Duration = Duration::from_millis(50);
 /// The pause between two looks while processes are killed: a process that forks is faster than one look.
 const KILLING_PAUSE: Duration = Duration::from_millis(5);
 
-/// What is to end, of one user.
+/// The processes of one user that are to end.
 #[derive(Clone, Debug)]
 pub struct Termination {
     /// The user.
     pub owner: Owner,
-    /// The processes that opened the sessions that end.
+    /// The processes that opened the sessions to end.
     pub openers: Vec<Process>,
-    /// The marks of logins that are over, of which what was left ends too.
+    /// The marks of logins that are over, whose remaining processes end too.
     pub left: Vec<SessionMarks>,
-    /// Processes of the user that hold one of these groups end too.
+    /// The user's processes that hold one of these groups end too.
     pub groups: BTreeSet<Gid>,
-    /// Whether all that the user runs ends, or these sessions alone.
+    /// Whether all processes of the user end, or only these sessions.
     pub whole_user: bool,
-    /// What the user is told on the terminals of these sessions.
+    /// What is written on the terminals of these sessions.
     pub notice: String,
 }
 
 /// The outcome of a termination.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// The processes that did not end, as a list for the log.
+    /// The processes that did not end, as a list for the log. Empty if all did.
     pub remaining: String,
     /// How many processes ended.
     pub ended: usize,
-    /// Whether nothing was left while all that is in the user's slice stood still.
-    pub was_still: bool,
+    /// Whether nothing was left while the user's slice was frozen.
+    pub was_frozen: bool,
 }
 
 impl Outcome {
@@ -63,16 +64,16 @@ impl Outcome {
     }
 }
 
-/// The progress of a termination, for the log.
+/// A step of a termination, for the log.
 pub enum Progress<'a> {
     /// These processes are asked to end.
     Asked(&'a Termination, String),
-    /// These were asked, did not end, and are killed now.
+    /// These did not end when asked, and are killed now.
     Killed(&'a Termination, String),
 }
 
-/// Ends `terminations`, all together. Processes are read in each look, with `effort`. `is_whole` says before each killing whether
-/// all that a user runs still ends: the user may have logged in anew meanwhile.
+/// Ends `terminations` side by side, and returns their outcomes in the same order. Each look reads the processes with `effort`. `is_whole`
+/// tells before each killing whether all processes of the user still are to end: the user may have logged in anew.
 pub fn end(
     terminations: &[Termination],
     effort: Effort,
@@ -84,23 +85,25 @@ pub fn end(
         return Vec::new();
     }
     raise_priority();
-    cgroup::let_go_on();
-    let mut courses: Vec<Course<'_>> = match Table::read(effort) {
+    cgroup::thaw_abandoned();
+    let mut attempts: Vec<Attempt<'_>> = match Table::read(effort) {
         Ok(table) => {
-            terminations.iter().map(|termination| Course::begin(termination, &table, grace)).collect()
+            terminations.iter().map(|termination| Attempt::begin(termination, &table, grace)).collect()
         }
         Err(error) => return terminations.iter().map(|_| failed(&error)).collect(),
     };
     let mut ending = Ending::begin(grace);
     loop {
-        ending.kill_known_uids(&mut courses, &mut is_whole, &mut tell);
+        ending.kill_known_uids(&mut attempts, &mut is_whole, &mut tell);
         let is_over = ending.is_over();
-        // Asked before anything stands still: the resolver may take its time.
-        let whole: Vec<bool> = courses
+        // Asked before anything is frozen: the resolver may take its time.
+        let whole: Vec<bool> = attempts
             .iter()
-            .map(|course| !course.is_done() && course.termination.whole_user && is_whole(course.termination))
+            .map(|attempt| {
+                !attempt.is_done() && attempt.termination.whole_user && is_whole(attempt.termination)
+            })
             .collect();
-        match ending.look(effort, &mut courses, &whole, &mut tell) {
+        match ending.look(effort, &mut attempts, &whole, &mut tell) {
             Err(error) if is_over => return terminations.iter().map(|_| failed(&error)).collect(),
             Err(_) => {
                 sleep(ASKING_PAUSE);
@@ -108,29 +111,29 @@ pub fn end(
             }
             Ok(()) => {}
         }
-        if is_over || courses.iter().all(|course| course.is_done()) {
+        if is_over || attempts.iter().all(|attempt| attempt.is_done()) {
             break;
         }
         sleep(if ending.is_asking { ASKING_PAUSE } else { KILLING_PAUSE });
     }
     ending.leave_helpers();
-    courses.into_iter().map(Course::outcome).collect()
+    attempts.into_iter().map(Attempt::outcome).collect()
 }
 
-/// What the terminations that run together share.
+/// The state that all terminations of a run share.
 struct Ending {
-    /// The grace begins when the processes can be asked.
+    /// When the processes could first be asked. The grace period begins here.
     began: Instant,
     grace: Duration,
-    /// Whether the processes still had time to end by themselves when this round began.
+    /// Whether the grace period was not over when this round began.
     is_asking: bool,
     killing_since: Option<Instant>,
-    /// The uids of which all processes are killed before the next look.
+    /// The uids whose processes are all killed before the next look.
     to_kill: Vec<Uid>,
-    /// The slices that stand still for the next look.
+    /// The slices that are frozen during the next look.
     to_freeze: BTreeSet<String>,
     round: usize,
-    /// Programs that were started and are not waited for: logind ends by itself, and what it does not end is ended here.
+    /// Requests to logind, which nothing waits for: processes that logind does not end are ended here.
     helpers: Vec<Child>,
     accounts: Accounts,
 }
@@ -154,58 +157,58 @@ impl Ending {
         self.killing_since.is_some_and(|since| since.elapsed() >= KILLING_MAX)
     }
 
-    /// Kills what has a known uid: reading all processes takes long if a user makes many.
+    /// Kills by uid, before a look: reading all processes takes long if a user makes many.
     fn kill_known_uids(
         &mut self,
-        courses: &mut [Course<'_>],
+        attempts: &mut [Attempt<'_>],
         is_whole: &mut impl FnMut(&Termination) -> bool,
         tell: &mut impl FnMut(Progress<'_>),
     ) {
-        // Once for the round: to ask whether users have logged in anew may take long.
+        // Decided once for the round: to ask whether users have logged in anew may take long.
         self.is_asking = self.began.elapsed() < self.grace;
         if !self.is_asking && self.killing_since.is_none() {
             self.killing_since = Some(Instant::now());
-            for course in courses.iter_mut().filter(|course| !course.is_done() && course.may_kill_all) {
-                if is_whole(course.termination) {
-                    self.to_kill.push(course.termination.owner.uid);
-                    course.tell_of_killing(tell);
+            for attempt in attempts.iter_mut().filter(|attempt| !attempt.is_done() && attempt.may_kill_all) {
+                if is_whole(attempt.termination) {
+                    self.to_kill.push(attempt.termination.owner.uid);
+                    attempt.tell_of_killing(tell);
                 }
             }
         }
         let killed = killer::kill_all_of(self.to_kill.drain(..));
-        for course in courses {
-            course.killed_all |= killed.contains(&course.termination.owner.uid);
+        for attempt in attempts {
+            attempt.killed_all |= killed.contains(&attempt.termination.owner.uid);
         }
         self.round += 1;
     }
 
-    /// Looks at all processes, asks or kills what is to end, and notes what is to be killed next. `whole` says of each course
-    /// whether all that its user runs ends.
+    /// Looks at all processes, asks or kills those that are to end, and notes the uids to kill next. `whole` says for each attempt whether
+    /// all processes of its user end.
     fn look(
         &mut self,
         effort: Effort,
-        courses: &mut [Course<'_>],
+        attempts: &mut [Attempt<'_>],
         whole: &[bool],
         tell: &mut impl FnMut(Progress<'_>),
     ) -> io::Result<()> {
-        // What of a user's stands still can be looked at, and killed, before it forks.
-        let (frozen, still) = cgroup::freeze(std::mem::take(&mut self.to_freeze));
+        // A frozen process can be looked at and killed before it forks.
+        let (frozen, frozen_paths) = cgroup::freeze(std::mem::take(&mut self.to_freeze));
         let table = Table::read(effort)?;
         let mut owned = Owned::knowing(&table, std::mem::take(&mut self.accounts), frozen.is_empty());
         let mut uids = Vec::new();
-        for (course, whole) in courses.iter_mut().zip(whole).filter(|(course, _)| !course.is_done()) {
-            course.look(&mut owned, *whole);
-            course.note_stillness(&still);
-            if course.is_done() {
-                if course.make_sure() {
-                    uids.extend(course.may_kill_all.then(|| course.uids_to_kill(&mut owned)));
-                    self.to_freeze.extend(course.slice.clone());
+        for (attempt, whole) in attempts.iter_mut().zip(whole).filter(|(attempt, _)| !attempt.is_done()) {
+            attempt.look(&mut owned, *whole);
+            attempt.note_frozen(&frozen_paths);
+            if attempt.is_done() {
+                if attempt.make_sure() {
+                    uids.extend(attempt.may_kill_all.then(|| attempt.uids_to_kill(&mut owned)));
+                    self.to_freeze.extend(attempt.slice.clone());
                 }
             } else if self.is_asking {
-                course.ask(&mut owned, self.began.elapsed(), self.grace, &mut self.helpers, tell);
+                attempt.ask_to_end(&mut owned, self.began.elapsed(), self.grace, &mut self.helpers, tell);
             } else {
-                uids.push(course.kill(&mut owned, *whole, tell));
-                self.to_freeze.extend(course.slice.clone());
+                uids.push(attempt.kill(&mut owned, *whole, tell));
+                self.to_freeze.extend(attempt.slice.clone());
             }
         }
         self.accounts = owned.into_accounts();
@@ -214,7 +217,7 @@ impl Ending {
         Ok(())
     }
 
-    /// Reaps the helpers that have ended. One that is still at work has a limit of its own.
+    /// Reaps the helpers that have ended. The others have a time limit of their own.
     fn leave_helpers(mut self) {
         for helper in &mut self.helpers {
             let _ = helper.try_wait();
@@ -222,9 +225,8 @@ impl Ending {
     }
 }
 
-/// The order in which uids are killed in a round, from those of each user, the user's own first: everybody's own uid before
-/// anybody's subordinate ones. Another user comes first in each round: whoever holds up his killer is not to hold up the same
-/// others each time.
+/// Returns the order in which uids are killed in a round. `users` has the uids of each user, the user's own first. Own uids come before
+/// subordinate ones. Each round begins with another user, so that a user who holds up a killer does not hold up the same others each time.
 fn in_turn(users: &[Vec<Uid>], round: usize) -> Vec<Uid> {
     let mut order: Vec<Uid> = users.iter().filter_map(|uids| uids.first().copied()).collect();
     if !order.is_empty() {
@@ -235,7 +237,7 @@ fn in_turn(users: &[Vec<Uid>], round: usize) -> Vec<Uid> {
     order
 }
 
-/// Gives this process the highest priority: a user who keeps the processors busy must not keep root from them.
+/// Gives this process the highest priority, so that a user who keeps the processors busy does not slow it down.
 pub fn raise_priority() {
     let _ = rustix::process::setpriority_process(None, -20);
 }
@@ -246,7 +248,7 @@ fn failed(error: &io::Error) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::course::signal_known;
+    use super::attempt::signal_known;
     use super::*;
     use pam_iam_core::process::stat;
     use rustix::process::Signal;
@@ -262,7 +264,7 @@ mod tests {
         }
     }
 
-    /// A shell that says a line when it has started what it starts.
+    /// Starts a shell, and waits until it has written a line.
     fn start(script: &str) -> (Killed, Process) {
         let mut command = Command::new("sh");
         let child =
@@ -275,7 +277,7 @@ mod tests {
     }
 
     fn session_of(opener: Process) -> Termination {
-        // A uid that no process has: what ends here is found by descent alone.
+        // A uid that no process has: these processes are found by descent alone.
         let owner = Owner::new(Uid(3_999_999_998), "nobody-of-that-name").unwrap();
         Termination {
             owner,
@@ -305,13 +307,13 @@ mod tests {
     }
 
     #[test]
-    fn a_session_ends_with_its_descendants_and_with_what_left_their_parent_but_not_their_session() {
-        // The grandchild has a session of its own, in which its own child is left without a parent.
+    fn a_session_ends_with_its_descendants_and_with_orphans_in_their_sessions() {
+        // The grandchild has a session of its own, in which its child is an orphan.
         let (_shell, opener) = start("setsid sh -c '(sleep 1000 & echo; exec sleep 1000) & wait'; wait");
         let (outcomes, told) = ended(&[session_of(opener)], Duration::from_secs(10));
         assert!(outcomes[0].is_complete(), "{outcomes:?}");
         assert!(outcomes[0].ended >= 4, "{outcomes:?}");
-        assert_eq!(told.len(), 1, "asked once, and nobody was killed: {told:?}");
+        assert_eq!(told.len(), 1, "asked once, and nothing was killed: {told:?}");
         assert!(told[0].starts_with("asked ") && told[0].contains("sleep"), "{told:?}");
     }
 
@@ -330,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn everybodys_own_uid_is_killed_before_subordinate_ones_and_another_comes_first_in_each_round() {
+    fn own_uids_are_killed_first_and_each_round_begins_with_another_user() {
         let users = [vec![Uid(1), Uid(11), Uid(12)], vec![], vec![Uid(2)], vec![Uid(3), Uid(31)]];
         let order = |round| in_turn(&users, round).iter().map(|uid| uid.0).collect::<Vec<u32>>();
         assert_eq!(order(0), [1, 2, 3, 11, 12, 31]);
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_does_not_heed_is_killed() {
+    fn a_process_that_ignores_signals_is_killed() {
         let (_stubborn, opener) = start("trap '' HUP TERM; echo; while :; do sleep 1000; done");
         let (_other, another) = start("echo; exec sleep 1000");
         let (outcomes, told) = ended(&[session_of(opener), session_of(another)], Duration::from_millis(200));

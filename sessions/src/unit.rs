@@ -1,14 +1,14 @@
 //! Services of the host that run as a user because their unit says so.
 //!
-//! Whoever administers the host wrote `User=NAME` there, so such a service is the host's and no user's. A transient unit
-//! or a specifier like `%i` is anybody's choice and protects nothing.
+//! An administrator has written `User=NAME` there, so such a service is the host's. A transient unit, or a specifier like `%i`, can be a
+//! user's own choice and protects nothing.
 
 use std::path::PathBuf;
 
 use pam_iam_core::id::Uid;
 use pam_iam_core::unit::{FOLDERS, runs_as};
 
-/// The service of the host in whose control group `path` is, if its unit names the user in `User=`.
+/// Returns the service of the host in whose control group `path` is, if its unit names the user in `User=`.
 pub fn that_names(path: &str, name: &str, uid: Uid) -> Option<String> {
     let unit = service_in(path)?;
     let runs_as = runs_as(&FOLDERS.map(PathBuf::from), unit)?;
@@ -16,7 +16,7 @@ pub fn that_names(path: &str, name: &str, uid: Uid) -> Option<String> {
     (user == name || user == uid.to_string()).then(|| unit.to_owned())
 }
 
-/// The service that a control group is of: the first one on the path. Nothing in a user's slice is a service of the host.
+/// Returns the service that a control group belongs to: the first one on the path. None in a user's slice, whose services are the user's.
 fn service_in(path: &str) -> Option<&str> {
     let mut parts = path.split('/').filter(|part| !part.is_empty());
     let unit = loop {

@@ -53,7 +53,7 @@ fn explain_says_who_may_and_why() {
            in       none\n  \
            key      APKA active SHA256\n\
          login      refused: in none of the IAM groups that access.allow names\n\
-         sudo       refused: who may not log in may not use sudo\n\
+         sudo       refused: a user who may not log in may not use sudo\n\
          source     fresh, N s old"
     );
     assert_eq!(

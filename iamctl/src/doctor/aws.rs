@@ -1,4 +1,4 @@
-//! The way to IAM: metadata, credentials, clock, permissions.
+//! The way to IAM: instance metadata, credentials, clock, permissions.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -14,10 +14,10 @@ use crate::Context;
 /// The instance metadata service, and the one for IPv6 (EC2 user guide).
 const METADATA: [&str; 2] = ["169.254.169.254:80", "[fd00:ec2::254]:80"];
 
-/// How long it may take; on an instance it answers within 1 ms.
+/// How long the metadata service may take. On an instance it answers within 1 ms.
 const METADATA_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Asks for a token as the SDK does. Without an instance there is nothing to say.
+/// Asks the metadata service for a token, as the SDK does. Does nothing if the credentials come from elsewhere.
 pub fn metadata(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "metadata";
     let environment = std::fs::read_to_string(paths::ENVIRONMENT).unwrap_or_default();
@@ -68,7 +68,7 @@ pub fn metadata(config: &Config) -> Vec<Finding> {
     }
 }
 
-/// Where the resolver finds the metadata service, by the variables that the SDK heeds.
+/// Returns the address at which the resolver finds the metadata service, by the variables that the SDK reads.
 fn metadata_address(environment: &str) -> String {
     let value = |name: &str| {
         let of = |line: &str| {
@@ -87,7 +87,7 @@ fn metadata_address(environment: &str) -> String {
     if is_v6 { v6 } else { v4 }.to_owned()
 }
 
-/// Tries each API action that is needed.
+/// Tries each API action that the resolver needs.
 pub fn permissions(context: &Context) -> Vec<Finding> {
     const CHECK: &str = "IAM";
     let SelfTested { checks, route } = match context.report(&Request::SelfTest) {
@@ -109,7 +109,7 @@ pub fn permissions(context: &Context) -> Vec<Finding> {
             Finding::ok(CHECK, format!("{}: {}", route.way, actions.join(" "))),
         ];
     }
-    // One cause is told once, however many calls it has spoilt.
+    // One cause is reported once, however many calls it has made fail.
     let mut findings: Vec<Finding> = failed.iter().map(|tried| diagnose(tried, &route.way)).collect();
     findings.dedup_by(|one, other| one.check == other.check && one.fix == other.fix);
     findings
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_metadata_service_is_where_the_resolvers_environment_says() {
+    fn the_metadata_service_is_found_by_the_resolvers_environment() {
         for (environment, address) in [
             ("", "169.254.169.254:80"),
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6\n", "[fd00:ec2::254]:80"),

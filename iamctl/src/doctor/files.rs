@@ -1,4 +1,4 @@
-//! Files that decide: nsswitch.conf, sudoers, and the owners and modes that sshd insists on.
+//! Files that decide about logins: nsswitch.conf, sudoers, and the owners and modes on which sshd insists.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -25,7 +25,7 @@ const LIBRARIES: [&str; 3] = ["/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/l
 
 const VISUDO: &str = "/usr/sbin/visudo";
 
-/// Where accounts come from: NSS, or the importer.
+/// Checks where accounts come from: NSS or the importer.
 pub fn accounts(roster: Option<&Roster>) -> Finding {
     const CHECK: &str = "accounts";
     let text = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
@@ -42,7 +42,7 @@ pub fn accounts(roster: Option<&Roster>) -> Finding {
         );
     }
     match (asks("passwd"), asks("group")) {
-        // Whatever the line says, a user who may log in is to be there.
+        // Whatever the line says, a user who may log in must be found.
         (true, true) => match roster.and_then(|roster| roster.users.first()).map(|user| user.name.as_str()) {
             Some(user) if run("getent", &["passwd", user]).is_err() => Finding::wrong(
                 CHECK,
@@ -80,7 +80,7 @@ pub fn accounts(roster: Option<&Roster>) -> Finding {
     }
 }
 
-/// sudo's rule, where anybody may use sudo: the file, and what sudo makes of all its files for a user who may.
+/// Checks sudo's rule if anybody may use sudo: the file, and what all of sudo's files come to for a user who may.
 pub fn sudoers(config: &Config, roster: Option<&Roster>) -> Finding {
     const CHECK: &str = "sudoers";
     if config.access.sudo == Allowed::None {
@@ -103,7 +103,7 @@ pub fn sudoers(config: &Config, roster: Option<&Roster>) -> Finding {
     if let Err(why) = run(VISUDO, &["-c", "-f", SUDOERS]) {
         return Finding::wrong(CHECK, why, copy);
     }
-    // Without our module sudo runs nothing, which another finding tells.
+    // Without pam_iam.so sudo runs nothing, which another finding reports.
     let roster = roster.filter(|_| !modules("security/pam_iam.so").is_empty());
     let admins = roster.and_then(|roster| roster.groups.iter().find(|group| group.name.as_str() == IAM_SUDO));
     match admins.and_then(|group| group.members.first()) {
@@ -112,13 +112,13 @@ pub fn sudoers(config: &Config, roster: Option<&Roster>) -> Finding {
     }
 }
 
-/// Whether an administrator has changed our rule: then what it gives is the administrator's business.
+/// Whether an administrator has changed the rule. What it grants is then the administrator's choice.
 fn is_edited() -> bool {
     let shipped = std::fs::read(format!("{}/sudoers/pam_iam", paths::SHARE));
     shipped.is_ok_and(|shipped| std::fs::read(SUDOERS).is_ok_and(|now| now != shipped))
 }
 
-/// What sudo would do for a user who may use it.
+/// Checks what sudo would do for a user who may use it.
 fn effective(user: &str, is_edited: bool) -> Finding {
     const CHECK: &str = "sudoers";
     let mend = format!("sudo -l -U {user} shows the rules that count: the last one that matches does");
@@ -138,7 +138,7 @@ fn effective(user: &str, is_edited: bool) -> Finding {
         Ok(Effective { rule: Rule::AsksForPassword, .. }) => Finding::wrong(
             CHECK,
             format!(
-                "sudo asks {user} for a password, which IAM users do not have: a later rule overrides ours"
+                "sudo asks {user} for a password, which IAM users do not have: a later rule overrides that of pam_iam"
             ),
             mend,
         ),
@@ -153,13 +153,13 @@ fn effective(user: &str, is_edited: bool) -> Finding {
     }
 }
 
-/// Where a library of ours is installed.
+/// Returns where a library of pam_iam is installed.
 fn modules(name: &str) -> Vec<String> {
     LIBRARIES.iter().map(|folder| format!("{folder}/{name}")).filter(|path| is_installed(path)).collect()
 }
 
-/// sshd refuses a key command that others than root could change, on the whole way to it; so should everybody with what
-/// runs as root.
+/// Checks that only root can change the programs, the libraries and the configuration, or any folder on the way to them. sshd refuses a key
+/// command that others can change.
 pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
     const CHECK: &str = "owners";
     let mut paths = modules("security/pam_iam.so");
@@ -193,7 +193,7 @@ pub fn owners(settings: &Config, config: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Who can write and read the variables of the resolver, and lines that systemd passes over.
+/// Checks who can read and write the resolver's variables, and that systemd accepts each line.
 fn environment(path: &Path) -> Vec<Finding> {
     const CHECK: &str = "owners";
     let (Ok(found), shown) = (std::fs::metadata(path), path.display()) else { return Vec::new() };
@@ -227,7 +227,7 @@ fn environment(path: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Files that the AWS SDK is pointed to and that the resolver's user cannot read.
+/// Checks that the resolver's user can read the files to which the AWS SDK is pointed.
 fn aws_files() -> Vec<Finding> {
     const VARIABLES: [&str; 5] = [
         "AWS_CONFIG_FILE",
@@ -253,7 +253,7 @@ fn aws_files() -> Vec<Finding> {
         .collect()
 }
 
-/// The folder of the socket and of the session registry, which belongs to root alone.
+/// Checks that the folder of the socket and of the session registry belongs to root alone.
 fn run_folder() -> Option<Finding> {
     let folder = Path::new(paths::SESSIONS).parent()?;
     let found = std::fs::metadata(folder).ok()?;
@@ -267,8 +267,8 @@ fn run_folder() -> Option<Finding> {
     })
 }
 
-/// lastlog(8)'s file has a place for each uid: with one of ours it looks like 500 GB, and what does not know holes in files
-/// copies all of them.
+/// Checks for lastlog(8)'s file, which has a place for each uid: with a managed uid it looks like 500 GB, and programs that do not know
+/// sparse files copy all of that.
 pub fn lastlog() -> Option<Finding> {
     const LASTLOG: &str = "/var/log/lastlog";
     let definitions = std::fs::read_to_string(paths::LOGIN_DEFS).unwrap_or_default();
@@ -282,7 +282,7 @@ pub fn lastlog() -> Option<Finding> {
     })
 }
 
-/// Members of iam-sudo whom IAM is not asked about: PAM denies them sudo.
+/// Returns the members of iam-sudo who are not IAM users. PAM denies them sudo.
 pub fn sudo_group(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "sudo group";
     let groups = local::groups(Path::new(paths::GROUP)).unwrap_or_default();

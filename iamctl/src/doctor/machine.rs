@@ -1,4 +1,4 @@
-//! What this machine has around us that keeps users out or lets them in by another door.
+//! Settings of this machine that keep users out, or let them in without asking pam_iam.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use super::Finding;
 use crate::host::units::{IMPORTER_TIMER, UnitState, states};
 use crate::is_installed;
 
-/// The importer's line for cron, where an administrator has put it.
+/// The importer's line for cron, which an administrator may have installed.
 const IMPORTER_CRON: &str = "/etc/cron.d/iam-importer";
 
 /// Where nscd(8) listens.
@@ -28,13 +28,13 @@ const SSM_AGENTS: [&str; 3] = [
     "/usr/bin/ssm-agent-worker",
 ];
 
-/// Looks at everything here.
+/// Runs all checks of this file.
 pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
     let home = roster.and_then(|roster| roster.users.first()).map_or("/home/user", |user| user.home.as_str());
     let one = [ids(Path::new("/proc/self/uid_map")), shell(config), homes(Path::new(home)), nscd(), run_as()];
     let users = roster.map(|roster| roster.users.as_slice()).unwrap_or_default();
     let names: Vec<&str> = users.iter().map(|user| user.name.as_str()).collect();
-    let in_range = users_of_nobody(roster);
+    let in_range = accounts_without_user(roster);
     let nsswitch = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
     one.into_iter()
         .flatten()
@@ -46,19 +46,19 @@ pub fn look(config: &Config, roster: Option<&Roster>) -> Vec<Finding> {
         .collect()
 }
 
-/// The importer beside another directory.
+/// Checks for the importer on a host with another directory.
 fn importer_beside(nsswitch: &str) -> Option<Finding> {
     let imports = is_installed(paths::IMPORTER_STATE) && !asks_us(nsswitch, "passwd");
     (imports && has_directory(nsswitch)).then(|| {
         Finding::warning(
             "importer",
-            "accounts come from another directory too: while that is down, the importer takes its names for free",
+            "accounts come from another directory too: while that is down, the importer treats its names as unused",
             "switch to NSS: iamctl disable, then iamctl enable",
         )
     })
 }
 
-/// Groups that the importer has put IAM users into, on a host where it no longer runs.
+/// Checks for groups that the importer has put IAM users into, on a host where it no longer runs.
 fn left_by_importer(nsswitch: &str) -> Vec<Finding> {
     let is_at_work =
         states(&[IMPORTER_TIMER]).iter().any(UnitState::is_in_use) || is_installed(IMPORTER_CRON);
@@ -76,7 +76,7 @@ fn left_by_importer(nsswitch: &str) -> Vec<Finding> {
     left.into_iter().map(finding).collect()
 }
 
-/// Groups of `[groups]` that another directory has: the resolver reads /etc/group alone.
+/// Checks for groups of `[groups]` that are in another directory: the resolver reads /etc/group alone.
 fn groups_elsewhere(config: &Config) -> Vec<Finding> {
     let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
     let names: BTreeSet<&str> = config.groups.values().map(|target| target.group.as_str()).collect();
@@ -96,9 +96,9 @@ fn groups_elsewhere(config: &Config) -> Vec<Finding> {
         .collect()
 }
 
-/// Local accounts with uids of IAM users that are none.
-fn users_of_nobody(roster: Option<&Roster>) -> Vec<Finding> {
-    // The importer makes and retires such accounts itself.
+/// Checks for local accounts whose uid is managed but belongs to no IAM user.
+fn accounts_without_user(roster: Option<&Roster>) -> Vec<Finding> {
+    // The importer creates and retires such accounts itself.
     let Some(roster) = roster.filter(|_| !is_installed(paths::IMPORTER_STATE)) else { return Vec::new() };
     let accounts = local::accounts(Path::new(paths::PASSWD)).unwrap_or_default();
     let is_users = |account: &local::Account| roster.users.iter().any(|user| user.uid == account.uid);
@@ -114,7 +114,7 @@ fn users_of_nobody(roster: Option<&Roster>) -> Vec<Finding> {
         .collect()
 }
 
-/// Files of tmpfiles.d(5) that name IAM users: systemd-tmpfiles reads them at boot, before anybody knows these users.
+/// Checks for tmpfiles.d(5) files that name IAM users: systemd-tmpfiles reads them at boot, before NSS can look these users up.
 fn at_boot(users: &[&str], root: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     for folder in ["etc/tmpfiles.d", "usr/local/lib/tmpfiles.d", "usr/lib/tmpfiles.d"] {
@@ -139,7 +139,7 @@ fn at_boot(users: &[&str], root: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Whether this machine has the uids of IAM users at all: a container may have 65,536.
+/// Checks that this machine has the managed uids: a container may have only 65,536 uids.
 fn ids(map: &Path) -> Option<Finding> {
     let map = std::fs::read_to_string(map).ok()?;
     let has = map.lines().any(|line| {
@@ -159,7 +159,7 @@ fn ids(map: &Path) -> Option<Finding> {
     })
 }
 
-/// Whether the shell that users get is there: sshd refuses users without.
+/// Checks that the shell of managed users is installed: sshd refuses users whose shell is missing.
 fn shell(config: &Config) -> Option<Finding> {
     let shell = &config.accounts.shell.0;
     let is_program = std::fs::metadata(shell).is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0);
@@ -172,7 +172,7 @@ fn shell(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Whether home directories can be made where `home` would lie.
+/// Checks that home directories can be made in the folder of `home`.
 fn homes(home: &Path) -> Option<Finding> {
     let exposed = home.ancestors().skip(1).find_map(|folder| {
         let found = std::fs::metadata(folder).ok()?;
@@ -191,7 +191,7 @@ fn homes(home: &Path) -> Option<Finding> {
     ))
 }
 
-/// A cache in front of us: what it remembers outlives what we say.
+/// Checks for nscd, whose cache outlives the resolver's answers.
 fn nscd() -> Option<Finding> {
     is_installed(NSCD).then(|| {
         Finding::warning(
@@ -202,7 +202,7 @@ fn nscd() -> Option<Finding> {
     })
 }
 
-/// Session Manager's agent starts shells without PAM where Run As is switched on.
+/// Checks for Session Manager's agent, which starts shells without PAM if Run As is switched on.
 fn run_as() -> Option<Finding> {
     let agent = SSM_AGENTS.into_iter().find(|agent| is_installed(agent))?;
     Some(Finding::warning(
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_tmpfiles_that_names_a_user_is_found() {
+    fn a_tmpfiles_line_that_names_a_user_is_found() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("etc/tmpfiles.d");
         std::fs::create_dir_all(&folder).unwrap();

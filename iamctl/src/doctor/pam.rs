@@ -1,4 +1,4 @@
-//! The PAM stacks: our module is in force in each, by the same model that enable writes with.
+//! The PAM stacks: checks that pam_iam.so is in force in each, by the same model that enable uses to add it.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use crate::is_installed;
 
 const CHECK: &str = "PAM";
 
-/// Looks at the stacks of sshd, sudo and what starts jobs.
+/// Checks the stacks of sshd, of sudo, and of the programs that start jobs.
 pub fn stacks(config: &Config) -> Vec<Finding> {
     let is_wanted = |service: &&Service| service.role != Role::Sudo || config.access.sudo != Allowed::None;
     let asked = SERVICES.iter().filter(is_wanted).flat_map(|service| findings(service, Path::new("/")));
     asked.chain(becoming(Path::new("/"))).collect()
 }
 
-/// Whether a user who comes by su or sudo has a home directory in any case. It is the operator's choice, so no answer is wrong.
+/// Tells whether a user who comes by su or sudo gets a home directory. That is the operator's choice, so it is never wrong.
 fn becoming(root: &Path) -> Option<Finding> {
     let is_without = |service: &&Service| {
         let text = pam::stack(root, service.name).ok().flatten();
@@ -34,7 +34,7 @@ fn becoming(root: &Path) -> Option<Finding> {
     })
 }
 
-/// What the stack of a service has wrong, or that it is right. Nothing where the host has no such service.
+/// Checks the stack of a service. Returns nothing if the host has no such service.
 fn findings(service: &Service, root: &Path) -> Vec<Finding> {
     let text = match pam::stack(root, service.name) {
         Ok(Some(text)) => text,
@@ -78,20 +78,18 @@ fn finding(service: &Service, phase: Phase, text: &str, root: &Path) -> Finding 
     let mend = format!(
         "iamctl enable, which may be run again, puts the {} line of /usr/share/pam_iam/pam.d/{}/{} into {FOLDER}/{name}",
         if phase == Phase::Account { "account" } else { "session" },
-        pam::family(text),
+        pam::distribution(text),
         service.lines,
     );
     match service.role {
-        Role::Jobs => Finding::warning(
-            CHECK,
-            format!("{what}; what a withdrawn user has there starts again and again"),
-            mend,
-        ),
+        Role::Jobs => {
+            Finding::warning(CHECK, format!("{what}; jobs of a withdrawn user keep starting"), mend)
+        }
         Role::Login | Role::Sudo | Role::Becoming => Finding::wrong(CHECK, what, mend),
     }
 }
 
-/// Says what it means that no entry of ours is there. One with the arguments of another service may be.
+/// Describes that the entry is missing. There may be one with the arguments of another service.
 fn missing(service: &Service, phase: Phase, text: &str, root: &Path) -> String {
     let name = service.name;
     let other_role = if service.role == Role::Sudo { Role::Login } else { Role::Sudo };
@@ -105,8 +103,8 @@ fn missing(service: &Service, phase: Phase, text: &str, root: &Path) -> String {
             format!("{name}: {MODULE} lacks policy=sudo, so the login policy decides")
         }
         (Phase::Account, _) if has_other => {
-            format!("{name}: {MODULE} has policy=sudo, so only who may sudo may log in")
+            format!("{name}: {MODULE} has policy=sudo, so only users who may use sudo may log in")
         }
-        _ => format!("{name}: {MODULE} is not in the account phase: nobody is asked whether IAM users may"),
+        _ => format!("{name}: {MODULE} is not in the account phase: IAM is not asked about its users"),
     }
 }

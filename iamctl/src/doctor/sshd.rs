@@ -1,4 +1,4 @@
-//! sshd's effective settings: is our command in force, or who won?
+//! sshd's effective settings: does sshd run the key command and ask PAM, or has another setting won?
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use super::{Finding, State};
 use crate::host::command::Failure;
 use crate::host::sshd::{self, KEY_COMMAND, Settings};
 
-/// The signatures that an RSA key makes; IAM has no other keys.
+/// The signature algorithms of RSA keys, the only keys that IAM has.
 const RSA: [&str; 2] = ["rsa-sha2-512", "rsa-sha2-256"];
 
-/// The shortest RSA key that IAM takes, in bits.
+/// The shortest RSA key that IAM accepts, in bits.
 const RSA_BITS: u32 = 2048;
 
-/// Others who set sshd's one key command, and how to live with them.
+/// Other programs that set sshd's one key command, and what to do about each.
 const RIVALS: [(&str, &str); 3] = [
     ("eic_run_authorized_keys", "EC2 Instance Connect: keep it by keys.also_run in our configuration"),
     ("userdbctl", "systemd's userdb: our drop-in must come before 20-systemd-userdb.conf"),
@@ -24,7 +24,7 @@ const RIVALS: [(&str, &str); 3] = [
 
 const CHECK: &str = "sshd";
 
-/// Asks sshd what it would do for a user, who has an account here; for root if there is none.
+/// Checks what sshd would do for `user`, who has an account here, or for root if there is no such user.
 pub fn effective(config: &Config, user: Option<&str>) -> Vec<Finding> {
     let settings = match sshd::effective(user.unwrap_or("root")) {
         Ok(settings) => settings,
@@ -37,8 +37,8 @@ pub fn effective(config: &Config, user: Option<&str>) -> Vec<Finding> {
     findings
 }
 
-/// What keeps sshd from asking us, or from heeding us alone, if anything: for enable and the sweep. `managed_user` is one
-/// who has an account. None if sshd does not answer in time: it asks NSS, which any user may keep busy.
+/// Returns what keeps sshd from asking pam_iam, or from relying on it alone, for enable and the sweep. `managed_user` has an account here.
+/// None if sshd does not answer in time: it asks NSS, which any user can keep busy.
 pub fn not_in_force(config: &Config, managed_user: Option<&str>) -> Option<Vec<Finding>> {
     let findings = match sshd::effective(managed_user.unwrap_or("root")) {
         Ok(settings) => judge(&settings, config, managed_user.is_some()),
@@ -48,9 +48,10 @@ pub fn not_in_force(config: &Config, managed_user: Option<&str>) -> Option<Vec<F
     Some(findings.into_iter().filter(|finding| finding.state != State::Ok).collect())
 }
 
-/// Lists of sshd's own that say who gets in.
+/// Checks the lists in sshd's configuration that decide who gets in.
 fn lists(settings: &Settings) -> Vec<Finding> {
-    let has_us = |list: &str| settings.get(list).split(' ').any(|group| [IAM_USERS, "*"].contains(&group));
+    let has_iam_users =
+        |list: &str| settings.get(list).split(' ').any(|group| [IAM_USERS, "*"].contains(&group));
     let mends = [
         (
             "AllowUsers",
@@ -61,7 +62,7 @@ fn lists(settings: &Settings) -> Vec<Finding> {
         ("DenyGroups", "see that it names neither iam-users nor a group of theirs"),
     ];
     let set = mends.into_iter().filter(|(name, _)| settings.has(&name.to_ascii_lowercase()));
-    let keeps_out = set.filter(|(name, _)| *name != "AllowGroups" || !has_us("allowgroups"));
+    let keeps_out = set.filter(|(name, _)| *name != "AllowGroups" || !has_iam_users("allowgroups"));
     keeps_out
         .map(|(name, mend)| {
             let lower = name.to_ascii_lowercase();
@@ -75,7 +76,7 @@ fn lists(settings: &Settings) -> Vec<Finding> {
         .collect()
 }
 
-/// sshd may ask for more than a key.
+/// Checks whether sshd asks for more than a key.
 fn methods(settings: &Settings) -> Option<Finding> {
     let methods = settings.get("authenticationmethods");
     let suffices = methods.is_empty() || methods.split(' ').any(|list| ["any", "publickey"].contains(&list));
@@ -91,7 +92,7 @@ fn methods(settings: &Settings) -> Option<Finding> {
     })
 }
 
-/// Says which files set `name`.
+/// Returns which files set `name`, as the end of a message.
 fn by(name: &str) -> String {
     let files = sshd::files_that_set(name);
     if files.is_empty() { String::new() } else { format!(" (in {})", files.join(", ")) }
@@ -101,7 +102,7 @@ fn refused(failure: &Failure) -> Finding {
     Finding::wrong(CHECK, failure.to_string(), "mend sshd's configuration: sshd -t")
 }
 
-/// A key command in sshd's own command line.
+/// Returns a finding if sshd's command line sets another key command.
 fn started(settings: &Settings) -> Option<Finding> {
     let mend = "systemctl edit its unit: an empty ExecStart= and then one without that option; \
                 keep EC2 Instance Connect by keys.also_run in our configuration";
@@ -113,13 +114,13 @@ fn started(settings: &Settings) -> Option<Finding> {
     ))
 }
 
-/// Judges what decides whether sshd asks us, and us alone.
+/// Checks the settings that decide whether sshd asks pam_iam, and nothing else.
 fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding> {
     if let Some(started) = started(settings) {
         return vec![started];
     }
     let mut findings = vec![command(settings.get("authorizedkeyscommand"))];
-    // Where our drop-in is not in force, the rest of it is not either.
+    // Where the drop-in is not in force, the rest of it is not either.
     if !settings.get("authorizedkeyscommand").starts_with(KEY_COMMAND) {
         return findings;
     }
@@ -135,14 +136,14 @@ fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding>
     for (name, wanted) in [("usepam", "UsePAM yes"), ("pubkeyauthentication", "PubkeyAuthentication yes")] {
         if settings.get(name) != "yes" {
             let what = format!(
-                "{name} is {:?}{}: without it no IAM user gets in, or nobody is asked whether they may",
+                "{name} is {:?}{}: without it no IAM user can log in, or IAM is not asked about them",
                 settings.get(name),
                 by(name)
             );
             findings.push(Finding::wrong(CHECK, what, format!("set {wanted}, before any other file does")));
         }
     }
-    // Since OpenSSH 9.8; it was always sshd before.
+    // OpenSSH has this setting since 9.8; before, the service was always sshd.
     let service = settings.get("pamservicename");
     if !service.is_empty() && service != "sshd" {
         findings.push(Finding::wrong(
@@ -159,7 +160,7 @@ fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding>
         ));
         return findings;
     }
-    // Where the session phase is not ours, these would let an IAM user in without a key.
+    // Without pam_iam's session phase, these would let an IAM user in without a key.
     for other in ["gssapiauthentication", "hostbasedauthentication", "kerberosauthentication"] {
         if is_managed && settings.get(other) == "yes" {
             findings.push(Finding::warning(
@@ -172,7 +173,7 @@ fn judge(settings: &Settings, config: &Config, is_managed: bool) -> Vec<Finding>
     findings
 }
 
-/// Whether further key commands are told what they want to know of the key.
+/// Checks whether the key command is passed every token that a further key command needs.
 fn tokens(set: &str, config: &Config) -> Option<Finding> {
     let is_missing = |(token, _): &&(&str, &str)| {
         !set.contains(token) && config.keys.also_run.iter().any(|command| command.contains(token))
@@ -217,7 +218,7 @@ fn command(set: &str) -> Finding {
     }
 }
 
-/// IAM has RSA keys only: sshd must take them.
+/// Checks that sshd accepts RSA keys: IAM has no others.
 fn key_types(accepted: &str, required_bits: &str) -> Vec<Finding> {
     const CHECK: &str = "key types";
     let mut findings = Vec::new();
@@ -246,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rival_is_called_by_name() {
+    fn another_key_command_is_named() {
         let state = |set: &str| (command(set).state, command(set).message);
         assert_eq!(state(&format!("{KEY_COMMAND} --uid %U --key %k %u %f")).0, State::Ok);
         assert_eq!(state(KEY_COMMAND).0, State::Wrong);
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_takes_no_rsa_keys_is_found() {
+    fn a_host_that_accepts_no_rsa_keys_is_found() {
         assert_eq!(key_types("ssh-ed25519,rsa-sha2-256", "1024")[0].state, State::Ok);
         assert_eq!(key_types("ssh-ed25519,rsa-sha2-256-cert-v01@openssh.com", "")[0].state, State::Wrong);
         assert_eq!(key_types("rsa-sha2-512", "3072")[0].state, State::Warning);

@@ -1,4 +1,4 @@
-//! What `iamctl enable` is to change.
+//! Plans the changes of `iamctl enable`.
 
 use std::path::Path;
 
@@ -14,18 +14,18 @@ use crate::host::pam_stack::Verdict;
 use crate::host::sshd::DROP_IN as SSHD_DROP_IN;
 use crate::host::{at, pam_stack, read};
 
-/// What enabling is to do.
+/// The plan of `iamctl enable`.
 #[derive(Debug)]
 pub struct Plan {
     pub changes: Vec<Change>,
-    /// Files of ours that somebody has edited, which stay.
+    /// Shipped files that somebody has edited. They stay as they are.
     pub kept: Vec<&'static str>,
 }
 
-/// Returns what is to be changed under `root`, where it is not so already. `before` is what was changed earlier.
+/// Returns what has to be changed under `root`. `before` has the earlier changes.
 ///
 /// # Errors
-/// Returns an error, and nothing is changed, if a file is missing or our line cannot be put in force in it.
+/// Returns an error if a file is missing, or if a line cannot be put in force in it.
 pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Plan, EnableError> {
     let mut changes = Changes { root, changes: Vec::new() };
     let mut kept = Vec::new();
@@ -35,10 +35,10 @@ pub fn plan(root: &Path, options: Options, before: Option<&Record>) -> Result<Pl
     for (service, text) in stacks_with_us(root, options.with_su)? {
         changes.add(&path_of(service), &|_| Ok(text.clone()), Some(0o644))?;
     }
-    // sshd's last, since from then on it asks.
+    // sshd's comes last, since sshd asks from then on.
     for (path, name, mode) in [(SUDOERS, SHIPPED_SUDOERS, 0o440), (SSHD_DROP_IN, SHIPPED_SSHD, 0o644)] {
         let text = shipped(root, name)?;
-        // Without its folder there is no sudo here.
+        // Without that folder there is no sudo here.
         if path == SUDOERS && !has_folder(root, path) {
             continue;
         }
@@ -58,7 +58,7 @@ struct Changes<'a> {
 }
 
 impl Changes<'_> {
-    /// Adds what `after` makes of the text of a file, if that is another text. `new` is the mode of a file that may be missing.
+    /// Adds a change if `after` makes another text of a file. `new` is the mode for a file that may be missing.
     fn add(
         &mut self,
         path: &str,
@@ -77,7 +77,7 @@ impl Changes<'_> {
     }
 }
 
-/// Whether a file of ours was edited: it is neither as shipped now nor as an older package of ours put it there.
+/// Whether a shipped file was edited: it is neither as shipped now nor as `before` put it there.
 fn is_edited(root: &Path, path: &str, shipped: &str, before: Option<&Record>) -> Result<bool, EnableError> {
     let Some(now) = read(root, path)? else { return Ok(false) };
     let known = before.is_some_and(|record| {
@@ -86,7 +86,7 @@ fn is_edited(root: &Path, path: &str, shipped: &str, before: Option<&Record>) ->
     Ok(now != shipped && !known)
 }
 
-/// Returns a file of our share.
+/// Returns a file of the share.
 fn shipped(root: &Path, name: &str) -> Result<String, EnableError> {
     let path = format!("{}/{name}", paths::SHARE);
     read(root, &path)?.ok_or(EnableError::Missing { path, advice: ": is the package installed?" })
@@ -101,9 +101,9 @@ fn nsswitch_with_us(text: &str) -> Result<String, EnableError> {
     }
 }
 
-/// Returns the stacks that are to have our lines, each with its new text.
+/// Returns the stacks that need lines, each with its new text.
 fn stacks_with_us(root: &Path, with_su: bool) -> Result<Vec<(&'static str, String)>, EnableError> {
-    // What is planned counts when a later stack includes it.
+    // A later stack may include one that is already planned.
     let mut planned: Vec<(&str, String)> = Vec::new();
     let becoming = if with_su { pam::BECOMING.as_slice() } else { &[] };
     for service in pam::SERVICES.iter().chain(becoming) {
@@ -121,7 +121,7 @@ fn stacks_with_us(root: &Path, with_su: bool) -> Result<Vec<(&'static str, Strin
     Ok(planned)
 }
 
-/// Returns the stack of a service with our lines, or None if it is to stay as it is.
+/// Returns the stack of a service with its lines, or None if it stays as it is.
 fn stack_with_us(
     root: &Path,
     service: &pam::Service,
@@ -132,7 +132,7 @@ fn stack_with_us(
     let has_sudo = at(root, SUDO).exists();
     let own = stack_of(service.name);
     let is_new = own.is_none();
-    // PAM would take the stack `other` for sudo -i, which does not ask us: sudo's own stands for both.
+    // For sudo -i PAM would take the stack `other`, which does not ask IAM, so sudo's own is copied.
     let Some(text) = own.or_else(|| stack_of("sudo").filter(|_| service.role == Role::Sudo && has_sudo))
     else {
         if service.role == Role::Login || service.role == Role::Sudo && has_sudo {
@@ -148,10 +148,10 @@ fn stack_with_us(
         }
         return Err(EnableError::NoEntry { path, phase: *phase });
     }
-    let ours = shipped(root, &format!("pam.d/{}/{}", pam::family(&text), service.lines))?;
+    let shipped = shipped(root, &format!("pam.d/{}/{}", pam::distribution(&text), service.lines))?;
     let with_us = service.phases.iter().fold(text.clone(), |text, phase| {
-        let Some(line) = pam_stack::line_of(&ours, *phase) else { return text };
-        pam_stack::with_line(&text, line, *phase, stack_of, &|arguments| service.are_ours(arguments))
+        let Some(line) = pam_stack::line_of(&shipped, *phase) else { return text };
+        pam_stack::with_line(&text, line, *phase, stack_of, &|arguments| service.has_policy(arguments))
     });
     if needs_us {
         is_in_force(service, &with_us, stack_of)?;
@@ -159,15 +159,15 @@ fn stack_with_us(
     Ok((with_us != text || is_new).then_some(with_us))
 }
 
-/// Checks that our module is always asked, and heeded.
+/// Checks that the module is always asked, and its denial heeded.
 fn is_in_force(service: &pam::Service, text: &str, stacks: pam_stack::Stacks<'_>) -> Result<(), EnableError> {
     for phase in service.phases {
-        let judged = pam_stack::judge(text, *phase, stacks, &|arguments| service.are_ours(arguments));
+        let judged = pam_stack::judge(text, *phase, stacks, &|arguments| service.has_policy(arguments));
         let why = match judged {
             Verdict::InForce => continue,
             Verdict::Missing => "there is no place for our line".to_owned(),
             Verdict::PassedOver(entry) => format!("`{entry}` may keep PAM from asking it"),
-            Verdict::NotHeeded(entry) => format!("the control of `{entry}` does not heed its no"),
+            Verdict::NotHeeded(entry) => format!("the control of `{entry}` does not heed a denial"),
         };
         return Err(EnableError::CannotBeInForce { service: service.name, phase: *phase, why });
     }
@@ -189,7 +189,7 @@ mod tests {
     use crate::enabled::by_hand::made_by_hand;
 
     #[test]
-    fn what_is_so_already_is_not_changed() {
+    fn a_file_that_is_as_planned_is_not_changed() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);
@@ -226,7 +226,7 @@ mod tests {
                 .iter()
                 .any(|made| made.path == change.path && made.before == change.before))
         );
-        // Lines of ours may be in any stack; what cannot be taken out is said.
+        // Lines may be in any stack. One that cannot be taken out is an error.
         write("etc/pam.d/su", "account required pam_iam.so\nauth required pam_unix.so\n");
         let with_su = made_by_hand(root.path()).unwrap();
         let su = with_su.iter().find(|change| change.path.ends_with("su")).unwrap();
@@ -236,16 +236,16 @@ mod tests {
         let why = made_by_hand(root.path()).unwrap_err().to_string();
         assert!(why.contains("/etc/pam.d/su") && why.contains("take the line"), "{why}");
         std::fs::write(root.path().join("etc/pam.d/su"), b"# M\xfcller: no pam_iam.so here\n").unwrap();
-        assert!(made_by_hand(root.path()).is_ok(), "which is none of our business");
+        assert!(made_by_hand(root.path()).is_ok(), "a comment is no line");
         std::fs::remove_file(root.path().join("etc/pam.d/su")).unwrap();
-        // Where there is no sudo, there is no rule for it.
+        // Without sudo there is no rule for it.
         std::fs::remove_dir_all(root.path().join("etc/sudoers.d")).unwrap();
         assert!(planned(Accounts::Nss).unwrap().changes.is_empty());
-        // A rule of the administrator's own stays, and so does one that an older package of ours put there if it is known.
+        // An administrator's rule stays, but one that an older package is known to have put there is replaced.
         write("etc/sudoers.d/pam_iam", "%ssh-ops ALL=(root) /usr/bin/systemctl restart app");
         let edited = planned(Accounts::Nss).unwrap();
         assert!(edited.changes.is_empty() && edited.kept == [SUDOERS], "{edited:?}");
-        let ours = Record {
+        let record = Record {
             changes: vec![Change {
                 path: SUDOERS.into(),
                 before: None,
@@ -253,7 +253,7 @@ mod tests {
                 mode: 0o440,
             }],
         };
-        let upgrade = plan(root.path(), options(Accounts::Nss), Some(&ours)).unwrap();
+        let upgrade = plan(root.path(), options(Accounts::Nss), Some(&record)).unwrap();
         assert!(upgrade.kept.is_empty() && upgrade.changes.len() == 1, "{upgrade:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What of ours is in the host's files, whoever put it there.
+//! Finds what pam_iam has in the host's files, whoever put it there.
 
 use std::path::Path;
 
@@ -10,16 +10,16 @@ use super::record::Change;
 use crate::host::sshd::DROP_IN as SSHD_DROP_IN;
 use crate::host::{FileError, at, pam, read};
 
-/// Our rule for sudo.
+/// The rule for sudo.
 pub const SUDOERS: &str = "/etc/sudoers.d/pam_iam";
 
-/// The drop-in for sshd, in our share.
+/// The drop-in for sshd, in the share.
 pub const SHIPPED_SSHD: &str = "sshd/10-pam_iam.conf";
 
-/// The rule for sudo, in our share.
+/// The rule for sudo, in the share.
 pub const SHIPPED_SUDOERS: &str = "sudoers/pam_iam";
 
-/// What was changed by hand, as far as it can be told from what is there: our lines may be in the stack of any service.
+/// Returns what was changed by hand, as far as the files tell. Lines may be in the stack of any service.
 pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, EnableError> {
     let mut changes = Vec::new();
     let mut add = |path: &str, without: &dyn Fn(&str) -> String| -> Result<(), FileError> {
@@ -40,14 +40,14 @@ pub fn made_by_hand(root: &Path) -> Result<Vec<Change>, EnableError> {
     add(NSSWITCH, &nsswitch::without_us)?;
     for (path, name) in [(SUDOERS, SHIPPED_SUDOERS), (SSHD_DROP_IN, SHIPPED_SSHD)] {
         let Some(_) = read(root, path)? else { continue };
-        // What is not as we ship it is kept aside when it is taken back.
+        // An edited file is kept under another name when it is undone.
         let after = read(root, &format!("{}/{name}", paths::SHARE)).ok().flatten().unwrap_or_default();
         changes.push(Change { path: path.into(), before: None, after, mode: 0o600 });
     }
     Ok(changes)
 }
 
-/// Whether a stack that is no text, or cannot be read, may have a line of ours.
+/// Whether a stack that is not UTF-8, or cannot be read, may have a line of pam_iam.
 fn may_name_us(root: &Path, stack: &str) -> bool {
     std::fs::read(at(root, stack)).map_or(true, |text| {
         let text = String::from_utf8_lossy(&text);

@@ -1,4 +1,4 @@
-//! The record of what was changed, and the changes themselves: done by renames, and taken back byte for byte.
+//! The record of the changes of `iamctl enable`, and the changes themselves: made by renames, and undone byte for byte.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use serde::{Deserialize, Serialize};
 use super::error::EnableError;
 use crate::host::{FileError, pam, read};
 
-/// What stands behind the names of unfinished files.
+/// The end of the names of unfinished files.
 const UNFINISHED: &str = ".pam_iam-new";
 
-/// A file that is changed.
+/// The change of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     pub path: PathBuf,
-    /// What was there; none if nothing was.
+    /// The text before. None if there was no file.
     pub before: Option<String>,
     pub after: String,
     /// The mode of a new file.
     pub mode: u32,
 }
 
-/// What was changed, as it is written down.
+/// The changes, as they are saved.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
     pub changes: Vec<Change>,
@@ -35,7 +35,7 @@ pub fn apply(changes: &[Change]) -> Result<(), FileError> {
     changes.iter().try_for_each(|change| put(&change.path, Some(&change.after), change.mode))
 }
 
-/// Puts back what was there before, the last change first. A file that somebody else changed meanwhile loses our lines only.
+/// Undoes changes, the last one first. A file that somebody else has changed meanwhile loses only the lines of pam_iam.
 pub fn take_back(changes: &[Change]) -> Result<(), FileError> {
     let root = Path::new("/");
     for change in changes.iter().rev() {
@@ -48,7 +48,7 @@ pub fn take_back(changes: &[Change]) -> Result<(), FileError> {
         } else if change.path.starts_with(pam::FOLDER) {
             Some(pam::without_lines(root, &now))
         } else {
-            // A drop-in of ours that somebody edited: kept, under a name that is not read.
+            // An edited drop-in is kept, under a name that nothing reads.
             let kept = format!("{path}.disabled");
             put(Path::new(&kept), Some(&now), 0o600)?;
             change.before.clone()
@@ -58,10 +58,10 @@ pub fn take_back(changes: &[Change]) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Replaces a file; without a text, removes it.
+/// Replaces a file, or removes it if there is no text.
 fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), FileError> {
     let Some(text) = text else { return remove(path) };
-    // What is a link stays one: the file behind it is replaced.
+    // A link stays: the file to which it leads is replaced.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let unfinished = unfinished(&target);
     let written = match target.symlink_metadata() {
@@ -75,7 +75,7 @@ fn put(path: &Path, text: Option<&str>, mode: u32) -> Result<(), FileError> {
     put
 }
 
-/// Removes what a call that was killed left beside the files it was about to replace.
+/// Removes unfinished files that were left by a process which was killed.
 pub fn remove_unfinished(changes: &[Change]) -> Result<(), FileError> {
     for change in changes {
         let target = std::fs::canonicalize(&change.path).unwrap_or_else(|_| change.path.clone());
@@ -84,7 +84,7 @@ pub fn remove_unfinished(changes: &[Change]) -> Result<(), FileError> {
     remove(&unfinished(Path::new(paths::ENABLED)))
 }
 
-/// Where the new text of a file is written. sshd reads `*.conf`, and sudo no name with a dot.
+/// Returns where the new text of a file is written first. sshd reads only `*.conf`, and sudo no name with a dot.
 fn unfinished(target: &Path) -> PathBuf {
     let mut path = target.as_os_str().to_owned();
     path.push(UNFINISHED);
@@ -103,7 +103,7 @@ pub fn load() -> Result<Option<Record>, EnableError> {
     serde_json::from_str(&text).map(Some).map_err(EnableError::Record)
 }
 
-/// What was changed before, and now. Of a file that is changed once more, what was there first is what comes back.
+/// Merges earlier changes with new ones. A file that is changed twice is undone to what it was at first.
 pub fn merged(before: Option<&Record>, changes: &[Change]) -> Record {
     let mut record = before.cloned().unwrap_or_default();
     for change in changes {
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_changed_twice_comes_back_as_it_was_first() {
+    fn a_file_that_is_changed_twice_is_undone_to_its_first_text() {
         let change = |before: Option<&str>, after: &str| Change {
             path: "/etc/x".into(),
             before: before.map(str::to_owned),
@@ -142,7 +142,7 @@ mod tests {
         let first = merged(None, &[change(Some("a"), "b")]);
         let second = merged(Some(&first), &[change(Some("b"), "c")]);
         assert_eq!(second.changes, [change(Some("a"), "c")]);
-        // Somebody else changed it meanwhile: that is what comes back.
+        // Somebody else changed it meanwhile: their text is what comes back.
         let third = merged(Some(&second), &[change(Some("x"), "y")]);
         assert_eq!(third.changes, [change(Some("x"), "y")]);
     }

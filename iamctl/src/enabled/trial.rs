@@ -1,5 +1,5 @@
-//! `iamctl enable --try`: what was enabled is taken back at a deadline, unless root confirms it after an IAM user has logged
-//! in. The deadline is a file: a timer, each boot and any later call of enable, disable or doctor heed it.
+//! `iamctl enable --try`: undone at a deadline, unless root confirms it after an IAM user has logged in. The deadline is a file that a
+//! timer, each boot, and any later enable, disable or doctor read.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{FileError, read};
 
-/// What takes it back: at boot, and every few seconds.
+/// The timer that ends a trial: at boot, and every few seconds.
 pub const TIMER: &str = "iam-trial.timer";
 
-/// The number of this boot.
+/// The id of this boot.
 const BOOT: &str = "proc/sys/kernel/random/boot_id";
 
 /// A trial.
@@ -26,7 +26,7 @@ pub struct Trial {
     until: u64,
     /// The boot in which it began.
     boot: String,
-    /// When it ends, in seconds since that boot: the clock may be set meanwhile.
+    /// When it ends, in seconds since that boot. The clock may be set meanwhile.
     until_since_boot: u64,
 }
 
@@ -47,7 +47,7 @@ impl Now {
 }
 
 impl Trial {
-    /// One that begins now.
+    /// Returns a trial that begins now.
     pub fn begin(now: &Now, lasts: Duration) -> Self {
         let seconds = lasts.as_secs();
         Self {
@@ -58,7 +58,7 @@ impl Trial {
         }
     }
 
-    /// Returns how long it goes on; zero if it is over. A clock that was set back before its beginning ends it.
+    /// Returns how long it still goes on, or zero if it is over. It is over if the clock was set back to before its start.
     pub fn left(&self, now: &Now) -> Duration {
         let by_clock = if now.clock < self.started { 0 } else { self.until.saturating_sub(now.clock) };
         let by_boot = match now.boot == self.boot {
@@ -77,8 +77,7 @@ impl Trial {
     }
 }
 
-/// Returns the trial that is going on or was not ended yet, if there is one. A file that says nothing counts as one that is
-/// over.
+/// Returns the trial that is going on, or has not been ended yet. None if there is none. A broken file counts as a trial that is over.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read.
@@ -88,7 +87,7 @@ pub fn load() -> Result<Option<Trial>, FileError> {
     Ok(Some(serde_json::from_str(&text).unwrap_or(over)))
 }
 
-/// Writes the deadline down, before anything is changed.
+/// Saves the deadline. Called before anything is changed.
 ///
 /// # Errors
 /// Returns an error if the file cannot be written.
@@ -107,17 +106,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trial_ends_by_whichever_clock_comes_first() {
+    fn a_trial_ends_by_the_clock_that_comes_first() {
         let now = |clock, boot: &str, since_boot| Now { clock, boot: boot.to_owned(), since_boot };
         let trial = Trial::begin(&now(1_000_000, "a", 50), Duration::from_secs(600));
         for (now, left) in [
             (now(1_000_000, "a", 50), 600),
             (now(1_000_100, "a", 150), 500),
-            // The clock was set forward, or back: the one that does not jump counts too.
+            // The clock was set forward or back, and the time since the boot counts too.
             (now(2_000_000, "a", 60), 0),
             (now(1_000_001, "a", 700), 0),
             (now(900, "a", 60), 0),
-            // After a boot there is the clock alone.
+            // After a boot only the clock counts.
             (now(1_000_200, "b", 3), 400),
             (now(1_000_600, "b", 3), 0),
             (now(0, "b", 3), 0),

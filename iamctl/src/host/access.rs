@@ -1,4 +1,4 @@
-//! Who can read which file, by owners and modes: nothing is started as another user to find out.
+//! Tells who can read a file, by owners and modes: no process is started as another user to find out.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,7 @@ pub struct CannotRead {
     path: PathBuf,
 }
 
-/// Why the resolver's or the key command's user cannot read the configuration, if so: by owners and modes, since nothing is
-/// started as another user.
+/// Returns an error if the resolver's or the key command's user cannot read the configuration.
 pub fn cannot_read(config: &Config, path: &Path) -> Option<CannotRead> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     [paths::RESOLVER_USER, &config.keys.user].into_iter().find_map(|user| {
@@ -24,8 +23,8 @@ pub fn cannot_read(config: &Config, path: &Path) -> Option<CannotRead> {
     })
 }
 
-/// Whether `user` can read a file, by the owners and modes on the way to it. None if there is no such user. Access control
-/// lists are not looked at.
+/// Whether `user` can read a file, by the owners and modes on the way to it. None if there is no such user. Access control lists are
+/// ignored.
 pub fn can_read(user: &str, path: &Path) -> Option<bool> {
     let account = local::account_by_name(Path::new(paths::PASSWD), user).ok()??;
     let groups = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
@@ -45,7 +44,7 @@ pub fn can_read(user: &str, path: &Path) -> Option<bool> {
             account.uid.0 == 0 || found.mode() >> shift & bit != 0
         })
     };
-    // Links are followed: what counts is where the file really lies.
+    // Links are followed: the real place of the file counts.
     let Ok(path) = std::fs::canonicalize(path) else { return Some(false) };
     Some(path.ancestors().skip(1).all(|folder| may(folder, 0o1)) && may(&path, 0o4))
 }
@@ -55,9 +54,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_user_can_read_is_told_by_owners_and_modes() {
+    fn owners_and_modes_decide_what_a_user_can_read() {
         use std::os::unix::fs::PermissionsExt;
-        // The user nobody is everywhere, and owns nothing here.
+        // nobody exists on every host, and owns nothing here.
         let dir =
             tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir().unwrap();
         let (folder, file) = (dir.path().join("folder"), dir.path().join("folder/file"));

@@ -1,21 +1,21 @@
-//! Programs of the host, and the one way to run them.
+//! Runs programs of the host, each with a time limit.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Where the host's programs are, whatever the caller's environment says.
+/// Where the host's programs are. The caller's environment does not count.
 const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
-/// How long a program may take: systemd starts a unit meanwhile.
+/// How long a program may take: systemctl waits for a unit to start.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What timeout(1) exits with when it has killed its program.
+/// The exit status of timeout(1) when it has killed its program.
 const KILLED: i32 = 137;
 
-/// Why a program did not do what it should.
+/// Why a program gave no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// It did not end in time. Nothing is known of what it would have said.
+    /// It did not end in time, so its result is unknown.
     #[error("{0}")]
     TimedOut(String),
     /// It could not be started, or failed.
@@ -23,19 +23,18 @@ pub enum Failure {
     Failed(String),
 }
 
-/// Runs a program without input. Returns what it prints.
+/// Runs a program without input. Returns its output.
 ///
 /// # Errors
-/// Returns an error if it cannot be started, takes longer than [`LIMIT`], or its exit status is not 0: the command line and
-/// what it printed.
+/// Returns an error with the command line and the output if the program cannot be started, takes longer than [`LIMIT`], or fails.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, Failure> {
     run_within(LIMIT, program, arguments, &[])
 }
 
-/// [`run`] with a limit, and further variables in the environment.
+/// Runs a program within `limit`, with further variables in its environment. Returns its output.
 ///
 /// # Errors
-/// Returns an error if the program cannot be run, fails, or does not end in time.
+/// Returns an error if the program cannot be started, fails, or does not end in time.
 pub fn run_within(
     limit: Duration,
     program: &str,
@@ -44,7 +43,7 @@ pub fn run_within(
 ) -> Result<String, Failure> {
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", &limit.as_secs().to_string(), program]).args(arguments);
-    // What it says is read by programs too.
+    // Programs parse the output, so it must not be translated.
     command.env("PATH", PATH).env("LC_ALL", "C").env_remove("LANGUAGE").envs(variables.iter().copied());
     let done = command
         .stdin(Stdio::null())
@@ -54,7 +53,7 @@ pub fn run_within(
         return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
     }
     let shown = format!("{program} {}", arguments.join(" "));
-    // timeout(1) kills itself as it killed the program.
+    // timeout(1) kills itself with the same signal as the program.
     if done.status.code().is_none_or(|code| code == KILLED) {
         return Err(Failure::TimedOut(format!("{shown}: did not end within {} s", limit.as_secs())));
     }

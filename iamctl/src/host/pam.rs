@@ -1,6 +1,6 @@
-//! Which PAM services we are in, where their stacks lie, and whether our module is in force in them.
+//! The PAM services in which pam_iam takes part, their stacks, and whether the module is in force in each.
 //!
-//! /etc/pam.conf is not read: libpam does so only where there is no folder of stacks, and no distribution is without one.
+//! /etc/pam.conf is not read: libpam reads it only if there is no folder of stacks, and every distribution has one.
 
 use std::io;
 use std::path::Path;
@@ -8,26 +8,26 @@ use std::path::Path;
 use super::pam_stack::{self, Phase, Verdict};
 use super::{FileError, at, read};
 
-/// Where an administrator's stacks lie.
+/// Where the administrator's stacks are.
 pub const FOLDER: &str = "/etc/pam.d";
 
-/// Where distributions put stacks that nobody has edited. PAM reads one where there is none in [`FOLDER`].
+/// Where distributions put unedited stacks. PAM reads one that is not in [`FOLDER`].
 pub const VENDOR_FOLDER: &str = "/usr/lib/pam.d";
 
 /// Where sudo is, if it is installed.
 pub const SUDO: &str = "/usr/bin/sudo";
 
-/// The argument that makes our module decide about sudo and not about a login.
+/// The argument with which the module decides about sudo instead of a login.
 const FOR_SUDO: &str = "policy=sudo";
 
-/// A service that we have lines for.
+/// A service for which lines are shipped.
 #[derive(Debug)]
 pub struct Service {
     pub name: &'static str,
-    /// The file under `pam.d/FAMILY` of our share that has its lines.
+    /// The file with its lines, in a folder of `pam.d` in the share.
     pub lines: &'static str,
     pub phases: &'static [Phase],
-    /// What it is for us.
+    /// What it means for pam_iam.
     pub role: Role,
 }
 
@@ -36,13 +36,13 @@ pub struct Service {
 pub enum Role {
     Login,
     Sudo,
-    /// It starts what belongs to a user again and again, each minute or at boot: also what a withdrawn user left.
+    /// It starts jobs of users again and again, each minute or at boot, even those of a withdrawn user.
     Jobs,
     /// It lets one user become another.
     Becoming,
 }
 
-/// All services that we have lines for. cron's and crond's are atd's, which we ship for both families.
+/// All services for which lines are shipped. cron and crond use those of atd, which are shipped for both distributions.
 pub const SERVICES: [Service; 7] = [
     Service { name: "sshd", lines: "sshd", phases: &[Phase::Account, Phase::Session], role: Role::Login },
     Service { name: "sudo", lines: "sudo", phases: &[Phase::Account], role: Role::Sudo },
@@ -53,8 +53,7 @@ pub const SERVICES: [Service; 7] = [
     Service { name: "systemd-user", lines: "systemd-user", phases: &[Phase::Account], role: Role::Jobs },
 ];
 
-/// The services by which one user becomes another. Our session line there makes the other's home directory, where the
-/// operator wants that.
+/// The services by which one user becomes another. The session line there makes the other's home directory, if the operator wants that.
 pub const BECOMING: [Service; 4] = [
     Service { name: "su", lines: "sshd", phases: &[Phase::Session], role: Role::Becoming },
     Service { name: "su-l", lines: "sshd", phases: &[Phase::Session], role: Role::Becoming },
@@ -64,19 +63,19 @@ pub const BECOMING: [Service; 4] = [
 
 impl Service {
     /// Whether an entry with these arguments decides what this service asks: about sudo, or about a login.
-    pub fn are_ours(&self, arguments: &[String]) -> bool {
+    pub fn has_policy(&self, arguments: &[String]) -> bool {
         (self.role == Role::Sudo) == arguments.iter().any(|argument| argument == FOR_SUDO)
     }
 
-    /// Judges whether our module is in force in a phase of the stack `text`. Included files lie under `root`.
+    /// Judges whether the module is in force in a phase of the stack `text`. Included files lie under `root`.
     pub fn judge(&self, root: &Path, text: &str, phase: Phase) -> Verdict {
         pam_stack::judge(text, phase, &|name| readable_stack(root, name), &|arguments| {
-            self.are_ours(arguments)
+            self.has_policy(arguments)
         })
     }
 }
 
-/// Returns the stack of a service for judging it, or None if there is none. PAM does not care whether it is UTF-8.
+/// Returns the stack of a service to be judged, or None if there is none. Like PAM, it accepts text that is not UTF-8.
 fn readable_stack(root: &Path, service: &str) -> Option<String> {
     let paths = match service.starts_with('/') {
         true => vec![service.to_owned()],
@@ -100,7 +99,7 @@ pub fn stack(root: &Path, service: &str) -> Result<Option<String>, FileError> {
     }
 }
 
-/// Takes all entries of our module out of the text of a stack. Included files lie under `root`.
+/// Takes all entries of the module out of the text of a stack. Included files lie under `root`.
 pub fn without_lines(root: &Path, text: &str) -> String {
     pam_stack::without_lines(text, &|name| stack(root, name).ok().flatten())
 }
@@ -118,7 +117,7 @@ pub fn stacks(root: &Path) -> Result<Vec<String>, FileError> {
     };
     for entry in folder {
         let path = entry.map_err(&failed)?.path();
-        // What is no file, or a link to none, is no stack.
+        // A folder, or a link that leads to no file, is no stack.
         if path.is_file()
             && let Some(name) = path.file_name().and_then(|name| name.to_str())
         {
@@ -129,7 +128,7 @@ pub fn stacks(root: &Path) -> Result<Vec<String>, FileError> {
     Ok(found)
 }
 
-/// The family of distributions that a stack is from, as the folders of our share are named.
-pub fn family(text: &str) -> &'static str {
+/// Returns the kind of distribution that a stack comes from, which is the name of a folder of `pam.d` in the share.
+pub fn distribution(text: &str) -> &'static str {
     if text.contains("@include") { "debian" } else { "redhat" }
 }

@@ -1,25 +1,25 @@
-//! What the control field of a PAM entry makes of what a module returns (pam.conf(5)).
+//! The control field of a PAM entry: what libpam does with what a module returns (pam.conf(5)).
 
-/// What libpam does with one thing that a module returned.
+/// What libpam does with one return value of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The module might not be there.
+    /// The module does not count.
     Ignore,
-    /// It counts as a yes, unless there was a no.
+    /// The module counts as a yes, unless there was a no.
     Ok,
     /// Like `Ok`, and the rest is not asked.
     Done,
-    /// It counts as a no.
+    /// The module counts as a no.
     Bad,
     /// Like `Bad`, and the rest is not asked.
     Die,
-    /// What was thought so far is forgotten.
+    /// Everything concluded so far is forgotten.
     Reset,
-    /// So many of the following modules are skipped.
+    /// This number of following modules are skipped.
     Jump(usize),
 }
 
-/// Every value of a control but `success`, `new_authtok_reqd`, `ignore` and `default`: what means no.
+/// The values that mean no: all but `success`, `new_authtok_reqd`, `ignore` and `default`.
 const FAILURES: [&str; 28] = [
     "open_err",
     "symbol_err",
@@ -58,11 +58,11 @@ pub struct Control {
     pub new_authtok_reqd: Action,
     pub ignore: Action,
     pub perm_denied: Action,
-    /// For the failures, each different action once.
+    /// The different actions for the failures.
     failures: Vec<Action>,
 }
 
-/// What libpam makes of a control that it does not understand: everything is a no.
+/// The actions of a control that libpam does not understand: everything is a no.
 impl Default for Control {
     fn default() -> Self {
         Self {
@@ -76,7 +76,7 @@ impl Default for Control {
 }
 
 impl Control {
-    /// Reads a control, without brackets: one of the four words, or a list.
+    /// Parses a control without its brackets: one of the four words, or a list.
     pub fn parse(word: &str) -> Self {
         let of = |yes, ignore, failure| Self {
             success: yes,
@@ -94,7 +94,7 @@ impl Control {
         }
     }
 
-    /// `success=ok default=die` and the like; None if libpam would refuse it.
+    /// Parses a list like `success=ok default=die`. None if libpam would refuse it.
     fn parse_list(list: &str) -> Option<Self> {
         let spaced = list.replace('=', " = ");
         let mut words = spaced.split_whitespace();
@@ -108,7 +108,7 @@ impl Control {
             }
             given.push((value, action_of(action)?));
         }
-        // Of two defaults the first counts: it leaves the second nothing to set.
+        // The first of two defaults counts: it leaves nothing for the second to set.
         let default =
             given.iter().find(|(value, _)| *value == "default").map_or(Action::Bad, |(_, action)| *action);
         let action = |value: &str| {
@@ -129,12 +129,12 @@ impl Control {
         })
     }
 
-    /// Returns what may happen after a no.
+    /// Returns the actions that may follow a no.
     pub fn failures(&self) -> impl Iterator<Item = Action> + '_ {
         self.failures.iter().copied()
     }
 
-    /// Returns over how many modules it may jump.
+    /// Returns the numbers of modules over which it may jump.
     pub fn jumps(&self) -> impl Iterator<Item = usize> + '_ {
         let all = [self.success, self.new_authtok_reqd, self.ignore].into_iter().chain(self.failures());
         all.filter_map(|action| match action {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_libpam_does_not_understand_is_a_no() {
+    fn a_control_that_libpam_does_not_understand_is_a_no() {
         for word in ["requierd", "success=0", "success", "sucess=ok", "success=okay"] {
             assert_eq!(Control::parse(word), Control::default(), "{word}");
         }

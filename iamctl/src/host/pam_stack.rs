@@ -1,9 +1,8 @@
-//! One model of a PAM stack, as libpam reads and runs it (pam.d(5), `pam_handlers.c` and `pam_dispatch.c` of Linux-PAM):
-//! for enable, which adds our lines, disable, which takes them out, and doctor, which says whether they are in force.
+//! A model of a PAM stack, as libpam reads and runs it (pam.d(5), `pam_handlers.c` and `pam_dispatch.c` of Linux-PAM), for enable, which
+//! adds lines, disable, which takes them out, and doctor, which checks that they are in force.
 //!
-//! A text is a list of *entries*, which a backslash continues over several lines. The entries of one phase, with those
-//! of included files in their places, are a *chain* of modules. What a chain answers is worked out for all that its
-//! modules may return.
+//! A text is a list of *entries*. A backslash continues an entry on the next line. The entries of one phase, with those of included files
+//! in their places, are a *chain* of modules. A chain is judged for everything that its modules may return.
 
 use super::pam_control::Control;
 
@@ -13,13 +12,13 @@ mod tests;
 
 pub use judge::{Verdict, judge};
 
-/// The file name of our module.
+/// The file name of the module.
 pub const MODULE: &str = "pam_iam.so";
 
-/// How deep files may include others: libpam's `PAM_SUBSTACK_MAX_LEVEL`.
+/// How deep files may include others (`PAM_SUBSTACK_MAX_LEVEL` of libpam).
 const INCLUDES_MAX: usize = 16;
 
-/// A phase of PAM that our module takes part in.
+/// A phase of PAM in which the module takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// May the account be used?
@@ -40,25 +39,25 @@ impl Phase {
 /// Returns the text of the stack of a service, or None if there is none.
 pub type Stacks<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// One entry of a text.
+/// An entry of a text.
 #[derive(Debug)]
 struct Entry {
-    /// The number of its first line, from 0.
+    /// Its first line, counted from 0.
     first_line: usize,
-    /// The number of the line after its last.
+    /// The line after its last.
     next_line: usize,
     words: Vec<String>,
-    /// Whether the text ends where the entry would go on: libpam refuses the whole file.
+    /// Whether the text ends in the middle of the entry. libpam then refuses the whole file.
     is_cut_off: bool,
 }
 
 impl Entry {
-    /// The first word, without the `-` that keeps libpam from logging a missing module.
+    /// Returns the first word, without the `-` that keeps libpam from logging a missing module.
     fn kind(&self) -> &str {
         self.word(0).strip_prefix('-').unwrap_or(self.word(0))
     }
 
-    /// A word without its brackets: for libpam they only hold a word together.
+    /// Returns a word without its brackets, which only hold it together.
     fn word(&self, at: usize) -> &str {
         let word = self.words.get(at).map_or("", String::as_str);
         word.strip_prefix('[').map_or(word, |inside| inside.strip_suffix(']').unwrap_or(inside))
@@ -68,7 +67,7 @@ impl Entry {
         self.kind() == "@include"
     }
 
-    fn is_managed(&self) -> bool {
+    fn is_pam_iam(&self) -> bool {
         !self.is_include() && is_our_module(self.word(2))
     }
 }
@@ -77,8 +76,8 @@ fn is_our_module(path: &str) -> bool {
     path.rsplit('/').next() == Some(MODULE)
 }
 
-/// Splits a text into entries. A `#` ends an entry, whatever stands behind it; an empty line or a comment between a
-/// line that goes on and the next does not.
+/// Splits a text into entries. A `#` ends an entry, even before a backslash; an empty line or a comment between two lines of an entry does
+/// not.
 fn entries(text: &str) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut goes_on = false;
@@ -114,7 +113,7 @@ fn entries(text: &str) -> Vec<Entry> {
 /// What libpam takes for blanks.
 const BLANKS: [char; 2] = [' ', '\t'];
 
-/// Splits an entry into words. What stands in brackets is one word; its brackets are kept.
+/// Splits an entry into words. Text in brackets is one word and keeps its brackets.
 fn words(entry: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut rest = entry.trim_start_matches(BLANKS);
@@ -137,17 +136,17 @@ fn closing_bracket(inside: &str) -> Option<usize> {
         .find(|at| !inside.get(..*at).is_some_and(|before| before.ends_with('\\')))
 }
 
-/// One module of a chain.
+/// A module of a chain.
 #[derive(Clone, Debug)]
 struct Module {
     /// How many substacks it is in.
     level: usize,
     control: Control,
-    /// Control, module and arguments, as an operator knows them.
+    /// Control, path and arguments, as the operator wrote them.
     shown: String,
     path: String,
     arguments: Vec<String>,
-    /// What it does: a module runs, a substack's own entry only counts for jumps, a broken entry always fails.
+    /// What it does. The entry of a substack itself only counts for jumps; a broken entry always fails.
     role: Role,
 }
 
@@ -158,20 +157,20 @@ enum Role {
     Fails,
 }
 
-/// Where a text stands in a chain.
+/// The place of a text in a chain.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     phase: Phase,
     stacks: Stacks<'a>,
     /// How many files lead to it.
     depth: usize,
-    /// In how many substacks it is.
+    /// How many substacks it is in.
     level: usize,
-    /// Whether an entry of the phase includes it, not `@include` alone, which includes for all phases.
+    /// Whether an entry of the phase includes it, rather than only `@include`, which includes for all phases.
     is_for_phase: bool,
 }
 
-/// The chain of a phase, with what other files contribute to it.
+/// The chain of a phase, including what other files contribute.
 struct Chain(Vec<Module>);
 
 impl Chain {
@@ -206,12 +205,12 @@ impl Chain {
                     self.push(entry, place.level, Role::OpensSubstack, bad);
                     self.include(entry.word(2), entry, Place { level: place.level + 1, ..for_phase });
                 }
-                // It fails as its control says: one that is optional changes nothing.
+                // It fails as its control says: an optional one changes nothing.
                 _ if entry.word(2).is_empty() => self.push(entry, place.level, Role::Fails, own()),
                 _ => self.push(entry, place.level, Role::Runs, own()),
             }
         } else if place.is_for_phase && !is_of_a_phase() {
-            // An entry of no known phase fails in the phase that a file is included for; elsewhere in the phase auth.
+            // An entry of no known phase fails in the phase for which the file is included, or else in auth.
             self.push(entry, place.level, Role::Fails, own());
         }
     }
@@ -234,7 +233,7 @@ impl Chain {
         });
     }
 
-    /// Where a module's jump over `count` modules lands, as libpam counts: a substack is one. None if there are too few.
+    /// Returns where a module's jump over `count` modules lands. libpam counts a substack as one. None if there are too few.
     fn jump(&self, from: usize, count: usize) -> Option<usize> {
         let level = self.0.get(from)?.level;
         let is_deeper = |at: usize| self.0.get(at).is_some_and(|module| module.level > level);
@@ -251,7 +250,7 @@ impl Chain {
         Some(at + 1)
     }
 
-    /// Where the chain goes on after a decision in the module `from`: behind its substack, or nowhere.
+    /// Returns where the chain goes on after a decision in the module `from`: after its substack, or at the end.
     fn after_decision(&self, from: usize) -> usize {
         let level = self.0.get(from).map_or(0, |module| module.level);
         let rest = self.0.iter().enumerate().skip(from + 1);
@@ -259,17 +258,16 @@ impl Chain {
     }
 }
 
-/// Adds `line` to a text where it is in force: in the account phase first of all; in the session phase before the
-/// common part, which expects a home directory, and otherwise as late as it can be. Returns the text unchanged if our
-/// module is in force already.
+/// Adds `line` to a text where it will be in force: in the account phase before all else; in the session phase before the common part,
+/// which expects a home directory, and otherwise as late as possible. Returns the text unchanged if the module is in force already.
 pub fn with_line(
     text: &str,
     line: &str,
     phase: Phase,
     stacks: Stacks<'_>,
-    are_ours: &dyn Fn(&[String]) -> bool,
+    has_policy: &dyn Fn(&[String]) -> bool,
 ) -> String {
-    if judge(text, phase, stacks, are_ours) == Verdict::InForce {
+    if judge(text, phase, stacks, has_policy) == Verdict::InForce {
         return text.to_owned();
     }
     let lines: Vec<&str> = text.split('\n').collect();
@@ -295,7 +293,7 @@ pub fn with_line(
             None => places.push(end),
         },
     }
-    // What a text that breaks off leaves open would swallow our line.
+    // An unfinished entry at the end of the text would swallow the line.
     let cut_off = entries.iter().find(|entry| entry.is_cut_off).map_or(end, |entry| entry.first_line);
     let inserted = |at: usize| {
         let mut lines = lines.clone();
@@ -304,20 +302,20 @@ pub fn with_line(
     };
     let before = jumps(text, phase, stacks);
     let is_good = |text: &String| {
-        judge(text, phase, stacks, are_ours) == Verdict::InForce && jumps(text, phase, stacks) == before
+        judge(text, phase, stacks, has_policy) == Verdict::InForce && jumps(text, phase, stacks) == before
     };
     let good = places.iter().rev().map(|place| inserted(*place)).find(is_good);
-    // Where no place is good, a second line of ours would not be either.
+    // If no place is good, a second line would not be good either.
     let has_line = text.lines().any(|known| known.split_whitespace().eq(line.split_whitespace()));
     good.unwrap_or_else(|| if has_line { text.to_owned() } else { inserted(first) })
 }
 
-/// Whether a stack has any entry of a phase. Where it has none, libpam takes the stack `other`, until there is one.
+/// Whether a stack has any entry of a phase. If it has none, libpam takes the stack `other`.
 pub fn has_entries(text: &str, phase: Phase, stacks: Stacks<'_>) -> bool {
     !Chain::of(text, phase, stacks).0.is_empty()
 }
 
-/// Where each jump of a chain lands, by the numbers that the modules have without ours.
+/// Returns where each jump of a chain lands, as positions in the chain without pam_iam's module.
 fn jumps(text: &str, phase: Phase, stacks: Stacks<'_>) -> Vec<Option<usize>> {
     let chain = Chain::of(text, phase, stacks);
     let number =
@@ -329,23 +327,23 @@ fn jumps(text: &str, phase: Phase, stacks: Stacks<'_>) -> Vec<Option<usize>> {
         .collect()
 }
 
-/// What stands in the place of an entry of ours that others jump over: whatever it returns changes nothing.
+/// Takes the place of an entry that others jump over. Whatever it returns changes nothing.
 const NOTHING: &str = "[default=ignore] pam_permit.so";
 
-/// Takes all entries of our module out of a text. Where others jump over one, an entry that does nothing takes its place, so
-/// that they land where they did.
+/// Takes all entries of the module out of a text. One that others jump over is replaced by an entry that does nothing, so that they land
+/// where they did.
 pub fn without_lines(text: &str, stacks: Stacks<'_>) -> String {
     let phases = [Phase::Account, Phase::Session];
     let moves = |phase| jumps(text, phase, stacks) != jumps(&without(text, &[]), phase, stacks);
     without(text, &phases.into_iter().filter(|phase| moves(*phase)).collect::<Vec<_>>())
 }
 
-/// A text without the entries of our module; those of `replaced` phases do nothing instead.
+/// Returns a text without the entries of the module; in `replaced` phases, an entry that does nothing takes their place.
 fn without(text: &str, replaced: &[Phase]) -> String {
-    let ours: Vec<Entry> = entries(text).into_iter().filter(Entry::is_managed).collect();
+    let removed: Vec<Entry> = entries(text).into_iter().filter(Entry::is_pam_iam).collect();
     let mut kept: Vec<String> = Vec::new();
     for (number, line) in text.split('\n').enumerate() {
-        let entry = ours.iter().find(|entry| (entry.first_line..entry.next_line).contains(&number));
+        let entry = removed.iter().find(|entry| (entry.first_line..entry.next_line).contains(&number));
         match entry {
             None => kept.push(line.to_owned()),
             Some(entry) if number == entry.first_line => {
@@ -358,7 +356,7 @@ fn without(text: &str, replaced: &[Phase]) -> String {
     kept.join("\n")
 }
 
-/// Returns the line of a phase in one of the files that we ship under `pam.d`.
+/// Returns the line of a phase in one of the files that are shipped under `pam.d`.
 pub fn line_of(text: &str, phase: Phase) -> Option<&str> {
     text.lines().find(|line| line.split_whitespace().next() == Some(phase.word()))
 }

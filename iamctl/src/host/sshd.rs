@@ -1,4 +1,4 @@
-//! sshd's effective settings: what its files and its command line come to for one user.
+//! sshd's effective settings: the result of its files and its command line for one user.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,22 +11,22 @@ use pam_iam_core::paths;
 use super::command::{Failure, run, run_within};
 use super::units::is_booted;
 
-/// Our drop-in.
+/// The drop-in of pam_iam.
 pub const DROP_IN: &str = "/etc/ssh/sshd_config.d/10-pam_iam.conf";
 
-/// What sshd is to run.
+/// The key command that sshd has to run.
 pub const KEY_COMMAND: &str = "/usr/libexec/pam_iam/iam-authorized-keys";
 
-/// What sshd would do, by `sshd -T` with the options of its unit.
+/// sshd's settings for a login, by `sshd -T` with the options of its unit.
 #[derive(Debug)]
 pub struct Settings {
-    /// By names in lower case.
+    /// The values by names in lower case.
     values: HashMap<String, String>,
-    /// The options of its command line, which win over every file.
+    /// The options of sshd's command line, which win over every file.
     pub options: Vec<String>,
 }
 
-/// Asks sshd what it would do for a login of `user` from this host.
+/// Returns sshd's settings for a login of `user` from this host.
 ///
 /// # Errors
 /// Returns an error if sshd refuses its configuration or cannot be run.
@@ -47,8 +47,8 @@ pub fn check() -> Result<(), Failure> {
     sshd(&["-t"]).map(drop)
 }
 
-/// Runs sshd to test or print its settings. Before its first start, as in an image that is being made or with socket
-/// activation, a host may lack the folder and the keys that sshd insists on: then it gets them for this run alone.
+/// Runs sshd to test or print its settings. Before its first start, as in an image that is being built or with socket activation, a host
+/// may lack the folder and the host keys that sshd requires. They are then made for this run alone.
 fn sshd(arguments: &[&str]) -> Result<String, Failure> {
     let mut folder = None;
     let mut key = None;
@@ -71,13 +71,13 @@ fn sshd(arguments: &[&str]) -> Result<String, Failure> {
     done
 }
 
-/// How long sshd may take. It asks NSS about the user, and a directory may not answer; a sweep waits for it.
+/// How long sshd may take. It asks NSS about the user, a directory may not answer, and a sweep waits for it.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What sshd says without its folder, before its path.
+/// sshd's message if its folder is missing, up to the path.
 const NO_FOLDER: &str = "Missing privilege separation directory: ";
 
-/// What sshd says without a host key.
+/// sshd's message if it has no host key.
 const NO_KEYS: &str = "no hostkeys available";
 
 /// sshd's folder under /run, for one run.
@@ -91,13 +91,13 @@ impl Folder {
             .and_then(|rest| rest.split([';', '\r', '\n']).next())
             .unwrap_or_default();
         let path = PathBuf::from(path.trim());
-        // Elsewhere its package brings it.
+        // A folder elsewhere comes with sshd's package.
         if !path.starts_with("/run") {
             return Err(Failure::Failed(why.to_owned()));
         }
         match std::fs::create_dir(&path) {
             Ok(()) => Ok(Self(Some(path))),
-            // An sshd that has started meanwhile made it, and keeps it.
+            // An sshd that has started meanwhile has made it, and needs it.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Self(None)),
             Err(error) => Err(Failure::Failed(format!("{}: {error}", path.display()))),
         }
@@ -112,7 +112,7 @@ impl Drop for Folder {
     }
 }
 
-/// A host key for one run, in a folder that is root's alone.
+/// A host key for one run, in a folder that only root can enter.
 struct HostKey {
     folder: PathBuf,
     path: String,
@@ -142,7 +142,7 @@ impl Settings {
     fn parse(said: &str) -> HashMap<String, String> {
         let mut all: HashMap<String, String> = HashMap::new();
         for (name, value) in said.lines().filter_map(|line| line.split_once(' ')) {
-            // A list has a line for each of its entries.
+            // A list has one line for each of its entries.
             let known = all.entry(name.to_owned()).or_default();
             known.push_str(if known.is_empty() { "" } else { " " });
             known.push_str(value);
@@ -150,7 +150,7 @@ impl Settings {
         all
     }
 
-    /// Returns the value of a setting; nothing if it is not set.
+    /// Returns the value of a setting. Empty if it is not set.
     pub fn get(&self, name: &str) -> &str {
         self.values.get(name).map_or("", String::as_str)
     }
@@ -161,33 +161,34 @@ impl Settings {
     }
 }
 
-/// Has sshd read its files again, if it would take them. Open sessions are processes of their own and go on.
+/// Makes sshd read its files again, if it accepts them. Open sessions are processes of their own and go on.
 pub fn reload() -> Result<(), Failure> {
     check()?;
     if !is_booted() {
         return Ok(());
     }
-    // It is `ssh` on Debian and Ubuntu; socket-activated, it reads its files at each login anyway.
+    // The unit is `ssh` on Debian and Ubuntu. A socket-activated sshd reads its files at each login anyway.
     let running = ["ssh.service", "sshd.service"]
         .into_iter()
         .find(|unit| run("systemctl", &["is-active", "--quiet", unit]).is_ok());
     running.map_or(Ok(()), |unit| run("systemctl", &["reload", unit]).map(drop))
 }
 
-/// Where units keep the variables of their command lines.
+/// The properties of a unit that make its command line.
 const PROPERTIES: &str = "--property=ExecStart,Environment,EnvironmentFiles";
 
-/// The options of sshd's command line that set anything, by its unit: they win over every file. EC2 Instance Connect has its
-/// key command there on some systems.
+/// Returns the options of sshd's command line that set anything, by its unit. They win over every file: on some systems EC2 Instance
+/// Connect puts its key command there.
 fn started_with() -> Vec<String> {
     let question = ["show", PROPERTIES, "ssh.service", "sshd.service"];
     let said = run_within(LIMIT, "systemctl", &question, &[]).unwrap_or_default();
-    // One may be the other's alias.
+    // One may be an alias of the other.
     let unit = said.split("\n\n").find(|unit| unit.contains("ExecStart="));
     unit.map(|unit| options_in(unit, &|path| std::fs::read_to_string(path).ok())).unwrap_or_default()
 }
 
-/// `-o NAME=VALUE`, `-oNAME=VALUE` and `-f FILE` of what `systemctl show` says of a unit, with its variables put in.
+/// Returns `-o NAME=VALUE`, `-oNAME=VALUE` and `-f FILE` from the output of `systemctl show` for a unit, with its variables expanded.
+/// `file` returns the text of a file.
 fn options_in(unit: &str, file: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
     let mut variables: HashMap<String, String> = HashMap::new();
     let mut learn = |text: &str| {
@@ -229,8 +230,8 @@ fn options_in(unit: &str, file: &dyn Fn(&str) -> Option<String>) -> Vec<String> 
 /// The letters of sshd's options that take a value (sshd(8)).
 const WITH_VALUE: &str = "CEbcfghkopu";
 
-/// The options `-o` and `-f` among the words of a command line. systemd shows no quotes, so what stands before the next option
-/// belongs to the last one: sshd has nothing but options.
+/// Returns the options `-o` and `-f` among the words of a command line. systemctl shows no quotes, so all words up to the next option
+/// belong to the value: sshd has no other arguments.
 fn settings_in(command: Vec<String>) -> Vec<String> {
     let mut options: Vec<(char, Vec<String>)> = Vec::new();
     for word in command.into_iter().skip(1) {
@@ -240,7 +241,7 @@ fn settings_in(command: Vec<String>) -> Vec<String> {
             }
             continue;
         };
-        // Several options may share a dash: the first that takes a value has the rest.
+        // Several options may share a dash. The first that takes a value has the rest.
         let (at, letter) = letters
             .char_indices()
             .find(|(_, letter)| WITH_VALUE.contains(*letter))
@@ -253,7 +254,7 @@ fn settings_in(command: Vec<String>) -> Vec<String> {
     sets.flat_map(|(letter, value)| [format!("-{letter}"), value.join(" ")]).collect()
 }
 
-/// Splits at blanks outside of quotes.
+/// Splits a text at blanks outside quotes.
 fn words(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for letter in text.chars() {
@@ -271,7 +272,7 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-/// Returns the key command among the options of a command line, if there is another one than ours.
+/// Returns the key command among the options of a command line, if it is another than [`KEY_COMMAND`].
 pub fn key_command_in(options: &[String]) -> Option<&str> {
     let option = |word: &str| word.to_ascii_lowercase().contains("authorizedkeyscommand");
     let set =
@@ -279,7 +280,7 @@ pub fn key_command_in(options: &[String]) -> Option<&str> {
     (!set.contains(KEY_COMMAND)).then_some(set.as_str())
 }
 
-/// Returns the files of sshd's configuration, but ours, that set `name`, each once.
+/// Returns the files of sshd's configuration, apart from [`DROP_IN`], that set `name`.
 pub fn files_that_set(name: &str) -> Vec<String> {
     files_where(&|text| !values_in(text, name).is_empty())
 }
@@ -296,7 +297,7 @@ fn files_where(is_wanted: &dyn Fn(&str) -> bool) -> Vec<String> {
     paths.iter().map(|path| path.display().to_string()).collect()
 }
 
-/// The values that a text of sshd's configuration gives to `name`, in any `Match` too.
+/// Returns the values that a text of sshd's configuration gives to `name`, also within a `Match`.
 pub fn values_in(text: &str, name: &str) -> Vec<String> {
     let value = |line: &str| {
         let (word, rest) = line.trim().split_once([' ', '\t', '='])?;
@@ -310,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_sshds_command_line_sets_is_found_through_variables_too() {
+    fn options_of_the_command_line_are_found_in_variables_too() {
         let show = |command: &str, rest: &str| {
             format!(
                 "ExecStart={{ path=/usr/sbin/sshd ; argv[]=/usr/sbin/sshd {command} ; ignore_errors=no ; pid=0 }}\n{rest}"
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_several_lines_and_the_values_of_a_file_are_read() {
+    fn lists_of_several_lines_and_values_of_a_file_are_read() {
         assert_eq!(
             Settings::parse("allowusers ubuntu\nallowusers admin\nport 22\n")["allowusers"],
             "ubuntu admin"

@@ -1,4 +1,4 @@
-//! sudo's effective rules for one user: what its files come to, by `sudo -l -U`.
+//! sudo's effective rules for one user: the result of all its files, by `sudo -l -U`.
 
 use super::command::{Failure, run};
 
@@ -6,23 +6,23 @@ use super::command::{Failure, run};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effective {
     pub rule: Rule,
-    /// Whether sudo asks the account phase of the PAM services that we are in (sudoers(5): `pam_acct_mgmt`, `pam_service`,
+    /// Whether sudo asks the account phase of the PAM services in which pam_iam is (sudoers(5): `pam_acct_mgmt`, `pam_service`,
     /// `pam_login_service`, `pam_askpass_service`).
     pub asks_pam: bool,
 }
 
-/// What the last rule for all commands as root says: that one counts.
+/// The last rule for all commands as root, which is the one that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// There is none.
     None,
     /// It asks for a password, which IAM users do not have.
     AsksForPassword,
-    /// It lets the user.
+    /// It lets the user become root.
     Lets,
 }
 
-/// Asks sudo what `user` may do.
+/// Returns what sudo lets `user` do.
 ///
 /// # Errors
 /// Returns an error if sudo refuses its files or cannot be run.
@@ -31,7 +31,7 @@ pub fn effective(user: &str) -> Result<Effective, Failure> {
 }
 
 fn parse(listing: &str) -> Effective {
-    // Defaults first, then a line that ends with a colon, then a rule a line.
+    // Defaults come first, then a line that ends with a colon, then one rule a line.
     let (defaults, rules) = listing.split_once("may run the following commands").unwrap_or((listing, ""));
     let is_otherwise = |word: &str| match word.split_once('=') {
         Some(("pam_service", service)) => service != "sudo",
@@ -44,7 +44,7 @@ fn parse(listing: &str) -> Effective {
     Effective { rule: rules.next_back().unwrap_or(Rule::None), asks_pam }
 }
 
-/// `(ALL : ALL) NOPASSWD: ALL`, if it is about all commands as root.
+/// Parses a line like `(ALL : ALL) NOPASSWD: ALL`. None unless it is about all commands as root.
 fn rule(line: &str) -> Option<Rule> {
     let (run_as, commands) = line.strip_prefix('(')?.split_once(')')?;
     let users = run_as.split(':').next().unwrap_or_default();

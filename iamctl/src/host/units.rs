@@ -1,4 +1,4 @@
-//! systemd's units: switching ours on and off.
+//! Switches units of systemd on and off.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::{Failure, run};
 
-/// How a unit is before it is switched on.
+/// The state of a unit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitState {
     pub name: String,
@@ -29,7 +29,7 @@ impl UnitState {
     }
 }
 
-/// Returns how units are now.
+/// Returns the state of units.
 pub fn states(units: &[&str]) -> Vec<UnitState> {
     let is = |word: &str, unit: &str| run("systemctl", &[word, "--quiet", unit]).is_ok();
     units
@@ -42,10 +42,10 @@ pub fn states(units: &[&str]) -> Vec<UnitState> {
         .collect()
 }
 
-/// Makes units what they were: what was neither enabled nor running is switched off again, and all else is left alone.
+/// Restores the state of units: those that were neither enabled nor running are switched off again, and the others left alone.
 ///
 /// # Errors
-/// Returns an error if systemd refuses it.
+/// Returns an error if systemctl fails.
 pub fn restore(before: &[UnitState]) -> Result<(), Failure> {
     for unit in before {
         if !unit.is_enabled && crate::is_installed(SYSTEMCTL) {
@@ -63,7 +63,7 @@ pub const IMPORTER_TIMER: &str = "iam-importer.timer";
 
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 
-/// Starts the units and has each boot start them; of an image that is being made, only the latter.
+/// Starts units and enables them. In an image that is being built, only enables them.
 pub fn start(units: &[&str]) -> Result<(), Failure> {
     if is_booted() {
         run("systemctl", &["daemon-reload"])?;
@@ -71,7 +71,7 @@ pub fn start(units: &[&str]) -> Result<(), Failure> {
     switch("enable", units)
 }
 
-/// The reverse of [`start`].
+/// Stops units and disables them. In an image that is being built, only disables them.
 pub fn stop(units: &[&str]) -> Result<(), Failure> {
     switch("disable", units)
 }
@@ -85,7 +85,7 @@ fn switch(verb: &str, units: &[&str]) -> Result<(), Failure> {
     run("systemctl", &[words, units].concat()).map(drop)
 }
 
-/// Whether systemd is the init of this machine: not in a container without it, nor where an image is made.
+/// Whether systemd is the init of this machine: not in a container without it, nor while an image is built.
 pub fn is_booted() -> bool {
     Path::new(paths::BOOTED_BY_SYSTEMD).exists()
 }

@@ -1,4 +1,4 @@
-//! Ends what is withdrawn, and logs it before and after.
+//! Ends withdrawn sessions and processes, and logs that before and after.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,8 +18,8 @@ use pam_iam_sessions::termination::{self, Outcome, Progress, Termination};
 use super::withdrawal::Withdrawal;
 use crate::Context;
 
-/// Ends what is withdrawn, each user by itself and all side by side, and logs it. Returns the outcome of each withdrawal, in
-/// their order. root has no owner, is never withdrawn and has none.
+/// Ends `withdrawals` side by side and logs them. Returns the outcome of each, in the same order. Root has no owner and is never withdrawn,
+/// so it has no outcome.
 pub fn end(
     context: &Context,
     withdrawals: &[Withdrawal],
@@ -72,18 +72,18 @@ fn termination_of(withdrawal: &Withdrawal) -> Option<Termination> {
     })
 }
 
-/// The mark of what a login that is over left behind.
+/// Returns the mark of the processes that a login which is over has left.
 fn marks_of(session: &Session) -> Option<SessionMarks> {
     session.audit.clone().map(SessionMarks::of_audit_session)
 }
 
-/// Finds out which withdrawn users have logged in anew meanwhile.
+/// Finds out which withdrawn users have logged in again meanwhile.
 struct LoggedInAnew<'a> {
     context: &'a Context,
     registry: &'a SessionRegistry,
     /// The sessions that end.
     ending: BTreeSet<Process>,
-    /// Whether IAM refuses a user now. Asked once for each: a resolver that hangs must not hold up the end of others.
+    /// Whether IAM refuses a user now. Each is asked about once: a resolver that hangs must not hold up the end of others.
     refused: BTreeMap<Uid, bool>,
 }
 
@@ -93,8 +93,7 @@ impl<'a> LoggedInAnew<'a> {
         Self { context, registry, ending: sessions.map(Session::process).collect(), refused: BTreeMap::new() }
     }
 
-    /// Whether the user keeps what is not in the sessions that end: the user has logged in anew, and not by a login that was
-    /// decided just before the withdrawal.
+    /// Whether the user keeps the processes outside the ending sessions: the user has logged in again, and IAM does not refuse that login.
     fn keeps_the_rest(&mut self, termination: &Termination) -> bool {
         let (uid, open) = (termination.owner.uid, self.registry.sessions().unwrap_or_default());
         let anew = open.iter().any(|(open, _)| open.uid == uid && !self.ending.contains(&open.process()));
@@ -110,15 +109,15 @@ fn is_refused(context: &Context, name: &str, uid: Uid) -> bool {
     decision.is_ok_and(|decision| !decision.allow && decision.reason != Reason::Denied)
 }
 
-/// Takes logins that are over out of the registry, if nothing is left of them, also nothing that begins faster than it is found.
+/// Removes logins that are over from the registry, if nothing is left of them, not even a process that forks faster than it is found.
 fn forget_if_gone(registry: &SessionRegistry, withdrawal: &Withdrawal, outcome: &Outcome) {
-    let is_gone = outcome.is_complete() && (outcome.was_still || !process::is_at_work(withdrawal.uid));
+    let is_gone = outcome.is_complete() && (outcome.was_frozen || !process::is_at_work(withdrawal.uid));
     for session in withdrawal.left.iter().filter(|_| is_gone) {
         let _ = registry.remove(session.process());
     }
 }
 
-/// Logs the outcome of a withdrawal, a line for each of its sessions.
+/// Logs the outcome of a withdrawal, one line for each of its sessions.
 fn log_outcome(withdrawal: &Withdrawal, outcome: &Outcome, write: &mut impl FnMut(Level, Event)) {
     let (level, result) = match outcome.is_complete() {
         true => (Level::Warning, "ended"),

@@ -1,8 +1,7 @@
-//! `iamctl sweep --every 60s`: a sweep each minute, by a clock of its own.
+//! `iamctl sweep --every 60s`: starts a sweep each minute, without a timer of systemd.
 //!
-//! A timer of systemd's would do, were it not for the users who are to be ended: its first process also answers everybody's
-//! questions about users, so that one who floods it keeps it from starting anything. This process asks it nothing. Each
-//! sweep is a process of its own, since one leaves behind what does not answer.
+//! systemd's first process also answers lookups of all users, so a user who floods it could keep a timer from starting anything. This
+//! process needs nothing from it. Each sweep is a process of its own, since lookups that do not answer leave threads behind.
 
 use std::io;
 use std::path::Path;
@@ -15,16 +14,16 @@ use pam_iam_sessions::termination;
 
 use crate::error::{Error, Reply};
 
-/// How long a sweep may be at work: one that hangs would keep all others from beginning.
+/// The most time for a sweep. One that hangs would keep the next from beginning.
 const SWEEP_MAX: Duration = Duration::from_secs(600);
 
-/// The pause before a sweep that could not be started is tried again.
+/// The pause before another try to start a sweep.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The pause between two looks whether a sweep has ended.
+/// The pause between two checks whether a sweep has ended.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Sweeps again and again; never returns but with an error.
+/// Starts sweeps again and again. Returns only with an error.
 ///
 /// # Errors
 /// Returns an error if a sweep that was started cannot be waited for.
@@ -33,10 +32,10 @@ pub fn run(config: &Path, every: Duration) -> Result<Reply, Error> {
     let mut log = Log::to_syslog("iamctl");
     loop {
         let began = uptime();
-        // This program as it was started: a package may have replaced the file.
+        // The program as it was started: a package may have replaced the file.
         let mut sweep = Command::new("/proc/self/exe");
         sweep.arg("--config").arg(config).arg("sweep").stdin(Stdio::null()).stdout(Stdio::null());
-        // Who could start this process again may be kept busy.
+        // On failure this process tries again itself: systemd, which could restart it, may be kept busy.
         let mut sweep = match sweep.spawn() {
             Ok(sweep) => sweep,
             Err(error) => {
@@ -47,7 +46,7 @@ pub fn run(config: &Path, every: Duration) -> Result<Reply, Error> {
         };
         match wait(&mut sweep, began).map_err(Error::SweepLost)? {
             Some(done) if done.success() => {}
-            // What it could not do, it has said itself.
+            // The sweep itself has logged what it could not do.
             Some(done) => {
                 log.write(
                     Level::Warning,
@@ -62,7 +61,7 @@ pub fn run(config: &Path, every: Duration) -> Result<Reply, Error> {
                 log.write(Level::Error, why);
             }
         }
-        // One that took longer is an error that it tells itself; the next begins at once.
+        // A sweep that took longer logs that itself; the next one begins at once.
         std::thread::sleep((began + every).saturating_sub(uptime()));
     }
 }

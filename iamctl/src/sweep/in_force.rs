@@ -1,5 +1,5 @@
-//! The look that each sweep takes at this host: are our lines still in the PAM stacks, and does sshd still ask us? Another
-//! package's drop-in, a replaced conffile or a hardening role may have changed that.
+//! Checks in each sweep whether pam_iam is still in the PAM stacks, and whether sshd still asks it. Another package's drop-in, a replaced
+//! conffile or a hardening role may have changed that.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -17,10 +17,10 @@ use pam_iam_sessions::lookup;
 use crate::swept::Swept;
 use crate::{doctor, enabled};
 
-/// The files that are looked at for a change. Others that they include are found within [`ASK_AGAIN`].
+/// The files that are checked for changes. Files that these include are checked every [`ASK_AGAIN`].
 const SSHD_FILES: [&str; 2] = ["/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d"];
 
-/// Files that are part of sshd's unit, or that it reads: its command line wins over its files.
+/// Files of sshd's unit, or that it reads: sshd's command line wins over its files.
 const SSHD_UNITS: [&str; 6] = [
     "/etc/default/ssh",
     "/etc/sysconfig/sshd",
@@ -30,10 +30,10 @@ const SSHD_UNITS: [&str; 6] = [
     "/usr/lib/systemd/system/sshd.service.d",
 ];
 
-/// How often sshd is asked for its settings where none of these files changed.
+/// How often sshd is asked for its settings if none of these files has changed.
 const ASK_AGAIN: Duration = Duration::from_secs(3600);
 
-/// Looks, and logs what is not in force: when that changed, and once an hour.
+/// Checks, and logs what is not in force: when that has changed, and once an hour.
 pub fn look(config: &Config, log: &mut Log) {
     if enabled::is_off() {
         return;
@@ -41,11 +41,11 @@ pub fn look(config: &Config, log: &mut Log) {
     let mut record = Swept::load();
     let files = state(&SSHD_FILES.into_iter().chain(SSHD_UNITS).collect::<Vec<_>>());
     let is_due = record.since_sshd_was_asked().is_none_or(|since| since >= ASK_AGAIN);
-    // What does not answer is asked again by the next sweep; what it said last stands.
+    // If sshd does not answer, the next sweep asks again, and its last answer stands.
     let ask = || {
         let user = managed_user();
         let found = doctor::sshd_not_in_force(config, user.as_ref().and_then(Option::as_deref))?;
-        // Without a user sshd tells less: then a fault counts, and that none is found does not.
+        // Without a user sshd tells less: then a fault counts, but the lack of one does not.
         (user.is_some() || !found.is_empty()).then(|| (files.clone(), found))
     };
     let sshd = if is_due || files != record.sshd_files { ask() } else { None };
@@ -59,11 +59,11 @@ pub fn look(config: &Config, log: &mut Log) {
     }
 }
 
-/// How many users who were here before are looked for.
+/// How many of the users who were here before are looked up.
 const FORMER_MAX: usize = 5;
 
-/// A managed user with an account here: one who is logged in, or has been. The list of users would cost calls to IAM. None if a
-/// look-up was not answered in time: a directory is not waited for, and what was found last stands.
+/// Returns a managed user who has an account here: one who is or was logged in, since reading the roster would cost calls to IAM. None if a
+/// lookup was not answered in time: a slow directory is not waited for, and the last result stands.
 fn managed_user() -> Option<Option<String>> {
     let open = SessionRegistry::open(Path::new(paths::SESSIONS)).and_then(|registry| registry.sessions());
     let open = open.unwrap_or_default().into_iter().map(|(session, _)| (session.user, session.uid));
@@ -79,7 +79,8 @@ fn managed_user() -> Option<Option<String>> {
     Some(None)
 }
 
-/// What files and the files in folders look like: changes whenever one of them is written, renamed, made or removed.
+/// Returns a hash of the state of files and of the files in folders. It changes whenever one of them is written, renamed, created or
+/// removed.
 fn state(paths: &[&str]) -> String {
     let mut hasher = DefaultHasher::new();
     for path in paths {
@@ -99,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_made_written_or_removed_is_a_change() {
+    fn the_state_changes_if_a_file_is_created_written_or_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_str().unwrap();
         let file = folder.path().join("10.conf");

@@ -1,4 +1,4 @@
-//! What a sweep ends, and why: asks the resolver about open sessions, and about users who run processes without one.
+//! Decides what a sweep ends: asks the resolver about open sessions, and about users who run processes without one.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -32,60 +32,60 @@ mod verdict;
 use asked::Owning;
 use verdict::Verdict;
 
-/// How long the resolver is asked about open sessions: each whose turn does not come goes on until the next sweep, where those
-/// that were confirmed longest ago come first.
+/// How long the resolver is asked about open sessions. A session without an answer goes on until the next sweep, which begins with those
+/// confirmed longest ago.
 const ASKING_MAX: Duration = Duration::from_secs(20);
 
-/// How long it is asked about users who run processes without a session.
+/// How long the resolver is asked about users who run processes without a session.
 const ASKING_SESSIONLESS_MAX: Duration = Duration::from_secs(10);
 
-/// However short `freshness.offline` is, one hiccup ends nobody.
+/// The least that `freshness.offline` counts for, so that one short failure ends nobody.
 const OFFLINE_MIN: Duration = Duration::from_secs(120);
 
-/// What becomes of an open session. `is_confirmed` says whether IAM lets its user in.
+/// The decision about an open session. `is_confirmed` tells whether IAM lets its user in.
 enum Fate {
     GoesOn { is_confirmed: bool },
     Ends { cause: Cause, whole_user: bool, is_confirmed: bool },
 }
 
-/// What was learned of the users who have open sessions.
+/// What the sweep learned of users with open sessions.
 #[derive(Default)]
 struct UsersWithSessions {
     /// All of them.
     seen: BTreeSet<Uid>,
-    /// Those of whom a session goes on.
+    /// Those with a session that goes on.
     staying: BTreeSet<Uid>,
     /// Those whom IAM lets in.
     confirmed: BTreeSet<Uid>,
 }
 
-/// Asks the resolver about sessions, within a time.
+/// Asks the resolver about sessions and users, within a time limit.
 pub struct Judge<'a> {
     context: &'a Context,
     config: &'a Config,
     served: Served,
     privileged: Option<Privileged>,
     asked_until: Instant,
-    /// What was answered in this sweep, by the question as it is on the wire.
+    /// The answers in this sweep, by the request as it is on the wire.
     answers: RefCell<BTreeMap<String, Answer>>,
     /// The last user without a session whom this sweep or the one before asked about.
     pub last_asked: Option<Uid>,
-    /// The users of whom nobody could tell whether they may go on.
+    /// The users about whom there was no answer.
     pub unanswered: BTreeSet<Uid>,
-    /// How many questions there was no time for.
+    /// How many requests there was no time for.
     without_answer: Cell<usize>,
-    /// How many processes there was no time to read in the last look: a withdrawn user may be in one of anybody's.
+    /// How many processes there was no time to read in the last look. Any of them may be a withdrawn user's.
     pub unread: usize,
-    /// In how many sweeps in a row nothing was seen of what logins left behind, when this sweep began.
+    /// For each login that is over: in how many sweeps in a row no process of it had been seen when this sweep began.
     first_unseen: BTreeMap<Process, u32>,
-    /// Whether this sweep changes anything, or only says what it would do.
+    /// Whether this is a dry run.
     is_dry: bool,
-    /// Uids of our range of which nothing tells whether they ever were ours.
+    /// Managed uids of which nothing tells whether they ever were an IAM user's.
     pub unknown: BTreeSet<Uid>,
 }
 
 impl<'a> Judge<'a> {
-    /// Asks from now on; `last_asked` is where the last sweep came to.
+    /// Starts the time limit. `last_asked` is the user about whom the last sweep asked last.
     pub fn new(context: &'a Context, config: &'a Config, last_asked: Option<Uid>, is_dry: bool) -> Self {
         let served = Served::new(Path::new(paths::SERVED));
         Self {
@@ -105,10 +105,10 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Finds out which groups are to be looked for. Kept for later sweeps if `remember` says so.
+    /// Finds out which groups are privileged, and keeps them for later sweeps if `remember`.
     ///
     /// # Errors
-    /// Returns what to log if they cannot be kept.
+    /// Returns an error to log if they cannot be kept.
     pub fn look_for_privileged_groups(&mut self, remember: bool) -> Result<(), PrivilegedError> {
         if self.config.sessions.sweep != Sweep::Key {
             return Ok(());
@@ -118,13 +118,13 @@ impl<'a> Judge<'a> {
         kept
     }
 
-    /// How many questions there was no time for.
+    /// Returns how many requests there was no time for.
     pub fn without_answer(&self) -> usize {
         self.without_answer.get()
     }
 
-    /// Returns what is to end: of the open sessions, each with the time since it was confirmed, of what managed users run without
-    /// one, and of what sessions that are over left behind.
+    /// Returns what is to end: open sessions, each given with the time since it was confirmed; processes that managed users run without a
+    /// session; and processes that were left by sessions which are over.
     ///
     /// # Errors
     /// Returns an error if the processes or the registry cannot be read.
@@ -187,13 +187,13 @@ impl<'a> Judge<'a> {
         }
         let mut withdrawals: Vec<Withdrawal> = whole.into_values().chain(alone).collect();
         for withdrawal in &mut withdrawals {
-            // While another session of the user goes on, what was left behind may be that one's.
+            // While another session of the user goes on, processes that were left may be of that one.
             withdrawal.whole_user &= !users.staying.contains(&withdrawal.uid);
         }
         (withdrawals, users)
     }
 
-    /// Returns what becomes of an open session that was last confirmed `unconfirmed` ago. One that goes on is noted in the registry.
+    /// Decides about an open session that was confirmed `unconfirmed` ago. Notes in the registry if it is confirmed now.
     fn fate(
         &self,
         session: &Session,
@@ -212,14 +212,14 @@ impl<'a> Judge<'a> {
                 let _ = registry.touch(session, age);
                 Fate::GoesOn { is_confirmed: true }
             }
-            // What a local account runs beside its sessions is the host's, unless its user is withdrawn.
+            // Other processes of a local account are the host's, unless the account's user is withdrawn.
             Verdict::UserWithdrawn(reason) => Fate::Ends {
                 cause: Cause::Refused(reason),
                 whole_user: is_managed || matches!(account_kind, Ok(AccountKind::Adopted)),
                 is_confirmed: false,
             },
-            // The user may log in, and is asked about what runs beside the session. Its jobs are told from the user's others by the
-            // kernel's marks of the login; without such marks nobody could tell, and they all end.
+            // The user may still log in. The kernel's marks of the login tell its processes from the user's others; without such marks all
+            // of them end.
             Verdict::SessionWithdrawn(cause) => {
                 Fate::Ends { cause, whole_user: is_managed && !has_marks(session, table), is_confirmed: true }
             }
@@ -230,7 +230,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Adds what managed users run without a session and may not.
+    /// Adds the processes that managed users run without a session and may not run.
     fn judge_users_without_session(
         &mut self,
         withdrawals: &mut Vec<Withdrawal>,
@@ -246,7 +246,7 @@ impl<'a> Judge<'a> {
             }
             let without_answer = self.without_answer.get();
             let withdrawal = self.judge_user(uid, &processes, users, owned);
-            // A user who alone takes all the time is not to be the first again.
+            // A user who takes all the time alone must not be the first again.
             if self.without_answer.get() == without_answer || at == 0 {
                 self.last_asked = Some(uid);
             }
@@ -259,7 +259,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Returns what of `processes` is to end, which the user with `uid` runs.
+    /// Returns which of `processes`, which the user with `uid` runs, are to end.
     fn judge_user(
         &mut self,
         uid: Uid,
@@ -293,8 +293,8 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Processes of a managed user that hold a privileged group which IAM no longer gives: left by a session that had it, or of
-    /// a service manager (`user@.service`) that such a session started.
+    /// Returns the processes of a managed user that hold a privileged group which IAM no longer gives: left by a session that had it, or
+    /// started by a service manager (`user@.service`) of such a session.
     fn with_a_lost_group(
         &self,
         name: &LinuxName,
@@ -307,29 +307,28 @@ impl<'a> Judge<'a> {
         let held = running.flat_map(|task| task.groups.union(&task.set_groups)).copied().collect();
         let groups = self.lost(name, &held);
         let owner = Owner::new(uid, name.as_str())?;
-        // A setgid program of the host's lends its group to anybody.
+        // A setgid program of the host lends its group to anybody.
         if owned.holders(&owner, &groups).is_empty() {
             return None;
         }
         Some(Withdrawal { groups, ..Withdrawal::new(name.to_string(), uid, Cause::GroupWithdrawn) })
     }
 
-    /// The privileged groups among `held` that the user no longer has.
+    /// Returns the privileged groups among `held` that the user no longer has.
     fn lost(&self, name: &LinuxName, held: &BTreeSet<Gid>) -> BTreeSet<Gid> {
         let Some(privileged) = &self.privileged else { return BTreeSet::new() };
         privileged.lost(name, held, self)
     }
 
-    /// All processes of a managed user who has no session and may not log in.
+    /// Returns all processes of a managed user who has no session and may not log in.
     fn without_session(&self, name: &LinuxName, uid: Uid, cause: Cause) -> Withdrawal {
-        // Who has the name now has what goes by the name: ranges of subuid(5), a `User=` of a unit.
+        // What the host has set up by name, such as ranges of subuid(5) or the `User=` of a unit, is for the user who has the name now.
         let user = if self.is_anothers(name, uid) { uid.to_string() } else { name.to_string() };
         Withdrawal { whole_user: true, ..Withdrawal::new(user, uid, cause) }
     }
 }
 
-/// Users in the order in which they are asked about: the one after the last sweep's last comes first, as there may not be time
-/// for all.
+/// Returns users in the order in which they are asked about. There may not be time for all, so the first is the one after `last`.
 fn in_turn<T>(users: BTreeMap<Uid, T>, last: Option<Uid>) -> Vec<(Uid, T)> {
     let (before, mut after): (Vec<_>, Vec<_>) =
         users.into_iter().partition(|(uid, _)| last.is_some_and(|last| *uid <= last));
@@ -337,7 +336,7 @@ fn in_turn<T>(users: BTreeMap<Uid, T>, last: Option<Uid>) -> Vec<(Uid, T)> {
     after
 }
 
-/// Whether the kernel marks what was started in a session, also what has left it.
+/// Whether the kernel marks all processes that were started in a session, even those that have left it.
 fn has_marks(session: &Session, table: &Table) -> bool {
     let scope = logind::session_of(session.pid).map(|(_, scope)| scope);
     !SessionMarks::of(session.process(), table, scope).is_empty()
@@ -348,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sweep_goes_on_with_the_user_after_the_last_whom_the_one_before_asked_about() {
+    fn a_sweep_begins_with_the_user_after_the_last_one_asked_about() {
         let order = |last: Option<u32>| -> Vec<u32> {
             let users = [1, 2, 3].map(|uid| (Uid(uid), ()));
             in_turn(users.into(), last.map(Uid)).into_iter().map(|(uid, ())| uid.0).collect()

@@ -1,4 +1,4 @@
-//! What a sweep shows and logs.
+//! What a sweep prints and logs.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use super::withdrawal::Withdrawal;
 use crate::Context;
 use crate::sessions::counted as processes;
 
-/// Shows what was ended, or would be; `nothing` if that is nothing.
+/// Prints what was ended, or would be; `nothing` if that is nothing.
 pub fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[Outcome]>, nothing: &str) {
     let (mut text, mut json) = (String::new(), Vec::new());
     for (at, withdrawal) in withdrawals.iter().enumerate() {
@@ -28,7 +28,7 @@ pub fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[
             Some(_) => "could not end all of",
         };
         for Session { pid, iam_name, .. } in sessions {
-            // The account may be shared, or called otherwise than the IAM user.
+            // The account may be shared, or its name differ from the IAM user's.
             let whose =
                 if iam_name == user || iam_name.is_empty() { String::new() } else { format!("{iam_name}, ") };
             text.push_str(&format!("{word} the session of {user} ({whose}pid {pid}): {reason}\n"));
@@ -48,7 +48,7 @@ pub fn report(context: &Context, withdrawals: &[Withdrawal], outcomes: Option<&[
     context.output.show(&json!({ "ended": json, "dry_run": outcomes.is_none() }), &text);
 }
 
-/// That IAM gave no answer about users, if so.
+/// Returns a remark if IAM gave no answer about some users.
 pub fn without_answer(judge: &Judge<'_>) -> Option<String> {
     match judge.unanswered.len() {
         0 => None,
@@ -57,38 +57,38 @@ pub fn without_answer(judge: &Judge<'_>) -> Option<String> {
     }
 }
 
-/// What goes on under subordinate uids of wholly withdrawn users, and nobody tells whose it is: each with what to do.
-pub fn untold(withdrawals: &[Withdrawal]) -> Vec<String> {
+/// Returns a warning for each wholly withdrawn user with processes under a subordinate uid that may be an account's.
+pub fn unattributed(withdrawals: &[Withdrawal]) -> Vec<String> {
     let whole = withdrawals.iter().filter(|withdrawal| withdrawal.whole_user);
     let owners =
         whole.filter_map(|withdrawal| Some((withdrawal, Owner::new(withdrawal.uid, &withdrawal.user)?)));
-    let told = |(withdrawal, owner): (&Withdrawal, Owner)| {
+    let warning = |(withdrawal, owner): (&Withdrawal, Owner)| {
         let uid = owner.subordinates_at_work().find(|uid| lookup::is_account(*uid).is_none())?;
         Some(format!(
-            "{}, who is withdrawn, has the subordinate uid {uid}, under which something goes on; a directory in nsswitch.conf does not \
-             say whose it is, so what has no other mark of the user is left alone; look at it: ps -U {uid}",
+            "{} is withdrawn and has the subordinate uid {uid}, under which processes run; no directory in nsswitch.conf tells \
+             whether that is an account's, so those without another mark of the user are left alone; to see them: ps -U {uid}",
             withdrawal.user
         ))
     };
-    owners.filter_map(told).collect()
+    owners.filter_map(warning).collect()
 }
 
-/// Logs what a sweep could not tell, so that something may go on that should not.
-pub fn tell_what_may_go_on(judge: &Judge<'_>, withdrawals: &[Withdrawal], dry_run: bool, log: &mut Log) {
+/// Logs what a sweep could not find out, so that a withdrawn session or process may go on.
+pub fn log_what_may_go_on(judge: &Judge<'_>, withdrawals: &[Withdrawal], dry_run: bool, log: &mut Log) {
     let by_key = |withdrawal: &&Withdrawal| withdrawal.cause.is_of_a_key() && !withdrawal.whole_user;
     let users: BTreeSet<&str> = withdrawals.iter().filter(by_key).map(|known| known.user.as_str()).collect();
     for user in users.into_iter().filter(|_| !dry_run) {
         log.write(
             Level::Warning,
             format!(
-                "a key of {user} was withdrawn: what it put into crontab(1), at(1) or systemd --user is not told from {user}'s \
-                 other jobs, and goes on; to end that too: iamctl sessions end {user}"
+                "a key of {user} was withdrawn: what its sessions put into crontab(1), at(1) or systemd --user looks like {user}'s \
+                 other jobs and goes on; to end all of these: iamctl sessions end {user}"
             ),
         );
     }
     if judge.unread > 0 {
         let why = format!(
-            "{} processes could not be read in time: one of a withdrawn user, or that holds a withdrawn group, may go on",
+            "{} processes could not be read in time; those of withdrawn users, or with withdrawn groups, may go on",
             judge.unread
         );
         log.write(Level::Error, why);
@@ -113,7 +113,7 @@ pub fn tell_what_may_go_on(judge: &Judge<'_>, withdrawals: &[Withdrawal], dry_ru
         );
     }
     if lookup::was_unanswered() {
-        let why = "a service of nsswitch.conf did not say in time whose some uids are: processes under subordinate uids of a \
+        let why = "a service of nsswitch.conf did not tell in time whether some uids have accounts: processes under subordinate uids of a \
                    withdrawn user that nothing else marks as the user's may go on";
         log.write(Level::Error, why);
     }

@@ -1,4 +1,4 @@
-//! `iamctl sessions end USER`: ends all that a user runs, at once and whatever IAM says.
+//! `iamctl sessions end USER`: ends all processes of a user at once, whatever IAM says.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,7 +26,7 @@ use crate::host::FileError;
 /// Ends all processes of a user at once, and the sessions that the user has in shared accounts. Returns whether nothing is left.
 pub fn end_user(context: &Context, user: &str) -> Result<Reply, Error> {
     let loaded = Config::load(&context.config_path);
-    // A mistake in the configuration keeps nobody in.
+    // A mistake in the configuration must not keep a user in.
     let (suffixes, grace) = match &loaded {
         Ok(config) => (config.accounts.drop_suffix.clone(), config.sessions.grace.0),
         Err(_) => (Vec::new(), config::Sessions::default().grace.0),
@@ -35,7 +35,7 @@ pub fn end_user(context: &Context, user: &str) -> Result<Reply, Error> {
     let registry = SessionRegistry::open(Path::new(paths::SESSIONS)).map_err(&failed)?;
     let open = registry.sessions().map_err(&failed)?.into_iter().map(|(session, _)| session).collect();
     let left = registry.left().map_err(&failed)?;
-    // A user who may no longer log in has no name here, and the name may have been another IAM user's before.
+    // A user who may no longer log in has no name here, and another IAM user may have had the name before.
     let found = lookup::uid_of(user).flatten();
     let registered = Registered { open, left };
     let mut uids: BTreeSet<Uid> = found.into_iter().chain(registered.uids_of(user)).collect();
@@ -62,7 +62,7 @@ pub fn end_user(context: &Context, user: &str) -> Result<Reply, Error> {
 /// The sessions of the registry.
 struct Registered {
     open: Vec<Session>,
-    /// Logins that are over and may have left something.
+    /// Logins that are over and may have left processes.
     left: Vec<Session>,
 }
 
@@ -72,8 +72,8 @@ impl Registered {
         all.filter(move |session| session.user == user).map(|session| session.uid)
     }
 
-    /// Returns what is to end: all that runs under the uids `managed`, and sessions of the user in other accounts. `found` is the uid
-    /// of the account that has the name now.
+    /// Returns what is to end: all processes under the uids `managed`, and the user's sessions in other accounts. `found` is the uid of the
+    /// account that has the name now.
     fn withdrawals(
         self,
         user: &str,
@@ -90,7 +90,7 @@ impl Registered {
         let left = left.map(|session| Withdrawal { left: vec![session.clone()], ..new(session) });
         let whole = managed.iter().map(|uid| {
             let sessions = self.open.iter().filter(|session| session.uid == *uid).cloned().collect();
-            // The user who has the name now has what goes by the name.
+            // Another user has the name now, and with it what the host has set up by name.
             let is_anothers = found.is_some_and(|other| other != *uid);
             let name = if is_anothers { uid.to_string() } else { user.to_owned() };
             Withdrawal { sessions, whole_user: true, ..Withdrawal::new(name, *uid, Cause::Operator) }

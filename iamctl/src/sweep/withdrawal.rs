@@ -7,26 +7,26 @@ use pam_iam_core::registry::Session;
 use pam_iam_core::wire::{Policy, Reason};
 use pam_iam_sessions::termination::Outcome;
 
-/// What is to end, and why.
+/// The sessions and processes of one user that are to end, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Withdrawal {
-    /// The Linux name, or the uid where nobody knows the name any more.
+    /// The Linux name, or the uid if no name is known.
     pub user: String,
     /// The uid.
     pub uid: Uid,
-    /// Why.
+    /// Why they end.
     pub cause: Cause,
-    /// The sessions that end; none for what runs without one.
+    /// The open sessions that end. Empty for processes without a session.
     pub sessions: Vec<Session>,
-    /// Logins that are over, of which what was left ends too.
+    /// Logins that are over, whose remaining processes end too.
     pub left: Vec<Session>,
-    /// What else of the user's holds one of these groups ends too.
+    /// The user's processes that hold one of these groups end too.
     pub groups: BTreeSet<Gid>,
-    /// Whether all that the user runs ends, or these sessions alone.
+    /// Whether all processes of the user end, or only these.
     pub whole_user: bool,
 }
 
-/// Why something ends.
+/// Why sessions and processes end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The user may not log in.
@@ -35,21 +35,21 @@ pub enum Cause {
     KeyWithdrawn,
     /// The key that opened a session is not in IAM.
     ForeignKey,
-    /// A session, or what runs without one, holds a privileged group which IAM no longer gives.
+    /// A session, or a process without one, holds a privileged group that IAM no longer gives.
     GroupWithdrawn,
-    /// IAM could not be asked for as long as `freshness.offline`.
+    /// IAM gave no answer for as long as `freshness.offline`.
     Offline,
-    /// An operator said so.
+    /// An operator has ended them.
     Operator,
 }
 
 impl Cause {
-    /// Whether a key is withdrawn, and not the user.
+    /// Whether a key is withdrawn, rather than the user.
     pub fn is_of_a_key(self) -> bool {
         matches!(self, Self::KeyWithdrawn | Self::ForeignKey)
     }
 
-    /// As the log has it.
+    /// Returns the word for the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Refused(reason) => reason.as_str(),
@@ -61,7 +61,7 @@ impl Cause {
         }
     }
 
-    /// As the user is told it on the terminal.
+    /// Returns the text for the user's terminal.
     pub fn for_user(self) -> &'static str {
         match self {
             Self::Refused(reason) => reason.for_user(Policy::Login),
@@ -77,13 +77,13 @@ impl Cause {
 }
 
 impl Withdrawal {
-    /// One of which nothing is said yet but whose it is and why.
+    /// Returns a withdrawal without sessions, logins and groups, to be filled in.
     pub fn new(user: String, uid: Uid, cause: Cause) -> Self {
         let (sessions, left, groups) = (Vec::new(), Vec::new(), BTreeSet::new());
         Self { user, uid, cause, sessions, left, groups, whole_user: false }
     }
 
-    /// Whether there was anything to end: what the kernel counts may have ended already, and nobody has waited for it.
+    /// Whether there was anything to end. A process that the kernel still counts may have ended, and its parent not have waited for it.
     pub fn had_something_to_end(&self, outcome: &Outcome) -> bool {
         !self.sessions.is_empty() || !outcome.is_complete() || outcome.ended > 0
     }

@@ -1,31 +1,31 @@
-//! Who is in which group.
+//! Plans who is in which group.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use pam_iam_core::id::Uid;
 use pam_iam_core::name::{IAM_USERS, LinuxName};
 
-use super::{Change, PlanInput, Planner, Refusal, accounts_of_ours};
+use super::{Change, PlanInput, Planner, Refusal, managed_accounts};
 use crate::table::{gid_of, members_of, uid_of};
 
 impl Planner<'_> {
-    /// Users are in the groups that IAM puts them in, and in no other of these.
+    /// Puts users into the groups that IAM gives them, and takes them out of all others that the importer manages.
     pub(super) fn regroup(&mut self) {
         let PlanInput { roster, state, adopted, .. } = *self.input;
-        let ours = accounts_of_ours(&self.plan.tables);
+        let existing = managed_accounts(&self.plan.tables);
         let mut managed: BTreeMap<String, Uid> =
-            ours.iter().map(|(uid, name)| (name.clone(), *uid)).collect();
-        // Who is no longer adopted keeps nothing that came from here.
+            existing.iter().map(|(uid, name)| (name.clone(), *uid)).collect();
+        // An account that is no longer adopted loses the groups that it got from the importer.
         for name in &state.joined {
             let local = self.plan.tables.passwd.get(name).and_then(uid_of).map(Uid);
             managed.extend(local.map(|uid| (name.clone(), uid)));
         }
         managed.extend(adopted.iter().cloned());
-        let rightful: BTreeMap<&str, Uid> =
+        let entitled: BTreeMap<&str, Uid> =
             self.users.iter().map(|(uid, user)| (user.name.as_str(), *uid)).collect();
         let adopted: BTreeSet<&str> = adopted.iter().map(|(name, _)| name.as_str()).collect();
-        let is_rightful = |name: &str| {
-            adopted.contains(name) || managed.get(name).is_some_and(|uid| rightful.get(name) == Some(uid))
+        let is_entitled = |name: &str| {
+            adopted.contains(name) || managed.get(name).is_some_and(|uid| entitled.get(name) == Some(uid))
         };
         for group in &roster.groups {
             self.ensure_group(group.name.as_str(), group.gid.0);
@@ -34,17 +34,17 @@ impl Planner<'_> {
         let groups: BTreeSet<&str> = set_now.chain(state.groups.iter().map(String::as_str)).collect();
         let locked: Vec<String> = self.plan.locked.iter().map(|account| account.name.clone()).collect();
         for group in groups {
-            // A former configuration may have mapped to it; now its members are the operator's word.
+            // An earlier configuration may have mapped to this group; its members are now the operator's decision.
             if self.input.config.accounts.adopt_group == group {
                 continue;
             }
             let listed = roster.groups.iter().find(|known| known.name.as_str() == group);
             let members = listed.map(|group| &*group.members).unwrap_or_default();
             let mut wanted: BTreeSet<&str> = members.iter().map(LinuxName::as_str).collect();
-            wanted.retain(|name| is_rightful(name));
+            wanted.retain(|name| is_entitled(name));
             if group == IAM_USERS {
-                // Also who is locked: sshd's rule that takes keys from IAM alone goes by this group.
-                wanted.extend(ours.values().chain(&locked).map(String::as_str));
+                // Locked accounts too: sshd's rule that accepts only keys of IAM is for this group.
+                wanted.extend(existing.values().chain(&locked).map(String::as_str));
             }
             self.plan
                 .joined
@@ -75,7 +75,7 @@ impl Planner<'_> {
         let locked: BTreeSet<Uid> = self.plan.locked.iter().map(|account| account.uid).collect();
         let leaves = |name: &str| {
             let Some(uid) = managed.get(name).filter(|_| !wanted.contains(name)) else { return false };
-            // Who is not listed, and may only have been left out, stays as is until that is certain.
+            // A user who is not listed may only have been left out, and keeps the group until that is certain.
             let listed = self.users.contains_key(uid) || !self.is_managed_now(name, *uid);
             listed
                 || locked.contains(uid)
@@ -96,7 +96,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether the account is ours or adopted, and not one that was.
+    /// Whether the account is managed or adopted now, and not only earlier.
     fn is_managed_now(&self, name: &str, uid: Uid) -> bool {
         uid.is_managed() || self.input.adopted.iter().any(|(known, _)| known == name)
     }

@@ -1,10 +1,10 @@
-//! Accounts whose users have left.
+//! Retires accounts whose users have left.
 
 use pam_iam_core::config::{Allowed, Importer, Retire};
 
-use super::{Account, Change, HOME, HomeAction, PlanInput, Planner, Refusal, Removal, accounts_of_ours};
+use super::{Account, Change, HOME, HomeAction, PlanInput, Planner, Refusal, Removal, managed_accounts};
 
-/// The number of accounts that one run may retire however few there are.
+/// The number of accounts that one run may always retire, however few there are.
 const MAX_RETIRE_AT_LEAST: usize = 3;
 
 /// An account whose user has left.
@@ -15,15 +15,15 @@ struct Departed {
 }
 
 impl Planner<'_> {
-    /// Accounts whose users have left: locked now, and removed where the configuration wants it. Where a new user has
-    /// taken the name, the account of the old one makes way.
+    /// Retires accounts whose users have left: locks them now, and removes them if the configuration says so, or if a new user has the
+    /// name.
     pub(super) fn retire(&mut self) {
         let PlanInput { roster, config, state, adopted, force, .. } = *self.input;
-        let ours = accounts_of_ours(&self.plan.tables);
+        let managed = managed_accounts(&self.plan.tables);
         let adopted =
             adopted.iter().filter(|(_, uid)| !uid.is_managed()).map(|(name, uid)| (*uid, name.clone()));
         let (mut active, mut departed) = (0, Vec::new());
-        for (uid, name) in ours.into_iter().chain(adopted) {
+        for (uid, name) in managed.into_iter().chain(adopted) {
             let locked = self.is_locked(&name, uid);
             active += usize::from(!locked);
             let missing = state.missing(uid);
@@ -40,7 +40,7 @@ impl Planner<'_> {
         } else if fresh > self.plan.limit {
             let max = self.plan.limit;
             let why = format!(
-                "{fresh} of {active} accounts would be retired, and importer.max_retire lets {max}; if so many have \
+                "{fresh} of {active} accounts would be retired, and importer.max_retire allows {max}; if all of these have \
                  really left, run: iam-importer --force"
             );
             self.plan.refused.push(Refusal { who: "retiring".to_owned(), why });
@@ -63,14 +63,14 @@ impl Planner<'_> {
         self.plan.locked.push(account);
     }
 
-    /// What becomes of the home of a user who has left, if the account is to be removed.
+    /// Returns what happens to the home directory, if the account is to be removed.
     fn home_action(&self, account: &Account) -> Option<HomeAction> {
         let PlanInput { config, .. } = self.input;
         if !account.uid.is_managed() {
             return None;
         }
         let wanted = match config.importer.retire {
-            // Who may write instance tags must not be able to have homes removed.
+            // A principal who may write instance tags must not be able to have homes removed.
             _ if matches!(config.access.allow, Allowed::Tag(_)) => None,
             Retire::Archive => Some(HomeAction::Archive),
             Retire::Delete => Some(HomeAction::Delete),

@@ -10,7 +10,7 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nec2-user:x:1000:1000::/ho
 const SHADOW: &str = "root:*:1::::::\nec2-user:!:1::::::\njonathan:$6$x:1:0:99999:7::20999:\n";
 const GROUP: &str = "root:x:0:\ndocker:x:998:ec2-user,aduser\njonathan:x:1001:\nsynced:x:1002:jonathan\n";
 
-/// A host on which the importer runs again and again.
+/// A host on which the importer runs repeatedly.
 struct Host {
     roster: Roster,
     config: Config,
@@ -64,7 +64,7 @@ impl Host {
         }
     }
 
-    /// A host on which so many users have accounts.
+    /// Returns a host on which `count` users have accounts.
     fn with_users(settings: &str, count: u32) -> Self {
         let mut host = Self::new(settings);
         for number in 0..count {
@@ -101,7 +101,7 @@ impl Host {
         plan(&PlanInput { roster, config, state, adopted, force: *force, today: 20_000, others }, tables)
     }
 
-    /// One whole run, with everybody seen off who is to be.
+    /// Makes one whole run, with all sessions ended and all homes cleared.
     fn run(&mut self) -> Plan {
         if self.roster.complete {
             let present: BTreeSet<Uid> = self.roster.users.iter().map(|user| user.uid).collect();
@@ -111,7 +111,7 @@ impl Host {
                 names.any(|name| self.roster.adopted.iter().any(|adopted| adopted.as_str() == name))
             };
             let managed =
-                accounts_of_ours(&self.tables).into_keys().chain(self.adopted.iter().map(|(_, uid)| *uid));
+                managed_accounts(&self.tables).into_keys().chain(self.adopted.iter().map(|(_, uid)| *uid));
             self.state.count(managed, |uid| present.contains(&uid) || listed(uid));
         }
         let mut first = self.plan();
@@ -151,7 +151,7 @@ impl Host {
 }
 
 #[test]
-fn accounts_are_made_as_nss_would_show_them_and_what_was_there_stays() {
+fn accounts_are_created_as_nss_would_show_them_and_others_stay() {
     let mut host = Host::new("");
     host.add("alice", 1, &["iam-users"]);
     host.add("first.last", 2, &["iam-users", "iam-sudo", "docker"]);
@@ -184,14 +184,14 @@ fn a_second_run_changes_nothing() {
 }
 
 #[test]
-fn what_a_run_that_was_killed_has_left_is_completed() {
+fn an_interrupted_run_is_completed() {
     let whole = {
         let mut host = Host::new("");
         host.add("alice", 1, &["iam-users", "docker"]);
         host.run();
         host.tables
     };
-    // The files are put in place one after the other: group, gshadow, shadow, passwd.
+    // The files are renamed in this order: group, gshadow, shadow, passwd.
     for put in 0..4 {
         let mut host = Host::new("");
         host.add("alice", 1, &["iam-users", "docker"]);
@@ -210,7 +210,7 @@ fn what_a_run_that_was_killed_has_left_is_completed() {
 }
 
 #[test]
-fn who_is_missing_twice_in_a_row_is_locked_and_unlocked_on_coming_back() {
+fn a_user_missing_twice_in_a_row_is_locked_and_unlocked_when_back() {
     let mut host = Host::with_users("", 3);
     let gone = host.leave("user1");
     let first = host.run();
@@ -223,8 +223,8 @@ fn who_is_missing_twice_in_a_row_is_locked_and_unlocked_on_coming_back() {
     );
     assert_eq!(host.shadow("user1"), Some("user1:*:20000:::::1:".into()));
     let again = host.run();
-    assert_eq!((again.changes, again.locked.len()), (vec![], 1), "sessions are looked for each time");
-    assert!(host.members("iam-users").contains("user1"), "sshd's rule about keys holds for who is locked");
+    assert_eq!((again.changes, again.locked.len()), (vec![], 1), "sessions are ended in each run");
+    assert!(host.members("iam-users").contains("user1"), "sshd's rule about keys applies to locked users");
 
     host.roster.users.push(gone);
     assert_eq!(host.run().changes, [Change::Unlock { name: "user1".into() }]);
@@ -233,8 +233,8 @@ fn who_is_missing_twice_in_a_row_is_locked_and_unlocked_on_coming_back() {
 }
 
 #[test]
-fn an_account_that_an_administrator_has_locked_stays_locked_however_the_lock_looks() {
-    // As usermod -L -e 1 -s /usr/sbin/nologin does it.
+fn an_account_locked_as_usermod_suggests_stays_locked() {
+    // As `usermod -L -e 1 -s /usr/sbin/nologin` does it.
     let mut host = Host::with_users("", 3);
     host.tables.passwd.get_mut("user1").unwrap()[SHELL] = NOLOGIN.to_owned();
     host.tables.shadow.as_mut().unwrap().get_mut("user1").unwrap()[EXPIRY] = EXPIRED.to_owned();
@@ -246,7 +246,7 @@ fn an_account_that_an_administrator_has_locked_stays_locked_however_the_lock_loo
 }
 
 #[test]
-fn who_was_missing_once_and_came_back_is_counted_anew() {
+fn a_user_who_was_back_is_counted_from_zero() {
     let mut host = Host::with_users("", 3);
     for _ in 0..3 {
         let gone = host.leave("user1");
@@ -257,7 +257,7 @@ fn who_was_missing_once_and_came_back_is_counted_anew() {
 }
 
 #[test]
-fn a_list_that_is_not_complete_takes_nothing_from_anybody() {
+fn an_incomplete_list_retires_nobody() {
     let mut host = Host::new("");
     host.add("alice", 1, &["iam-users", "docker"]);
     host.run();
@@ -268,8 +268,8 @@ fn a_list_that_is_not_complete_takes_nothing_from_anybody() {
         host.run();
     }
     assert!(host.passwd("alice").unwrap().ends_with("/bin/bash") && host.members("docker").contains("alice"));
-    assert!(host.passwd("bob").is_some(), "it still makes accounts");
-    // Counted before it was incomplete, and due: not on this list.
+    assert!(host.passwd("bob").is_some(), "accounts are still created");
+    // Missing often enough before, but this list is incomplete.
     host.roster.complete = true;
     host.run();
     host.roster.complete = false;
@@ -300,7 +300,7 @@ fn no_run_retires_more_than_its_share() {
 }
 
 #[test]
-fn who_is_locked_already_counts_neither_way() {
+fn locked_accounts_do_not_count_towards_the_limit() {
     let mut host = Host::with_users("[importer]\nmax_retire = '50%'", 10);
     for number in 0..5 {
         host.leave(&format!("user{number}"));
@@ -308,7 +308,7 @@ fn who_is_locked_already_counts_neither_way() {
     host.run();
     host.run();
     assert_eq!(host.locked(), 5);
-    // 5 are left; of these 3 may go, and not half of the 10 that there once were.
+    // 5 are left, of which 3 may be retired, not half of the 10 that there were.
     for number in 5..9 {
         host.leave(&format!("user{number}"));
     }
@@ -334,7 +334,7 @@ fn archive_and_delete_remove_the_account() {
 }
 
 #[test]
-fn a_user_made_anew_gets_a_new_account_when_the_old_one_is_certainly_gone() {
+fn a_recreated_user_gets_an_account_when_the_old_one_is_removed() {
     let mut host = Host::with_users("", 5);
     host.leave("user1");
     host.add("user1", 77, &[]);
@@ -371,7 +371,7 @@ fn a_renamed_user_keeps_the_account() {
 }
 
 #[test]
-fn a_name_or_uid_of_another_directory_gets_no_account() {
+fn a_user_whose_name_or_uid_another_directory_has_gets_no_account() {
     let mut host = Host::with_users("", 3);
     host.run();
     let (carol, dave) = (host.roster.users[0].clone(), host.roster.users[1].clone());
@@ -385,7 +385,7 @@ fn a_name_or_uid_of_another_directory_gets_no_account() {
         &["user0", "user1", "user2"],
     );
     let plan = host.run();
-    assert_eq!(plan.changes, [], "what has an account keeps it");
+    assert_eq!(plan.changes, [], "existing accounts stay");
     let whys: Vec<&str> = plan.refused.iter().map(|refused| refused.why.as_str()).collect();
     assert_eq!(
         whys,
@@ -394,7 +394,7 @@ fn a_name_or_uid_of_another_directory_gets_no_account() {
             "its uid is that of an account of another directory"
         ]
     );
-    // Renamed to a name of the other directory.
+    // Renamed to a name that the other directory has.
     host.roster.users[2].name = linux("erin");
     assert!(host.run().changes.is_empty());
 }
@@ -418,7 +418,7 @@ fn a_local_account_is_never_touched() {
 }
 
 #[test]
-fn an_adopted_account_gets_its_groups_and_is_locked_at_most() {
+fn an_adopted_account_gets_groups_and_is_locked_but_never_removed() {
     let mut host = Host::with_users("[importer]\nretire = 'delete'", 5);
     host.adopted = vec![("jonathan".into(), Uid(1001))];
     host.roster.adopted = vec![linux("jonathan")];
@@ -438,18 +438,18 @@ fn an_adopted_account_gets_its_groups_and_is_locked_at_most() {
     assert_eq!(
         host.passwd("jonathan"),
         Some("jonathan:x:1001:1001::/home/jonathan:/bin/zsh".into()),
-        "shell and all"
+        "its shell included"
     );
     assert_eq!(host.shadow("jonathan"), Some("jonathan:$6$x:1:0:99999:7::1:".into()));
     assert_eq!(host.members("iam-sudo"), "");
-    assert!(host.members("iam-users").contains("jonathan"), "sshd's rule about keys holds");
+    assert!(host.members("iam-users").contains("jonathan"), "sshd's rule about keys still applies");
     host.roster.adopted = vec![linux("jonathan")];
     host.run();
     assert_eq!(host.shadow("jonathan"), Some("jonathan:$6$x:1:0:99999:7::20999:".into()), "as it was");
 }
 
 #[test]
-fn what_an_administrator_has_locked_stays_locked() {
+fn an_expired_account_without_a_record_stays_locked() {
     let mut host = Host::with_users("", 1);
     let shadow = host.tables.shadow.as_mut().unwrap();
     *shadow.get_mut("user0").unwrap() = "user0:!*:20000:::::1:".split(':').map(str::to_owned).collect();
@@ -457,7 +457,7 @@ fn what_an_administrator_has_locked_stays_locked() {
 }
 
 #[test]
-fn an_adopted_account_that_an_administrator_has_locked_in_every_way_stays_so() {
+fn an_adopted_account_that_an_administrator_has_locked_stays_locked() {
     let mut host = Host::new("");
     *host.tables.passwd.get_mut("jonathan").unwrap().get_mut(SHELL).unwrap() = NOLOGIN.into();
     let shadow = host.tables.shadow.as_mut().unwrap();
@@ -482,7 +482,7 @@ fn groups_follow_iam_and_the_configuration() {
 }
 
 #[test]
-fn who_is_refused_by_iams_side_is_told() {
+fn refusals_of_the_roster_are_reported() {
     let mut host = Host::with_users("", 1);
     host.roster.refused = vec![Refused {
         iam_name: "12345".into(),
@@ -513,13 +513,13 @@ fn without_shadow_files_accounts_have_no_password_either() {
 }
 
 #[test]
-fn five_thousand_users_are_planned_at_once() {
+fn five_thousand_users_are_planned_in_one_run() {
     let host = Host::with_users("", 5000);
-    assert_eq!(accounts_of_ours(&host.tables).len(), 5000);
+    assert_eq!(managed_accounts(&host.tables).len(), 5000);
     assert_eq!(host.plan().changes.len(), 0);
 }
 
-/// The files as a run leaves them that was killed when so many of the four were put in place.
+/// Returns the files as a run leaves them that is killed when it has renamed `put` of the four.
 fn cut_off(before: &Tables, after: &Tables, put: usize) -> Tables {
     let mut tables = before.clone();
     let all: [&dyn Fn(&mut Tables); 4] = [
@@ -533,7 +533,7 @@ fn cut_off(before: &Tables, after: &Tables, put: usize) -> Tables {
 }
 
 #[test]
-fn a_renaming_that_was_cut_off_is_completed() {
+fn an_interrupted_renaming_is_completed() {
     for names in [["alicia", "bob"], ["bob", "alice"], ["bob", "robert"]] {
         let before = || {
             let mut host = Host::new("");
@@ -561,7 +561,7 @@ fn a_renaming_that_was_cut_off_is_completed() {
                 );
                 assert!(host.shadow(name).is_some(), "{names:?} {put}");
             }
-            assert_eq!(accounts_of_ours(&host.tables).len(), 2, "{names:?} {put}");
+            assert_eq!(managed_accounts(&host.tables).len(), 2, "{names:?} {put}");
             assert_eq!(host.members("docker"), whole.members("docker"), "{names:?} {put}");
             assert_eq!(host.plan().changes, [], "{names:?} {put}");
         }
@@ -569,13 +569,13 @@ fn a_renaming_that_was_cut_off_is_completed() {
 }
 
 #[test]
-fn one_who_cannot_be_renamed_keeps_those_behind_from_it_too() {
+fn an_account_that_cannot_be_renamed_blocks_those_that_need_its_name() {
     let mut host = Host::new("");
     for (number, name) in ["alice", "bob", "carol"].iter().enumerate() {
         host.add(name, u32::try_from(number).unwrap(), &[]);
     }
     host.run();
-    // carol is gone, and not yet for certain; bob is called carol now, and alice bob.
+    // carol is missing, and not yet retired; bob is called carol now, and alice bob.
     let (mut alice, mut bob) = (host.leave("alice"), host.leave("bob"));
     host.leave("carol");
     (alice.name, bob.name) = (linux("bob"), linux("carol"));
@@ -591,7 +591,7 @@ fn one_who_cannot_be_renamed_keeps_those_behind_from_it_too() {
 }
 
 #[test]
-fn the_groups_of_a_new_user_are_not_given_to_the_account_of_the_old_one() {
+fn groups_of_a_new_user_are_not_given_to_the_old_account_of_the_name() {
     let mut host = Host::with_users("", 5);
     host.leave("user1");
     host.add("user1", 77, &["docker", "iam-sudo"]);
@@ -602,7 +602,7 @@ fn the_groups_of_a_new_user_are_not_given_to_the_account_of_the_old_one() {
 }
 
 #[test]
-fn an_account_that_is_no_longer_adopted_keeps_no_group() {
+fn an_account_that_is_no_longer_adopted_loses_its_groups() {
     let mut host = Host::with_users("", 1);
     host.adopted = vec![("jonathan".into(), Uid(1001))];
     host.roster.adopted = vec![linux("jonathan")];
@@ -620,15 +620,15 @@ fn an_account_that_is_no_longer_adopted_keeps_no_group() {
     for group in ["docker", "iam-sudo", "iam-users"] {
         assert!(!host.members(group).contains("jonathan"), "{group}");
     }
-    assert!(host.members("docker").contains("aduser"), "whom nobody of ours put there");
+    assert!(host.members("docker").contains("aduser"), "the importer did not add it");
 }
 
 #[test]
-fn a_lock_that_was_cut_off_is_completed_and_forgets_nothing() {
+fn an_interrupted_lock_is_completed_and_keeps_the_former_date() {
     let mut host = Host::with_users("", 5);
     host.adopted = vec![("jonathan".into(), Uid(1001))];
     host.run();
-    // Written down, and not done.
+    // Saved, and not done.
     host.state.count([Uid(1001)], |_| false);
     host.state.count([Uid(1001)], |_| false);
     let plan = host.plan();
@@ -641,7 +641,7 @@ fn a_lock_that_was_cut_off_is_completed_and_forgets_nothing() {
     host.run();
     assert_eq!(host.shadow("jonathan"), Some("jonathan:$6$x:1:0:99999:7::20999:".into()));
 
-    // One of ours: expired, with the shell that it had, when its user comes back.
+    // A managed account: expired, but still with its shell, when its user comes back.
     let shadow = host.tables.shadow.as_mut().unwrap();
     *shadow.get_mut("user0").unwrap().get_mut(EXPIRY).unwrap() = "1".into();
     host.state.locked.insert("user0".into(), "20500".into());
@@ -659,7 +659,7 @@ fn accounts_that_cannot_be_removed_do_not_keep_others_from_being_locked() {
     for _ in 0..2 {
         host.state.count(uids.clone(), |known| known.0 >= uid(3).0);
     }
-    // Their homes cannot be cleared: nobody is removed, run after run.
+    // Their homes cannot be cleared: in each run nobody is removed.
     for _ in 0..3 {
         let mut plan = host.plan();
         host.tables = std::mem::take(&mut plan.tables);
@@ -677,7 +677,7 @@ fn accounts_that_cannot_be_removed_do_not_keep_others_from_being_locked() {
 }
 
 #[test]
-fn who_is_listed_loses_a_group_also_by_a_list_that_is_not_complete() {
+fn a_listed_user_loses_a_group_by_an_incomplete_list_too() {
     let mut host = Host::new("");
     host.add("alice", 1, &["iam-users", "docker"]);
     host.run();
@@ -688,7 +688,7 @@ fn who_is_listed_loses_a_group_also_by_a_list_that_is_not_complete() {
 }
 
 #[test]
-fn a_group_that_only_one_of_the_two_files_lost_is_mended() {
+fn a_group_whose_members_differ_in_the_two_files_is_repaired() {
     let mut host = Host::new("");
     host.add("alice", 1, &["iam-users", "docker"]);
     host.run();
@@ -702,21 +702,21 @@ fn a_group_that_only_one_of_the_two_files_lost_is_mended() {
 }
 
 #[test]
-fn a_shell_that_an_administrator_took_away_stays_away() {
+fn an_account_without_a_shell_by_an_administrator_stays_without() {
     let mut host = Host::with_users("", 1);
     *host.tables.passwd.get_mut("user0").unwrap().get_mut(SHELL).unwrap() = NOLOGIN.into();
     assert_eq!(host.run().changes, []);
 }
 
 #[test]
-fn a_home_directory_stays_where_it_is() {
+fn a_home_directory_is_not_moved() {
     let mut host = Host::with_users("", 1);
     host.roster.users[0].home = "/srv/user0".into();
     assert_eq!(host.run().changes, []);
 }
 
 #[test]
-fn who_may_write_instance_tags_has_nobodys_home_removed() {
+fn with_an_instance_tag_as_rule_no_home_is_removed() {
     let mut host = Host::with_users("[importer]\nretire = 'delete'", 3);
     host.config.access.allow =
         Config::parse("[access]\nallow = { tag = 'x', within = ['*'] }", Path::new("c"))

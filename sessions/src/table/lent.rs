@@ -7,10 +7,10 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::PROC;
 
-/// Whether the program that a process runs is the host's, and its file gives the process `gid`.
+/// Whether a process runs a setgid program of the host, whose file gives it `gid`.
 ///
-/// The program may lie on a file system that the user serves, which lies or never answers. So the kernel alone is asked first which mount
-/// the file is on.
+/// The program may be on a file system that the user serves, which may lie or never answer. So its mount is asked for first, which the
+/// kernel alone answers.
 pub(super) fn is_lent(pid: i32, gid: Gid) -> bool {
     const SET_GID: u32 = 0o2000;
     let program = format!("{PROC}/{pid}/exe");
@@ -23,15 +23,15 @@ pub(super) fn is_lent(pid: i32, gid: Gid) -> bool {
         })
 }
 
-/// Whether a file is on a mount of the host's where a set-group-id file counts: on that mount, or, in a session with a mount
-/// namespace of its own (pam_namespace(8)), on the device of one.
+/// Whether a file is on a mount of the host where set-group-id files count. In a session with a mount namespace of its own
+/// (pam_namespace(8)), the device is compared.
 fn is_of_the_host(mount: Option<u64>, device: (u32, u32)) -> bool {
     let mounts = std::fs::read(format!("{PROC}/1/mountinfo")).unwrap_or_default();
     gives_groups(&String::from_utf8_lossy(&mounts), mount, device)
 }
 
-/// Looks a mount, or else a device, up in `mountinfo`, the text of that file (proc_pid_mountinfo(5)). A file system that a user
-/// serves is FUSE; any other that a user mounts is in a namespace of the user's, and has a device of its own.
+/// Looks up a mount, or else a device, in the text of a `mountinfo` file (proc_pid_mountinfo(5)). A file system that a user serves is FUSE.
+/// Any other mount by a user is in a namespace of the user's and has a device of its own.
 pub(super) fn gives_groups(mountinfo: &str, mount: Option<u64>, (major, minor): (u32, u32)) -> bool {
     let device = format!("{major}:{minor}");
     let mounts: Vec<(Option<u64>, bool, bool)> = mountinfo

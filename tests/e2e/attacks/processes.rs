@@ -364,7 +364,7 @@ fn a_directory_that_never_answers_does_not_keep_a_withdrawn_user_in() {
     machine.sh("timeout 45 iamctl sweep").fails();
     assert_eq!(left_of(&machine, &uid), "");
     machine.sh("pgrep -f '^sleep 4621'").succeeds();
-    machine.logs("authpriv", "a service of nsswitch.conf did not say in time whose some uids are");
+    machine.logs("authpriv", "a service of nsswitch.conf did not tell in time whether some uids");
     // One who has no name any more.
     withdraw(&machine, "carol");
     machine.ssh("carol", "true").fails();
@@ -583,7 +583,7 @@ fn an_operator_ends_everything_of_a_user_at_once_and_of_no_local_account() {
     machine.sh("sed -i s/allow/alow/ /etc/pam_iam/config.toml").succeeds();
     let said = machine.sh("iamctl sweep").fails();
     assert!(
-        said.contains("nobody is ended until that is mended, but by: iamctl sessions end USER"),
+        said.contains("the sweep ends nobody until that is mended; to end a user now: iamctl sessions"),
         "{said}"
     );
     assert!(machine.sh("iamctl sessions end local").fails().contains("local is a local account"));
@@ -713,7 +713,7 @@ fn a_sweep_that_works_for_longer_than_a_minute_is_an_error_that_status_shows() {
     assert!(machine.sh("iamctl sweep").succeeds().contains("another sweep is running"));
     machine.sh("now=$(cut -d. -f1 /proc/uptime); echo \"{\\\"running_since\\\": $((now > 90 ? now - 90 : 0))}\" >/run/pam_iam/sweep.json").succeeds();
     assert!(machine.sh("iamctl sweep").fails().contains("another sweep has been at work for"));
-    machine.logs("authpriv", "longer than the minute between two");
+    machine.logs("authpriv", "longer than the minute between two sweeps");
     assert!(machine.sh("iamctl status").succeeds().contains("1 took longer than a minute"));
     machine.sh("iamctl status --prometheus /tmp/metrics && grep -q '^pam_iam_sweep_overruns_total 1' /tmp/metrics").succeeds();
 }

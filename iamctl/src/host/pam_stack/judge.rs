@@ -1,54 +1,59 @@
-//! Follows libpam through a chain: may it say yes without our module?
+//! Follows libpam through a chain, to find out whether it may say yes without the module.
 
 use std::collections::HashSet;
 
 use super::super::pam_control::Action;
 use super::{Chain, Module, Phase, Role, Stacks, is_our_module};
 
-/// What a chain means for our module.
+/// What a chain means for the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is asked whenever the chain says yes, and its no is the chain's.
+    /// The module is asked whenever the chain says yes, and its no is the chain's.
     InForce,
-    /// It is not there.
+    /// The module is not in the chain.
     Missing,
-    /// The chain may say yes without asking it, because of this entry.
+    /// The chain may say yes without asking the module, because of this entry.
     PassedOver(String),
-    /// The chain may say yes although it said no.
+    /// The chain may say yes although the module said no.
     NotHeeded(String),
 }
 
-/// How a chain may be on its way, at one module.
+/// A state that libpam may be in before it runs the module `at`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
     at: usize,
     impression: Impression,
-    /// What each substack that is open began with.
+    /// The impression with which each open substack began.
     saved: Vec<Impression>,
-    /// The entry that led past our module.
+    /// The entry that led past pam_iam's module.
     passed_over_by: Option<usize>,
     was_asked: bool,
-    /// Our entry that said no last.
+    /// The entry of pam_iam's module that said no last.
     said_no_at: Option<usize>,
 }
 
-/// What libpam thinks so far.
+/// What libpam has concluded so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Impression {
     Undecided,
     Yes,
-    /// A yes with a code that is none, by `[default=ok]`.
+    /// A yes with the code of a failure, by `[default=ok]`.
     YesWithFailure,
     No,
 }
 
-/// Judges a stack: is our module in force in a phase? Only entries whose arguments `are_ours` accepts count.
-pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[String]) -> bool) -> Verdict {
+/// Judges whether the module is in force in a phase of a stack. Only entries whose arguments `has_policy` accepts count.
+pub fn judge(
+    text: &str,
+    phase: Phase,
+    stacks: Stacks<'_>,
+    has_policy: &dyn Fn(&[String]) -> bool,
+) -> Verdict {
     let chain = Chain::of(text, phase, stacks);
-    let is_managed = |module: &Module| {
-        module.role == Role::Runs && is_our_module(&module.path) && are_ours(&module.arguments)
+    let is_pam_iam = |module: &Module| {
+        module.role == Role::Runs && is_our_module(&module.path) && has_policy(&module.arguments)
     };
-    let Some(last_of_ours) = chain.0.iter().rposition(is_managed) else { return Verdict::Missing };
+    let Some(last) = chain.0.iter().rposition(is_pam_iam) else { return Verdict::Missing };
     let start = State {
         at: 0,
         impression: Impression::Undecided,
@@ -75,8 +80,8 @@ pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[S
             }
             continue;
         };
-        for mut next in chain.next(&state, module, is_managed(module)) {
-            if !next.was_asked && next.at > last_of_ours && next.passed_over_by.is_none() {
+        for mut next in chain.next(&state, module, is_pam_iam(module)) {
+            if !next.was_asked && next.at > last && next.passed_over_by.is_none() {
                 next.passed_over_by = Some(state.at);
             }
             if seen.insert(next.clone()) {
@@ -88,10 +93,10 @@ pub fn judge(text: &str, phase: Phase, stacks: Stacks<'_>, are_ours: &dyn Fn(&[S
 }
 
 impl Chain {
-    /// All that may come after a module has run.
-    fn next(&self, state: &State, module: &Module, is_managed: bool) -> Vec<State> {
+    /// Returns all states that may follow when a module has run.
+    fn next(&self, state: &State, module: &Module, is_pam_iam: bool) -> Vec<State> {
         let mut state = state.clone();
-        // What a substack began with is remembered for an action `reset` in it.
+        // A `reset` in a substack goes back to the impression with which the substack began.
         state.saved.truncate(module.level + 1);
         while state.saved.len() <= module.level {
             state.saved.push(state.impression);
@@ -99,12 +104,12 @@ impl Chain {
         if module.role == Role::OpensSubstack {
             return vec![State { at: state.at + 1, ..state }];
         }
-        let outcomes = match (module.role, is_managed && state.said_no_at.is_some()) {
+        let outcomes = match (module.role, is_pam_iam && state.said_no_at.is_some()) {
             // libpam: PAM_MUST_FAIL_CODE is PAM_PERM_DENIED.
             (Role::Fails, _) => vec![(Outcome::Failure, module.control.perm_denied)],
-            // Asked twice, it says the same.
+            // Asked twice, the module says the same.
             (_, true) => module.control.failures().map(|action| (Outcome::Failure, action)).collect(),
-            _ if is_managed && state.was_asked => {
+            _ if is_pam_iam && state.was_asked => {
                 vec![(Outcome::Success, module.control.success), (Outcome::Ignore, module.control.ignore)]
             }
             _ => {
@@ -119,14 +124,14 @@ impl Chain {
         };
         outcomes
             .into_iter()
-            .map(|(outcome, action)| self.after(&state, outcome, action, is_managed))
+            .map(|(outcome, action)| self.after(&state, outcome, action, is_pam_iam))
             .collect()
     }
 
-    fn after(&self, state: &State, outcome: Outcome, action: Action, is_managed: bool) -> State {
+    fn after(&self, state: &State, outcome: Outcome, action: Action, is_pam_iam: bool) -> State {
         let mut next = State { at: state.at + 1, ..state.clone() };
-        next.was_asked |= is_managed;
-        if is_managed && outcome == Outcome::Failure {
+        next.was_asked |= is_pam_iam;
+        if is_pam_iam && outcome == Outcome::Failure {
             next.said_no_at = Some(state.at);
         }
         match action {
@@ -148,7 +153,7 @@ impl Chain {
             Action::Reset => next.impression = next.saved.last().copied().unwrap_or(Impression::Undecided),
             Action::Jump(count) => match self.jump(state.at, count) {
                 Some(target) => next.at = target,
-                // libpam: "bad jump in stack". It goes on behind the last module, with a no.
+                // libpam logs "bad jump in stack", and goes on after the last module with a no.
                 None => (next.at, next.impression) = (self.after_decision(state.at), Impression::No),
             },
         }

@@ -5,7 +5,7 @@ use super::*;
 const ACCOUNT: &str = "account [success=ok new_authtok_reqd=ok ignore=ignore default=die] pam_iam.so";
 const SESSION: &str = "session requisite pam_iam.so";
 
-/// Debian's and Red Hat's common parts, shortened.
+/// Returns the common parts of Debian and Red Hat, shortened.
 fn common(name: &str) -> Option<String> {
     let text = match name {
         "common-account" => {
@@ -44,7 +44,7 @@ fn account(text: &str) -> Verdict {
 }
 
 #[test]
-fn our_line_is_in_force_where_it_is_always_asked_and_heeded() {
+fn a_line_is_in_force_if_it_is_always_asked_and_heeded() {
     for text in [
         format!(
             "@include common-auth\naccount required pam_nologin.so\n{ACCOUNT}\n@include common-account\n"
@@ -55,7 +55,7 @@ fn our_line_is_in_force_where_it_is_always_asked_and_heeded() {
         format!("account [success=ok default=ignore] pam_x.so\n{ACCOUNT}\n"),
         // A yes that ends only the substack.
         format!("account substack password-auth\n{ACCOUNT}\n"),
-        // Continued, behind a comment; blanks behind a backslash do not count.
+        // Continued after a comment, and by a backslash with blanks behind it.
         "account [success=ok \\ \n# in between\n\n default=die] \\\n /lib/security/pam_iam.so".to_owned(),
         "ACCOUNT Required pam_iam.so".to_owned(),
     ] {
@@ -64,7 +64,7 @@ fn our_line_is_in_force_where_it_is_always_asked_and_heeded() {
 }
 
 #[test]
-fn our_line_is_not_in_force_where_it_is_no_entry() {
+fn a_line_that_is_no_entry_of_the_phase_is_missing() {
     for text in [
         "@include common-account\n".to_owned(),
         format!("# {ACCOUNT}\n@include common-account\n"),
@@ -79,7 +79,7 @@ fn our_line_is_not_in_force_where_it_is_no_entry() {
 }
 
 #[test]
-fn an_entry_that_may_lead_past_our_line_is_named() {
+fn an_entry_that_may_lead_past_the_line_is_named() {
     for (text, entry) in [
         (
             format!("@include common-account\n{ACCOUNT}"),
@@ -91,9 +91,9 @@ fn an_entry_that_may_lead_past_our_line_is_named() {
             format!("account [success=1 default=ignore] pam_x.so\n{ACCOUNT}\naccount required pam_unix.so"),
             "[success=1 default=ignore] pam_x.so",
         ),
-        // For libpam brackets only hold a word together.
+        // Brackets only hold a word together.
         (format!("account [include] password-auth\n{ACCOUNT}"), "sufficient pam_localuser.so"),
-        // An entry without a module fails as its control says, and one of no phase not in this one.
+        // An entry without a module fails as its control says, and one of no known phase does not fail in this one.
         (format!("account optional\naccount sufficient pam_x.so\n{ACCOUNT}"), "sufficient pam_x.so"),
         (format!("@include odd\naccount sufficient pam_x.so\n{ACCOUNT}"), "sufficient pam_x.so"),
     ] {
@@ -101,18 +101,18 @@ fn an_entry_that_may_lead_past_our_line_is_named() {
     }
     // A jump past the last module is no yes.
     assert_eq!(account(&format!("account [success=2 default=bad] pam_x.so\n{ACCOUNT}")), Verdict::InForce);
-    // A line that is there twice is as good as the better one, and says the same twice.
+    // A line that is there twice counts as the stricter one, and says the same both times.
     assert_eq!(account(&format!("{ACCOUNT}\naccount sufficient pam_iam.so")), Verdict::InForce);
     assert_eq!(account(&format!("{ACCOUNT}\naccount sufficient pam_x.so\n{ACCOUNT}")), Verdict::InForce);
 }
 
 #[test]
-fn a_no_of_ours_that_is_passed_over_is_found() {
+fn a_no_that_is_not_heeded_is_found() {
     for text in [
         "account optional pam_iam.so\naccount required pam_unix.so",
         "account sufficient pam_iam.so\naccount required pam_unix.so",
         "account [success=ok perm_denied=ignore ignore=ignore default=die] pam_iam.so\naccount required pam_unix.so",
-        // What comes later makes everything forgotten.
+        // A later entry resets everything.
         "account required pam_iam.so\naccount [default=reset] pam_x.so\naccount required pam_unix.so",
     ] {
         assert!(matches!(account(text), Verdict::NotHeeded(_)), "{text}: {:?}", account(text));
@@ -120,15 +120,15 @@ fn a_no_of_ours_that_is_passed_over_is_found() {
 }
 
 #[test]
-fn sudo_has_lines_of_its_own_also_behind_an_include() {
+fn sudos_own_line_is_found_through_an_include_too() {
     let sudo = |text: &str| judge(text, Phase::Account, &common, &for_sudo);
     assert_eq!(sudo("account include sudo\n"), Verdict::InForce, "as Red Hat's sudo-i has it");
     assert_eq!(sudo(ACCOUNT), Verdict::Missing);
 }
 
 #[test]
-fn a_file_that_cannot_be_read_to_its_end_lets_nobody_past() {
-    // The entry breaks off, or the file that it includes is not there: libpam says no.
+fn an_unfinished_entry_and_a_missing_include_let_nobody_past() {
+    // The entry is unfinished, or the file that it includes is missing: libpam says no.
     assert_eq!(account(&format!("account include nothing\n{ACCOUNT}")), Verdict::InForce);
     assert_eq!(account(&format!("{ACCOUNT}\naccount required \\")), Verdict::InForce);
     assert_eq!(
@@ -138,7 +138,7 @@ fn a_file_that_cannot_be_read_to_its_end_lets_nobody_past() {
 }
 
 #[test]
-fn our_lines_come_before_what_could_end_the_stack_and_before_what_wants_a_home() {
+fn lines_are_added_before_an_entry_that_could_end_the_stack_or_needs_a_home() {
     let add = |text: &str| {
         let with = with_line(text, ACCOUNT, Phase::Account, &common, &for_login);
         with_line(&with, SESSION, Phase::Session, &common, &for_login)
@@ -157,7 +157,7 @@ fn our_lines_come_before_what_could_end_the_stack_and_before_what_wants_a_home()
     assert!(add(redhat).ends_with(&format!("close\n{SESSION}\nsession include password-auth")));
     assert_eq!(add("@include common-account"), format!("{ACCOUNT}\n@include common-account\n{SESSION}"));
     assert_eq!(add("auth required pam_x.so\n"), format!("auth required pam_x.so\n{ACCOUNT}\n{SESSION}\n"));
-    // Not where a jump leads past it, and not so that another jump lands elsewhere.
+    // Not where a jump leads past it, nor where it would change the target of another jump.
     assert_eq!(
         add(
             "session [success=1 default=ignore] pam_a.so\nsession required pam_b.so\n@include common-session\n"
@@ -183,7 +183,7 @@ fn our_lines_come_before_what_could_end_the_stack_and_before_what_wants_a_home()
 }
 
 #[test]
-fn our_entries_go_and_no_others() {
+fn only_entries_of_the_module_are_taken_out() {
     for (before, after) in [
         ("# see \\\naccount required pam_iam.so\nx", "# see \\\nx"),
         (
@@ -197,7 +197,7 @@ fn our_entries_go_and_no_others() {
         ),
         ("account required pam_exec.so /bin/pam_iam.so", "account required pam_exec.so /bin/pam_iam.so"),
         ("-session optional pam_iam.so\n", ""),
-        // An administrator's jump over our line lands where it did.
+        // An administrator's jump over the line lands where it did.
         (
             "account [success=2 default=ignore] pam_access.so\naccount required pam_iam.so\naccount requisite pam_deny.so\naccount required pam_permit.so",
             "account [success=2 default=ignore] pam_access.so\naccount [default=ignore] pam_permit.so\naccount requisite pam_deny.so\naccount required pam_permit.so",
@@ -208,14 +208,14 @@ fn our_entries_go_and_no_others() {
 }
 
 #[test]
-fn the_shipped_lines_are_found() {
+fn the_line_of_a_phase_is_found_in_a_shipped_file() {
     let file = include_str!("../../../../pam.d/debian/sshd");
     assert!(line_of(file, Phase::Account).is_some_and(|line| line.contains("default=die")));
     assert_eq!(line_of(file, Phase::Session), Some("session    requisite    pam_iam.so"));
     assert_eq!(line_of(include_str!("../../../../pam.d/debian/sudo"), Phase::Session), None);
 }
 
-/// Lines as administrators and distributions write them, good and bad.
+/// Generates lines as administrators and distributions write them, good and bad.
 fn lines() -> impl Strategy<Value = String> {
     let control = prop_oneof![
         Just("required".to_owned()),
@@ -244,7 +244,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn what_enable_writes_is_in_force_and_disable_takes_it_back_byte_for_byte(text in lines()) {
+    fn an_added_line_is_in_force_and_is_taken_out_byte_for_byte(text in lines()) {
         for (line, phase) in [(ACCOUNT, Phase::Account), (SESSION, Phase::Session)] {
             let with = with_line(&text, line, phase, &common, &for_login);
             prop_assert_eq!(judge(&with, phase, &common, &for_login), Verdict::InForce, "{}", with);

@@ -1,4 +1,4 @@
-//! Whose uids and names are, by this host and by the resolver.
+//! Finds out, from this host and from the resolver, to whom uids and names belong.
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,23 +14,23 @@ use pam_iam_sessions::lookup;
 
 use super::Judge;
 
-/// Whose a uid of our range is.
+/// The owner of a managed uid.
 pub(super) enum Owning {
-    /// A user of this Linux name, or one who last had it here.
+    /// A user with this Linux name, or the last who had it here.
     User(LinuxName),
     /// Nothing tells whether it ever was a user's.
     Unknown,
-    /// Nobody can tell now.
+    /// There is no answer now.
     Unanswered,
 }
 
 impl Judge<'_> {
-    /// Whose a uid of our range is.
+    /// Returns the owner of a managed uid.
     pub(super) fn name_of(&self, uid: Uid) -> Owning {
         let Ok(local) = local::account_by_uid(Path::new(paths::PASSWD), uid) else {
             return Owning::Unanswered;
         };
-        // One that neither this host nor IAM knows as a user of IAM's is the host's, whatever its number.
+        // An account that neither this host nor IAM knows as an IAM user's is the host's, whatever its number.
         let is_known = |account: &local::Account| {
             self.served.has(uid) || Path::new(paths::IMPORTER_STATE).exists() || {
                 self.holder(uid).flatten().is_some_and(|name| name.as_str() == account.name)
@@ -48,8 +48,8 @@ impl Judge<'_> {
                 let _ = self.served.add(uid, name.as_str());
                 Owning::User(name)
             }
-            // The user is gone, or may not be looked at, or never was: what is asked next tells which. Another directory may
-            // have accounts with such uids, so nothing is asked about one that this host never served.
+            // The user is gone, or may not be looked at, or never existed; the next question will tell. Another directory may have accounts
+            // with such uids, so nothing is asked about a uid that this host never served.
             holder => match (self.served.name_of(uid), holder) {
                 (Some(name), _) => Owning::User(name),
                 (None, Some(_)) => Owning::Unknown,
@@ -58,14 +58,14 @@ impl Judge<'_> {
         }
     }
 
-    /// Whether a name is now that of another account than `uid`: a local one, another IAM user's, or, where a directory is in
-    /// use, one of that. A directory that does not answer makes it nobody else's: then units of that name are still spared, and
-    /// a process under a subordinate uid still needs a further mark.
+    /// Whether a name now belongs to another account than `uid`: a local one, another IAM user's, or a directory's. If a directory does not
+    /// answer, the name counts as this user's: units of that name are still spared, and a process under a subordinate uid still needs a
+    /// further mark.
     pub(super) fn is_anothers(&self, name: &LinuxName, uid: Uid) -> bool {
         match local::account_by_name(Path::new(paths::PASSWD), name.as_str()) {
             Ok(Some(account)) => return account.uid != uid,
             Ok(None) => {}
-            // A file that cannot be read has every name.
+            // If the file cannot be read, it may have any name.
             Err(_) => return true,
         }
         match self.user(name) {
@@ -78,15 +78,14 @@ impl Judge<'_> {
         }
     }
 
-    /// Returns the name of the user with `uid`, if there is one; None if the resolver does not answer.
+    /// Returns the name of the user with `uid`. None if the resolver does not answer; the inner value is None if there is no such user.
     fn holder(&self, uid: Uid) -> Option<Option<LinuxName>> {
         self.report::<Holder>(&Request::WhoIs { uid }).ok().map(|holder| holder.name)
     }
 }
 
 impl Queries for Judge<'_> {
-    /// Sends a request once in a sweep, so that a user with many sessions is asked about once. When the time is up, nothing is
-    /// sent any more.
+    /// Sends each request once in a sweep, so that a user with many sessions is asked about once. Sends nothing when the time is up.
     fn send(&self, request: &Request) -> Result<Answer, ClientError> {
         let question =
             serde_json::to_string(request).map_err(|error| ClientError::Malformed(error.to_string()))?;

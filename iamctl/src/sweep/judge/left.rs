@@ -1,4 +1,4 @@
-//! What logins that are over have left behind.
+//! Decides about processes that were left by logins which are over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,25 +13,25 @@ use pam_iam_sessions::owner::{Owned, Owner};
 use super::{Judge, Verdict};
 use crate::sweep::withdrawal::{Cause, Withdrawal};
 
-/// How long it is asked about what sessions that are over have left behind.
+/// How long the resolver is asked about logins that are over.
 const ASKING_LEFT_MAX: Duration = Duration::from_secs(5);
 
-/// In how many sweeps in a row nothing may be seen of what a login left behind before nothing is looked for any more.
+/// After this many sweeps in a row without a process of a login, the login is forgotten.
 const UNSEEN_MAX: u32 = 60;
 
-/// In how many of these it is asked about a user of whom nothing is seen and the kernel counts no process. There may be one
-/// under a subordinate uid, of which a later look sees more.
+/// After this many sweeps without any process of its user, the resolver is no longer asked about a login. There may be one under a
+/// subordinate uid, which a later look finds.
 const ASKED_UNSEEN_MAX: u32 = 3;
 
-/// How many logins of one user may be kept of which nothing was seen for a while.
+/// The most logins of one user that are kept although nothing of them was seen for a while.
 const KEPT_UNSEEN_MAX: usize = 100;
 
-/// How many logins further each sweep begins to ask about what they left.
+/// Each sweep begins this many logins further, as there may not be time for all.
 const ROTATION: usize = 101;
 
 impl Judge<'_> {
-    /// Returns what sessions that are over left behind and were opened with what is withdrawn now. Those that have left nothing are
-    /// taken out of the registry.
+    /// Returns what was left by sessions that are over and were opened with something that is withdrawn now. Logins that have left nothing
+    /// are removed from the registry.
     ///
     /// # Errors
     /// Returns an error if the registry cannot be read.
@@ -68,7 +68,7 @@ impl Judge<'_> {
         Ok(withdrawals)
     }
 
-    /// Whether something of a login that is over may still run. One that has left nothing for long is forgotten.
+    /// Whether processes of a login that is over may still run. A login without any for long is forgotten.
     fn is_worth_a_question(
         &mut self,
         registry: &SessionRegistry,
@@ -81,7 +81,7 @@ impl Judge<'_> {
             self.forget(registry, session);
             return false;
         };
-        // What forks and ends all the time may be missed by any look.
+        // A process that forks and ends all the time can escape every look.
         let before = *self.first_unseen.entry(session.process()).or_insert(session.unseen);
         let mut unseen = if owned.is_in_audit_session(&owner, audit) { 0 } else { before + 1 };
         let is_at_work = *looks.at_work.entry(session.uid).or_insert_with(|| owner.is_at_work());
@@ -104,12 +104,12 @@ impl Judge<'_> {
         unseen <= ASKED_UNSEEN_MAX || is_at_work
     }
 
-    /// Returns why what a login left behind is to end, if so.
+    /// Returns why the processes that a login has left are to end. None if they may go on.
     fn cause_to_end(&self, registry: &SessionRegistry, session: &Session) -> Option<Cause> {
         let kind = account_kind(&session.user, session.uid, self.config, &Files::default()).ok()?;
         match self.verdict(session, kind, registry) {
             Verdict::SessionWithdrawn(cause) => Some(cause),
-            // What the marks of a login are on is no service of the host's.
+            // A process with the marks of a login is no service of the host.
             Verdict::UserWithdrawn(reason) if matches!(kind, AccountKind::Adopted | AccountKind::Shared) => {
                 Some(Cause::Refused(reason))
             }
@@ -117,7 +117,7 @@ impl Judge<'_> {
         }
     }
 
-    /// Takes what a login left behind out of the registry.
+    /// Removes a login that is over from the registry.
     fn forget(&self, registry: &SessionRegistry, session: &Session) {
         if !self.is_dry {
             let _ = registry.remove(session.process());
@@ -125,13 +125,13 @@ impl Judge<'_> {
     }
 }
 
-/// What was found out about users while their logins are gone through, so that it is looked for once.
+/// What is found out about each user in one pass over the logins, so that it is looked up once.
 #[derive(Default)]
 struct Looks {
     /// How many logins of each are over.
     counts: BTreeMap<Uid, usize>,
-    /// Whether anything runs under the uid.
+    /// Whether any process runs under a uid of the user.
     at_work: BTreeMap<Uid, bool>,
-    /// The audit sessions in which something runs; None if that cannot be told.
+    /// The audit sessions in which processes of the user run. None if that cannot be told.
     audit_sessions: BTreeMap<Uid, Option<BTreeSet<String>>>,
 }

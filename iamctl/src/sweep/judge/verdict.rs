@@ -1,4 +1,4 @@
-//! What IAM says about a session and its user.
+//! Decides about a session and its user, by what IAM says.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,9 +23,9 @@ pub(super) enum Verdict {
     GoesOn(Duration),
     /// The user may no longer log in.
     UserWithdrawn(Reason),
-    /// What it was opened with, or given, is withdrawn: its key, or a privileged group.
+    /// The key with which it was opened, or a privileged group that it has, is withdrawn.
     SessionWithdrawn(Cause),
-    /// Nobody can tell.
+    /// There is no answer.
     Unknown,
 }
 
@@ -38,16 +38,16 @@ impl Judge<'_> {
         registry: &SessionRegistry,
     ) -> Verdict {
         let Ok(name) = LinuxName::new(&session.user) else { return Verdict::Unknown };
-        // An account that is no longer adopted or shared is the host's own, and so are its other sessions.
+        // An account that is no longer adopted or shared is the host's own, and so are the sessions that IAM did not open.
         if account_kind == AccountKind::Local {
             return match session.origin {
-                // Another program may be writing group(5) anew.
+                // Another program may be rewriting group(5).
                 Origin::Iam if !self.has_adopt_group() => Verdict::Unknown,
                 Origin::Iam => Verdict::SessionWithdrawn(Cause::KeyWithdrawn),
                 _ => Verdict::GoesOn(Duration::ZERO),
             };
         }
-        // Nobody could tell whose key it was. If it is not a member's now, it is taken for the host's own.
+        // The owner of the key was unknown. A key that is no member's now counts as the host's own.
         if account_kind == AccountKind::Shared && session.origin != Origin::Iam {
             let is_members = |key: &SessionKey| self.is_active(&name, session.uid, key).unwrap_or(false);
             if session.keys.iter().any(is_members) {
@@ -59,15 +59,15 @@ impl Judge<'_> {
             Verdict::GoesOn(age) => age,
             verdict => return verdict,
         };
-        // What a shared account or a local one has is the host's.
+        // The groups of a shared or local account are the host's.
         let held = session.groups.iter().copied().collect();
         if account_kind == AccountKind::Managed && !self.lost(&name, &held).is_empty() {
             return Verdict::SessionWithdrawn(Cause::GroupWithdrawn);
         }
-        // Keys that IAM does not know may be meant: of further key commands, or an adopted account's own.
+        // Keys that IAM does not have may be intended: those of further key commands, or an adopted account's own.
         let elsewhere = session.origin != Origin::Iam
             && (self.config.keys.others_open_managed_accounts() || account_kind == AccountKind::Adopted);
-        // Of a shared account nothing but the key tells whose session it is.
+        // In a shared account only the key tells whose session it is.
         let by_key = self.config.sessions.sweep == Sweep::Key || account_kind == AccountKind::Shared;
         if !by_key || elsewhere {
             return Verdict::GoesOn(age);
@@ -95,7 +95,7 @@ impl Judge<'_> {
         Ok(!self.keys(name, uid, Some(fingerprint))?.is_empty())
     }
 
-    /// Whether the group of `accounts.adopt_group` is there, if the configuration names one.
+    /// Whether the group of `accounts.adopt_group` exists, if the configuration names one.
     fn has_adopt_group(&self) -> bool {
         let group = &self.config.accounts.adopt_group;
         let found = local::group_by_name(Path::new(paths::GROUP), group);
@@ -106,7 +106,7 @@ impl Judge<'_> {
     pub(super) fn login(&self, name: &LinuxName, uid: Uid) -> Verdict {
         match self.decide(name, uid, Policy::Login) {
             Ok(decision) if decision.allow => Verdict::GoesOn(Duration::from_secs(decision.age)),
-            // Whoever takes a permission from this host's role is not to end every session with it.
+            // A permission that is taken from this host's role must not end every session.
             Ok(decision) if decision.reason == Reason::Denied => Verdict::Unknown,
             Ok(decision) => Verdict::UserWithdrawn(decision.reason),
             Err(_) => Verdict::Unknown,

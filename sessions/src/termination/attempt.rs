@@ -1,4 +1,4 @@
-//! One termination under way: what belongs to it, what was asked, what is left.
+//! One termination under way: which processes belong to it, which were asked to end, and which are left.
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -17,82 +17,82 @@ use crate::owner::{Owned, Owner, SessionMarks};
 use crate::table::{Table, Task, signal};
 use crate::{cgroup, logind};
 
-/// How long sshd may take to carry to its client what a terminal was told.
+/// How long sshd may take to send its client the notice that was written on a terminal.
 const RELAY_MAX: Duration = Duration::from_secs(5);
 
-/// How many subordinate uids of one user are killed as a whole in one round.
+/// The most subordinate uids of one user whose processes are killed at once in one round.
 const UIDS_MAX: usize = 64;
 
-/// How often it is tried to make sure that nothing is left: on some hosts nothing can stand still, and a user may hold up the
-/// process that kills.
+/// The most rounds to make sure that nothing is left: on some hosts nothing can be frozen, and a user can hold up the killer.
 const TRIES_MAX: u32 = 3;
 
-/// How many processes a log line lists.
+/// The most processes that a log line lists.
 const LISTED_MAX: usize = 20;
 
 /// One termination under way.
-pub(super) struct Course<'a> {
+pub(super) struct Attempt<'a> {
     pub(super) termination: &'a Termination,
     logins: Vec<SessionMarks>,
-    /// The logind sessions of these, with their control groups.
+    /// The logind sessions of `logins`, each with its control group.
     of_logind: Vec<(String, String)>,
-    /// All that was ever found to belong to the sessions that end: once a parent has ended, nobody knows whose child was
-    /// whose.
-    family: BTreeSet<Process>,
-    /// The sshd of sessions that were told something, asked after what it relays has ended.
+    /// All processes that were ever found to belong to the sessions that end: once a parent has ended, nothing tells whose child a process
+    /// was.
+    session_processes: BTreeSet<Process>,
+    /// The sshd processes of sessions that were sent the notice. They are asked once the processes that they serve have ended.
     relays: BTreeSet<Process>,
     asked: BTreeSet<Process>,
     asked_logind: bool,
     told_of_killing: bool,
-    /// What the last look has found.
+    /// The processes that the last look found.
     found: BTreeSet<Process>,
-    /// The last that was found, for the log.
+    /// The last processes that a look found, as a list for the log.
     last_list: String,
-    /// All that any look has found.
+    /// All processes that any look found.
     seen: BTreeSet<Process>,
     empty_looks: u32,
-    /// How many of these could not be read.
+    /// How many of `found` could not be read.
     unread: usize,
     /// Whether all processes of the user's uid may be killed at once.
     pub(super) may_kill_all: bool,
-    /// Whether all processes of the user's uid were killed once without being seen.
+    /// Whether all processes of the user's uid were killed at once, seen or not.
     pub(super) killed_all: bool,
-    /// Whether nothing was found while all that is in the user's slice stood still.
-    looked_while_still: bool,
-    /// How often that was tried.
+    /// Whether the last look at a frozen slice found nothing.
+    empty_while_frozen: bool,
+    /// How many rounds there were to make sure.
     tries: u32,
-    /// What the last look has found of the user's uid, and whether in any look some of it was not there in the look before.
+    /// The processes with a uid of the user's in the last look; `begins_anew` if any look found one that the look before had not.
     running: BTreeSet<Process>,
     begins_anew: bool,
-    /// How often it looked.
+    /// How many looks there were.
     looks: u32,
-    /// The user's slice, if not all of the user's may be killed. No other control group stands still for a look: it may be
-    /// anybody's.
+    /// The user's slice, if it exists. No other control group is frozen: it may be anybody's.
     pub(super) slice: Option<String>,
-    /// Whether any of what is to end was seen outside the slice.
+    /// Whether a process that is to end was seen outside the slice.
     is_elsewhere: bool,
 }
 
-impl<'a> Course<'a> {
-    /// Notes that the last look was at a slice that stood still, if it was: what it found is there, however often other looks find
-    /// nothing. `still` are the slices that were stopped for the look.
-    pub(super) fn note_stillness(&mut self, still: &BTreeSet<String>) {
-        // Nobody else may have let it go on meanwhile.
-        let stood_still =
-            self.slice.as_ref().is_some_and(|slice| still.contains(slice) && cgroup::is_still(slice));
-        if stood_still {
-            self.looked_while_still = self.found.is_empty();
+impl<'a> Attempt<'a> {
+    /// Notes the result of the last look if the slice was frozen during it: such a look misses no process. `frozen_paths` are the control
+    /// groups that were frozen for it.
+    pub(super) fn note_frozen(&mut self, frozen_paths: &BTreeSet<String>) {
+        // Somebody else may have thawed it meanwhile.
+        let was_frozen = self
+            .slice
+            .as_ref()
+            .is_some_and(|slice| frozen_paths.contains(slice) && cgroup::is_frozen_or_gone(slice));
+        if was_frozen {
+            self.empty_while_frozen = self.found.is_empty();
             let is_progress = !self.found.is_empty() && !self.is_elsewhere;
             self.tries = if is_progress { 0 } else { self.tries };
         }
     }
 
     pub(super) fn begin(termination: &'a Termination, table: &Table, grace: Duration) -> Self {
-        let mut course = Self {
+        let mut attempt = Self {
             termination,
             logins: Vec::new(),
             of_logind: Vec::new(),
-            family: BTreeSet::new(),
+            session_processes: BTreeSet::new(),
             relays: BTreeSet::new(),
             asked: BTreeSet::new(),
             asked_logind: false,
@@ -104,7 +104,7 @@ impl<'a> Course<'a> {
             unread: 0,
             may_kill_all: false,
             killed_all: false,
-            looked_while_still: false,
+            empty_while_frozen: false,
             tries: 0,
             running: BTreeSet::new(),
             begins_anew: false,
@@ -116,41 +116,44 @@ impl<'a> Course<'a> {
         for opener in &termination.openers {
             let of_logind = logind::session_of(opener.pid);
             let marks = SessionMarks::of(*opener, table, of_logind.as_ref().map(|(_, scope)| scope.clone()));
-            course.of_logind.extend(of_logind);
-            let family =
-                owned.family(&BTreeSet::from([*opener]), &termination.owner, std::slice::from_ref(&marks));
-            if notify(termination, &family, table, grace) {
-                // None of sshd's processes is in a session (setsid(2)) with what it runs for the user.
+            attempt.of_logind.extend(of_logind);
+            let found = owned.session_processes(
+                &BTreeSet::from([*opener]),
+                &termination.owner,
+                std::slice::from_ref(&marks),
+            );
+            if notify(termination, &found, table, grace) {
+                // sshd's processes are in another session (setsid(2)) than those that it runs for the user.
                 let session = table.task(*opener).map(|task| task.stat.session);
                 let is_sshd =
                     |process: &&Process| table.task(**process).map(|task| task.stat.session) == session;
-                let relays: BTreeSet<Process> = family.iter().filter(is_sshd).copied().collect();
-                if relays.len() < family.len() {
-                    course.relays.extend(relays);
+                let relays: BTreeSet<Process> = found.iter().filter(is_sshd).copied().collect();
+                if relays.len() < found.len() {
+                    attempt.relays.extend(relays);
                 }
             }
-            course.family.extend(family);
-            course.logins.push(marks);
+            attempt.session_processes.extend(found);
+            attempt.logins.push(marks);
         }
-        course.logins.extend(termination.left.iter().cloned());
+        attempt.logins.extend(termination.left.iter().cloned());
         if termination.whole_user {
-            course.found = owned.of(&termination.owner);
-            course.last_list = course.list(&owned);
-            course.seen.extend(course.found.iter().copied());
-            course.may_kill_all = may_kill_all_of(&mut owned, &termination.owner);
+            attempt.found = owned.of(&termination.owner);
+            attempt.last_list = attempt.list(&owned);
+            attempt.seen.extend(attempt.found.iter().copied());
+            attempt.may_kill_all = may_kill_all_of(&mut owned, &termination.owner);
         }
-        course
+        attempt
     }
 
     pub(super) fn is_done(&self) -> bool {
         self.empty_looks >= 2
     }
 
-    /// Finds what is there of it now.
+    /// Looks for the processes that are to end: all of the user's if `whole`.
     pub(super) fn look(&mut self, owned: &mut Owned<'_>, whole: bool) {
         let owner = &self.termination.owner;
-        self.found = owned.family(&self.family, owner, &self.logins);
-        self.family.extend(self.found.iter().copied());
+        self.found = owned.session_processes(&self.session_processes, owner, &self.logins);
+        self.session_processes.extend(self.found.iter().copied());
         if whole {
             self.found.extend(owned.of(owner));
         } else {
@@ -158,8 +161,8 @@ impl<'a> Course<'a> {
         }
         self.may_kill_all = whole && may_kill_all_of(owned, owner);
         let uid = owner.uid;
-        // One that is gone before it could be asked where it was may go on as another.
-        self.slice = cgroup::slice_that_is_there(uid);
+        // Frozen even if no process was seen in it: one that ended before its path was read may have a child there.
+        self.slice = cgroup::existing_slice(uid);
         for process in &self.found {
             let path = owned.path_of(process.pid);
             self.is_elsewhere |= path.is_some_and(|path| !cgroup::is_in_slice(path, uid));
@@ -167,7 +170,7 @@ impl<'a> Course<'a> {
         let runs = |task: &&Task| task.all_uids().any(|of| of == uid || owner.is_subordinate(of));
         let running: BTreeSet<Process> =
             owned.table().0.values().filter(runs).map(|task| task.process).collect();
-        // In the first look all is new.
+        // In the first look every process is new.
         self.begins_anew |= self.looks > 0 && running.iter().any(|process| !self.running.contains(process));
         self.looks += 1;
         self.running = running;
@@ -180,7 +183,7 @@ impl<'a> Course<'a> {
         self.empty_looks = if self.found.is_empty() { self.empty_looks + 1 } else { 0 };
     }
 
-    pub(super) fn ask(
+    pub(super) fn ask_to_end(
         &mut self,
         owned: &mut Owned<'_>,
         elapsed: Duration,
@@ -188,11 +191,11 @@ impl<'a> Course<'a> {
         helpers: &mut Vec<Child>,
         tell: &mut impl FnMut(Progress<'_>),
     ) {
-        // They end by themselves once what they relay for has, and by then have sent what was on the terminal.
+        // Each ends by itself after the processes that it serves, and has sent the notice by then.
         let relays_run = self.found.intersection(&self.relays).next().is_some();
         let relays_wait = relays_run && elapsed < RELAY_MAX.min(grace / 2);
         let is_due = |process: &&Process| !relays_wait || !self.relays.contains(process);
-        // Each once: a shell that has its own way with SIGHUP is not to have it again and again.
+        // Each is asked once: a shell that handles SIGHUP must not get it again and again.
         let new: BTreeSet<Process> = self.found.difference(&self.asked).filter(is_due).copied().collect();
         if self.asked.is_empty() && !new.is_empty() {
             tell(Progress::Asked(self.termination, self.list(owned)));
@@ -204,8 +207,8 @@ impl<'a> Course<'a> {
         self.asked.extend(new);
     }
 
-    /// Has logind end the sessions of which nothing would live on: it ends whatever is in their scopes, also a daemon that
-    /// the user has started by sudo.
+    /// Asks logind to end the sessions in which every process is to end: logind ends all that is in their scopes, even a daemon that the
+    /// user has started by sudo.
     pub(super) fn ask_logind(&self, owned: &mut Owned<'_>) -> Vec<Child> {
         let uid = self.termination.owner.uid;
         if self.termination.whole_user && self.of_logind.is_empty() {
@@ -219,7 +222,7 @@ impl<'a> Course<'a> {
         whole.filter_map(|(id, _)| logind::begin(&["terminate-session", id])).collect()
     }
 
-    /// Whether everything in a control group and below it is found to end.
+    /// Whether every process in a control group and below it was found to end.
     pub(super) fn has_all_of(&self, owned: &mut Owned<'_>, group: &str) -> bool {
         let below = format!("{group}/");
         owned.table().0.values().all(|task| {
@@ -235,16 +238,16 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Whether nothing can have escaped the looks by forking faster than anybody looks.
+    /// Whether no process can have escaped by forking faster than the looks.
     pub(super) fn is_sure(&self) -> bool {
         let is_killed = self.killed_all || !self.may_kill_all;
-        // Outside of the slice nothing stands still, and killing all of it unseen is all that can be done.
-        let is_found = self.slice.is_none() || self.looked_while_still && !self.is_elsewhere;
+        // Outside the slice nothing can be frozen, and killing all of the uid at once is the most that can be done.
+        let is_found = self.slice.is_none() || self.empty_while_frozen && !self.is_elsewhere;
         is_killed && (is_found || self.may_kill_all && self.is_elsewhere)
     }
 
-    /// Whether, before it is over, everything of the user's is to be killed once more unseen, and looked at while it stands still:
-    /// no process that is just being forked escapes that, as it may escape every look.
+    /// Begins one more round if a process may have escaped every look: a killing of all at once and a look at the frozen slice, which no
+    /// fork in progress escapes. Returns false if that is not necessary, or was tried [`TRIES_MAX`] times.
     pub(super) fn make_sure(&mut self) -> bool {
         if self.is_sure() || self.tries >= TRIES_MAX {
             return false;
@@ -254,8 +257,8 @@ impl<'a> Course<'a> {
         true
     }
 
-    /// The uids of which everything may be killed at once, the user's own first: of the subordinate ones those that are at work and
-    /// that nothing else has.
+    /// Returns the uids whose processes may all be killed at once, the user's own first. Subordinate ones are those in use that no other
+    /// process has.
     pub(super) fn uids_to_kill(&self, owned: &mut Owned<'_>) -> Vec<Uid> {
         let owner = &self.termination.owner;
         let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
@@ -264,7 +267,7 @@ impl<'a> Course<'a> {
             .filter(|uid| *uid != owner.uid)
             .collect();
         subordinate.extend(owner.subordinates_at_work().take(UIDS_MAX));
-        // A number may be another's too, as in a container.
+        // Another process may have the same number, as in a container.
         let others = owned.table().0.values().filter(|task| !self.found.contains(&task.process));
         let of_others: BTreeSet<Uid> = others.flat_map(Task::all_uids).collect();
         let mut uids = vec![owner.uid];
@@ -273,7 +276,7 @@ impl<'a> Course<'a> {
         uids
     }
 
-    /// Kills what is there. Returns the uids of which everything is to be killed at once, the user's own first.
+    /// Kills the processes found. Returns the uids whose processes are to be killed at once, the user's own first.
     pub(super) fn kill(
         &mut self,
         owned: &mut Owned<'_>,
@@ -300,7 +303,7 @@ impl<'a> Course<'a> {
         uids
     }
 
-    /// What was found, for the log.
+    /// Returns the processes found, as a list for the log.
     pub(super) fn list(&self, owned: &Owned<'_>) -> String {
         let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
         listed(tasks.map(ToString::to_string), self.found.len())
@@ -309,11 +312,11 @@ impl<'a> Course<'a> {
     pub(super) fn outcome(self) -> Outcome {
         let running: Vec<&Process> = self.seen.iter().filter(|process| process.is_running()).collect();
         let ended = self.seen.len() - running.len();
-        // Nothing was found, and nothing could be held still to look at it.
+        // Processes kept beginning, and neither a killing at once nor a look at a frozen slice made sure that none is left.
         let may_have_missed = self.begins_anew
             && match self.may_kill_all {
                 true => !self.killed_all,
-                false => !self.looked_while_still || self.is_elsewhere,
+                false => !self.empty_while_frozen || self.is_elsewhere,
             };
         let remaining = match (self.is_done() && !may_have_missed, running.is_empty()) {
             (true, _) => String::new(),
@@ -323,11 +326,11 @@ impl<'a> Course<'a> {
             (false, true) => "processes that begin faster than they are found".to_owned(),
             (false, false) => listed(running.iter().map(|process| process.pid.to_string()), running.len()),
         };
-        Outcome { remaining, ended, was_still: self.looked_while_still }
+        Outcome { remaining, ended, was_frozen: self.empty_while_frozen }
     }
 }
 
-/// The first of many, and how many more there are.
+/// Lists the first of `count` words, and how many more there are.
 fn listed(words: impl Iterator<Item = String>, count: usize) -> String {
     let mut words: Vec<String> = words.take(LISTED_MAX).collect();
     let more = count.saturating_sub(LISTED_MAX);
@@ -337,7 +340,7 @@ fn listed(words: impl Iterator<Item = String>, count: usize) -> String {
     words.join(", ")
 }
 
-/// Sends signals to those of which more is known than an effective uid, which root may have lent them.
+/// Sends signals to those processes of which more is known than an effective uid, which root may be lending.
 pub(super) fn signal_known(table: &Table, processes: &BTreeSet<Process>, signals: &[Signal]) {
     let tasks = processes.iter().filter_map(|process| table.task(*process));
     for task in tasks.filter(|task| !task.is_guessed) {
@@ -345,21 +348,21 @@ pub(super) fn signal_known(table: &Table, processes: &BTreeSet<Process>, signals
     }
 }
 
-/// Whether all processes of a user's uid may be killed at once: not where the host runs something as this user.
+/// Whether all processes of a user's uid may be killed at once: not if the host runs something as this user.
 fn may_kill_all_of(owned: &mut Owned<'_>, owner: &Owner) -> bool {
-    !owned.has_some_of_the_hosts(owner) && !reserved_is_in_use(owned.table())
+    !owned.has_host_processes(owner) && !reserved_is_in_use(owned.table())
 }
 
-/// Whether a process has the uid that is assigned to nobody: it would be killed with the rest, and could stop a killer.
+/// Whether a process has the reserved uid. It would be killed with the rest, and could stop a killer.
 fn reserved_is_in_use(table: &Table) -> bool {
     table.0.values().any(|task| task.uids.iter().any(|uids| uids.effective == Uid::RESERVED))
 }
 
-/// Writes the notice to the terminals of a session. True if one took it. A terminal belongs to the user, so nothing else
-/// is written to.
-fn notify(termination: &Termination, family: &BTreeSet<Process>, table: &Table, grace: Duration) -> bool {
+/// Writes the notice to the terminals of a session that belong to the user. Returns true if one took it.
+fn notify(termination: &Termination, processes: &BTreeSet<Process>, table: &Table, grace: Duration) -> bool {
     let mut told = false;
-    let terminals = family.iter().filter_map(|process| table.task(*process)).map(|task| task.stat.terminal);
+    let terminals =
+        processes.iter().filter_map(|process| table.task(*process)).map(|task| task.stat.terminal);
     for terminal in terminals.filter(|terminal| *terminal != 0).collect::<BTreeSet<i32>>() {
         // Unix98 terminals have the major numbers 136 to 143 (devices.txt of the kernel).
         let (major, minor) = (terminal >> 8 & 0xfff, terminal & 0xff | terminal >> 12 & 0xfff00);
