@@ -31,12 +31,20 @@ impl Deadline {
     /// Waits until `fd` is ready for `flags`, or has failed: then the next call on it returns the error.
     ///
     /// # Errors
-    /// Returns `TimedOut` at the deadline, or the error of poll(2). A signal that the host process handles does not end the wait.
+    /// Returns `TimedOut` at the deadline, or the error of poll(2). A signal that the application handles does not end the wait.
     pub fn wait(self, fd: impl AsFd, flags: PollFlags) -> io::Result<()> {
+        self.wait_any(&mut [PollFd::new(&fd, flags)])
+    }
+
+    /// Waits until one of `fds` is ready, or has failed.
+    ///
+    /// # Errors
+    /// Returns `TimedOut` at the deadline, or the error of poll(2). A signal that the application handles does not end the wait.
+    pub fn wait_any(self, fds: &mut [PollFd<'_>]) -> io::Result<()> {
         loop {
             let left = self.left()?;
             let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-            match poll(&mut [PollFd::new(&fd, flags)], Some(&timeout)) {
+            match poll(fds, Some(&timeout)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return Ok(()),
                 Err(errno) => return Err(errno.into()),

@@ -9,6 +9,7 @@
 #[cfg(feature = "config")]
 pub mod account_kind;
 pub mod audit;
+pub mod child;
 pub mod client;
 #[cfg(feature = "config")]
 pub mod config;

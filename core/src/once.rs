@@ -10,14 +10,13 @@ use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use rustix::event::PollFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+use crate::child::Running;
 use crate::client::{self, ClientError};
 use crate::deadline::Deadline;
 use crate::id::Uid;
@@ -55,57 +54,26 @@ impl Default for Once {
 pub fn ask(once: &Once, request: &Request, deadline: Deadline) -> Result<Answer, ClientError> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let mut child = Running::start(once, theirs)?;
+    let child = start(once, theirs)?;
     let answer = client::exchange(ours.as_fd(), request, client::Behalf::default(), deadline);
     drop(ours);
     child.end(deadline);
     answer
 }
 
-/// A resolver at work. It never outlives the call, whatever happens.
-struct Running {
-    child: Child,
-    pidfd: Option<OwnedFd>,
-}
-
-impl Running {
-    fn start(once: &Once, socket: OwnedFd) -> io::Result<Self> {
-        let mut command = Command::new(&once.program);
-        command.arg("--once").arg("--config").arg(&once.config);
-        command.env_clear().env("PATH", SAFE_PATH).env("HOME", home()).envs(aws_variables(&once.environment));
-        command.current_dir("/");
-        // All ids become the effective ones: under sudo the real uid is the invoker's, who could signal the process.
-        command.uid(rustix::process::geteuid().as_raw()).gid(rustix::process::getegid().as_raw());
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        command.stdin(Stdio::from(above_standard(&socket)?));
-        command.stdout(Stdio::from(above_standard(&socket)?));
-        command.stderr(Stdio::from(above_standard(&null)?));
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-        Ok(Self { child, pidfd })
-    }
-
-    /// Waits for the exit until the deadline, then kills whatever is left of the process group.
-    fn end(&mut self, deadline: Deadline) {
-        let exited = self.pidfd.take().is_some_and(|pidfd| deadline.wait(&pidfd, PollFlags::IN).is_ok());
-        // As long as nobody has reaped the process, its number is the group's. A host that reaps every child has taken
-        // that away, and then the number is not to be signalled.
-        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let Some(group) = group.filter(|group| !exited || is_zombie(*group)) {
-            let _ = rustix::process::kill_process_group(group, Signal::KILL);
-            // One that has not come as far as having a group of its own.
-            let _ = self.child.kill();
-        }
-        // ECHILD, if the host has reaped it, or has told the kernel to (SIGCHLD ignored).
-        let _ = self.child.wait();
-    }
-}
-
-/// Whether `child` has exited and is still ours to reap.
-fn is_zombie(child: Pid) -> bool {
-    let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    matches!(rustix::process::waitid(WaitId::Pid(child), flags), Ok(Some(_)))
+/// Starts the resolver, which talks over `socket`.
+fn start(once: &Once, socket: OwnedFd) -> io::Result<Running> {
+    let mut command = Command::new(&once.program);
+    command.arg("--once").arg("--config").arg(&once.config);
+    command.env_clear().env("PATH", SAFE_PATH).env("HOME", home()).envs(aws_variables(&once.environment));
+    command.current_dir("/");
+    // All ids become the effective ones: under sudo the real uid is the invoker's, who could signal the process.
+    command.uid(rustix::process::geteuid().as_raw()).gid(rustix::process::getegid().as_raw());
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    command.stdin(Stdio::from(above_standard(&socket)?));
+    command.stdout(Stdio::from(above_standard(&socket)?));
+    command.stderr(Stdio::from(above_standard(&null)?));
+    Running::start(&mut command)
 }
 
 /// A copy of `fd` that is none of the three standard descriptors. A host may have closed those, and then a fresh

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use pam_iam_core::child::Running;
+use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::Uid;
 use pam_iam_core::paths;
 use pam_iam_core::registry::SessionRegistry;
@@ -15,8 +18,8 @@ use pam_iam_sessions::owner::Owner;
 use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Termination};
 
-/// The most seconds to archive one home directory, so that it does not delay the others.
-const PACK_SECONDS: u32 = 1800;
+/// The longest time to archive or remove one home directory, so that it does not delay the others.
+const HOME_MAX: Duration = Duration::from_secs(1800);
 
 /// The mode bit of a directory in which users may remove only their own files (inode(7)).
 const STICKY: u32 = 0o1000;
@@ -175,20 +178,12 @@ pub fn archive(home: &Path, folder: &Path, name: &str, uid: Uid, at: u64) -> Res
 
 fn pack(home: &Path, to: &File) -> io::Result<()> {
     let parent = home.parent().unwrap_or(Path::new("/"));
-    let mut tar = Command::new("timeout");
-    tar.arg(PACK_SECONDS.to_string());
-    tar.args([
-        "tar",
-        "--create",
-        "--gzip",
-        "--sparse",
-        "--numeric-owner",
-        "--one-file-system",
-        "--directory",
-    ])
-    .arg(parent);
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--gzip", "--sparse", "--numeric-owner", "--one-file-system", "--directory"])
+        .arg(parent);
     tar.arg("--").arg(home.file_name().unwrap_or_default());
-    let done = tar.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(Stdio::piped()).output()?;
+    tar.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(Stdio::piped()).process_group(0);
+    let done = Running::start(&mut tar)?.output(Deadline::after(HOME_MAX))?;
     if done.status.success() {
         return Ok(());
     }
@@ -216,9 +211,10 @@ pub fn remove_hidden(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError
     let path = hidden(home, name, uid);
     let mut rm = Command::new("rm");
     // rm(1) follows no link, and descends into any number of directories.
-    rm.args(["-rf", "--one-file-system", "--"]).arg(&path).stdin(Stdio::null());
+    rm.args(["-rf", "--one-file-system", "--"]).arg(&path);
+    rm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     let failed = |source| LeaveError::Remove { path: path.clone(), source };
-    let done = rm.output().map_err(failed)?;
+    let done = Running::start(&mut rm).and_then(|rm| rm.output(Deadline::after(HOME_MAX))).map_err(failed)?;
     if done.status.success() {
         return Ok(());
     }

@@ -1,21 +1,17 @@
 //! Further key commands, for every account: what they print goes to sshd as it is.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use pam_iam_core::audit::Event;
+use pam_iam_core::child::Running;
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::wire::CLIENT_DEADLINE;
-use rustix::event::PollFlags;
-use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::Question;
-
-/// The most bytes that one command may print. sshd reads no line of more than 8 KiB; this is room for many keys.
-const OUTPUT_MAX: usize = 1024 * 1024;
 
 /// The exit status of EC2 Instance Connect's command when the instance metadata has no key for the user, which is the usual case.
 const NO_KEY: i32 = 22;
@@ -42,37 +38,11 @@ pub fn run(commands: &[String], question: &Question, uid: Uid, log: &mut Log) {
 /// Returns the output of a command that succeeds in time.
 fn output_of(command: &mut Command) -> io::Result<Vec<u8>> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
-    let mut child = command.spawn()?;
-    let deadline = Deadline::after(CLIENT_DEADLINE);
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
-    let output = read(&mut child, deadline).and_then(|output| {
-        deadline.wait(rustix::process::pidfd_open(group, PidfdFlags::empty())?, PollFlags::IN)?;
-        Ok(output)
-    });
-    if output.is_err() {
-        let _ = rustix::process::kill_process_group(group, Signal::KILL);
-    }
-    let status = child.wait()?;
-    let output = output?;
-    if status.code() == Some(NO_KEY) {
-        return Ok(Vec::new());
-    }
-    if status.success() { Ok(output) } else { Err(io::Error::other(status.to_string())) }
-}
-
-fn read(child: &mut Child, deadline: Deadline) -> io::Result<Vec<u8>> {
-    let mut pipe = child.stdout.take().ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe))?;
-    let (mut output, mut part) = (Vec::new(), [0; 4096]);
-    loop {
-        deadline.wait(&pipe, PollFlags::IN)?;
-        let count = pipe.read(&mut part)?;
-        if count == 0 {
-            return Ok(output);
-        }
-        output.extend_from_slice(part.get(..count).unwrap_or_default());
-        if output.len() > OUTPUT_MAX {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
+    let done = Running::start(command)?.output(Deadline::after(CLIENT_DEADLINE))?;
+    match done.status.code() {
+        Some(0) => Ok(done.stdout),
+        Some(NO_KEY) => Ok(Vec::new()),
+        _ => Err(io::Error::other(done.status.to_string())),
     }
 }
 

@@ -7,10 +7,13 @@
 //! time.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use pam_iam_core::child::Running;
+use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::Uid;
 use rustix::process::{DumpableBehavior, Pid, Signal};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -23,9 +26,6 @@ const KILLERS_MAX: Duration = Duration::from_secs(1);
 
 /// The most time for one killer. Its user can slow it down.
 const KILLER_MAX: Duration = Duration::from_millis(200);
-
-/// The pause between two checks whether a killer has ended.
-const PAUSE: Duration = Duration::from_micros(500);
 
 /// Does a killer's work if this process was started as one, and returns None otherwise. Must be called first in `main`.
 pub fn run_if_started_as_killer() -> Option<ExitCode> {
@@ -69,23 +69,18 @@ pub fn kill_all_of(uids: impl IntoIterator<Item = Uid>) -> BTreeSet<Uid> {
         if Instant::now() >= until {
             break;
         }
-        let Ok(mut killer) = start(uid) else { continue };
-        let patience = Instant::now() + KILLER_MAX;
-        while Instant::now() < patience && matches!(killer.try_wait(), Ok(None)) {
-            std::thread::sleep(PAUSE);
-        }
-        let _ = killer.kill();
-        if killer.wait().is_ok_and(|status| status.success()) {
+        let ended = start(uid).and_then(|killer| killer.wait(Deadline::after(KILLER_MAX)));
+        if ended.is_ok_and(|status| status.success()) {
             killed.insert(uid);
         }
     }
     killed
 }
 
-fn start(uid: Uid) -> std::io::Result<Child> {
+fn start(uid: Uid) -> io::Result<Running> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0(KILLER).arg(uid.to_string()).env_clear().current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+    Running::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
 //! Runs programs of the host, each with a time limit.
 
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use pam_iam_core::child::Running;
+use pam_iam_core::deadline::Deadline;
 
 /// Where the host's programs are. The caller's environment does not count.
 const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
 /// How long a program may take: systemctl waits for a unit to start.
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// The exit status of timeout(1) when it has killed its program.
-const KILLED: i32 = 137;
 
 /// Why a program gave no result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,21 +43,26 @@ pub fn run_within(
     arguments: &[&str],
     variables: &[(&str, &str)],
 ) -> Result<String, Failure> {
-    let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", &limit.as_secs().to_string(), program]).args(arguments);
+    let mut command = Command::new(program);
     // Programs parse the output, so it must not be translated.
     command.env("PATH", PATH).env("LC_ALL", "C").env_remove("LANGUAGE").envs(variables.iter().copied());
-    let done = command
+    command
+        .args(arguments)
         .stdin(Stdio::null())
-        .output()
-        .map_err(|error| Failure::Failed(format!("{program}: {error}")))?;
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let shown = format!("{program} {}", arguments.join(" "));
+    let running =
+        Running::start(&mut command).map_err(|error| Failure::Failed(format!("{program}: {error}")))?;
+    let done = running.output(Deadline::after(limit)).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => {
+            Failure::TimedOut(format!("{shown}: did not end within {} s", limit.as_secs()))
+        }
+        _ => Failure::Failed(format!("{shown}: {error}")),
+    })?;
     if done.status.success() {
         return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
-    }
-    let shown = format!("{program} {}", arguments.join(" "));
-    // timeout(1) kills itself with the same signal as the program.
-    if done.status.code().is_none_or(|code| code == KILLED) {
-        return Err(Failure::TimedOut(format!("{shown}: did not end within {} s", limit.as_secs())));
     }
     let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).trim().replace('\n', "; ");
     Err(Failure::Failed(format!("{shown}: {said}")))
