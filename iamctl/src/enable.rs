@@ -19,6 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
 use crate::Context;
+use crate::cli::Accounts;
 
 mod plan;
 
@@ -40,15 +41,6 @@ use crate::host::{FileError, read, sshd};
 
 /// The units that are switched on wherever accounts come from.
 const UNITS: &[&str] = &["iam-resolver.socket", "iam-resolver.service", "iam-sweep.service"];
-
-/// Where accounts come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Accounts {
-    /// `libnss_iam.so.2`: they exist the moment IAM has them.
-    Nss,
-    /// `iam-importer`: they are put into /etc/passwd by a timer.
-    Importer,
-}
 
 /// The options of `iamctl enable`.
 #[derive(Clone, Copy, Debug)]

@@ -11,10 +11,11 @@ use pam_iam_core::resolver::Queries;
 use pam_iam_core::wire::{AccountKind, Decision, Explanation, IamEntry, Policy, Reason, Request};
 use serde_json::{Value, json};
 
+use crate::cli::Service;
 use crate::error::{Error, Reply};
 use crate::host::FileError;
 use crate::output::{Output, Tone};
-use crate::{Context, Service, here, linux_name};
+use crate::{Context, here, linux_name};
 
 /// Explains the decision about `user`, and returns whether the user may log in or use sudo.
 pub fn run(context: &Context, user: &str, service: Service, key: Option<&str>) -> Result<Reply, Error> {

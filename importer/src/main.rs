@@ -5,6 +5,7 @@
 //! never because of a list that is incomplete, cut off or empty, and never many at once. If a run is killed at any point, the next one
 //! finishes its work.
 
+mod cli;
 mod database;
 mod elsewhere;
 mod leave;
@@ -16,7 +17,7 @@ mod table;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -30,6 +31,7 @@ use pam_iam_core::registry;
 use pam_iam_core::resolver::{Queries, Resolver};
 use pam_iam_core::wire::{Request, Roster};
 
+use crate::cli::Arguments;
 use crate::database::{Database, DatabaseError};
 use crate::elsewhere::Directories;
 use crate::lock::LockError;
@@ -55,26 +57,6 @@ const SOME_REFUSED: u8 = 1;
 
 /// The exit status if nothing was done.
 const NOTHING_DONE: u8 = 2;
-
-/// Makes the local accounts equal to the IAM users who may log in to this host.
-///
-/// Exit status: 0 done, 1 done except for some users or accounts, 2 nothing done.
-#[derive(Parser)]
-#[command(name = "iam-importer", version)]
-struct Arguments {
-    /// Show what would change, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Retire more accounts in one run than importer.max_retire allows
-    #[arg(long)]
-    force: bool,
-    /// Print nothing but errors; the log has the rest
-    #[arg(long, short)]
-    quiet: bool,
-    /// The configuration
-    #[arg(long, value_name = "FILE", default_value = paths::CONFIG)]
-    config: PathBuf,
-}
 
 fn main() -> ExitCode {
     if let Some(status) = pam_iam_sessions::killer::run_if_started_as_killer() {

@@ -7,6 +7,7 @@
 
 mod answer;
 mod claims;
+mod cli;
 mod connection;
 mod daemon;
 mod ids;
@@ -26,63 +27,26 @@ pub use persist::snapshot::{Snapshot, setup as cache_setup};
 pub use source::sshkey;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser};
 use pam_iam_core::config::Config;
 use pam_iam_core::log::{Level, Log};
-use pam_iam_core::paths;
 
-/// Answers who may log in to this host, from AWS IAM.
-#[derive(Parser)]
-#[command(name = "iam-resolver", version, about)]
-struct Arguments {
-    /// Answer one request from standard input on standard output
-    #[arg(long, conflicts_with = "command")]
-    once: bool,
-    /// The configuration
-    #[arg(long, value_name = "FILE", default_value = paths::CONFIG, global = true)]
-    config: PathBuf,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Answer on a socket until told to stop
-    Serve {
-        /// The socket, unless systemd passes one
-        #[arg(long, value_name = "PATH", default_value = paths::SOCKET)]
-        socket: PathBuf,
-        /// Where what was learned is kept over a restart
-        #[arg(long, value_name = "DIR", default_value = paths::CACHE)]
-        cache: PathBuf,
-    },
-    /// Check a configuration
-    CheckConfig {
-        /// The configuration to check
-        file: PathBuf,
-    },
-    /// Print the uid of an IAM user by the UserId (or the gid of an IAM group by the GroupId)
-    Uid {
-        /// The id, like AIDACKCEVSQ6C2EXAMPLE
-        id: String,
-    },
-}
+use crate::cli::{Arguments, Command};
 
 /// The program.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match arguments.command {
-        None if arguments.once => once::main(&arguments.config),
-        None => {
+    match (arguments.once, arguments.command) {
+        (true, None) => once::main(&arguments.config),
+        (false, Some(Command::Serve { socket, cache })) => daemon::main(&arguments.config, &socket, &cache),
+        (false, Some(Command::CheckConfig { file })) => check_config(&file),
+        (false, Some(Command::Uid { id })) => say(&ids::uid_of(&id)),
+        (true, Some(_)) | (false, None) => {
             let _ = write!(std::io::stderr(), "{}", Arguments::command().render_help());
             ExitCode::from(2)
         }
-        Some(Command::Serve { socket, cache }) => daemon::main(&arguments.config, &socket, &cache),
-        Some(Command::CheckConfig { file }) => check_config(&file),
-        Some(Command::Uid { id }) => say(&ids::uid_of(&id)),
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use pam_iam_core::nsswitch::{self, NSSWITCH};
 use pam_iam_core::paths;
 
-use super::{Accounts, Options};
+use super::Options;
+use crate::cli::Accounts;
 use crate::enabled::by_hand::{SHIPPED_SSHD, SHIPPED_SUDOERS, SUDOERS};
 use crate::enabled::error::EnableError;
 use crate::enabled::record::{Change, Record};
@@ -185,7 +186,7 @@ fn has_folder(root: &Path, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enable::Accounts;
+    use crate::cli::Accounts;
     use crate::enabled::by_hand::made_by_hand;
 
     #[test]
