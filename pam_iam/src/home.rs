@@ -198,7 +198,7 @@ impl<'a> Building<'a> {
             rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()),
         )?;
         let mut name = prefix(home);
-        name.push(random.map(|byte| format!("{byte:02x}")).concat());
+        name.push(format!("{:016x}", u64::from_ne_bytes(random)));
         while_("making a directory", rustix::fs::mkdirat(parent, &name, Mode::RWXU))?;
         let fd = match rustix::fs::openat(parent, &name, DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),

@@ -121,7 +121,7 @@ pub struct CacheFile {
 impl CacheFile {
     /// Returns the file in `dir`. `setup` says under which configuration its content holds.
     pub fn new(dir: &Path, setup: &str) -> Self {
-        let setup = hex(&Sha256::digest(setup.as_bytes()));
+        let setup = format!("{:x}", Sha256::digest(setup.as_bytes()));
         Self { dir: dir.to_owned(), setup }
     }
 
@@ -169,7 +169,7 @@ impl CacheFile {
             version: VERSION,
             setup: self.setup.clone(),
             written: now.clone(),
-            sha256: hex(&Sha256::digest(&content)),
+            sha256: format!("{:x}", Sha256::digest(&content)),
         };
         let mut bytes = serde_json::to_vec(&header)?;
         bytes.push(b'\n');
@@ -223,15 +223,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], setup: &str, now: &Clock) -> Result<
     if header.setup != setup {
         return Err(CacheError::Setup);
     }
-    if header.sha256 != hex(&Sha256::digest(content)) {
+    if header.sha256 != format!("{:x}", Sha256::digest(content)) {
         return Err(CacheError::Broken("its checksum is wrong".to_owned()));
     }
     let age = now.since(&header.written).ok_or(CacheError::Clock)?;
     Ok((serde_json::from_slice(content).map_err(broken)?, age))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a fuzzer feeds: a file whose header and checksum may be anything.
