@@ -7,6 +7,7 @@ use crate::config::{Config, PRIVILEGED_GROUPS, groups_of_root};
 use crate::id::{Gid, Uid};
 use crate::importer_record::ImporterRecord;
 use crate::local;
+use crate::name::LinuxName;
 use crate::name::{IAM_SUDO, IAM_USERS};
 use crate::owners::Owners;
 use crate::unit::runs_as;
@@ -229,8 +230,8 @@ pub fn for_user(name: &str, uid: Uid, owners: &Owners, config: Option<&Config>, 
     let account = local::account_by_name(&root.join("etc/passwd"), name).ok().flatten();
     let of_importer: Vec<&str> = match account.filter(|account| account.uid == uid) {
         Some(_) => {
-            let mapped = config.into_iter().flat_map(|config| config.groups.values());
-            mapped.map(|target| target.group.as_str()).chain([IAM_USERS, IAM_SUDO]).collect()
+            let mapped = config.into_iter().flat_map(Config::mapped_groups);
+            mapped.map(LinuxName::as_str).chain([IAM_USERS, IAM_SUDO]).collect()
         }
         None => Vec::new(),
     };

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use pam_iam_core::config::Config;
 use pam_iam_core::id::Gid;
+use pam_iam_core::name::LinuxName;
 use pam_iam_core::replace::replace;
 use pam_iam_core::{local, paths};
 
@@ -34,7 +35,7 @@ pub fn write_gids(path: &Path, gids: &BTreeSet<Gid>) -> Result<(), FileError> {
 }
 
 fn gids(config: &Config) -> BTreeSet<Gid> {
-    let names: BTreeSet<&str> = config.groups.values().map(|target| target.group.as_str()).collect();
+    let names: BTreeSet<&str> = config.mapped_groups().map(LinuxName::as_str).collect();
     let groups = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
     // The C library takes the first of several lines with one name.
     let gid = |name: &&str| groups.iter().find(|group| group.name == **name).map(|group| group.gid);

@@ -94,10 +94,7 @@ struct Host<'a> {
 impl Host<'_> {
     /// Returns those of `held` that only IAM gives the user `name`, whose primary group is `own`.
     fn mapped(&self, name: &str, own: Gid, held: &[Gid]) -> Vec<Withdrawn> {
-        let is_target = |group: &Group| {
-            let mut targets = self.config.into_iter().flat_map(|config| config.groups.values());
-            targets.any(|target| target.group.as_str() == group.name)
-        };
+        let is_target = |group: &Group| self.config.is_some_and(|config| config.is_mapped(&group.name));
         let others = held.iter().filter(|gid| ![own, Gid::IAM_USERS, Gid::IAM_SUDO].contains(gid));
         let mapped = others.filter_map(|gid| match self.local.iter().find(|group| group.gid == *gid) {
             // A group of which no file knows, and of our range, is one of ours.

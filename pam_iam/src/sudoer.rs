@@ -13,6 +13,7 @@ use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::importer_record::ImporterRecord;
 use pam_iam_core::local::{self, Group};
 use pam_iam_core::name::IAM_SUDO;
+use pam_iam_core::name::LinuxName;
 
 /// An account that IAM is not asked about, and that invokes sudo.
 pub struct Invoker<'a> {
@@ -65,11 +66,8 @@ pub fn refused_for(
     if invoker.gids().any(|gid| gid == Gid::IAM_SUDO) || holds(invoker, IAM_SUDO, &local, groups) {
         return Some(IAM_SUDO.to_owned());
     }
-    let targets: BTreeSet<&str> = config
-        .into_iter()
-        .flat_map(|config| config.groups.values())
-        .map(|target| target.group.as_str())
-        .collect();
+    let targets: BTreeSet<&str> =
+        config.into_iter().flat_map(Config::mapped_groups).map(LinuxName::as_str).collect();
     // A mapped group that no file has is one of ours, and so is its gid.
     let of_ours = invoker.gids().find(|gid| gid.is_managed() && !is_in_files(invoker, *gid, &local, files));
     if let Some(gid) = of_ours.filter(|_| !targets.is_empty()) {

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Config;
+use crate::name::LinuxName;
 use crate::name::{IAM_SUDO, IAM_USERS};
 
 /// The longest configuration that is read, in bytes.
@@ -71,6 +72,16 @@ impl Config {
         Ok(text)
     }
 
+    /// Returns the Linux groups that IAM groups map to. One that several map to comes several times.
+    pub fn mapped_groups(&self) -> impl Iterator<Item = &LinuxName> {
+        self.groups.values().map(|target| &target.group)
+    }
+
+    /// Whether IAM groups map to the Linux group `name`.
+    pub fn is_mapped(&self, name: &str) -> bool {
+        self.mapped_groups().any(|group| group.as_str() == name)
+    }
+
     /// Parses the text of a configuration; `path` is for the errors.
     ///
     /// # Errors
@@ -104,7 +115,7 @@ impl Config {
         // To leave the mapped group would end the adoption, and so leave the account to itself.
         let group = &self.accounts.adopt_group;
         let is_ours = [IAM_USERS, IAM_SUDO].contains(&group.as_str());
-        if is_ours || self.groups.values().any(|target| target.group.as_str() == group) {
+        if is_ours || self.is_mapped(group) {
             return Some((
                 "adopt_group",
                 format!("IAM groups map to {group}, so its members come from IAM; adopt by another group"),

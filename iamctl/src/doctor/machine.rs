@@ -7,6 +7,7 @@ use std::path::Path;
 use pam_iam_core::config::Config;
 use pam_iam_core::id::{FIRST, Gid, LAST};
 use pam_iam_core::importer_record::ImporterRecord;
+use pam_iam_core::name::LinuxName;
 use pam_iam_core::nsswitch::{NSSWITCH, asks_us, has_directory};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
@@ -79,7 +80,7 @@ fn left_by_importer(nsswitch: &str) -> Vec<Finding> {
 /// Checks for groups of `[groups]` that are in another directory: the resolver reads /etc/group alone.
 fn groups_elsewhere(config: &Config) -> Vec<Finding> {
     let local = local::groups(Path::new(paths::GROUP)).unwrap_or_default();
-    let names: BTreeSet<&str> = config.groups.values().map(|target| target.group.as_str()).collect();
+    let names: BTreeSet<&str> = config.mapped_groups().map(LinuxName::as_str).collect();
     let is_elsewhere = |name: &&str| {
         !local.iter().any(|group| group.name == **name)
             && users::get_group_by_name(*name).is_some_and(|group| !Gid(group.gid()).is_managed())

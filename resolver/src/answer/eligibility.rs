@@ -136,7 +136,7 @@ impl<I: Iam> Answerer<I> {
     /// user with `uid` is no such group; without a `uid`, any local group with a gid of the managed range may be.
     fn is_name_of_a_group(&self, name: &LinuxName, uid: Option<Uid>) -> Result<bool, AnswerError> {
         let name = name.as_str();
-        let mapped = self.config().groups.values().map(|target| target.group.as_str());
+        let mapped = self.config().mapped_groups().map(LinuxName::as_str);
         let mut reserved = mapped.chain([IAM_USERS, IAM_SUDO]).chain(PRIVILEGED_GROUPS.iter().copied());
         // sudo ignores the case, too.
         if reserved.any(|group| group.eq_ignore_ascii_case(name)) {

@@ -206,12 +206,12 @@ impl<I: Iam> Answerer<I> {
 
     /// Whether IAM groups map to a Linux group.
     pub(super) fn is_mapped(&self, name: &LinuxName) -> bool {
-        self.config().groups.values().any(|target| target.group == *name)
+        self.config().is_mapped(name.as_str())
     }
 
     /// Returns the Linux groups that IAM groups map to, each once.
     fn mapped(&self, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
-        let names: BTreeSet<&LinuxName> = self.config().groups.values().map(|target| &target.group).collect();
+        let names: BTreeSet<&LinuxName> = self.config().mapped_groups().collect();
         let mut groups = Vec::new();
         for name in names {
             groups.extend(self.mapped_gid(roster, name)?.map(|gid| (name, gid)));
