@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_ours_by_its_uid_alone() {
+    fn an_account_is_managed_by_its_uid_alone() {
         let none = config("");
         let nowhere = Files { passwd: "/nonexistent".into(), group: "/nonexistent".into() };
         assert_eq!(account_kind("x", Uid(id::FIRST), &none, &nowhere).unwrap(), AccountKind::Managed);

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_broken_off_asks_again_but_not_for_ever() {
+    fn a_cut_connection_is_retried_a_bounded_number_of_times() {
         const RETRIES: u32 = 3;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_listening_is_told_from_other_failures() {
+    fn a_missing_listener_is_a_failure_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let error = talk(&dir.path().join("nothing"), Duration::from_secs(5)).unwrap_err();
         assert!(matches!(error, ClientError::NoListener(_)), "{error}");

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_form_of_ssh_keygen_is_taken() {
+    fn only_the_form_of_ssh_keygen_is_accepted() {
         let real = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
         assert_eq!(real.parse::<Fingerprint>().unwrap().as_str(), real);
         let long = format!("{real}=");

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn malformed_keys_are_refused() {
         let body = ED25519.split(' ').nth(1).unwrap();
         assert_eq!(PublicKey::parse(""), Err(KeyError::Form));
         assert_eq!(PublicKey::parse(body), Err(KeyError::Form));

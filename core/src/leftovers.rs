@@ -318,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_host_has_for_a_name_is_found_and_what_only_looks_like_it_is_not() {
+    fn rights_set_up_for_a_name_are_found_and_mere_look_alikes_are_not() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_a_service_that_is_neither_a_file_nor_systemd_nor_ours() {
+    fn a_service_is_a_directory_unless_it_is_files_systemd_or_iam() {
         for own in
             ["passwd: files systemd iam # sss", "passwd:\tcompat [NOTFOUND = return] iam", "group: sss", ""]
         {

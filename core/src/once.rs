@@ -201,7 +201,7 @@ printf "\\000\\000\\000\\$(printf %03o ${{#body}})%s" "$body""#
     }
 
     #[test]
-    fn what_the_process_started_ends_with_it() {
+    fn children_of_the_process_end_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)

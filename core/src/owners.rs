@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_the_owner_who_opened_the_last_session_under_it() {
+    fn the_owner_of_a_name_is_the_user_of_its_last_session() {
         let (_dir, owners) = owners();
         assert_eq!(
             (owners.last("ann"), owners.former("ann", FIRST), owners.latest_names(5)),

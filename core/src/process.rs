@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_has_ended_and_that_nobody_waited_for_is_not_running() {
+    fn a_zombie_is_not_running() {
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();

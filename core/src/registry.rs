@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_entered_confirmed_and_taken_out() {
+    fn a_session_is_inserted_touched_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pam_iam/sessions");
         assert!(SessionRegistry::open_if_made(&path).unwrap().is_none() && !path.exists());
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_is_over_stays_in_the_register_for_what_it_may_have_left_behind() {
+    fn a_closed_session_stays_registered_for_processes_that_it_may_have_left_behind() {
         let dir = tempfile::tempdir().unwrap();
         let registry = SessionRegistry::open(&dir.path().join("sessions")).unwrap();
         let mine = Session { audit: Some("7".into()), ..session() };

@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_called_the_same_on_the_wire_and_in_the_counters() {
+    fn a_request_has_one_name_on_the_wire_and_in_the_counters() {
         let name = LinuxName::new("alice").unwrap();
         for request in [
             Request::UserByName { name: name.clone() },
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_called_the_same_on_the_wire_and_in_the_log() {
+    fn a_reason_has_one_name_on_the_wire_and_in_the_log() {
         for reason in [
             Reason::InGroup,
             Reason::All,

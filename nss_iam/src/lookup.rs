@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_resolver_that_is_taken_over_gives_no_gid_but_ours_and_what_root_wrote_down() {
+    fn a_compromised_resolver_gives_only_managed_gids_and_those_that_root_wrote() {
         let ours = Gid(pam_iam_core::id::FIRST);
         let mapped = [Gid(0), Gid(998)];
         let believed = [ours, Gid(998), Gid(27), Gid(0)].map(|gid| is_believed(gid, &mapped));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_primary_group_of_our_range_comes_with_the_group_that_restricts_whatever_is_answered() {
+    fn a_managed_primary_group_always_comes_with_iam_users() {
         let (dev, sudo) = (Gid(pam_iam_core::id::FIRST), Gid(27));
         let groups = |gids: &[Gid]| Ok(Some(gids.to_vec()));
         let silent = || Err(ClientError::TimedOut);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_ours_is_answered_without_asking() {
+    fn names_and_ids_that_cannot_be_managed_are_answered_without_the_resolver() {
         // With no resolver about, whoever asks gets `Unknown`.
         assert_eq!(user_by_uid(Uid(0)), Found::No);
         assert_eq!(user_by_uid(Uid(1000)), Found::No);

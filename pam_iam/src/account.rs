@@ -276,7 +276,7 @@ pub mod tests {
     }
 
     #[test]
-    fn nobody_and_who_does_not_exist_are_refused() {
+    fn the_user_nobody_and_missing_users_are_refused() {
         for user in [None, Some(""), Some("no-such-account-here"), Some("a\0b")] {
             let (outcome, application) = checked(user, Policy::Login);
             assert_eq!(outcome, Outcome::UnknownUser, "{user:?}");
@@ -285,7 +285,7 @@ pub mod tests {
     }
 
     #[test]
-    fn sudo_checks_who_invoked_it() {
+    fn sudo_checks_the_invoking_user() {
         let mut application = FakeApplication {
             user: Some("root".into()),
             requesting: "no-such-account-here".into(),

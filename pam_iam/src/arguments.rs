@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_is_told_and_not_fatal() {
+    fn an_unknown_argument_is_reported_and_not_fatal() {
         let (arguments, complaints) = parse("nullok config=relative x=y");
         assert_eq!(arguments.config, PathBuf::from(paths::CONFIG));
         assert_eq!(complaints.len(), 3);

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "local", start_paused = true)]
-    async fn what_packages_units_and_sysusers_name_is_the_hosts_and_what_an_administrator_wrote_is_not() {
+    async fn names_in_packaged_units_and_sysusers_are_claimed_and_those_by_an_administrator_are_not() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);

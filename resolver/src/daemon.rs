@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_nobody_serves_is_replaced_and_nothing_else_is() {
+    fn only_an_abandoned_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resolver.sock");
         remove_stale(&path).unwrap();

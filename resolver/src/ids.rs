@@ -54,13 +54,13 @@ mod tests {
     }
 
     #[test]
-    fn the_gids_of_our_own_groups_are_those_that_the_modules_know() {
+    fn the_gids_of_iam_users_and_iam_sudo_are_those_that_the_modules_know() {
         assert_eq!(gid_of(pam_iam_core::name::IAM_SUDO), Gid::IAM_SUDO);
         assert_eq!(gid_of(pam_iam_core::name::IAM_USERS), Gid::IAM_USERS);
     }
 
     #[test]
-    fn every_hash_is_in_our_range() {
+    fn every_hash_is_in_the_managed_range() {
         for number in 0..10_000 {
             assert!(uid_of(&format!("AIDA{number:017}")).is_managed());
         }

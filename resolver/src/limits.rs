@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "local", start_paused = true)]
-    async fn one_origin_does_not_use_up_what_is_for_all() {
+    async fn one_origin_does_not_exhaust_the_common_limit() {
         let mut limits = Limits::new(30);
         let (mallory, alice) = (Origin::User(Uid(1001)), Origin::of_address("192.0.2.1".parse().unwrap()));
         assert_eq!((0..1000).filter(|_| limits.take_unknown(mallory, 1)).count(), 10);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "local", start_paused = true)]
-    async fn what_costs_many_calls_takes_as_much_of_the_limit() {
+    async fn a_request_takes_a_part_of_the_limit_for_each_call() {
         let mut limits = Limits::new(30);
         let shared = (0..1000).filter(|_| limits.take_shared_account(Origin::KeyCommand, 60)).count();
         assert_eq!(u32::try_from(shared * 20).unwrap(), REVALIDATIONS_OF_STRANGERS);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "local", start_paused = true)]
-    async fn strangers_leave_a_part_for_users_who_are_in() {
+    async fn unknown_clients_leave_a_part_of_the_limit_for_sessions() {
         let mut limits = Limits::new(30);
         let by_keys = (0..10_000).filter(|_| limits.take_revalidation(Origin::KeyCommand)).count();
         assert_eq!(u32::try_from(by_keys).unwrap(), REVALIDATIONS_OF_STRANGERS);

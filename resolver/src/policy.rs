@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn all_and_none_mean_what_they_say() {
+    fn all_allows_every_user_and_none_allows_none() {
         assert_eq!(verdict(&Allowed::All, &Allowed::None, Policy::Login, &[]), (true, Reason::All));
         assert_eq!(verdict(&Allowed::All, &Allowed::All, Policy::Sudo, &[]), (true, Reason::All));
         assert_eq!(

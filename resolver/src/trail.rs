@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_written_is_told_once_and_the_journal_has_all() {
+    fn a_folder_that_cannot_be_written_is_logged_once_and_the_journal_has_all_events() {
         let (reader, writer) = io::pipe().unwrap();
         let trail = Trail::default();
         trail.writer.set(start(writer, Some("/nonexistent".into()))).unwrap();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_takes_nothing_keeps_nobody_waiting_and_leaves_a_gap() {
+    fn a_full_journal_blocks_no_request_and_leaves_a_gap_in_the_numbers() {
         // Nobody reads: the pipe fills, and then the queue.
         let (reader, writer) = io::pipe().unwrap();
         let trail = Trail::default();

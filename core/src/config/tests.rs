@@ -52,7 +52,7 @@ fn the_example_has_every_key_and_its_default() {
 }
 
 #[test]
-fn what_the_example_has_commented_out_is_valid_too() {
+fn the_commented_keys_of_the_example_are_valid() {
     let lines = EXAMPLE.lines().map(|line| match line.strip_prefix("# ") {
         Some(header @ ("[shared.deploy]" | "[accounts.uids]")) => header,
         Some(code) if code.contains(" = ") && !code.contains(',') || code.starts_with('"') => code,

@@ -73,7 +73,7 @@ fn links_special_files_and_setuid_bits_of_the_skeleton_do_no_harm() {
 }
 
 #[test]
-fn what_is_planted_at_the_place_is_not_touched() {
+fn a_file_or_link_in_the_place_of_the_home_is_not_touched() {
     let host = Host::new();
     fs::write(host.path("home/alice"), "a file").unwrap();
     assert!(matches!(host.ensure("home/alice"), Err(HomeError::NotADirectory)));
@@ -84,7 +84,7 @@ fn what_is_planted_at_the_place_is_not_touched() {
 }
 
 #[test]
-fn a_directory_of_somebody_else_is_refused() {
+fn a_directory_of_another_user_is_refused() {
     let mut host = Host::new();
     fs::create_dir(host.path("home/alice")).unwrap();
     fs::write(host.path("home/alice/secret"), "old").unwrap();
@@ -115,7 +115,7 @@ fn a_directory_that_others_write_to_is_no_place_for_homes() {
 }
 
 #[test]
-fn what_a_crash_left_is_removed_and_what_is_being_built_is_not() {
+fn the_remains_of_a_crash_are_removed_and_a_home_in_the_making_is_not() {
     let host = Host::new();
     let left = host.path("home/.pam_iam-alice-0123456789abcdef");
     fs::create_dir(&left).unwrap();

@@ -120,7 +120,7 @@ async fn an_adopted_account_gets_no_keys_while_its_user_may_not_log_in() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_member_of_a_denied_group_is_nobody_and_opens_no_adopted_or_shared_account() {
+async fn a_member_of_a_denied_group_has_no_account_and_opens_no_adopted_or_shared_one() {
     let host = Host::with(
         "[access]\nallow = ['users']\nsudo = ['admins']\ndeny = ['out', 'no-such-group']\n[accounts]\nadopt = ['ann']\n\
          [shared.ec2-user]\ngroups = ['users']",
@@ -197,7 +197,7 @@ async fn sudo_is_for_its_groups_and_its_offline_limit_is_shorter() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn who_uses_sudo_often_is_not_refused_for_that_where_each_asks_iam() {
+async fn frequent_sudo_is_not_limited_where_each_use_calls_iam() {
     let host = Host::with(&CONFIG.replace("[groups]", "[freshness]\nmax_age = 0\n[groups]"));
     let carol = Asker { is_root: true, origin: Origin::User(uid(3)) };
     let request = Request::Decide { name: linux("carol"), uid: uid(3), policy: Policy::Sudo };

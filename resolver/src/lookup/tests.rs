@@ -35,7 +35,7 @@ fn groups(lookup: &Lookup) -> Vec<String> {
 const USERS: &str = "[access]\nallow = ['users']";
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_login_costs_what_is_promised() {
+async fn a_login_makes_the_documented_calls() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     directory.iam.change("alice", |alice| alice.keys.push(("APKA2222222222222222".into(), KEY.into())));
@@ -58,7 +58,7 @@ async fn a_login_costs_what_is_promised() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn all_who_ask_for_one_user_share_one_fetch() {
+async fn concurrent_lookups_of_one_user_share_one_fetch() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
     directory.iam.add("alice", &["users"]);
     let lookup = join_all((0..100).map(|_| find(&directory, "alice"))).await;
@@ -73,7 +73,7 @@ async fn all_who_ask_for_one_user_share_one_fetch() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn what_iam_withdraws_is_gone_when_the_answer_is_too_old() {
+async fn a_withdrawal_takes_effect_once_the_entry_is_stale() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     find(&directory, "alice").await.unwrap();
@@ -90,7 +90,7 @@ async fn what_iam_withdraws_is_gone_when_the_answer_is_too_old() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_name_that_two_users_claim_is_nobodys() {
+async fn a_name_that_two_users_map_to_goes_to_neither() {
     let directory = directory(USERS);
     directory.iam.add("a@b", &["users"]);
     assert!(matches!(find(&directory, "a.at.b").await.unwrap().entry.identity, Identity::User(_)));
@@ -118,7 +118,7 @@ async fn denied_means_no_and_not_unreachable() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn guessed_names_cost_what_the_bucket_holds_and_a_new_user_still_gets_in() {
+async fn guessed_names_make_no_more_calls_than_the_limit_and_a_new_user_logs_in() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     directory.read_roster().await.unwrap();
@@ -153,7 +153,7 @@ async fn a_recreated_user_ends_the_old_one_whatever_else_is_missing() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn after_renamings_everybody_is_who_they_are() {
+async fn after_renamings_each_name_has_its_present_user() {
     let directory = directory(USERS);
     directory.iam.add("bob", &["users"]);
     directory.iam.add("alice", &["users"]);
@@ -211,7 +211,7 @@ async fn a_name_that_reads_in_many_ways_costs_as_many_tokens() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_roster_that_cannot_be_read_is_not_asked_for_again_and_again() {
+async fn a_roster_that_cannot_be_read_is_not_read_for_each_request() {
     let directory = directory(USERS);
     directory.iam.fail(unreachable());
     for number in 0..100 {
@@ -221,7 +221,7 @@ async fn a_roster_that_cannot_be_read_is_not_asked_for_again_and_again() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn with_an_empty_bucket_and_no_roster_nobody_can_tell() {
+async fn without_calls_left_and_without_a_roster_a_lookup_is_an_error() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nunknown_per_minute = 0");
     directory.iam.add("alice", &["users"]);
     directory.iam.fail(unreachable());
@@ -246,7 +246,7 @@ async fn denied_names_cost_tokens_too() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_uid_is_found_by_the_roster_and_by_who_was_seen() {
+async fn a_uid_is_found_in_the_roster_and_among_entries() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     directory.iam.add("bob", &[]);

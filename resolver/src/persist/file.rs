@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_there_with_its_age_and_nobody_else_may_read_it() {
+    fn a_saved_cache_is_read_with_its_age_and_only_by_its_owner() {
         let (_dir, store) = store();
         assert!(load(&store, &at("a", 5, 1000)).unwrap().is_none());
         store.save(&"one", &at("a", 5, 1000)).unwrap();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_changed_older_or_of_another_set_up_is_not_used() {
+    fn a_truncated_changed_outdated_or_foreign_cache_is_not_used() {
         let (_dir, store) = store();
         let now = at("a", 5, 1000);
         store.save(&"content", &now).unwrap();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_could_have_written_is_not_used_and_quarantined() {
+    fn a_cache_that_others_could_have_written_is_quarantined() {
         let (dir, store) = store();
         let now = at("a", 5, 1000);
         store.save(&"content", &now).unwrap();
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_leaves_what_was_there() {
+    fn a_failed_replacement_leaves_the_old_file() {
         let (_dir, store) = store();
         let now = at("a", 5, 1000);
         store.save(&"old", &now).unwrap();

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_an_error_that_names_the_variable() {
+    fn a_malformed_proxy_is_an_error_that_names_the_variable() {
         let value = |name: &str| (name == "https_proxy").then(|| "http://a b".to_owned());
         assert!(
             Proxy::named(value).unwrap_err().to_string().contains("of https_proxy is no address of a proxy")

@@ -52,7 +52,7 @@ mod tests {
     const ECDSA: &str = include_str!("../../testdata/ecdsa.pub");
 
     #[test]
-    fn good_keys_are_taken_without_their_comments() {
+    fn good_keys_are_accepted_without_their_comments() {
         for body in [KEY, RSA_2048, ECDSA] {
             let plain: Vec<&str> = body.split_whitespace().take(2).collect();
             assert_eq!(usable(body).unwrap().to_string(), plain.join(" "));

@@ -37,7 +37,7 @@ async fn an_account_that_the_importer_made_keeps_the_group_that_restricts_and_no
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn one_who_is_added_to_a_group_has_an_account_at_the_first_attempt_of_the_host() {
+async fn a_user_added_to_a_group_has_an_account_at_the_first_lookup_by_root() {
     let host = Host::new();
     assert_eq!(host.user("bob").await, None);
     host.iam().change("bob", |bob| bob.groups = vec!["users".into()]);
@@ -54,7 +54,7 @@ async fn one_who_is_added_to_a_group_has_an_account_at_the_first_attempt_of_the_
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn one_who_is_added_to_a_group_has_an_account_though_others_have_used_up_the_limit() {
+async fn a_user_added_to_a_group_has_an_account_although_others_exhausted_the_limit() {
     let host = Host::new();
     let apps: Vec<String> = (0..60).map(|number| format!("app{number}")).collect();
     for app in &apps {
@@ -77,7 +77,7 @@ async fn one_who_is_added_to_a_group_has_an_account_though_others_have_used_up_t
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn names_of_those_who_may_not_log_in_cost_what_unknown_names_do() {
+async fn names_of_ineligible_users_cost_as_many_calls_as_unknown_names() {
     let host = Host::new();
     for number in 0..100 {
         host.iam().add(&format!("app{number}"), &[]);
@@ -117,7 +117,7 @@ async fn a_name_that_the_host_claims_goes_to_no_iam_user() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_uid_that_a_local_account_of_another_name_has_is_nobodys_else() {
+async fn a_uid_of_a_local_account_of_another_name_goes_to_no_iam_user() {
     let host = Host::new();
     let line = format!("svc:x:{0}:{0}::/:/bin/sh\n", uid(1));
     let passwd = std::fs::read_to_string(&host.files.passwd).unwrap();
@@ -166,7 +166,7 @@ async fn an_iam_user_named_like_a_group_gets_nothing() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn an_account_left_by_a_deleted_user_serves_nobody_who_took_the_name() {
+async fn an_account_of_a_deleted_user_does_not_serve_a_new_user_of_the_name() {
     let host = Host::new();
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
     host.iam().add("alice", &["users"]);
@@ -247,7 +247,7 @@ async fn a_name_that_sudo_does_not_tell_from_anothers_is_refused() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_name_that_is_known_or_listed_costs_no_call_whoever_asks_and_however_often() {
+async fn a_known_or_listed_name_costs_no_call_by_any_client() {
     let host = Host::new();
     host.ask(Request::Roster).await;
     host.iam().take_calls();
@@ -274,7 +274,7 @@ async fn a_name_that_is_known_or_listed_costs_no_call_whoever_asks_and_however_o
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn without_the_list_of_local_accounts_nobody_is_anybody() {
+async fn without_the_list_of_local_accounts_no_user_has_an_account() {
     let host = Host::new();
     let missing =
         Locals::new(Files { passwd: "/nonexistent/passwd".into(), group: "/nonexistent/group".into() });

@@ -56,7 +56,7 @@ async fn groups_that_are_asked_for_at_boot_cost_no_call() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn roots_initgroups_begins_one_revalidation_for_each_max_age_and_nobody_elses_does() {
+async fn only_roots_initgroups_begins_a_revalidation_and_only_one_in_max_age() {
     let host = Host::new();
     host.ask(Request::Roster).await;
     host.iam().take_calls();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn the_roster_lists_who_may_have_an_account() {
+async fn the_roster_lists_the_eligible_users() {
     let host = Host::new();
     let roster: Roster = host.ask(Request::Roster).await.into_report().unwrap();
     let names: Vec<&str> = roster.users.iter().map(|user| user.name.as_str()).collect();

@@ -44,7 +44,7 @@ async fn a_shared_account_is_opened_by_its_members_keys_and_no_others() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_member_who_was_taken_out_of_a_shared_account_is_out_whatever_else_is_missing() {
+async fn a_removed_member_of_a_shared_account_is_refused_even_if_other_answers_are_missing() {
     let host = Host::with(SHARED);
     host.iam().change("bob", |bob| bob.groups.push("deployers".into()));
     assert_eq!(host.keys("ec2-user", Uid(1000), None).await, 7);

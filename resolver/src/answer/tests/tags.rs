@@ -91,7 +91,7 @@ async fn a_tag_that_cannot_be_read_for_sudo_keeps_nobody_from_logging_in() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn a_missing_tag_is_not_asked_for_again_and_again() {
+async fn a_missing_tag_is_not_read_for_each_request() {
     let host = Host::with(TAGGED);
     for _ in 0..50 {
         host.user("alice").await;

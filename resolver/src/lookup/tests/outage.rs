@@ -33,7 +33,7 @@ async fn a_failure_for_one_user_serves_no_old_answer_for_another() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn what_iam_has_said_is_not_overridden_because_the_rest_is_missing() {
+async fn a_partial_answer_withdraws_although_the_rest_is_missing() {
     for missing in ["ListSSHPublicKeys", "GetUser"] {
         let directory = directory(USERS);
         directory.iam.add("alice", &["users"]);
@@ -56,7 +56,7 @@ async fn what_iam_has_said_is_not_overridden_because_the_rest_is_missing() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn what_iam_has_said_counts_even_if_another_call_is_silent_to_the_end() {
+async fn a_partial_answer_counts_even_if_another_call_times_out() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     find(&directory, "alice").await.unwrap();
@@ -77,7 +77,7 @@ async fn nothing_takes_longer_than_the_total_timeout() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn an_old_failure_makes_nobody_impatient() {
+async fn an_old_failure_does_not_shorten_a_wait() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
     directory.iam.add("alice", &["users"]);
     find(&directory, "alice").await.unwrap();

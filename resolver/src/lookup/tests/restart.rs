@@ -12,7 +12,7 @@ fn restarted(directory: &Directory<FakeIam>, text: &str, ago: Duration) -> Rc<Di
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
+async fn entries_survive_a_restart_and_age_meanwhile() {
     let text = "[access]\nallow = ['users']\n[shared.deploy]\ngroups = ['users']\n[accounts]\ndrop_suffix = ['@example.com']";
     let before = directory(text);
     before.iam.add("alice@example.com", &["users"]);
@@ -51,7 +51,7 @@ async fn what_was_learned_survives_a_restart_and_ages_meanwhile() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
+async fn a_withdrawal_is_on_the_disk_before_it_is_answered() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
     directory.iam.add("alice", &["users"]);
     // What takes something away is known before the rest of the answer.
@@ -95,7 +95,7 @@ async fn what_is_taken_away_is_on_the_disk_before_it_is_told() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn what_is_known_ages_while_the_machine_sleeps() {
+async fn entries_age_while_the_machine_sleeps() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     find(&directory, "alice").await.unwrap();
@@ -114,7 +114,7 @@ async fn what_is_known_ages_while_the_machine_sleeps() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn what_was_asked_before_a_flush_is_not_stored_after_it() {
+async fn an_answer_requested_before_a_flush_is_not_stored_after_it() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
     directory.iam.slow.borrow_mut().insert("ListSSHPublicKeys", Duration::from_secs(1));
@@ -130,7 +130,7 @@ async fn what_was_asked_before_a_flush_is_not_stored_after_it() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
-async fn after_a_restart_the_list_says_who_there_is_and_not_who_there_is_not() {
+async fn after_a_restart_the_cached_roster_proves_presence_and_not_absence() {
     let before = directory(USERS);
     before.iam.add("alice", &["users"]);
     before.iam.add("bob", &["users"]);
