@@ -9,6 +9,6 @@ fuzz_target!(|data: &[u8]| {
     let keys = authenticated_with(text);
     assert!(keys.len() <= text.matches("publickey").count());
     for key in keys.into_iter().flatten() {
-        assert!(key.fingerprint().starts_with("SHA256:") && !key.to_string().contains('\n'));
+        assert!(key.fingerprint().as_str().starts_with("SHA256:") && !key.to_string().contains('\n'));
     }
 });
