@@ -1,22 +1,60 @@
-//! Attacks: what a hostile user of the host does, as programs that really do it. Each proves that it was at work.
+//! Attacks that a hostile user of the host can make, as programs that really do them. Each proves that it was at
+//! work.
 //!
-//! The programs are in `attacks/*.c`; they are compiled in the box and run as the unprivileged user.
+//! The programs are in `attacks/*.c`. They are compiled in the box and run as an unprivileged user.
 
 #[path = "attacks/budget.rs"]
 mod budget;
+#[path = "attacks/directories.rs"]
+mod directories;
+#[path = "attacks/evasion.rs"]
+mod evasion;
+#[path = "attacks/foreign_uids.rs"]
+mod foreign_uids;
+#[path = "attacks/groups.rs"]
+mod groups;
 #[path = "attacks/hopping.rs"]
 mod hopping;
-#[path = "attacks/processes.rs"]
-mod processes;
+#[path = "attacks/operator.rs"]
+mod operator;
+#[path = "attacks/resolver.rs"]
+mod resolver;
 #[path = "attacks/rights.rs"]
 mod rights;
+#[path = "attacks/spared.rs"]
+mod spared;
 #[path = "attacks/trail.rs"]
 mod trail;
 
-use pam_iam_tests::{Machine, repository};
+use pam_iam_tests::{Done, Machine, repository};
 
 /// Where the compiled attacks are.
 const FOLDER: &str = "/opt/attacks";
+
+/// Settings by which a sweep asks IAM about each user, and kills a second after it has asked processes to end.
+const PROMPT: &str = "[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n";
+
+fn start_machine() -> Machine {
+    Machine::new().settings(PROMPT).start()
+}
+
+fn start_booted_machine() -> Machine {
+    Machine::new().settings(PROMPT).booted().start()
+}
+
+/// A machine that has a local account `alice` with the uid 1500 and adopts it.
+fn start_machine_that_adopts_alice() -> Machine {
+    let machine = Machine::new().settings(&format!("{PROMPT}[accounts]\nadopt = ['alice']")).start();
+    add_local_alice(&machine);
+    machine
+}
+
+/// Makes a local account `alice` with the uid 1500, as useradd(8) does not while an IAM user has the name.
+fn add_local_alice(machine: &Machine) {
+    machine.file("/etc/passwd").append("alice:*:1500:1500::/home/alice:/bin/bash\n");
+    machine.file("/etc/group").append("alice:x:1500:\n");
+    machine.run(&["install", "-d", "-o", "alice", "/home/alice"]).succeeds();
+}
 
 /// Compiles an attack in the box. Returns its path.
 fn compile(machine: &Machine, attack: &str) -> String {
@@ -31,13 +69,42 @@ fn compile(machine: &Machine, attack: &str) -> String {
     program
 }
 
-/// How long an attack goes on: 10 s, or what a night run has time for.
+/// Has `user` run an attack in a session, and waits until its proof says `proof` and a number.
+fn start_attack(machine: &Machine, user: &str, attack: &str, arguments: &str, proof: &str) {
+    let program = compile(machine, attack);
+    machine.ssh_in_background(user, &format!("{program} {arguments}"));
+    machine.wait_until(&format!("grep -qs '{proof} *[1-9]' /tmp/proof.*"));
+}
+
+/// How many seconds an attack goes on: 10, or the value of `PAM_IAM_ATTACK_SECONDS`.
 fn seconds() -> u32 {
     std::env::var("PAM_IAM_ATTACK_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(10)
 }
 
-/// The processes and threads that still work under a uid, by any of their uids. Read here by other means than the product's.
-fn left_of(machine: &Machine, uid: &str) -> String {
+/// Removes a user from ssh-users, the only group that may log in.
+fn withdraw(machine: &Machine, user: &str) {
+    machine.iam().remove_from_group(user, "ssh-users");
+}
+
+/// Runs `iamctl sweep`. It fails if it takes longer than a minute.
+fn sweep(machine: &Machine) -> Done {
+    machine.run(&["timeout", "60", "iamctl", "sweep"])
+}
+
+/// Starts a program as `user` by SSH, for instance `sleep 4001`, that goes on after the session. Returns the user's
+/// uid.
+fn leave_running(machine: &Machine, user: &str, command: &str) -> u32 {
+    machine.leave_running(user, user, command);
+    machine.uid_of(user)
+}
+
+/// Starts 400 processes of root, so that reading all of /proc takes long.
+fn slow_down_proc(machine: &Machine) {
+    machine.sh("for n in $(seq 400); do setsid -f sleep 3000 </dev/null >/dev/null 2>&1; done").succeeds();
+}
+
+/// Lists the processes and threads one of whose uids is `uid`, zombies aside. Does not use the product's code.
+fn processes_under(machine: &Machine, uid: u32) -> String {
     machine
         .sh(&format!(
             r#"for status in /proc/[0-9]*/task/*/status; do
@@ -50,31 +117,24 @@ done; true"#
         .succeeds()
 }
 
-/// Processes of others, which nothing may end.
-struct Bystanders;
+/// Users whose processes nothing may end, and the program that each runs.
+const BYSTANDERS: [(&str, &str); 5] = [
+    ("nobody", "sleep 7001"),
+    ("www-data", "sleep 7002"),
+    ("postgres", "sleep 7003"),
+    ("daemon", "sleep 7004"),
+    ("root", "sleep 7005"),
+];
 
-impl Bystanders {
-    const USERS: [&'static str; 5] = ["nobody", "www-data", "postgres", "daemon", "root"];
-
-    fn start(machine: &Machine) -> Self {
-        machine.sh("id postgres >/dev/null 2>&1 || useradd --system postgres").succeeds();
-        for user in Self::USERS {
-            machine
-                .sh(&format!(
-                    "setpriv --reuid {user} --regid {user} --clear-groups setsid -f sleep 7{:03} </dev/null >/dev/null 2>&1 || \
-                     setpriv --reuid {user} --clear-groups setsid -f sleep 7{:03} </dev/null >/dev/null 2>&1",
-                    user.len(),
-                    user.len()
-                ))
-                .succeeds();
-        }
-        Self
+fn start_bystanders(machine: &Machine) {
+    machine.sh("id postgres >/dev/null 2>&1 || useradd --system postgres").succeeds();
+    for (user, command) in BYSTANDERS {
+        machine.start_as(user, command);
     }
+}
 
-    fn live(&self, machine: &Machine) {
-        for user in Self::USERS {
-            let found = machine.sh(&format!("pgrep -u {user} -f '^sleep 7{:03}'", user.len()));
-            assert_eq!(found.status, 0, "a process of {user} has ended");
-        }
+fn assert_that_bystanders_live(machine: &Machine) {
+    for (user, command) in BYSTANDERS {
+        assert!(machine.is_running_as(user, command), "a process of {user} has ended");
     }
 }

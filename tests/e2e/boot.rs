@@ -1,116 +1,154 @@
-//! On a machine that systemd has booted: logind's sessions, our units and timers, a reboot.
+//! On a machine that systemd has booted: logind's sessions, units and timers, and a reboot.
 
-use pam_iam_tests::{Machine, work};
+use pam_iam_tests::Machine;
 
-/// Who asks logind for what is written down.
-const SPY: &str = r#"printf '#!/bin/sh\necho "$*" >>/run/asked\nexec /usr/bin/loginctl "$@"\n' >/usr/local/bin/loginctl; chmod 755 /usr/local/bin/loginctl"#;
+/// A loginctl that notes its arguments in `/run/asked`.
+const NOTING_LOGINCTL: &str = "#!/bin/sh
+echo \"$*\" >>/run/asked
+exec /usr/bin/loginctl \"$@\"
+";
 
-/// Has a timer of ours fire at once and again and again.
-fn hurry(machine: &Machine, timer: &str) {
-    machine
-        .sh(&format!(
-            "mkdir -p /run/systemd/system/{timer}.timer.d
-             printf '[Timer]\nOnBootSec=\nOnUnitInactiveSec=\nOnUnitActiveSec=\nOnActiveSec=100ms\nOnUnitInactiveSec=1s\nRandomizedDelaySec=0\nAccuracySec=100ms\n' >/run/systemd/system/{timer}.timer.d/test.conf
-             systemctl daemon-reload; systemctl start {timer}.timer"
-        ))
-        .succeeds();
+/// Notes from now on what loginctl is asked for.
+fn spy_on_loginctl(machine: &Machine) {
+    machine.file("/usr/local/bin/loginctl").write(NOTING_LOGINCTL);
+    machine.file("/usr/local/bin/loginctl").chmod("755");
+}
+
+/// Adds a drop-in to a unit of systemd.
+fn change_unit(machine: &Machine, unit: &str, text: &str) {
+    let folder = format!("/run/systemd/system/{unit}.d");
+    machine.run(&["mkdir", "-p", &folder]).succeeds();
+    machine.file(&format!("{folder}/test.conf")).write(text);
+    machine.run(&["systemctl", "daemon-reload"]).succeeds();
+}
+
+/// The drop-in for a timer that fires at once, and then a second after each run.
+const EVERY_SECOND: &str = "[Timer]
+OnBootSec=
+OnUnitInactiveSec=
+OnUnitActiveSec=
+OnActiveSec=100ms
+OnUnitInactiveSec=1s
+RandomizedDelaySec=0
+AccuracySec=100ms
+";
+
+/// The id that logind has for the login session of a user.
+fn logind_session_of(machine: &Machine, user: &str) -> String {
+    let property = |kind: &str, of: &str, name: &str| {
+        machine.run(&["loginctl", kind, of, "--property", name, "--value"]).succeeds()
+    };
+    // Newer versions count the user's manager as a session too.
+    let sessions = property("show-user", user, "Sessions");
+    let mut ids = sessions.split_whitespace().filter(|id| property("show-session", id, "Class") == "user");
+    ids.next().unwrap_or_default().to_owned()
+}
+
+/// Whether logind lists a session of the user.
+fn logind_lists(machine: &Machine, user: &str) -> bool {
+    machine.run(&["loginctl", "list-sessions", "--no-legend"]).succeeds().contains(user)
 }
 
 #[test]
-fn a_withdrawn_session_is_ended_by_logind_with_all_that_it_left_and_no_other_is() {
+fn logind_ends_the_session_of_a_withdrawn_user_with_all_its_processes_and_no_other_session() {
     let machine =
         Machine::new().settings("[freshness]\nmax_age = 0\n[sessions]\ngrace = '5s'").booted().start();
-    machine.open_session("carol");
-    machine.open_session("alice");
-    let carol = machine.sh("id -u carol").succeeds();
-    let sessions = machine.sh("loginctl list-sessions --no-legend").succeeds();
-    assert!(sessions.contains("carol") && sessions.contains("alice"), "{sessions}");
-    work(&machine, "carol", "setsid -f sleep 4101 >/dev/null 2>&1; nohup sleep 4102 >/dev/null 2>&1 &");
-    work(&machine, "alice", "sleep 4103 &");
-    machine.wait_until("pgrep -f '^sleep 4101' && pgrep -f '^sleep 4102' && pgrep -f '^sleep 4103'");
-    // Newer ones count the user's own manager as a session too.
-    let id = machine.sh("for id in $(loginctl show-user carol --property=Sessions --value); do [ $(loginctl show-session $id --property=Class --value) != user ] || echo $id; done").succeeds();
+    let (carol, alice) = (machine.open_session("carol"), machine.open_session("alice"));
+    assert!(logind_lists(&machine, "carol") && logind_lists(&machine, "alice"));
+    carol.begin("setsid -f sleep 4101 >/dev/null 2>&1; nohup sleep 4102 >/dev/null 2>&1 &");
+    alice.begin("sleep 4103 &");
+    for command in ["sleep 4101", "sleep 4102", "sleep 4103"] {
+        machine.wait_until_running(command);
+    }
+    let (uid, id) = (machine.uid_of("carol"), logind_session_of(&machine, "carol"));
 
-    machine.sh(SPY).succeeds();
+    spy_on_loginctl(&machine);
     machine.iam().remove_from_group("carol", "ssh-users");
-    machine
-        .sh("mkdir -p /run/systemd/system/iam-sweep.service.d
-             printf '[Service]\nExecStart=\nExecStart=/usr/sbin/iamctl sweep --every 1s\n' >/run/systemd/system/iam-sweep.service.d/test.conf
-             systemctl daemon-reload; systemctl start iam-sweep.service")
-        .succeeds();
-    machine.wait_until(&format!("test -e /tmp/carol.over && ! pgrep -u {carol}"));
+    let sweep = "[Service]\nExecStart=\nExecStart=/usr/sbin/iamctl sweep --every 1s\n";
+    change_unit(&machine, "iam-sweep.service", sweep);
+    machine.run(&["systemctl", "start", "iam-sweep.service"]).succeeds();
+    carol.wait_until_ended();
+    machine.wait_until(&format!("! pgrep -u {uid}"));
     machine.wait_until(
         "journalctl -q | grep 'event=sweep user=carol' | grep -q 'result=ended reason=not-in-group'",
     );
-    machine.sh(&format!("grep -x 'terminate-session {id}' /run/asked")).succeeds();
-    machine.sh("! grep -v -e terminate-session -e 'show-session .* --property=Leader' /run/asked").succeeds();
+    let asked = machine.file("/run/asked").text();
+    assert!(asked.lines().any(|words| words == format!("terminate-session {id}")), "{id}: {asked}");
+    assert!(
+        asked.lines().all(|words| words.contains("terminate-session")
+            || words.starts_with("show-session ") && words.contains(" --property=Leader")),
+        "{asked}"
+    );
     machine.wait_until("! loginctl list-sessions --no-legend | grep carol");
-    machine.sh("pgrep -f '^sleep 4103' && loginctl list-sessions --no-legend | grep alice").succeeds();
-    machine.sh("systemctl is-failed iam-sweep.service").fails();
+    assert!(machine.is_running("sleep 4103") && logind_lists(&machine, "alice"));
+    machine.run(&["systemctl", "is-failed", "iam-sweep.service"]).fails();
 }
 
 #[test]
-fn the_importers_timer_makes_accounts_and_retires_them_with_their_sessions() {
+fn the_importers_timer_creates_accounts_and_retires_them_with_their_sessions() {
     let machine = Machine::new()
         .settings(
             "[freshness]\nmax_age = 0\n[sessions]\ngrace = '2s'\n[importer]\nconfirm = 2\nretire = 'lock'",
         )
         .booted()
         .start();
-    machine.sh(SPY).succeeds();
-    // As on a host without our NSS module.
-    machine.sh("sed -i 's/ iam$//' /etc/nsswitch.conf").succeeds();
-    machine.sh("id alice").fails();
-    hurry(&machine, "iam-importer");
+    spy_on_loginctl(&machine);
+    // As on a host without the NSS module.
+    machine.remove_from_nsswitch("passwd");
+    machine.remove_from_nsswitch("group");
+    assert_eq!(machine.passwd("alice"), None);
+    change_unit(&machine, "iam-importer.timer", EVERY_SECOND);
+    machine.run(&["systemctl", "start", "iam-importer.timer"]).succeeds();
     machine.wait_until("grep -q ^alice: /etc/passwd");
-    machine.open_session("alice");
-    machine.open_session("carol");
-    let carol = machine.sh("id -u carol").succeeds();
+    let (alice, carol) = (machine.open_session("alice"), machine.open_session("carol"));
+    let uid = machine.uid_of("carol");
     machine.iam().remove_from_group("carol", "ssh-users");
-    machine.wait_until(&format!("test -e /tmp/carol.over && ! pgrep -u {carol}"));
+    carol.wait_until_ended();
+    machine.wait_until(&format!("! pgrep -u {uid}"));
     machine.wait_until("getent shadow carol | cut -d: -f8 | grep -qx 1");
-    machine.sh("grep -qE '^terminate-session c?[0-9]+$' /run/asked").succeeds();
-    machine.sh("pgrep -u alice && test ! -e /tmp/alice.over").succeeds();
-    machine.sh("systemctl is-failed iam-importer.service").fails();
+    machine.run(&["grep", "-qE", "^terminate-session c?[0-9]+$", "/run/asked"]).succeeds();
+    machine.run(&["pgrep", "-u", "alice"]).succeeds();
+    assert!(alice.is_open());
+    machine.run(&["systemctl", "is-failed", "iam-importer.service"]).fails();
 }
 
 #[test]
-fn with_iam_silent_at_boot_the_machine_comes_up_whole_and_the_local_root_logs_in() {
+fn a_machine_boots_and_the_local_root_logs_in_while_iam_hangs() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").booted().start();
     machine.let_root_in();
-    // Nobody was ever seen here.
-    machine
-        .sh("systemctl stop iam-resolver.socket iam-resolver.service; rm -f /var/cache/pam_iam/*")
-        .succeeds();
+    machine.run(&["systemctl", "stop", "iam-resolver.socket", "iam-resolver.service"]).succeeds();
+    // As on a host that nobody has logged in to.
+    machine.sh("rm -f /var/cache/pam_iam/*").succeeds();
     machine.fault("fail=hang");
     machine.reboot();
-    machine.sh("box-ssh -i /root/local root true").succeeds();
-    machine
-        .sh("systemctl is-active multi-user.target ssh.service iam-resolver.socket iam-resolver.service")
-        .succeeds();
-    let status = machine.sh("iamctl --json status").succeeds();
+    machine.local_root_logs_in();
+    for unit in ["multi-user.target", "ssh.service", "iam-resolver.socket", "iam-resolver.service"] {
+        machine.run(&["systemctl", "is-active", unit]).succeeds();
+    }
+    let status = machine.iamctl("--json status").succeeds();
     assert!(status.contains("\"last_answer\": null"), "{status}");
     assert!(machine.ssh("alice", "true").fails().contains("Permission denied"));
     machine.fault("fail=");
-    // Without a restart of anything.
-    machine.wait_until("box-ssh alice true");
+    // Nothing is restarted.
+    machine.wait_until_login_succeeds("alice");
 }
 
 #[test]
-fn the_resolver_is_locked_in_and_one_that_is_stuck_is_replaced() {
+fn the_resolver_is_sandboxed_and_one_that_hangs_is_replaced() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").booted().start();
-    let status = machine.sh("cat /proc/$(pgrep -x iam-resolver)/status").succeeds();
+    let status = machine.file(&format!("/proc/{}/status", machine.resolver_pid())).text();
     for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapBnd:\t0000000000000000", "CapEff:\t0000000000000000"] {
         assert!(status.contains(line), "{line}: {status}");
     }
-    machine.sh("mkdir /run/systemd/system/iam-resolver.service.d && printf '[Service]\nWatchdogSec=1s\n' >/run/systemd/system/iam-resolver.service.d/test.conf
-        systemctl daemon-reload && systemctl restart iam-resolver").succeeds();
+    change_unit(&machine, "iam-resolver.service", "[Service]\nWatchdogSec=1s\n");
+    machine.restart_resolver();
     machine.ssh("alice", "true").succeeds();
-    machine.sh("pkill -STOP -x iam-resolver").succeeds();
+    machine.signal_resolver("STOP");
     machine.ssh("alice", "true").succeeds();
     machine.wait_until("journalctl -q | grep -q 'iam-resolver.service: Watchdog timeout'");
-    // It is started by who asks.
-    machine.sh("systemctl stop iam-resolver.service; ! pgrep -x iam-resolver").succeeds();
+    // The next client starts it.
+    machine.run(&["systemctl", "stop", "iam-resolver.service"]).succeeds();
+    machine.run(&["pgrep", "-x", "iam-resolver"]).fails();
     machine.ssh("alice", "true").succeeds();
-    machine.sh("systemctl is-active iam-resolver.service").succeeds();
+    machine.run(&["systemctl", "is-active", "iam-resolver.service"]).succeeds();
 }

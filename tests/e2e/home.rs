@@ -1,12 +1,14 @@
-//! Home directories under attack: whatever is planted, full or killed, no file gets to the wrong owner or place, and no home
-//! is half-made.
+//! Home directories under attack: whatever is planted, full or killed, no file goes to a wrong owner or place, and no home is
+//! left incomplete.
 
 use pam_iam_tests::Machine;
 
-/// What must hold of /home at any moment: alice's is there whole and hers, or not at all; nothing of hers lies elsewhere.
-const SOUND: &str = r#"
+/// Shell functions that check /home. `consistent`: alice's home is complete and hers, or absent, and nothing of hers is
+/// elsewhere. `complete`: the home is there too, and nothing else is in /home. `$open` runs the session phase as sshd does.
+const CHECKS: &str = r#"
+open='pamtester -I rhost=127.0.0.1 home alice open_session'
 uid=$(id -u alice)
-sound() {
+consistent() {
     if [ -e /home/alice ]; then
         [ "$(stat -c %u:%g /home/alice)" = $uid:$uid ] || { echo "the home is $(stat -c %u /home/alice)'s"; return 1; }
         [ -z "$(find /home/alice ! -uid $uid)" ] || { echo "in it: $(find /home/alice ! -uid $uid)"; return 1; }
@@ -15,24 +17,45 @@ sound() {
     elsewhere=$(find /etc /srv /var/tmp /tmp -uid $uid)
     [ -z "$elsewhere" ] || { echo "elsewhere: $elsewhere"; return 1; }
 }
-whole() { [ -d /home/alice ] && sound && [ "$(ls -A /home)" = alice ]; }
+complete() { [ -d /home/alice ] && consistent && [ "$(ls -A /home)" = alice ]; }
+fail() { echo "$call $at: $1: $(ls -lA /home)"; exit 1; }
 "#;
 
-/// What the session phase does, without sshd around it.
-const OPEN: &str = "pamtester -I rhost=127.0.0.1 home alice open_session";
-
-fn machine() -> Machine {
+/// Starts a box with no homes, a PAM service `home` with a stack of this module alone, and a skeleton with folders and links.
+fn machine_with_skeleton() -> Machine {
     let machine = Machine::new().start();
-    // A stack of our module alone. A skeleton with a bit of everything.
-    machine.sh("printf 'account required pam_iam.so\\nsession required pam_iam.so\\n' >/etc/pam.d/home
-        rm -rf /home/*; mkdir -p /etc/skel/.config/deep; echo text >/etc/skel/.config/deep/file; ln -s deep/file /etc/skel/.config/link; ln -s /etc/shadow /etc/skel/shadow; echo").succeeds();
+    machine.file("/etc/pam.d/home").write("account required pam_iam.so\nsession required pam_iam.so\n");
+    machine.sh("rm -rf /home/*").succeeds();
+    machine.run(&["mkdir", "-p", "/etc/skel/.config/deep"]).succeeds();
+    machine.file("/etc/skel/.config/deep/file").write("text\n");
+    machine.run(&["ln", "-s", "deep/file", "/etc/skel/.config/link"]).succeeds();
+    machine.run(&["ln", "-s", "/etc/shadow", "/etc/skel/shadow"]).succeeds();
     machine
 }
 
+/// Kills the session phase at its first call of $1, then at its second, until it reaches its end. Prints the number of calls.
+const KILL_AT_EACH_CALL: &str = r#"
+call=$1
+# The calls before the first one on a home or the skeleton load libraries.
+strace -y -qq -o /run/trace -e trace=$call -- $open >/dev/null
+first=$(grep -n -m 1 -e /home -e /etc/skel /run/trace | cut -d: -f1)
+for at in $(seq $first 400); do
+    rm -rf /home/* /home/.p*
+    strace -qq -o /dev/null -e trace=$call -e inject=$call:signal=KILL:when=$at -- $open >/dev/null 2>&1
+    status=$?
+    consistent || fail "after the kill"
+    $open >/dev/null || fail "the next login fails"
+    complete || fail "after the next login"
+    # 137: killed.
+    [ $status = 137 ] || break
+done
+[ $at -lt 400 ] || exit 1
+echo $((at - first))"#;
+
 #[test]
-fn killed_at_any_step_no_home_is_half_made_and_the_next_login_makes_it() {
-    let machine = machine();
-    // Every system call that changes something, or opens what is changed next.
+fn a_login_killed_at_any_step_leaves_no_partial_home_and_the_next_one_makes_it() {
+    let machine = machine_with_skeleton();
+    // Every system call that changes a file, or opens one that is changed next.
     for call in [
         "mkdirat",
         "openat",
@@ -48,33 +71,38 @@ fn killed_at_any_step_no_home_is_half_made_and_the_next_login_makes_it() {
         "getdents64",
         "newfstatat",
     ] {
-        let script = format!(
-            r#"{SOUND}
-# What comes before the first that has to do with the home loads libraries.
-strace -y -qq -o /run/trace -e trace={call} -- {OPEN} >/dev/null
-first=$(grep -n -m 1 -e /home -e /etc/skel /run/trace | cut -d: -f1)
-for at in $(seq $first 400); do
-    rm -rf /home/* /home/.p*
-    strace -qq -o /dev/null -e trace={call} -e inject={call}:signal=KILL:when=$at -- {OPEN} >/dev/null 2>&1
-    # 137: killed by it.
-    killed=$?
-    sound || {{ echo "{call} $at"; exit 1; }}
-    {OPEN} >/dev/null || {{ echo "{call} $at: the next login fails"; exit 1; }}
-    whole || {{ echo "{call} $at: afterwards: $(ls -lA /home)"; exit 1; }}
-    [ $killed = 137 ] || break
-done
-[ $at -lt 400 ] || exit 1
-echo $((at - first))"#
-        );
-        let at = machine.sh(&script).succeeds();
-        let steps = at.lines().last().and_then(|last| last.parse::<u32>().ok());
-        assert!(steps.is_some_and(|steps| steps >= 1), "{call}: {at}");
+        let script = format!("{CHECKS}{KILL_AT_EACH_CALL}");
+        let output = machine.run(&["bash", "-c", &script, "bash", call]).succeeds();
+        let steps = output.lines().last().and_then(|last| last.parse::<u32>().ok());
+        assert!(steps.is_some_and(|steps| steps >= 1), "{call}: {output}");
     }
 }
 
+/// Has the first call of $1 in the session phase fail with $2, then the second, until no call is left.
+const FAIL_AT_EACH_CALL: &str = r#"
+call=$1 errno=$2
+for at in $(seq 60); do
+    rm -rf /home/* /home/.p*
+    strace -qq -o /run/trace -e trace=$call -e inject=$call:error=$errno:when=$at -- $open >/run/out 2>&1
+    status=$?
+    grep -q INJECTED /run/trace || break
+    consistent || fail "after the error"
+    if [ $status = 0 ]; then
+        complete || fail "after a success"
+    elif grep -q 'alice: the home directory /home/alice could not be made' /run/out; then
+        [ -z "$(ls -A /home)" ] || fail "something is left"
+    # The home was made, and then the session could not be registered.
+    elif grep -q 'alice: this session cannot be registered' /run/out; then
+        complete || fail "after a registration that failed"
+    else
+        cat /run/out
+        exit 1
+    fi
+done"#;
+
 #[test]
-fn an_error_at_any_step_leaves_nothing_and_is_told() {
-    let machine = machine();
+fn an_error_at_any_step_leaves_no_partial_home_and_is_reported() {
+    let machine = machine_with_skeleton();
     for (call, errno) in [
         ("mkdirat", "ENOSPC"),
         ("write", "ENOSPC"),
@@ -86,44 +114,42 @@ fn an_error_at_any_step_leaves_nothing_and_is_told() {
         ("renameat2", "EIO"),
         ("renameat2", "EINVAL"),
     ] {
-        let script = format!(
-            r#"{SOUND}
-for at in $(seq 60); do
-    rm -rf /home/* /home/.p*
-    strace -qq -o /run/trace -e trace={call} -P /home -P /home/alice -e inject={call}:error={errno}:when=$at -- {OPEN} >/run/out 2>&1
-    status=$?
-    grep -q INJECTED /run/trace || break
-    sound || {{ echo "{call} $at"; exit 1; }}
-    if [ $status = 0 ]; then whole || {{ echo "{call} $at: $(ls -lA /home)"; exit 1; }}; elif grep -q 'alice: the home directory /home/alice could not be made' /run/out; then [ -z "$(ls -A /home)" ] || {{ echo "{call} $at left $(ls -lA /home)"; exit 1; }}
-    # The home was made, and then the session could not be registered.
-    elif grep -q 'alice: this session cannot be registered' /run/out; then whole || {{ echo "{call} $at: $(ls -lA /home)"; exit 1; }}
-    else cat /run/out; exit 1; fi
-done"#
-        )
-        .replace("-P /home -P /home/alice ", "");
-        machine.sh(&script).succeeds();
+        let script = format!("{CHECKS}{FAIL_AT_EACH_CALL}");
+        machine.run(&["bash", "-c", &script, "bash", call, errno]).succeeds();
     }
 }
 
 #[test]
-fn a_file_system_without_room_or_inodes_makes_no_half_home_and_the_user_is_told() {
+fn a_file_system_without_room_or_inodes_gets_no_partial_home_and_the_user_is_told() {
     for options in ["size=20k", "size=1m,nr_inodes=4"] {
-        let machine = machine();
-        machine.sh(&format!("mount -t tmpfs -o {options},mode=755 home /home; head -c 15000 /dev/urandom >/etc/skel/large; for n in 1 2 3 4 5 6; do echo >/etc/skel/$n; done")).succeeds();
-        let said = machine.ssh("alice", "true").fails();
-        assert!(said.contains("alice: the home directory /home/alice could not be made"), "{said}");
-        assert_eq!(machine.sh("ls -A /home").succeeds(), "");
-        // With room there it is, on another file system than the skeleton.
-        machine.sh("mount -o remount,size=10m,nr_inodes=100 /home").succeeds();
+        let machine = machine_with_skeleton();
+        let options = format!("{options},mode=755");
+        machine.run(&["mount", "-t", "tmpfs", "-o", &options, "home", "/home"]).succeeds();
+        machine.sh("head -c 15000 /dev/urandom >/etc/skel/large").succeeds();
+        for number in 1..=6 {
+            machine.file(&format!("/etc/skel/{number}")).write("\n");
+        }
+        let message = machine.ssh("alice", "true").fails();
+        assert!(message.contains("alice: the home directory /home/alice could not be made"), "{message}");
+        assert_eq!(machine.file("/home").names(), [""; 0]);
+        // With room it is made, on another file system than the skeleton.
+        machine.run(&["mount", "-o", "remount,size=10m,nr_inodes=100", "/home"]).succeeds();
         assert_eq!(machine.ssh("alice", "pwd; cat .config/deep/file").succeeds(), "/home/alice\ntext");
     }
 }
 
+/// Returns a digest of the names, owners, modes, sizes and link targets in /home, /etc and mallory's folder.
+fn digest_of_files(machine: &Machine) -> String {
+    let digest = "find /home /srv/target /etc -printf '%p %u %m %s %l\\n' | sort | sha256sum";
+    machine.sh(digest).succeeds()
+}
+
 #[test]
-fn what_somebody_planted_is_neither_used_nor_followed() {
-    let machine = machine();
-    machine.sh("useradd -M mallory; mkdir /srv/target; chown mallory /srv/target").succeeds();
-    for (plant, why) in [
+fn a_planted_file_or_link_is_neither_used_nor_followed() {
+    let machine = machine_with_skeleton();
+    machine.run(&["useradd", "-M", "mallory"]).succeeds();
+    machine.run(&["install", "-d", "-o", "mallory", "/srv/target"]).succeeds();
+    for (plant, reason) in [
         ("mkdir /home/alice; chown mallory /home/alice", "not yours"),
         ("ln -s /srv/target /home/alice; chown -h mallory /home/alice", "could not be made"),
         ("ln -s /etc /home/alice", "not yours"),
@@ -132,45 +158,67 @@ fn what_somebody_planted_is_neither_used_nor_followed() {
         ("chmod 777 /home", "could not be made"),
     ] {
         machine.sh(&format!("rm -rf /home/*; chmod 755 /home; {plant}")).succeeds();
-        let before = machine
-            .sh("find /home /srv/target /etc -printf '%p %u %m %s %l\\n' | sort | sha256sum")
-            .succeeds();
-        let said = machine.sh(OPEN);
-        assert_eq!(said.status, 1, "{plant}: {said:?}");
-        assert!(format!("{}{}", said.stdout, said.stderr).contains(why), "{plant}: {said:?}");
-        let after = machine
-            .sh("find /home /srv/target /etc -printf '%p %u %m %s %l\\n' | sort | sha256sum")
-            .succeeds();
-        assert_eq!(before, after, "{plant}");
+        let before = digest_of_files(&machine);
+        let done = machine.pam("home", "alice").item("rhost", "127.0.0.1").open_session();
+        assert_eq!(done.status, 1, "{plant}: {done:?}");
+        let message = done.stdout + &done.stderr;
+        assert!(message.contains(reason), "{plant}: {message}");
+        assert_eq!(digest_of_files(&machine), before, "{plant}");
     }
-    // What looks half-made is removed and built anew, also when it leads elsewhere inside.
-    machine.sh("rm -rf /home/*; chmod 755 /home; d=/home/.pam_iam-alice-0123456789abcdef; mkdir $d; ln -s /srv/target $d/link; ln -s /etc $d/.config; echo keep >/srv/target/keep").succeeds();
-    machine
-        .sh(&format!("{SOUND}\n{OPEN} && whole && grep -q keep /srv/target/keep && test -d /etc/ssh"))
-        .succeeds();
+    assert_unfinished_home_with_planted_links_is_replaced(&machine);
 }
 
-#[test]
-fn of_two_first_logins_at_once_both_work_in_one_home() {
-    let machine = machine();
-    machine.sh(&format!("{SOUND}
-        for n in $(seq 12); do box-ssh alice 'stat -c %u .; pwd' >/run/out.$n 2>&1 & done; wait
-        for n in $(seq 12); do [ \"$(tr '\\n' ' ' </run/out.$n)\" = \"$uid /home/alice \" ] || {{ cat /run/out.$n; exit 1; }}; done
-        test \"$(ls -A /home)\" = alice")).succeeds();
+/// Plants links in a folder that looks like an unfinished home. Asserts that a login removes no more than the links, and makes
+/// the home.
+fn assert_unfinished_home_with_planted_links_is_replaced(machine: &Machine) {
+    let unfinished = "/home/.pam_iam-alice-0123456789abcdef";
+    machine.sh("rm -rf /home/*; chmod 755 /home").succeeds();
+    machine.run(&["mkdir", unfinished]).succeeds();
+    machine.run(&["ln", "-s", "/srv/target", &format!("{unfinished}/link")]).succeeds();
+    machine.run(&["ln", "-s", "/etc", &format!("{unfinished}/.config")]).succeeds();
+    let kept = machine.file("/srv/target/keep");
+    kept.write("keep\n");
+    machine.sh(&format!("{CHECKS}\n$open && complete")).succeeds();
+    assert_eq!(kept.text(), "keep\n");
+    assert!(machine.file("/etc/ssh").exists());
 }
 
+/// Logs alice in twelve times at once. Fails if a session was elsewhere than in her home.
+const LOG_IN_TWELVE_TIMES: &str = r#"
+for n in $(seq 12); do box-ssh alice 'stat -c %u .; pwd' >/run/out.$n 2>&1 & done
+wait
+for n in $(seq 12); do
+    [ "$(tr '\n' ' ' </run/out.$n)" = "$uid /home/alice " ] || { cat /run/out.$n; exit 1; }
+done
+[ "$(ls -A /home)" = alice ]"#;
+
 #[test]
-fn sftp_works_in_a_root_directory_of_ones_own_that_is_roots_as_sshd_wants_it() {
-    let machine = Machine::new().start();
-    machine
-        .sh("printf 'Subsystem sftp internal-sftp\nMatch User alice\n    ChrootDirectory %%h\n    ForceCommand internal-sftp\n' >/etc/ssh/sshd_config.d/50-sftp.conf
-             sed -i '/^Subsystem/d' /etc/ssh/sshd_config; rm -rf /home/alice; install -d -o root -g root -m 755 /home/alice")
-        .succeeds();
-    machine.reload_sshd();
-    // A client's first message of version 3, and the server's answer: after its length the type 2 and the version.
-    let talk = "import subprocess as s
-sftp = s.Popen(['box-ssh', 'alice', '-s', 'sftp'], stdin=s.PIPE, stdout=s.PIPE)
-sftp.stdin.write(bytes([0, 0, 0, 5, 1, 0, 0, 0, 3])); sftp.stdin.flush()
+fn simultaneous_first_logins_work_in_one_home() {
+    let machine = machine_with_skeleton();
+    machine.sh(&format!("{CHECKS}{LOG_IN_TWELVE_TIMES}")).succeeds();
+}
+
+const SFTP_IN_CHROOT: &str = "Subsystem sftp internal-sftp
+Match User alice
+    ChrootDirectory %h
+    ForceCommand internal-sftp
+";
+
+/// Sends a client's first message of version 3, and prints the type and version of the answer without its length.
+const TALK_SFTP: &str = "import subprocess
+pipe = subprocess.PIPE
+sftp = subprocess.Popen(['box-ssh', 'alice', '-s', 'sftp'], stdin=pipe, stdout=pipe)
+sftp.stdin.write(bytes([0, 0, 0, 5, 1, 0, 0, 0, 3]))
+sftp.stdin.flush()
 print(list(sftp.stdout.read(9))[4:])";
-    assert_eq!(machine.run(&["python3", "-c", talk]).succeeds(), "[2, 0, 0, 0, 3]");
+
+#[test]
+fn sftp_works_in_a_home_that_belongs_to_root_as_a_chroot_directory_must() {
+    let machine = Machine::new().start();
+    machine.file("/etc/ssh/sshd_config").remove_lines("Subsystem");
+    machine.file("/etc/ssh/sshd_config.d/50-sftp.conf").write(SFTP_IN_CHROOT);
+    machine.run(&["rm", "-rf", "/home/alice"]).succeeds();
+    machine.run(&["install", "-d", "-o", "root", "-g", "root", "-m", "755", "/home/alice"]).succeeds();
+    machine.reload_sshd();
+    assert_eq!(machine.run(&["python3", "-c", TALK_SFTP]).succeeds(), "[2, 0, 0, 0, 3]");
 }

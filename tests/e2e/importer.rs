@@ -1,273 +1,142 @@
-//! Accounts by import, on a host without our NSS module.
+//! Accounts by import, on a host without the NSS module. Accounts of former users have a module of their own.
+
+mod retire;
 
 use pam_iam_tests::{Builder, Machine};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn machine() -> Machine {
     Machine::new().importer().start()
 }
 
-/// A host with so many imported users, all with the same key, that IAM can lose some of.
-fn with_users(count: usize, settings: &str) -> Machine {
-    let fixtures = json!({"groups": ["ssh-users", "ssh-admins"], "users": [],
-        "filler": {"count": count, "prefix": "user", "groups": ["ssh-users"]}});
-    Machine::new().importer().fixtures(fixtures).settings(settings).start()
+/// Returns fixtures with `user0`, `user1` and so on in ssh-users, all with one key.
+fn numbered_users(count: usize) -> Value {
+    json!({"groups": ["ssh-users", "ssh-admins"], "users": [],
+        "filler": {"count": count, "prefix": "user", "groups": ["ssh-users"]}})
 }
 
-/// Takes users out of IAM: `user0` to the one before `user{count}`.
-fn lose(machine: &Machine, count: usize) {
+/// Starts a box that has imported `user0`, `user1` and so on.
+fn machine_with_numbered_users(count: usize, settings: &str) -> Machine {
+    Machine::new().importer().fixtures(numbered_users(count)).settings(settings).start()
+}
+
+/// Removes the first `count` of the numbered users from ssh-users.
+fn withdraw_first(machine: &Machine, count: usize) {
     machine.iam().python(&format!(
         "for at in range({count}): iam.remove_user_from_group(UserName=f'user{{at}}', GroupName='ssh-users')"
     ));
 }
 
+/// Runs the importer. Returns its exit status and its output on both streams.
 fn import(machine: &Machine) -> (i32, String) {
     let done = machine.run(&["iam-importer"]);
     (done.status, done.stdout + &done.stderr)
 }
 
-/// The names of the accounts that are locked, sorted.
-fn locked(machine: &Machine) -> Vec<String> {
-    let names = machine.sh("getent shadow | awk -F: '$8 == 1 {print $1}' | sort -V").succeeds();
-    names.lines().map(str::to_owned).collect()
+/// Returns the names of the locked accounts, sorted: those that expired on day 1 in shadow(5).
+fn locked_accounts(machine: &Machine) -> Vec<String> {
+    let entries = machine.run(&["getent", "shadow"]).succeeds();
+    let fields = entries.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let locked = fields.filter(|fields| fields.get(7) == Some(&"1"));
+    let mut names: Vec<String> =
+        locked.filter_map(|fields| fields.first().map(|name| (*name).to_owned())).collect();
+    names.sort();
+    names
+}
+
+/// Returns the text of the files that the importer changes.
+fn account_files(machine: &Machine) -> String {
+    ["passwd", "shadow", "group"].map(|name| machine.file(&format!("/etc/{name}")).text()).concat()
 }
 
 #[test]
-fn an_account_is_what_nss_would_have_shown() {
-    let entry = |builder: Builder| {
+fn an_imported_account_equals_the_one_that_nss_shows() {
+    let accounts = |builder: Builder| {
         let machine = builder.start();
-        machine
-            .sh("getent passwd alice carol; id -G carol | tr ' ' '\\n' | sort")
-            .succeeds()
-            .replace(":x:", ":*:")
+        let entries = machine.run(&["getent", "passwd", "alice", "carol"]).succeeds();
+        let groups = machine.run(&["id", "-G", "carol"]).succeeds();
+        let mut groups: Vec<String> = groups.split(' ').map(str::to_owned).collect();
+        groups.sort();
+        (entries.replace(":x:", ":*:"), groups)
     };
-    assert_eq!(entry(Machine::new().importer()), entry(Machine::new()));
+    assert_eq!(accounts(Machine::new().importer()), accounts(Machine::new()));
 }
 
 #[test]
 fn an_account_has_no_password_and_no_home_directory_yet() {
     let machine = machine();
-    machine.sh("getent shadow alice | grep -q '^alice:\\*:' && ! test -e /home/alice").succeeds();
-    machine.run(&["getent", "passwd", "bob"]).fails();
-    machine.sh("pwck -r -q && grpck -r").succeeds();
+    assert!(machine.run(&["getent", "shadow", "alice"]).succeeds().starts_with("alice:*:"));
+    assert!(!machine.file("/home/alice").exists());
+    assert_eq!(machine.passwd("bob"), None);
+    machine.run(&["pwck", "-r", "-q"]).succeeds();
+    machine.run(&["grpck", "-r"]).succeeds();
 }
 
 #[test]
-fn five_thousand_users_cost_five_pages_and_nothing_more() {
+fn five_thousand_users_cost_one_call_for_each_thousand() {
     let machine = Machine::new()
         .importer()
-        .fixtures(json!({"groups": ["ssh-users"], "users": [],
-            "filler": {"count": 5000, "prefix": "user", "groups": ["ssh-users"]}}))
+        .fixtures(numbered_users(5000))
         .config("[access]\nallow = ['ssh-users']")
         .start();
     machine.clear_calls();
-    let (status, said) = import(&machine);
-    assert!(status == 0 && said.contains("accounts=5000 created=0 changed=0"), "{said}");
+    let (status, output) = import(&machine);
+    assert!(status == 0 && output.contains("accounts=5000 created=0 changed=0"), "{output}");
     assert_eq!(machine.actions(), ["GetGroup"; 5]);
-    assert_eq!(machine.sh("getent passwd | grep -c ^user").succeeds(), "5000");
+    let accounts = machine.file("/etc/passwd").text();
+    assert_eq!(accounts.lines().filter(|line| line.starts_with("user")).count(), 5000);
     assert_eq!(machine.ssh("user4999", "id -un; pwd").succeeds(), "user4999\n/home/user4999");
 }
 
 #[test]
-fn where_all_are_allowed_the_users_are_listed_once() {
+fn allow_all_costs_one_list_of_users() {
     let machine = Machine::new().importer().config("[access]\nallow = 'all'").start();
     machine.clear_calls();
     import(&machine);
     assert_eq!(machine.actions(), ["ListUsers"]);
-    machine.run(&["getent", "passwd", "bob"]).succeeds();
+    assert!(machine.passwd("bob").is_some());
 }
 
 #[test]
-fn without_a_daemon_it_asks_for_itself() {
+fn every_configured_group_is_read_once() {
+    let machine = machine();
+    machine.clear_calls();
+    import(&machine);
+    let calls = machine.calls();
+    for group in ["ssh-users", "ssh-admins"] {
+        assert_eq!(calls.iter().filter(|call| call.params["GroupName"] == group).count(), 1, "{group}");
+    }
+    assert_eq!(machine.actions(), ["GetGroup", "GetGroup"]);
+}
+
+#[test]
+fn without_a_daemon_the_importer_asks_iam_itself() {
     let machine = Machine::new().importer().without_daemon().start();
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
 }
 
 #[test]
-fn a_list_that_is_not_to_be_believed_retires_nobody() {
-    let machine = with_users(50, "[aws]\ntotal_timeout = '1s'");
-    lose(&machine, 10);
-    let before = machine.sh("cat /etc/passwd /etc/shadow /etc/group").succeeds();
-    for (fault, why) in [
-        ("fail=throttle", "Rate exceeded"),
-        ("fail=truncated", "cut off and has no marker"),
-        ("fail=denied", "IAM denies it"),
-        ("fail=empty&only=GetGroup", "refusing to continue: IAM returned an empty list"),
-        ("fail=503", "cannot be read"),
-        ("fail=reset", "cannot be read"),
-    ] {
-        machine.fault(fault);
-        for _ in 0..3 {
-            let (status, said) = import(&machine);
-            assert!(
-                status == 2 && said.contains("nothing done") && said.contains(why),
-                "{fault}: {status} {said}"
-            );
-        }
-        machine.logs("authpriv", why);
-    }
-    machine.fault("fail=");
-    assert_eq!(machine.sh("cat /etc/passwd /etc/shadow /etc/group").succeeds(), before);
-
-    let (status, said) = import(&machine);
-    assert_eq!((status, locked(&machine).len()), (0, 0), "{said}");
-    assert!(said.contains("user7 is missing for the 1. of 2 times"), "{said}");
-    let (status, said) = import(&machine);
-    let ten: Vec<String> = (0..10).map(|at| format!("user{at}")).collect();
-    assert_eq!((status, locked(&machine)), (0, ten), "{said}");
-    machine.logs("authpriv", "event=import action=lock user=user7");
-}
-
-#[test]
-fn a_group_that_is_gone_retires_nobody() {
-    let machine = with_users(5, "");
-    machine.iam().python(
-        "for at in range(5): iam.remove_user_from_group(UserName=f'user{at}', GroupName='ssh-users')
-iam.delete_group(GroupName='ssh-users')",
-    );
-    for _ in 0..3 {
-        assert_eq!(import(&machine).0, 2);
-    }
-    // Another group is still there: accounts are made, and nobody goes.
-    machine
-        .sh("sed -i \"s/'ssh-users'/'ssh-users', 'others'/\" /etc/pam_iam/config.toml; pkill -x iam-resolver")
-        .succeeds();
-    machine.iam().python("iam.create_group(GroupName='others')\niam.create_user(UserName='new')\niam.add_user_to_group(UserName='new', GroupName='others')");
-    for _ in 0..3 {
-        let (status, said) = import(&machine);
-        assert!(status == 1 && said.contains("the IAM group ssh-users, which does not exist"), "{said}");
-    }
-    machine.run(&["getent", "passwd", "new"]).succeeds();
-    assert_eq!(locked(&machine), [""; 0]);
-}
-
-#[test]
-fn more_than_a_fifth_at_once_takes_the_operators_word() {
-    let machine = with_users(20, "");
-    lose(&machine, 5);
-    import(&machine);
-    let (status, said) = import(&machine);
-    assert!(status == 1 && said.contains("5 of 20 accounts would be retired"), "{said}");
-    assert_eq!(locked(&machine), [""; 0]);
-    machine.run(&["iam-importer", "--force"]).succeeds();
-    assert_eq!(locked(&machine).len(), 5);
-}
-
-#[test]
-fn who_has_left_is_locked_and_what_ran_is_ended_and_who_comes_back_is_unlocked() {
-    let machine = with_users(5, "");
-    machine.ssh("user0", "echo mine >notes; nohup sleep 1000 >/dev/null 2>&1 & disown").succeeds();
-    machine.wait_until("pgrep -u user0 sleep");
-    lose(&machine, 1);
-    import(&machine);
-    machine.sh("pgrep -u user0 sleep").succeeds();
-    assert_eq!(import(&machine).0, 0);
-    // What has ended and nobody has waited for is still listed.
-    machine.sh("ps -o stat= -u user0 | grep -qv ^Z").fails();
-    assert!(machine.sh("getent passwd user0").succeeds().ends_with(":/usr/sbin/nologin"));
-    machine.ssh("user0", "true").fails();
-    machine.iam().add_to_group("user0", "ssh-users");
-    import(&machine);
-    machine.wait_until("box-ssh user0 true 2>/dev/null");
-    assert_eq!(machine.ssh("user0", "cat notes").succeeds(), "mine");
-}
-
-#[test]
-fn an_archived_user_leaves_a_file_for_root_and_nothing_else() {
-    let machine = with_users(5, "[importer]\nretire = 'archive'");
-    let uid = machine.ssh("user0", "echo mine >notes; ln -s /etc/passwd link; id -u").succeeds();
-    lose(&machine, 2);
-    import(&machine);
-    let (status, said) = import(&machine);
-    assert!(status == 0 && said.contains("removed user0, with the home directory archived"), "{said}");
-    machine.sh("! getent passwd user0 && ! getent group user0 && ! getent passwd user1 && ! ls -d /home/user0 /home/.pam_iam*").succeeds();
-    assert_eq!(
-        machine.sh(&format!("cd /var/lib/pam_iam/archive; stat -c '%a %U' user0.{uid}.*; tar -xzOf user0.{uid}.* user0/notes; ls | wc -l")).succeeds(),
-        "600 root\nmine\n1"
-    );
-    machine.run(&["test", "-e", "/etc/passwd"]).succeeds();
-}
-
-#[test]
-fn a_deleted_user_leaves_nothing_but_what_is_not_theirs() {
-    let machine = with_users(5, "[importer]\nretire = 'delete'");
-    for user in ["user0", "user1", "user2"] {
-        machine.ssh(user, "touch notes").succeeds();
-    }
-    machine.sh("chown root: /home/user1; mkdir /home/user2/mount; mount -t tmpfs tmpfs /home/user2/mount; touch /home/user2/mount/precious").succeeds();
-    lose(&machine, 3);
-    import(&machine);
-    let dry = machine.run(&["iam-importer", "--dry-run"]);
-    let (status, said) = import(&machine);
-    assert_eq!((status, dry.status), (1, 1), "{said}");
-    for said in [&said, &(dry.stdout + &dry.stderr)] {
-        assert!(said.contains("/home/user2 is a mount point or has one in it; it stays"), "{said}");
-    }
-    assert!(said.contains("/home/user1 belongs to somebody else; it stays"), "{said}");
-    machine
-        .sh("! test -e /home/user0; test -e /home/user1/notes && test -e /home/user2/mount/precious")
-        .succeeds();
-    assert_eq!(locked(&machine), ["user1", "user2"], "which stay locked until somebody looks at them");
-    machine.sh("! getent passwd user0").succeeds();
-}
-
-#[test]
-fn killed_at_any_moment_the_next_run_finishes_the_job() {
-    let machine = with_users(20, "[importer]\nretire = 'archive'");
-    let fill = "for at in 0 1 2; do box-ssh user$at 'mkdir d; seq 200000 >d/numbers; for f in $(seq 300); do echo $f >d/$f; done'; done";
-    machine.sh(fill).succeeds();
-    machine.iam().python(
-        "iam.create_user(UserName='late')\niam.add_user_to_group(UserName='late', GroupName='ssh-users')",
-    );
-    lose(&machine, 3);
-    let before = machine.sh("grep -v -e ^user -e ^late /etc/passwd").succeeds();
-    // From the first millisecond to well past the end of a whole run, which is about 100 ms and the packing.
-    let killed = machine.sh(
-        "killed=0; for ms in $(seq 2 7 400); do
-            timeout -s KILL 0.$(printf %03d $ms) iam-importer >/dev/null 2>&1; [ $? = 137 ] && killed=$((killed+1))
-            getent passwd root >/dev/null && pwck -r -q >/dev/null && grpck -r >/dev/null || exit 1
-        done; echo $killed",
-    );
-    let killed: u32 = killed.succeeds().parse().unwrap();
-    assert!(killed >= 10, "{killed} of 57 runs were killed before their end");
-    let (status, said) = import(&machine);
-    assert_eq!(status, 0, "{said}");
-    machine.sh("for at in 0 1 2; do ! getent passwd user$at || exit 1; done; getent passwd late").succeeds();
-    assert_eq!(machine.sh("getent passwd | grep -c ^user").succeeds(), "17");
-    assert_eq!(machine.sh("grep -v -e ^user -e ^late /etc/passwd").succeeds(), before);
-    let whole = machine.sh(
-        "cd /var/lib/pam_iam/archive; for at in 0 1 2; do for file in user$at.*; do tar -tzf $file | wc -l; done; done; ls -A | grep -c unfinished; ls -A /home",
-    );
-    let whole = whole.stdout;
-    // 304: the home, d, numbers, 300 files, and what the skeleton brings is not counted in.
-    assert!(whole.lines().filter_map(|line| line.parse::<u32>().ok()).any(|files| files >= 303), "{whole}");
-    for user in ["user0", "user1", "user2"] {
-        let most = machine.sh(&format!("cd /var/lib/pam_iam/archive; for f in {user}.*; do tar -xzOf $f {user}/d/numbers 2>/dev/null | wc -l; done | sort -n | tail -1"));
-        assert_eq!(most.succeeds(), "200000", "{user}: everything is in an archive");
-    }
-    assert!(!whole.contains("pam_iam-retired"), "{whole}");
-}
-
-#[test]
-fn a_second_run_waits_for_the_first() {
-    let machine = with_users(5, "");
+fn a_second_import_waits_for_the_first() {
+    let machine = machine_with_numbered_users(5, "");
     machine.fault("delay=1");
-    let both = machine.sh("iam-importer >/tmp/one 2>&1 & one=$!; sleep 0.2; iam-importer >/tmp/two 2>&1; two=$?; wait $one; echo $? $two; cat /tmp/two");
-    let said = both.succeeds();
-    assert!(said.starts_with("0 0\n") && said.contains("another import is running"), "{said}");
+    machine.start_in_background("iam-importer; echo $? >/tmp/status");
+    machine.wait_until("! flock -n /var/lib/pam_iam/importer.lock true");
+    let (status, output) = import(&machine);
+    assert_eq!(status, 0, "{output}");
+    assert!(output.contains("another import is running"), "{output}");
+    machine.wait_until("test -s /tmp/status");
+    assert_eq!(machine.file("/tmp/status").text(), "0\n");
 }
 
 #[test]
-fn a_dry_run_tells_everything_and_changes_nothing() {
-    let machine = with_users(5, "[importer]\nretire = 'delete'");
-    lose(&machine, 1);
+fn a_dry_run_prints_the_plan_and_changes_nothing() {
+    let machine = machine_with_numbered_users(5, "[importer]\nretire = 'delete'");
+    withdraw_first(&machine, 1);
     import(&machine);
-    machine.iam().python(
-        "iam.create_user(UserName='dave')\niam.add_user_to_group(UserName='dave', GroupName='ssh-users')",
-    );
-    let files = "cat /etc/passwd /etc/shadow /etc/group /var/lib/pam_iam/importer.json";
-    let before = machine.sh(files).succeeds();
-    let done = machine.run(&["iam-importer", "--dry-run"]);
+    machine.iam().create_user("dave", &["ssh-users"]);
+    let files = || account_files(&machine) + &machine.file("/var/lib/pam_iam/importer.json").text();
+    let before = files();
+    let plan = machine.run(&["iam-importer", "--dry-run"]).succeeds();
     for line in [
         "would create dave with uid ",
         "would add dave to iam-users",
@@ -275,122 +144,112 @@ fn a_dry_run_tells_everything_and_changes_nothing() {
         "would remove user0, with the home directory deleted",
         "dry run, nothing is changed",
     ] {
-        assert!(done.stdout.contains(line), "{line}\n--- is not in\n{}", done.stdout);
+        assert!(plan.contains(line), "{line}\n--- is not in\n{plan}");
     }
-    assert_eq!(done.status, 0);
-    assert_eq!(machine.sh(files).succeeds(), before);
+    assert_eq!(files(), before);
 }
 
+/// Makes /etc a file system of its own, and fills it to the last byte.
+const FILL_ETC: &str = "mkdir /tmp/etc && cp -a /etc/. /tmp/etc/
+mount -t tmpfs -o size=$(($(du -sk /etc | cut -f1) + 200))k tmpfs /etc && cp -a /tmp/etc/. /etc/ || exit 1
+cat /dev/zero >/etc/fill; true";
+
 #[test]
-fn on_a_full_disk_nothing_changes_and_it_says_so() {
-    let machine = with_users(5, "");
-    machine.iam().python(
-        "iam.create_user(UserName='dave')\niam.add_user_to_group(UserName='dave', GroupName='ssh-users')",
-    );
-    // /etc as a file system of its own, which is then filled to the last byte.
-    machine.sh("mkdir /tmp/etc && cp -a /etc/. /tmp/etc/ && mount -t tmpfs -o size=$(($(du -sk /etc | cut -f1) + 200))k tmpfs /etc && cp -a /tmp/etc/. /etc/ && cat /dev/zero >/etc/fill; true").succeeds();
-    let before = machine.sh("cat /etc/passwd /etc/group /etc/shadow; ls -A /etc").succeeds();
-    let (status, said) = import(&machine);
-    assert!(status == 2 && said.contains("No space left on device"), "{status} {said}");
-    assert_eq!(machine.sh("cat /etc/passwd /etc/group /etc/shadow; ls -A /etc").succeeds(), before);
-    machine.sh("rm /etc/fill").succeeds();
+fn a_full_disk_is_reported_and_nothing_changes() {
+    let machine = machine_with_numbered_users(5, "");
+    machine.iam().create_user("dave", &["ssh-users"]);
+    machine.sh(FILL_ETC).succeeds();
+    let state = || (account_files(&machine), machine.file("/etc").names());
+    let before = state();
+    let (status, output) = import(&machine);
+    assert!(status == 2 && output.contains("No space left on device"), "{status} {output}");
+    assert_eq!(state(), before);
+    machine.file("/etc/fill").remove();
     assert_eq!(import(&machine).0, 0);
-    machine.run(&["getent", "passwd", "dave"]).succeeds();
+    assert!(machine.passwd("dave").is_some());
 }
 
 #[test]
-fn whoever_is_not_root_and_a_wrong_option_get_nothing_done() {
+fn nothing_is_done_for_other_users_than_root_or_with_a_wrong_option_or_configuration() {
     let machine = machine();
-    let done = machine.sh("setpriv --reuid 65534 --clear-groups iam-importer");
+    let done = machine.as_user("65534").run(&["iam-importer"]);
     assert!(done.status == 2 && done.stderr.contains("must be run as root"), "{done:?}");
     assert_eq!(machine.run(&["iam-importer", "--froce"]).status, 2);
-    machine.sh("echo 'alow = 1' >>/etc/pam_iam/config.toml").succeeds();
-    let (status, said) = import(&machine);
-    assert!(status == 2 && said.contains("/etc/pam_iam/config.toml:"), "{said}");
+    machine.config().append("alow = 1\n");
+    let (status, output) = import(&machine);
+    assert!(status == 2 && output.contains("/etc/pam_iam/config.toml:"), "{output}");
 }
 
 #[test]
-fn a_renamed_user_keeps_uid_and_a_recreated_one_does_not_get_the_account_at_once() {
+fn a_renamed_user_keeps_the_uid_and_a_recreated_one_does_not_get_the_account_at_once() {
     let machine = machine();
-    let uid = machine.sh("id -u alice").succeeds();
+    let uid_of_alice = machine.uid_of("alice");
     machine.iam().rename_user("alice", "alicia");
     import(&machine);
-    assert_eq!(machine.sh("id -u alicia").succeeds(), uid);
-    machine.run(&["getent", "passwd", "alice"]).fails();
+    assert_eq!(machine.uid_of("alicia"), uid_of_alice);
+    assert_eq!(machine.passwd("alice"), None);
 
-    let carol = machine.sh("id -u carol").succeeds();
+    let old_uid = machine.uid_of("carol");
     machine.ssh("carol", "echo private >notes; chmod 700 .").succeeds();
-    machine.iam().python("for group in ('ssh-users', 'ssh-admins'): iam.remove_user_from_group(UserName='carol', GroupName=group)
-for key in iam.list_ssh_public_keys(UserName='carol')['SSHPublicKeys']: iam.delete_ssh_public_key(UserName='carol', SSHPublicKeyId=key['SSHPublicKeyId'])
-iam.delete_user(UserName='carol')
-iam.create_user(UserName='carol')
-iam.add_user_to_group(UserName='carol', GroupName='ssh-users')");
-    let (status, said) = import(&machine);
-    assert!(status == 1 && said.contains("belongs to an earlier IAM user of the name"), "{said}");
-    assert_eq!(machine.sh("id -u carol").succeeds(), carol);
+    machine.iam().recreate_user("carol");
+    let (status, output) = import(&machine);
+    assert!(status == 1 && output.contains("belongs to an earlier IAM user of the name"), "{output}");
+    assert_eq!(machine.uid_of("carol"), old_uid);
     import(&machine);
-    assert_ne!(machine.sh("id -u carol").succeeds(), carol);
-    assert_eq!(
-        machine.sh("stat -c %u /home/carol").succeeds(),
-        carol,
-        "the home is nobody's until somebody looks at it"
-    );
+    assert_ne!(machine.uid_of("carol"), old_uid);
+    let owner = machine.file("/home/carol").stat("%u");
+    assert_eq!(owner, old_uid.to_string(), "the home is not given away");
 }
 
 #[test]
-fn plain_lines_without_a_terminal_and_a_bar_on_one() {
+fn progress_is_shown_on_a_terminal_and_plain_lines_elsewhere() {
     let machine = machine();
     let plain = machine.run(&["iam-importer"]);
     assert!(!plain.stdout.contains('\u{1b}') && plain.stderr.is_empty(), "{plain:?}");
     machine.fault("delay=1");
-    let terminal = machine.sh("script -q -e -c iam-importer /dev/null </dev/null; true");
-    assert!(terminal.stdout.contains("reading the list of users from IAM"), "{terminal:?}");
+    let on_terminal = machine.run(&["script", "-q", "-e", "-c", "iam-importer", "/dev/null"]);
+    assert!(on_terminal.stdout.contains("reading the list of users from IAM"), "{on_terminal:?}");
     assert_eq!(machine.run(&["iam-importer", "--quiet"]).stdout, "");
 }
 
 #[test]
-fn the_timer_and_the_cron_line_are_as_their_readers_want() {
+fn systemd_accepts_the_timer_and_the_cron_line_waits_less_than_two_minutes() {
     let machine = machine();
-    machine.sh("systemd-analyze verify /usr/lib/systemd/system/iam-importer.service /usr/lib/systemd/system/iam-importer.timer 2>&1 | grep -i iam-importer").fails();
-    // What cron would run, with its backslashes taken away as crontab(5) says, and without the wait.
-    let line = machine.sh("grep -v -e '^#' -e = /usr/share/pam_iam/cron.d/iam-importer | cut -d' ' -f7- | sed 's/\\\\%/%/g'").succeeds();
-    assert!(line.starts_with("sleep $((") && line.ends_with("iam-importer --quiet"), "{line}");
-    let wait = line.split(';').next().unwrap().replace("sleep", "echo");
+    let done = machine.run(&[
+        "systemd-analyze",
+        "verify",
+        "/usr/lib/systemd/system/iam-importer.service",
+        "/usr/lib/systemd/system/iam-importer.timer",
+    ]);
+    let complaints = (done.stdout + &done.stderr).to_lowercase();
+    assert!(!complaints.contains("iam-importer"), "{complaints}");
+
+    let crontab = machine.file("/usr/share/pam_iam/cron.d/iam-importer").text();
+    let line = crontab.lines().find(|line| !line.starts_with('#') && !line.contains('=')).unwrap();
+    // The command comes after five times and a user. cron removes the backslashes before percent signs, see crontab(5).
+    let command = line.splitn(7, ' ').nth(6).unwrap().replace("\\%", "%");
+    assert!(command.starts_with("sleep $((") && command.ends_with("iam-importer --quiet"), "{command}");
+    let wait = command.split(';').next().unwrap().replace("sleep", "echo");
     let seconds: u32 = machine.sh(&wait).succeeds().parse().unwrap();
     assert!(seconds < 120);
 }
 
-fn calls_named(machine: &Machine, name: &str) -> usize {
-    machine
-        .calls()
-        .iter()
-        .filter(|call| call.params.get("GroupName").is_some_and(|known| known == name))
-        .count()
-}
-
 #[test]
-fn every_named_group_is_read_once() {
-    let machine = machine();
-    machine.clear_calls();
-    import(&machine);
-    assert_eq!((calls_named(&machine, "ssh-users"), calls_named(&machine, "ssh-admins")), (1, 1));
-    assert_eq!(machine.actions(), ["GetGroup", "GetGroup"]);
-}
-
-#[test]
-fn a_group_that_an_import_gave_counts_no_longer_when_iam_takes_it_back_though_no_import_runs_any_more() {
+fn an_imported_group_is_withdrawn_with_the_iam_group_even_if_no_import_runs_any_more() {
     let machine = Machine::new()
         .importer()
         .settings("[freshness]\nmax_age = 0\n[groups]\n'ssh-admins' = { group = 'docker', allow_privileged = true }")
         .start();
-    machine.sh("id -Gn carol | grep -w docker").succeeds();
-    machine.sh("sed -i -E 's/^(passwd|group):.*/\\1: files iam/' /etc/nsswitch.conf").succeeds();
-    machine.ssh("carol", "id -Gn | grep -w docker").succeeds();
+    let has_docker = |groups: Vec<String>| groups.contains(&"docker".to_owned());
+    assert!(has_docker(machine.groups_of("carol")));
+    let nsswitch = ["sed", "-i", "-E", "s/^(passwd|group):.*/\\1: files iam/", "/etc/nsswitch.conf"];
+    machine.run(&nsswitch).succeeds();
+    assert!(has_docker(machine.login_groups("carol")));
+
     machine.iam().remove_from_group("carol", "ssh-admins");
-    let doctor = machine.run(&["iamctl", "doctor"]).stdout;
-    assert!(doctor.contains("carol is in the group docker by an earlier import"), "{doctor}");
+    machine.doctor_says("carol is in the group docker by an earlier import");
     machine.ssh("carol", "true").fails();
     machine.logs("authpriv", "iam-importer wrote and IAM no longer gives: gpasswd -d carol docker");
-    machine.sh("gpasswd -d carol docker").succeeds();
+    machine.run(&["gpasswd", "-d", "carol", "docker"]).succeeds();
     machine.ssh("carol", "true").succeeds();
 }

@@ -1,171 +1,222 @@
-//! Many at once, and those who mean harm: everybody else is served, IAM is asked no more than it must be, nothing grows.
+//! Many clients at once, and hostile ones: everybody else is served, IAM is asked no more than it must be, and the
+//! resolver does not grow.
 
-use pam_iam_tests::Machine;
+use std::time::Instant;
+
+use pam_iam_tests::{Done, Machine};
 use serde_json::json;
 
-/// What a client of the resolver's socket is made of, in Python: `connect()` gives a connection.
-const CLIENT: &str = "import socket, struct
+/// A client of the resolver's socket in Python: `connect()` returns a connection, `ask()` sends a request on one.
+const CLIENT: &str = "import socket, struct, time
 def connect():
     client = socket.socket(socket.AF_UNIX)
     client.connect('/run/pam_iam/resolver.sock')
     return client
-def ask(client, body):
+def send(client, body):
     client.sendall(struct.pack('>I', len(body)) + body)
+def ask(client, body):
+    send(client, body)
     return client.makefile('rb').read()
+ALICE = b'{\"v\":1,\"ask\":\"user-by-name\",\"name\":\"alice\"}'
 ";
 
-/// Does `what` as `user`, with what [`CLIENT`] has.
-fn client(machine: &Machine, user: &str, what: &str) -> pam_iam_tests::Done {
-    let script = format!("{CLIENT}{what}");
-    machine.run(&["setpriv", "--reuid", user, "--regid", "65534", "--clear-groups", "python3", "-c", &script])
+/// Runs Python as `user` with what [`CLIENT`] defines.
+fn run_client(machine: &Machine, user: &str, script: &str) -> Done {
+    machine.as_user(user).with_gid(65534).run(&["python3", "-c", &format!("{CLIENT}{script}")])
 }
 
 /// The resolver's resident memory in KiB.
 fn memory(machine: &Machine) -> u64 {
-    let status = machine.sh("grep VmRSS /proc/$(pgrep -x iam-resolver)/status | tr -dc 0-9").succeeds();
-    status.parse().unwrap_or_default()
+    let status = machine.file(&format!("/proc/{}/status", machine.resolver_pid())).text();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+    line.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or_default()
 }
+
+/// Asserts that the resolver has grown by at most `limit` KiB since it had `before`.
+#[track_caller]
+fn assert_memory_grew_at_most(machine: &Machine, before: u64, limit: u64) {
+    let after = memory(machine);
+    assert!(after > 0 && before > 0 && after <= before + limit, "{before} KiB, then {after} KiB");
+}
+
+/// A variable that makes a test last longer, or the default that suits `./test`.
+fn setting(variable: &str, default: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Logs in 200 times at once, as each of 50 users. Prints the number and output of logins that failed.
+const LOG_IN_200_TIMES: &str = "
+for n in $(seq 0 199); do
+    (box-ssh user$((n % 50)) id -un >/run/out.$n 2>&1 </dev/null || true) &
+done
+wait
+for n in $(seq 0 199); do
+    grep -qx user$((n % 50)) /run/out.$n || { echo $n; cat /run/out.$n; }
+done | head -n 20";
 
 #[test]
 fn two_hundred_logins_of_fifty_users_at_once_all_succeed_and_share_their_calls() {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [],
             "filler": {"count": 50, "prefix": "user", "groups": ["ssh-users"]}}))
-        // The box's IAM shares its processors with 200 sshds, and answers some 200 calls a second at best.
+        // The box's IAM has to share its processors with 200 sshds, and answers at most some 200 calls a second.
         .settings("[aws]\ncall_timeout = '8s'\ntotal_timeout = '8s'")
         .start();
     machine.clear_calls();
     let before = memory(&machine);
-    let began = machine.sh("date +%s").succeeds().parse::<u64>().unwrap_or_default();
-    let failed = machine
-        .sh("for n in $(seq 0 199); do (box-ssh user$((n % 50)) id -un >/run/out.$n 2>&1 </dev/null || true) & done; wait
-             for n in $(seq 0 199); do grep -qx user$((n % 50)) /run/out.$n || { echo $n; cat /run/out.$n; }; done | head -n 20")
-        .succeeds();
-    assert_eq!(failed, "");
-    let seconds = machine.sh("date +%s").succeeds().parse::<u64>().unwrap_or_default() - began;
-    // 200 who wait at once, each with its buffers.
-    assert!(memory(&machine) <= before + 24 * 1024, "{before} KiB, then {} KiB", memory(&machine));
-    let calls = machine.calls();
-    let of = |action: &str| calls.iter().filter(|call| call.action == action).count() as u64;
-    assert_eq!(of("GetSSHPublicKey"), 50, "once for each key, ever");
-    // An answer serves for max_age, 10 s.
-    assert!(of("GetUser") <= 50 * (1 + seconds / 10), "{} in {seconds} s", of("GetUser"));
+    let began = Instant::now();
+    assert_eq!(machine.sh(LOG_IN_200_TIMES).succeeds(), "");
+    let seconds = usize::try_from(began.elapsed().as_secs()).unwrap();
+    // Each of 200 clients that wait at once has its buffers.
+    assert_memory_grew_at_most(&machine, before, 24 * 1024);
+    assert_eq!(machine.count_calls("GetSSHPublicKey"), 50, "one for each key, once and for all");
+    // An answer serves for max_age, which is 10 s.
+    let users = machine.count_calls("GetUser");
+    assert!(users <= 50 * (1 + seconds / 10), "{users} in {seconds} s");
 }
 
-#[test]
-fn many_look_ups_from_many_processes_make_no_error_and_nothing_grow() {
-    let machine = Machine::new().start();
-    machine.ssh("alice", "true").succeeds();
-    // `PAM_IAM_LOAD_SECONDS=60 ./test look_ups` is a minute of it. 8 processes at 625 a second are 5,000.
-    let seconds = std::env::var("PAM_IAM_LOAD_SECONDS").unwrap_or_else(|_| "5".to_owned());
-    let look_up = format!(
-        "import pwd, grp, time
+/// Looks alice up 625 times a second for the seconds in its argument. Prints the number of lookups.
+const LOOK_UP: &str = "import pwd, sys, time
+seconds = float(sys.argv[1])
 began, done = time.monotonic(), 0
-while (now := time.monotonic()) - began < {seconds}:
+while (now := time.monotonic()) - began < seconds:
     if done > (now - began) * 625:
         time.sleep(0.002)
         continue
     assert pwd.getpwnam('alice').pw_shell == '/bin/bash'
     done += 1
-print(done)"
-    );
-    let eight = |machine: &Machine| {
-        machine.sh(&format!("cat >/run/look_up.py <<'E'\n{look_up}\nE\nfor n in 1 2 3 4 5 6 7 8; do python3 /run/look_up.py >/run/done.$n & pids=\"$pids $!\"; done; for pid in $pids; do wait $pid || exit; done; cat /run/done.* | awk '{{ sum += $1 }} END {{ print sum }}'"))
-    };
-    eight(&machine).succeeds();
+print(done)
+";
+
+/// Runs it in eight processes at once, which makes 5,000 a second. Prints the number of all lookups.
+const LOOK_UP_IN_EIGHT_PROCESSES: &str = "
+for n in 1 2 3 4 5 6 7 8; do
+    python3 /run/look_up.py $1 >/run/done.$n & pids=\"$pids $!\"
+done
+for pid in $pids; do wait $pid || exit; done
+cat /run/done.* | awk '{ sum += $1 } END { print sum }'";
+
+/// `PAM_IAM_LOAD_SECONDS=60 ./test lookups` runs it for a minute.
+#[test]
+fn lookups_by_many_processes_never_fail_and_do_not_make_the_resolver_grow() {
+    let machine = Machine::new().start();
+    machine.ssh("alice", "true").succeeds();
+    let seconds = setting("PAM_IAM_LOAD_SECONDS", "5");
+    machine.file("/run/look_up.py").write(LOOK_UP);
+    let look_up = || machine.run(&["bash", "-c", LOOK_UP_IN_EIGHT_PROCESSES, "bash", &seconds]).succeeds();
+    look_up();
     let before = memory(&machine);
-    let sum: u64 = eight(&machine).succeeds().parse().unwrap_or_default();
+    let sum: u64 = look_up().parse().unwrap();
     assert!(sum > 8, "{sum}");
-    let after = memory(&machine);
-    assert!(after <= before + 1024, "{before} KiB, then {after} KiB");
-    println!("{sum} look-ups in {seconds} s");
+    assert_memory_grew_at_most(&machine, before, 1024);
+    println!("{sum} lookups in {seconds} s");
+}
+
+/// What hostile clients send on each of 400 connections, which they leave open.
+const HOSTILE: [(&str, &str); 4] = [
+    ("silent", "pass"),
+    ("half a frame", r#"c.sendall(b'\0\0\0\x40{"v":')"#),
+    ("4 GiB", r"c.sendall(b'\xff\xff\xff\xff{')"),
+    ("never reading", r#"send(c, b'{"v":1,"ask":"group-by-name","name":"iam-users"}')"#),
+];
+
+/// Starts a client that opens 400 connections, sends something on each, and begins anew as fast as they are closed.
+#[track_caller]
+fn start_hostile_client(machine: &Machine, send: &str) {
+    machine.file("/run/hostile.py").write(&format!(
+        "{CLIENT}
+while True:
+    held = [connect() for _ in range(400)]
+    for c in held:
+        try: {send}
+        except OSError: pass
+    open('/tmp/attacked', 'w').close()
+"
+    ));
+    machine.start_in_background(
+        "ulimit -n 4096; echo $$ >/run/hostile.pid
+        exec setpriv --reuid nobody --regid 65534 --clear-groups python3 /run/hostile.py",
+    );
+    machine.wait_until("test -e /tmp/attacked");
 }
 
 #[test]
-fn clients_that_say_nothing_half_or_too_much_and_never_read_keep_nobody_from_being_served() {
+fn hostile_clients_keep_nobody_else_from_being_served_and_do_not_make_the_resolver_grow() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     machine.ssh("alice", "true").succeeds();
     let before = memory(&machine);
-    for (what, many) in [
-        ("silent", "held = [connect() for _ in range(400)]"),
-        (
-            "half a frame",
-            "held = [connect() for _ in range(400)]\nfor c in held:\n    try: c.sendall(b'\\0\\0\\0\\x40{\"v\":')\n    except OSError: pass",
-        ),
-        (
-            "4 GiB",
-            "held = [connect() for _ in range(400)]\nfor c in held:\n    try: c.sendall(b'\\xff\\xff\\xff\\xff{')\n    except OSError: pass",
-        ),
-        (
-            "never reading",
-            "held = [connect() for _ in range(400)]\nbody = b'{\"v\":1,\"ask\":\"group-by-name\",\"name\":\"iam-users\"}'\nfor c in held:\n    try: c.sendall(struct.pack('>I', len(body)) + body)\n    except OSError: pass",
-        ),
-    ] {
-        // Again and again, as fast as they are put out.
-        let script = format!(
-            "{CLIENT}while True:\n    {}\n    open('/tmp/attacked', 'w').close()\n",
-            many.replace('\n', "\n    ")
-        );
-        machine.sh("rm -f /tmp/attacked").succeeds();
-        machine.run(&["bash", "-c", "ulimit -n 4096; setpriv --reuid nobody --regid 65534 --clear-groups python3 -c \"$1\" </dev/null >/dev/null 2>&1 & echo $! >/run/attacker", "bash", &script]).succeeds();
-        machine.wait_until("test -e /tmp/attacked");
+    for (what, send) in HOSTILE {
+        start_hostile_client(&machine, send);
         machine.ssh("alice", "true").succeeds();
-        machine.run(&["getent", "passwd", "alice"]).succeeds();
-        let other = client(
-            &machine,
-            "daemon",
-            "print(ask(connect(), b'{\"v\":1,\"ask\":\"user-by-name\",\"name\":\"alice\"}'))",
-        );
-        assert!(other.succeeds().contains("\"answer\":\"user\""), "another user, {what}");
-        machine.sh("kill $(cat /run/attacker); rm -f /tmp/attacked").succeeds();
+        assert!(machine.passwd("alice").is_some(), "{what}");
+        let answer = run_client(&machine, "daemon", "print(ask(connect(), ALICE))").succeeds();
+        assert!(answer.contains("\"answer\":\"user\""), "{what}: {answer}");
+        machine.sh("kill $(cat /run/hostile.pid)").succeeds();
+        machine.wait_until_gone("python3 /run/hostile.py");
+        machine.file("/tmp/attacked").remove();
     }
-    assert!(memory(&machine) <= before + 4096, "{before} KiB, then {} KiB", memory(&machine));
+    assert_memory_grew_at_most(&machine, before, 4096);
 }
 
 #[test]
-fn no_answer_that_everybody_may_ask_for_grows_with_the_number_of_users() {
+fn no_answer_that_every_user_may_ask_for_grows_with_the_number_of_users() {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [{"name": "alice", "groups": ["ssh-users"], "keys": [{}]}],
             "filler": {"count": 8000, "prefix": "a-name-of-so-many-letters-", "groups": ["ssh-users"]}}))
         .start();
-    let status = machine.sh("iamctl --json status").succeeds();
+    let status = machine.iamctl("--json status").succeeds();
     assert!(status.contains("\"roster_users\": 8001"), "{status}");
-    for ask in ["group-by-name", "groups-of", "user-by-name"] {
-        let name = if ask == "group-by-name" { "iam-users" } else { "alice" };
+    for (ask, name) in [("group-by-name", "iam-users"), ("groups-of", "alice"), ("user-by-name", "alice")] {
         let body = json!({"v": 1, "ask": ask, "name": name});
-        client(&machine, "nobody", &format!("assert 20 < len(ask(connect(), b'{body}')) < 1000")).succeeds();
+        run_client(&machine, "nobody", &format!("assert 20 < len(ask(connect(), b'{body}')) < 1000"))
+            .succeeds();
     }
 }
 
-#[test]
-fn connections_without_number_one_after_the_other_are_served_and_leave_nothing() {
-    let machine = Machine::new().start();
-    machine.ssh("alice", "true").succeeds();
-    let count = std::env::var("PAM_IAM_CONNECTIONS").unwrap_or_else(|_| "20000".to_owned());
-    let hammer = |count: &str| {
-        client(&machine, "nobody", &format!("for _ in range({count}): connect().close()")).succeeds();
-        // While the last of those are still being put out, there may be no room for another.
-        client(&machine, "nobody", "import time\nwhile not ask(connect(), b'{\"v\":1,\"ask\":\"user-by-name\",\"name\":\"alice\"}'): time.sleep(0.01)").succeeds();
-        client(&machine, "nobody", &format!("for _ in range(int({count}) // 20): assert b'user' in ask(connect(), b'{{\"v\":1,\"ask\":\"user-by-name\",\"name\":\"alice\"}}')")).succeeds();
-    };
-    hammer("2000");
-    let (before, descriptors) =
-        (memory(&machine), machine.sh("ls /proc/$(pgrep -x iam-resolver)/fd | wc -l").succeeds());
-    hammer(&count);
-    machine.wait_until(&format!("test $(ls /proc/$(pgrep -x iam-resolver)/fd | wc -l) -le {descriptors}"));
-    assert!(memory(&machine) <= before + 1024, "{before} KiB, then {} KiB", memory(&machine));
+/// Opens and closes `count` connections one after the other. Then asks for alice on a twentieth as many.
+fn connect_many_times(machine: &Machine, count: &str) {
+    run_client(machine, "nobody", &format!("for _ in range({count}): connect().close()")).succeeds();
+    // There may be no room for another connection before the resolver has closed the last ones.
+    run_client(machine, "nobody", "while not ask(connect(), ALICE): time.sleep(0.01)").succeeds();
+    let ask = format!("for _ in range({count} // 20): assert b'user' in ask(connect(), ALICE)");
+    run_client(machine, "nobody", &ask).succeeds();
 }
 
+/// `PAM_IAM_CONNECTIONS=1000000 ./test connections` makes a million.
 #[test]
-fn while_the_resolver_is_killed_again_and_again_all_logins_succeed() {
+fn many_short_connections_are_served_and_leave_neither_descriptors_nor_memory_behind() {
     let machine = Machine::new().start();
     machine.ssh("alice", "true").succeeds();
-    // `PAM_IAM_KILLS=300 ./test again_and_again` is a minute of it.
-    let kills = std::env::var("PAM_IAM_KILLS").unwrap_or_else(|_| "60".to_owned());
-    let done = machine.sh(&format!(
-        "(left={kills}; while [ $left -gt 0 ] && [ $SECONDS -lt 200 ]; do pkill -9 -x iam-resolver && left=$((left - 1)); sleep 0.2; done; echo $left >/run/killed) &
-         until [ -e /run/killed ]; do box-ssh alice true && echo in || echo out; done; wait; cat /run/killed"
-    ));
-    let said = done.succeeds() + "\n";
-    assert!(!said.contains("out") && said.matches("in\n").count() >= 3 && said.ends_with("\n0\n"), "{said}");
+    connect_many_times(&machine, "2000");
+    let before = memory(&machine);
+    let descriptors = format!("/proc/{}/fd", machine.resolver_pid());
+    let count = machine.file(&descriptors).names().len();
+    connect_many_times(&machine, &setting("PAM_IAM_CONNECTIONS", "20000"));
+    machine.wait_until(&format!("test $(ls {descriptors} | wc -l) -le {count}"));
+    assert_memory_grew_at_most(&machine, before, 1024);
+}
+
+/// Kills the resolver five times a second, until the number of its argument is reached or 200 s are over. Meanwhile logs in
+/// as alice again and again, and prints "in" or "out" each time. At the end prints the number of kills that are left.
+const LOG_IN_WHILE_KILLING: &str = "
+(left=$1
+while [ $left -gt 0 ] && [ $SECONDS -lt 200 ]; do
+    pkill -9 -x iam-resolver && left=$((left - 1))
+    sleep 0.2
+done
+echo $left >/run/killed) &
+until [ -e /run/killed ]; do box-ssh alice true && echo in || echo out; done
+wait
+cat /run/killed";
+
+/// `PAM_IAM_KILLS=300 ./test killed_repeatedly` goes on for a minute.
+#[test]
+fn all_logins_succeed_while_the_resolver_is_killed_repeatedly() {
+    let machine = Machine::new().start();
+    machine.ssh("alice", "true").succeeds();
+    let kills = setting("PAM_IAM_KILLS", "60");
+    let said = machine.run(&["bash", "-c", LOG_IN_WHILE_KILLING, "bash", &kills]).succeeds();
+    let mut lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.pop(), Some("0"), "{said}");
+    assert!(lines.len() >= 3 && lines.iter().all(|line| *line == "in"), "{said}");
 }

@@ -1,25 +1,30 @@
-//! What is loaded into sshd, sudo and everybody else.
+//! The PAM and NSS modules, as sshd, sudo and every other program load them.
 
-#![allow(clippy::unwrap_used, reason = "a helper of tests")]
+#![allow(clippy::expect_used, reason = "helpers of tests")]
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
 use pam_iam_tests::{Machine, built, repository};
 
-const MODULES: [&str; 2] = ["libpam_iam.so", "libnss_iam.so"];
-
-fn output(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
+/// Runs a program on a built module, and returns its output.
+fn inspect(program: &str, option: &[&str], module: &str) -> String {
+    let output = Command::new(program).args(option).arg(built(module)).output().expect("a program");
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Runs a Python script of tests/lib in the box.
+fn run_probe(machine: &Machine, script: &str, user: &str) -> String {
+    let path = repository().join("tests/lib").join(script);
+    machine.run(&["python3", "-I", &path.to_string_lossy(), user]).succeeds()
 }
 
 #[test]
 fn the_modules_export_their_entry_points_and_nothing_else() {
     let exported = |module: &str| -> BTreeSet<String> {
-        let symbols = output("nm", &["-D", "--defined-only", built(module).to_str().unwrap()]);
-        symbols.lines().map(|line| line.split_whitespace().last().unwrap().to_owned()).collect()
+        let symbols = inspect("nm", &["-D", "--defined-only"], module);
+        symbols.lines().filter_map(|line| line.split_whitespace().last()).map(str::to_owned).collect()
     };
     let names = |prefix: &str, names: &[&str]| names.iter().map(|name| format!("{prefix}{name}")).collect();
     let pam = ["acct_mgmt", "authenticate", "chauthtok", "close_session", "open_session", "setcred"];
@@ -30,13 +35,11 @@ fn the_modules_export_their_entry_points_and_nothing_else() {
 
 #[test]
 fn the_modules_need_no_library_for_tls_or_cryptography_and_are_never_unloaded() {
-    for module in MODULES {
-        let dynamic = output("readelf", &["-d", built(module).to_str().unwrap()]);
-        let needed =
-            dynamic.lines().filter_map(|line| line.split_once("Shared library: [")).map(|(_, name)| name);
-        for name in needed {
-            let plain = ["libc.so", "libgcc_s.so", "libpam.so", "ld-linux"];
-            assert!(plain.iter().any(|plain| name.starts_with(plain)), "{module} needs {name}");
+    for module in ["libpam_iam.so", "libnss_iam.so"] {
+        let dynamic = inspect("readelf", &["-d"], module);
+        for (_, name) in dynamic.lines().filter_map(|line| line.split_once("Shared library: [")) {
+            let allowed = ["libc.so", "libgcc_s.so", "libpam.so", "ld-linux"];
+            assert!(allowed.iter().any(|allowed| name.starts_with(allowed)), "{module} needs {name}");
         }
         assert!(dynamic.contains("NODELETE"), "{module}");
     }
@@ -45,58 +48,74 @@ fn the_modules_need_no_library_for_tls_or_cryptography_and_are_never_unloaded() 
 #[test]
 fn a_call_leaves_no_thread_and_no_descriptor_behind() {
     let machine = Machine::new().start();
-    let probe = repository().join("tests/lib/host_probe.py");
-    let report = machine.run(&["python3", "-I", probe.to_str().unwrap(), "alice"]).succeeds();
-    assert_eq!(report, "nss 0 0\npam 0 0", "threads and descriptors more after the calls");
+    let report = run_probe(&machine, "host_probe.py", "alice");
+    assert_eq!(report, "nss 0 0\npam 0 0", "new threads and new descriptors after the calls");
 }
 
 #[test]
-fn a_small_buffer_is_told_and_a_larger_one_works() {
+fn nss_reports_a_buffer_that_is_too_small_and_uses_a_larger_one() {
     let machine = Machine::new().start();
-    let probe = repository().join("tests/lib/buffer_probe.py");
-    let report = machine.run(&["python3", "-I", probe.to_str().unwrap(), "alice"]).succeeds();
+    let report = run_probe(&machine, "buffer_probe.py", "alice");
     assert_eq!(report, "too small: ERANGE\nlarge enough: alice");
 }
 
-/// The box with modules that were built to panic on demand (`./test` builds them).
-fn panicking() -> Machine {
+#[test]
+fn the_pam_line_may_set_policy_and_configuration_and_unknown_arguments_are_logged() {
     let machine = Machine::new().start();
-    let modules = repository().join("target/test-panic");
-    machine.sh(&format!(
-        "cp {0}/libpam_iam.so /usr/lib/*-linux-gnu/security/pam_iam.so && cp {0}/libnss_iam.so /usr/lib/*-linux-gnu/libnss_iam.so.2",
-        modules.display()
-    )).succeeds();
+    let calls_with = |arguments: &str, user: &str| {
+        machine.file("/etc/pam.d/probe").write(&format!("account required pam_iam.so {arguments}\n"));
+        machine.pam("probe", user).acct_mgmt()
+    };
+    calls_with("nullok debug", "alice").succeeds();
+    machine.logs("authpriv", "unknown argument nullok");
+    calls_with("policy=sudo", "alice").fails();
+
+    let elsewhere = "config=/etc/elsewhere.toml";
+    calls_with(elsewhere, "alice").fails();
+    machine.logs("authpriv", "/etc/elsewhere.toml: No such file");
+    let only_admins = "[access]\nallow = [\"ssh-admins\"]\n[resolver]\nmode = \"once\"\n";
+    machine.file("/etc/elsewhere.toml").write(only_admins);
+    calls_with(elsewhere, "alice").fails();
+    calls_with(elsewhere, "carol").succeeds();
+}
+
+/// Starts a box with modules that panic in the entry point that an environment variable names. `./test` builds them.
+fn machine_with_panicking_modules() -> Machine {
+    let machine = Machine::new().start();
+    let folder = repository().join("target/test-panic");
+    machine
+        .sh(&format!(
+            "cp {0}/libpam_iam.so /usr/lib/*-linux-gnu/security/pam_iam.so && cp {0}/libnss_iam.so /usr/lib/*-linux-gnu/libnss_iam.so.2",
+            folder.display()
+        ))
+        .succeeds();
     machine
 }
 
 #[test]
-fn a_panic_in_pam_is_logged_and_denies_and_the_host_lives() {
-    let machine = panicking();
-    machine.sh("pamtester sshd alice acct_mgmt").succeeds();
-    for (entry, operation) in [
-        ("acct_mgmt", "acct_mgmt"),
-        ("open_session", "open_session"),
-        ("close_session", "close_session"),
-        ("authenticate", "authenticate"),
-        ("setcred", "setcred"),
-        ("chauthtok", "chauthtok"),
-    ] {
-        // A stack of our module alone, so that nothing stands before it.
-        let types = ["auth", "account", "session", "password"]
-            .map(|kind| format!("{kind} required pam_iam.so\n"))
-            .concat();
-        machine.sh(&format!("printf '{types}' >/etc/pam.d/probe")).succeeds();
-        let done = machine.sh(&format!("PAM_IAM_TEST_PANIC={entry} pamtester probe alice {operation}"));
+fn a_panic_in_pam_is_logged_and_denies_and_the_application_lives() {
+    let machine = machine_with_panicking_modules();
+    machine.pam("sshd", "alice").acct_mgmt().succeeds();
+    // A stack of this module alone, so that no other module denies.
+    let phases = ["auth", "account", "session", "password"];
+    let stack = phases.map(|phase| format!("{phase} required pam_iam.so\n")).concat();
+    machine.file("/etc/pam.d/probe").write(&stack);
+    for entry in ["acct_mgmt", "open_session", "close_session", "authenticate", "setcred", "chauthtok"] {
+        let panic = format!("PAM_IAM_TEST_PANIC={entry}");
+        let done = machine.run(&["env", &panic, "pamtester", "probe", "alice", entry]);
         assert_eq!(done.status, 1, "{entry}: {done:?}");
         assert!(!done.stderr.contains("panicked"), "{done:?}");
         machine.logs("authpriv", &format!("event=panic entry={entry} result=deny"));
     }
 }
 
+/// A second sshd on port 2222, whose module panics.
+const PANICKING_SSHD: &str = "PAM_IAM_TEST_PANIC=acct_mgmt exec /usr/sbin/sshd -E /run/second.log -o ListenAddress=127.0.0.1 -o Port=2222 -o PidFile=/run/second.pid";
+
 #[test]
 fn a_panic_in_sshd_denies_the_login_and_sshd_lives() {
-    let machine = panicking();
-    machine.sh("PAM_IAM_TEST_PANIC=acct_mgmt /usr/sbin/sshd -E /run/second.log -o ListenAddress=127.0.0.1 -o Port=2222 -o PidFile=/run/second.pid").succeeds();
+    let machine = machine_with_panicking_modules();
+    machine.sh(PANICKING_SSHD).succeeds();
     machine.wait_until("grep -q listening /run/second.log");
     let login = "ssh -F none -p 2222 -i $BOX_KEYS/alice -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no alice@127.0.0.1 true";
     machine.sh(login).fails();
@@ -105,8 +124,8 @@ fn a_panic_in_sshd_denies_the_login_and_sshd_lives() {
 }
 
 #[test]
-fn a_panic_in_nss_reads_as_unavailable_and_the_host_lives() {
-    let machine = panicking();
+fn a_panic_in_nss_reads_as_unavailable_and_the_application_lives() {
+    let machine = machine_with_panicking_modules();
     for (entry, command) in [
         ("getpwnam_r", "getent passwd alice"),
         ("getpwuid_r", "getent passwd 2100000000"),

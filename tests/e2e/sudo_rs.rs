@@ -1,27 +1,43 @@
-//! sudo-rs, which Ubuntu 25.10 and newer have as sudo, does with our rule and our line of PAM what sudo does.
+//! sudo-rs, which Ubuntu 25.10 and newer have as sudo, decides as sudo does by the shipped rule and PAM line.
 
 use pam_iam_tests::{Machine, repository};
 
-#[test]
-fn sudo_rs_asks_iam_at_each_use_as_sudo_does() {
+fn machine_with_sudo_rs() -> Machine {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     let folder = repository().join("target/sudo-rs/bin");
+    let folder = folder.display();
     machine
-        .sh(&format!(
-            "install -m 4755 -o root {0}/sudo /usr/bin/sudo; install -m 755 {0}/visudo /usr/sbin/visudo; visudo -c -q -f /etc/sudoers.d/pam_iam",
-            folder.display()
-        ))
+        .run(&["install", "-m", "4755", "-o", "root", &format!("{folder}/sudo"), "/usr/bin/sudo"])
         .succeeds();
-    assert!(machine.sh("sudo --version 2>&1").succeeds().contains("sudo-rs"));
+    machine.run(&["install", "-m", "755", &format!("{folder}/visudo"), "/usr/sbin/visudo"]).succeeds();
+    machine.run(&["visudo", "-c", "-q", "-f", "/etc/sudoers.d/pam_iam"]).succeeds();
+    let version = machine.run(&["sudo", "--version"]);
+    let version = version.stdout + &version.stderr;
+    assert!(version.contains("sudo-rs"), "{version}");
+    machine
+}
+
+#[test]
+fn sudo_rs_asks_iam_at_each_use_as_sudo_does() {
+    let machine = machine_with_sudo_rs();
     assert_eq!(machine.ssh("carol", "sudo -n id -un; sudo -n -i id -un").succeeds(), "root\nroot");
     machine.ssh("alice", "sudo -n true").fails();
-    // A local account that an administrator put into the group by hand.
-    machine.sh("useradd -m mallory; echo 'iam-sudo:x:990:mallory' >>/etc/group; echo '%iam-sudo ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/local").succeeds();
-    machine.sh("setpriv --reuid mallory --regid mallory --init-groups sudo -n true").fails();
-    machine.logs("authpriv", "user=mallory");
-    machine.sh("sed -i /^iam-sudo/d /etc/group; rm /etc/sudoers.d/local").succeeds();
-    let doctor = machine.sh("iamctl doctor").stdout;
-    assert!(doctor.contains("lets carol use sudo without a password, and PAM is asked"), "{doctor}");
+    assert_local_member_of_iam_sudo_is_refused(&machine);
+    machine.doctor_says("lets carol use sudo without a password, and PAM is asked");
     machine.iam().remove_from_group("carol", "ssh-admins");
     machine.ssh("carol", "sudo -n true").fails();
+}
+
+/// Adds a local account to a local group iam-sudo, as an administrator could by mistake.
+fn assert_local_member_of_iam_sudo_is_refused(machine: &Machine) {
+    machine.add_account("mallory", 1500);
+    machine.set_local_group("iam-sudo", 990);
+    machine.add_to_local_group("mallory", "iam-sudo");
+    let rule = machine.file("/etc/sudoers.d/local");
+    rule.write("%iam-sudo ALL=(ALL) NOPASSWD: ALL\n");
+    let mallory = machine.as_user("mallory").with_gid(machine.gid_of("mallory")).with_groups_of_nss();
+    mallory.run(&["sudo", "-n", "true"]).fails();
+    machine.logs("authpriv", "user=mallory");
+    machine.file("/etc/group").remove_lines("iam-sudo:");
+    rule.remove();
 }

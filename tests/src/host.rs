@@ -15,6 +15,8 @@ pub struct File<'machine> {
 pub struct AsUser<'machine> {
     machine: &'machine Machine,
     user: String,
+    gid: Option<u32>,
+    groups: Vec<String>,
 }
 
 /// A PAM application: one transaction for each call.
@@ -43,6 +45,8 @@ pub struct Passwd {
 /// A line of group(5) as NSS answers it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
+    /// The name.
+    pub name: String,
     /// The gid.
     pub gid: u32,
     /// The names of the members.
@@ -71,14 +75,32 @@ impl Machine {
         assert!(!said.contains(text), "{text}\n--- is in\n{said}");
     }
 
+    /// The lines of `iamctl doctor` that are not ok.
+    pub fn doctor_complaints(&self) -> String {
+        let report = self.iamctl("doctor").stdout;
+        report.lines().filter(|line| !line.starts_with("ok")).collect::<Vec<_>>().join("\n")
+    }
+
     /// The keys that sshd gets for `user`, or an empty text.
     pub fn authorized_keys(&self, user: &str) -> String {
         self.run(&["/usr/libexec/pam_iam/iam-authorized-keys", user]).stdout
     }
 
+    /// Runs the key command as sshd does for a login of `user` that found `uid`.
+    pub fn key_command(&self, user: &str, uid: u32) -> Done {
+        self.run(&["/usr/libexec/pam_iam/iam-authorized-keys", "--uid", &uid.to_string(), user])
+    }
+
     /// A file or folder.
     pub fn file(&self, path: &str) -> File<'_> {
         File { machine: self, path: path.to_owned() }
+    }
+
+    /// The public half of a fixture key: its type and body.
+    #[track_caller]
+    pub fn public_key(&self, name: &str) -> String {
+        let line = self.sh(&format!("ssh-keygen -y -f $BOX_KEYS/{name}")).succeeds();
+        line.split(' ').take(2).collect::<Vec<_>>().join(" ")
     }
 
     /// The configuration of pam_iam.
@@ -88,7 +110,8 @@ impl Machine {
 
     /// Commands run as `user` (a name or a uid), without supplementary groups.
     pub fn as_user(&self, user: &str) -> AsUser<'_> {
-        AsUser { machine: self, user: user.to_owned() }
+        let groups = vec!["--clear-groups".to_owned()];
+        AsUser { machine: self, user: user.to_owned(), gid: None, groups }
     }
 
     /// An application of the PAM service `service` that handles `user`.
@@ -122,7 +145,11 @@ impl Machine {
         let line = found.succeeds();
         let fields: Vec<&str> = line.split(':').collect();
         let members = fields[3].split(',').filter(|name| !name.is_empty());
-        Some(Group { gid: fields[2].parse().expect("a gid"), members: members.map(str::to_owned).collect() })
+        Some(Group {
+            name: fields[0].to_owned(),
+            gid: fields[2].parse().expect("a gid"),
+            members: members.map(str::to_owned).collect(),
+        })
     }
 
     /// The uid of a user that exists.
@@ -131,10 +158,51 @@ impl Machine {
         self.passwd(user).expect("the user exists").uid
     }
 
+    /// The gid of a group that exists.
+    #[track_caller]
+    pub fn gid_of(&self, group: &str) -> u32 {
+        self.group(group).expect("the group exists").gid
+    }
+
+    /// The names of all groups of a user that exists.
+    #[track_caller]
+    pub fn groups_of(&self, user: &str) -> Vec<String> {
+        let names = self.run(&["id", "-Gn", user]).succeeds();
+        names.split(' ').map(str::to_owned).collect()
+    }
+
     /// Adds a local account with a home directory.
     #[track_caller]
     pub fn add_account(&self, name: &str, uid: u32) {
         self.run(&["useradd", "-m", "-s", "/bin/bash", "-u", &uid.to_string(), name]).succeeds();
+    }
+
+    /// Makes `name` a local group with this gid and without members.
+    #[track_caller]
+    pub fn set_local_group(&self, name: &str, gid: u32) {
+        let file = self.file("/etc/group");
+        let (text, old) = (file.text(), format!("{name}:"));
+        let others = text.split_inclusive('\n').filter(|line| !line.starts_with(&old));
+        file.write(&(others.collect::<String>() + &format!("{name}:x:{gid}:\n")));
+    }
+
+    /// Adds a name, which need not be that of a user, to the members of a local group.
+    #[track_caller]
+    pub fn add_to_local_group(&self, user: &str, group: &str) {
+        let (file, start) = (self.file("/etc/group"), format!("{group}:"));
+        let text = file.text();
+        let line = text.lines().find(|line| line.starts_with(&start)).expect("a local group");
+        let separator = if line.ends_with(':') { "" } else { "," };
+        file.replace(&format!("{line}\n"), &format!("{line}{separator}{user}\n"));
+    }
+
+    /// Takes `iam` out of the line of a database, such as `passwd`, in `/etc/nsswitch.conf`.
+    #[track_caller]
+    pub fn remove_from_nsswitch(&self, database: &str) {
+        let file = self.file("/etc/nsswitch.conf");
+        let (text, name) = (file.text(), format!("{database}:"));
+        let line = text.lines().find(|line| line.starts_with(&name)).expect("a line of the database");
+        file.replace(line, line.strip_suffix(" iam").expect("iam at the end of the line"));
     }
 
     /// Makes an ed25519 key pair `path` and `path.pub`.
@@ -174,6 +242,53 @@ impl Machine {
     #[track_caller]
     pub fn wait_until_gone(&self, command: &str) {
         self.wait_until(&format!("! pgrep -f '^{command}' >/dev/null"));
+    }
+
+    /// Whether a process runs under this effective uid, zombies aside.
+    pub fn has_processes(&self, uid: u32) -> bool {
+        self.sh(&format!("ps -o stat= -u {uid} | grep -qv ^Z")).status == 0
+    }
+
+    /// Whether `user` (a name or a uid) runs a process whose command line begins with `command`.
+    pub fn is_running_as(&self, user: &str, command: &str) -> bool {
+        self.run(&["pgrep", "-U", user, "-f", &format!("^{command}")]).status == 0
+    }
+
+    /// Starts a shell script as root and does not wait for it to end. What it prints is lost.
+    #[track_caller]
+    pub fn start_in_background(&self, script: &str) {
+        let start = "(bash -c \"$1\" </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1";
+        self.run(&["bash", "-c", start, "bash", script]).succeeds();
+    }
+
+    /// Restarts the resolver of a booted box, and waits until it serves.
+    #[track_caller]
+    pub fn restart_resolver(&self) {
+        self.run(&["systemctl", "restart", "iam-resolver.service"]).succeeds();
+    }
+
+    /// The process id of the resolver.
+    #[track_caller]
+    pub fn resolver_pid(&self) -> String {
+        self.run(&["pgrep", "-x", "iam-resolver"]).succeeds()
+    }
+
+    /// Waits until the cache on disk has an entry of `user`, at most 20 s.
+    #[track_caller]
+    pub fn wait_until_persisted(&self, user: &str) {
+        self.wait_until(&format!("grep -q '\"name\":\"{user}\",\"age\"' /var/cache/pam_iam/cache.json"));
+    }
+
+    /// Waits until `user` can log in with the first fixture key, at most 20 s.
+    #[track_caller]
+    pub fn wait_until_login_succeeds(&self, user: &str) {
+        self.wait_until(&format!("box-ssh {user} true 2>/dev/null"));
+    }
+
+    /// Asserts that the local root logs in with the key of [`Machine::let_root_in`].
+    #[track_caller]
+    pub fn local_root_logs_in(&self) {
+        assert_eq!(self.ssh_with("/root/local", "root", "id -u").succeeds(), "0");
     }
 
     /// Sends a signal to the resolver and does not wait for what follows.
@@ -227,6 +342,25 @@ impl File<'_> {
         self.write(&kept.collect::<String>());
     }
 
+    /// Puts a text before the first line.
+    #[track_caller]
+    pub fn prepend(&self, text: &str) {
+        self.write(&(text.to_owned() + &self.text()));
+    }
+
+    /// Copies the file to `path`, with its owner, mode and times.
+    #[track_caller]
+    pub fn copy_to(&self, path: &str) {
+        self.machine.run(&["cp", "-p", "--", &self.path, path]).succeeds();
+    }
+
+    /// The names in the folder, sorted, also those that begin with a dot.
+    #[track_caller]
+    pub fn names(&self) -> Vec<String> {
+        let names = self.machine.run(&["ls", "-A", "--", &self.path]).succeeds();
+        names.lines().map(str::to_owned).collect()
+    }
+
     /// Whether the file or folder exists.
     pub fn exists(&self) -> bool {
         self.machine.run(&["test", "-e", &self.path]).status == 0
@@ -264,9 +398,33 @@ impl File<'_> {
 }
 
 impl AsUser<'_> {
+    /// Sets the primary group, which is root's by default.
+    #[must_use]
+    pub fn with_gid(mut self, gid: u32) -> Self {
+        self.gid = Some(gid);
+        self
+    }
+
+    /// Sets one supplementary group.
+    #[must_use]
+    pub fn with_supplementary_group(mut self, gid: u32) -> Self {
+        self.groups = vec!["--groups".to_owned(), gid.to_string()];
+        self
+    }
+
+    /// Sets the supplementary groups that NSS has for the user, as initgroups(3) does.
+    #[must_use]
+    pub fn with_groups_of_nss(mut self) -> Self {
+        self.groups = vec!["--init-groups".to_owned()];
+        self
+    }
+
     /// Runs a program as the user.
     pub fn run(&self, argv: &[&str]) -> Done {
-        let mut words = vec!["setpriv", "--reuid", &self.user, "--clear-groups"];
+        let gid = self.gid.map(|gid| gid.to_string());
+        let mut words = vec!["setpriv", "--reuid", &self.user];
+        words.extend(gid.iter().flat_map(|gid| ["--regid", gid]));
+        words.extend(self.groups.iter().map(String::as_str));
         words.extend(argv);
         self.machine.run(&words)
     }

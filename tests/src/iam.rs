@@ -31,6 +31,13 @@ impl Machine {
         self.sh(&format!("curl -sSf \"$BOX_CTL?{query}\"")).succeeds();
     }
 
+    /// Limits what the role of the instance may do to this IAM policy.
+    #[track_caller]
+    pub fn limit_role(&self, policy: &Value) {
+        let script = "curl -sSf -G \"$BOX_CTL\" --data-urlencode \"policy=$1\"";
+        self.run(&["bash", "-c", script, "bash", &policy.to_string()]).succeeds();
+    }
+
     /// Forgets the calls that IAM received.
     pub fn clear_calls(&self) {
         self.fault("clear");
@@ -41,6 +48,11 @@ impl Machine {
         let log = self.sh("curl -sSf \"$BOX_CTL?log\"").succeeds();
         let log: Value = serde_json::from_str(&log).expect("a log");
         serde_json::from_value(log["calls"].clone()).expect("calls")
+    }
+
+    /// How many calls of an API action IAM received.
+    pub fn count_calls(&self, action: &str) -> usize {
+        self.calls().iter().filter(|call| call.action == action).count()
     }
 
     /// The API actions among them, sorted.
@@ -83,6 +95,21 @@ for group in {groups:?}: iam.add_user_to_group(UserName='{user}', GroupName=grou
         ));
     }
 
+    /// Creates a user in these groups with an RSA key, whose private half is `/root/USER` in the box.
+    #[track_caller]
+    pub fn create_user_with_key(self, user: &str, groups: &[&str]) {
+        let path = format!("/root/{user}");
+        self.machine.run(&["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", &path]).succeeds();
+        self.create_user(user, groups);
+        self.upload_key(user, &self.machine.file(&format!("{path}.pub")).text());
+    }
+
+    /// Uploads an SSH public key of a user.
+    #[track_caller]
+    pub fn upload_key(self, user: &str, body: &str) {
+        self.python(&format!("iam.upload_ssh_public_key(UserName='{user}', SSHPublicKeyBody={body:?})"));
+    }
+
     /// Removes a user from all groups, deletes the user's keys, and then the user.
     #[track_caller]
     pub fn delete_user(self, user: &str) {
@@ -91,6 +118,25 @@ for group in {groups:?}: iam.add_user_to_group(UserName='{user}', GroupName=grou
             "for group in iam.list_groups_for_user(UserName='{user}')['Groups']:
     iam.remove_user_from_group(UserName='{user}', GroupName=group['GroupName'])
 iam.delete_user(UserName='{user}')"
+        ));
+    }
+
+    /// Deletes a user and creates one with the same name, keys and groups, and a UserId of its own.
+    #[track_caller]
+    pub fn recreate_user(self, user: &str) {
+        self.python(&format!(
+            "user = '{user}'
+groups = [group['GroupName'] for group in iam.list_groups_for_user(UserName=user)['Groups']]
+bodies = []
+for key in iam.list_ssh_public_keys(UserName=user)['SSHPublicKeys']:
+    found = iam.get_ssh_public_key(UserName=user, SSHPublicKeyId=key['SSHPublicKeyId'], Encoding='SSH')
+    bodies.append(found['SSHPublicKey']['SSHPublicKeyBody'])
+    iam.delete_ssh_public_key(UserName=user, SSHPublicKeyId=key['SSHPublicKeyId'])
+for group in groups: iam.remove_user_from_group(UserName=user, GroupName=group)
+iam.delete_user(UserName=user)
+iam.create_user(UserName=user)
+for body in bodies: iam.upload_ssh_public_key(UserName=user, SSHPublicKeyBody=body)
+for group in groups: iam.add_user_to_group(UserName=user, GroupName=group)"
         ));
     }
 

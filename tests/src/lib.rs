@@ -271,13 +271,14 @@ impl Machine {
 
     /// Waits until a script succeeds, at most 20 s.
     pub fn wait_until(&self, script: &str) {
-        self.sh(&format!("until {script}; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.05; done")).succeeds();
+        self.wait_at_most(20, script);
     }
-}
 
-/// Has the open session do something.
-pub fn work(machine: &Machine, user: &str, command: &str) {
-    machine.run(&["bash", "-c", "echo \"$1\" >>/home/$2/todo", "bash", command, user]).succeeds();
+    /// Waits until a script succeeds, at most `seconds`.
+    pub fn wait_at_most(&self, seconds: u32, script: &str) {
+        self.sh(&format!("until {script}; do [ $SECONDS -lt {seconds} ] || exit 1; sleep 0.05; done"))
+            .succeeds();
+    }
 }
 
 impl Drop for Machine {

@@ -1,5 +1,7 @@
 //! SSH sessions that stay open while a test goes on.
 
+use serde_json::Value;
+
 use crate::{Done, Machine};
 
 /// An open SSH session: a shell that reads one line after the other from `~/todo`.
@@ -23,11 +25,57 @@ impl Machine {
         session
     }
 
+    /// Logs `user` in with the first fixture key. Returns the names of the groups of that session, sorted.
+    #[track_caller]
+    pub fn login_groups(&self, user: &str) -> Vec<String> {
+        let names = self.ssh(user, "id -Gn").succeeds();
+        let mut names: Vec<String> = names.split(' ').map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
     /// Starts `command` in a session of its own and does not wait for it to end. What it prints is in `/tmp/USER.said`.
     #[track_caller]
     pub fn ssh_in_background(&self, user: &str, command: &str) {
         let script = r#"(box-ssh "$1" "$2" </dev/null >"/tmp/$1.said" 2>&1 &) >/dev/null 2>&1"#;
         self.run(&["bash", "-c", script, "bash", user, command]).succeeds();
+    }
+
+    /// Starts `command` in a session that is opened with a key as [`Machine::ssh_with`] takes it, and does not wait.
+    #[track_caller]
+    pub fn ssh_with_in_background(&self, key: &str, user: &str, command: &str) {
+        let folder = if key.starts_with('/') { "" } else { "$BOX_KEYS/" };
+        let script =
+            format!("(box-ssh -i {folder}\"$1\" \"$2\" \"$3\" </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1");
+        self.run(&["bash", "-c", &script, "bash", key, user, command]).succeeds();
+    }
+
+    /// Logs in with a fixture key, starts a program that outlives the session, for instance `sleep 4001`, and logs out.
+    #[track_caller]
+    pub fn leave_running(&self, key: &str, user: &str, command: &str) {
+        let start = format!("setsid -f {command} </dev/null >/dev/null 2>&1");
+        self.ssh_with(key, user, &start).succeeds();
+        self.wait_until_running(command);
+    }
+
+    /// The sessions in `iamctl sessions --json`.
+    #[track_caller]
+    pub fn sessions(&self) -> Vec<Value> {
+        let listed = self.iamctl("sessions --json").succeeds();
+        let mut sessions: Vec<Value> = serde_json::from_str(&listed).expect("a list of sessions");
+        // Users who have processes and no session are listed too.
+        sessions.retain(|session| session["pid"].is_number());
+        sessions
+    }
+
+    /// The users of the sessions in `iamctl sessions`, sorted.
+    #[track_caller]
+    pub fn users_with_sessions(&self) -> Vec<String> {
+        let sessions = self.sessions();
+        let mut users: Vec<String> =
+            sessions.iter().map(|session| session["user"].as_str().expect("a user").to_owned()).collect();
+        users.sort();
+        users
     }
 }
 
