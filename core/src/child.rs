@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Output};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{
@@ -12,10 +13,16 @@ use rustix::process::{
 
 use crate::deadline::Deadline;
 
-/// The most bytes that are read of standard output, and of standard error.
+/// The most bytes that are kept of standard output, and of standard error.
 pub const OUTPUT_MAX: usize = 1024 * 1024;
 
-/// A child process. It does not outlive the call that waits for it, and neither does the process group that it leads.
+/// How much longer the output is read of a process that has ended, if this process itself was late: stopped, or without a processor.
+const LATE: Duration = Duration::from_secs(1);
+
+/// The pause between two looks whether a process has ended, where the kernel gives no pidfd.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A child process. It does not outlive the call that waits for it.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -23,13 +30,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `command`. With `process_group(0)` the process leads a group of its own, which is killed as a whole.
+    /// Starts `command`. With `process_group(0)` the process leads a group of its own, which is killed as a whole at the deadline.
     ///
     /// # Errors
     /// Returns an error if the program cannot be started.
     pub fn start(command: &mut Command) -> io::Result<Self> {
         let child = command.spawn()?;
-        // It fails where the application ignores SIGCHLD and the process has ended already.
+        // It fails without memory or descriptors, and where the application ignores SIGCHLD and the process has ended already.
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();
         Ok(Self { child, pidfd })
     }
@@ -48,15 +55,14 @@ impl Running {
     }
 
     /// Reads those of standard output and standard error that are pipes to their ends, waits for the exit, and kills the process at the
-    /// deadline.
+    /// deadline. What is longer than [`OUTPUT_MAX`] comes with one byte more than that; the rest is read and dropped.
     ///
     /// # Errors
-    /// Returns `TimedOut` at the deadline, `FileTooLarge` after [`OUTPUT_MAX`] bytes, or an error if the process cannot be read or
-    /// waited for.
+    /// Returns `TimedOut` at the deadline, or an error if the process cannot be read or waited for.
     pub fn output(mut self, deadline: Deadline) -> io::Result<Output> {
         let stdout = self.child.stdout.take().map(OwnedFd::from);
         let stderr = self.child.stderr.take().map(OwnedFd::from);
-        let read = read_to_ends([stdout, stderr], deadline).and_then(|read| {
+        let read = self.read_to_ends([stdout, stderr], deadline).and_then(|read| {
             self.exit_by(deadline)?;
             Ok(read)
         });
@@ -71,58 +77,86 @@ impl Running {
     /// Waits for the exit until the deadline, then kills what is left of the process group. For a process whose application may reap
     /// it, or ignore SIGCHLD.
     pub fn end(mut self, deadline: Deadline) {
-        let has_exited = self.exit_by(deadline).is_ok();
-        // As long as nobody has reaped the process, its number is the group's. An application that reaps every child has
-        // taken that away, and then the number may be another's.
-        if !has_exited || is_zombie(Pid::from_child(&self.child)) {
-            self.kill();
+        if let Some(pidfd) = &self.pidfd {
+            let _ = deadline.wait(pidfd, PollFlags::IN);
         }
+        self.kill();
         // ECHILD, if the application has reaped it, or has told the kernel to.
         let _ = self.child.wait();
     }
 
-    fn exit_by(&self, deadline: Deadline) -> io::Result<()> {
-        let pidfd = self.pidfd.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        deadline.wait(pidfd, PollFlags::IN)
+    /// Waits for the exit. A process that has ended by the time of the look has ended in time.
+    fn exit_by(&mut self, deadline: Deadline) -> io::Result<()> {
+        let waited = match &self.pidfd {
+            Some(pidfd) => deadline.wait(pidfd, PollFlags::IN),
+            None => loop {
+                if has_exited(&self.child)? {
+                    break Ok(());
+                }
+                match deadline.left() {
+                    Ok(left) => std::thread::sleep(PAUSE.min(left)),
+                    Err(error) => break Err(error),
+                }
+            },
+        };
+        waited.or_else(|error| if has_exited(&self.child)? { Ok(()) } else { Err(error) })
     }
 
+    /// Kills the process and the group that it leads. Without effect once it was reaped: the number may be another's then.
     fn kill(&mut self) {
-        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-        // One that leads no group, or none yet.
-        let _ = self.child.kill();
-    }
-}
-
-/// Whether `child` has exited and has not been reaped.
-fn is_zombie(child: Pid) -> bool {
-    let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    matches!(waitid(WaitId::Pid(child), flags), Ok(Some(_)))
-}
-
-/// Reads two pipes to their ends. A pipe that is not there is empty.
-fn read_to_ends(pipes: [Option<OwnedFd>; 2], deadline: Deadline) -> io::Result<[Vec<u8>; 2]> {
-    let mut pipes = pipes.map(|pipe| pipe.map(File::from));
-    let mut read = [Vec::new(), Vec::new()];
-    while pipes.iter().any(Option::is_some) {
-        let mut polled: Vec<PollFd<'_>> =
-            pipes.iter().flatten().map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
-        deadline.wait_any(&mut polled)?;
-        let mut ready =
-            polled.iter().map(|polled| !polled.revents().is_empty()).collect::<Vec<_>>().into_iter();
-        for (pipe, bytes) in pipes.iter_mut().zip(&mut read) {
-            let Some(file) = pipe.as_mut().filter(|_| ready.next() == Some(true)) else { continue };
-            let mut part = [0; 4096];
-            let count = file.read(&mut part)?;
-            bytes.extend_from_slice(part.get(..count).unwrap_or_default());
-            if bytes.len() > OUTPUT_MAX {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            if count == 0 {
-                *pipe = None;
-            }
+        if has_exited(&self.child).is_ok() {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            // One that leads no group, or none yet.
+            let _ = self.child.kill();
         }
     }
-    Ok(read)
+
+    /// Reads two pipes to their ends. A pipe that is not there is empty.
+    fn read_to_ends(&self, pipes: [Option<OwnedFd>; 2], mut deadline: Deadline) -> io::Result<[Vec<u8>; 2]> {
+        let mut pipes = pipes.map(|pipe| pipe.map(File::from));
+        let mut read = [Vec::new(), Vec::new()];
+        let mut is_late = false;
+        while pipes.iter().any(Option::is_some) {
+            let mut polled: Vec<PollFd<'_>> =
+                pipes.iter().flatten().map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
+            match deadline.wait_any(&mut polled) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::TimedOut && !is_late && has_exited(&self.child)? =>
+                {
+                    (is_late, deadline) = (true, Deadline::after(LATE));
+                    continue;
+                }
+                waited => waited?,
+            }
+            let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
+            let mut ready = ready.into_iter();
+            for (pipe, bytes) in pipes.iter_mut().zip(&mut read) {
+                let Some(file) = pipe.as_mut() else { continue };
+                if ready.next() == Some(true) && !read_some(file, bytes)? {
+                    *pipe = None;
+                }
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// Reads once. Returns false at the end of the file.
+fn read_some(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    let mut part = [0; 4096];
+    let count = file.read(&mut part)?;
+    let room = (OUTPUT_MAX + 1).saturating_sub(bytes.len());
+    bytes.extend_from_slice(part.get(..count.min(room)).unwrap_or_default());
+    Ok(count > 0)
+}
+
+/// Whether a child has exited. It stays to be reaped.
+///
+/// # Errors
+/// Returns an error if it was reaped already, by the application or by the kernel.
+fn has_exited(child: &Child) -> io::Result<bool> {
+    let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(waitid(WaitId::Pid(Pid::from_child(child)), flags)?.is_some())
 }
 
 #[cfg(test)]
@@ -130,7 +164,6 @@ mod tests {
     use super::*;
     use std::os::unix::process::CommandExt;
     use std::process::Stdio;
-    use std::time::Duration;
 
     fn shell(script: &str) -> Running {
         let mut command = Command::new("/bin/sh");
@@ -171,7 +204,31 @@ mod tests {
     }
 
     #[test]
-    fn endless_output_is_an_error() {
-        assert_eq!(shell("yes").output(later()).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    fn output_beyond_the_limit_is_dropped() {
+        let done = shell("head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2; echo x")
+            .output(later())
+            .unwrap();
+        assert_eq!((done.stdout.len(), done.stderr.len()), (OUTPUT_MAX + 1, OUTPUT_MAX + 1));
+        assert!(done.status.success());
+        assert_eq!(shell("yes").output(soon()).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_process_without_a_pidfd_is_waited_for_and_killed_too() {
+        let without_pidfd = |script| Running { pidfd: None, ..shell(script) };
+        assert!(without_pidfd("sleep 0.1").wait(later()).unwrap().success());
+        assert_eq!(without_pidfd("echo x").output(later()).unwrap().stdout, b"x\n");
+        let error = without_pidfd("exec sleep 1000").wait(soon()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_process_that_ended_in_time_counts_although_the_deadline_has_passed() {
+        let running = shell("echo x");
+        while !has_exited(&running.child).unwrap() {
+            std::thread::yield_now();
+        }
+        let done = running.output(Deadline::after(Duration::ZERO)).unwrap();
+        assert!(done.status.success() && done.stdout == b"x\n");
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pam_iam_core::client::ClientError;
 use pam_iam_core::config::ConfigError;
+use pam_iam_core::fingerprint::NotAFingerprint;
 use pam_iam_core::key::KeyError;
 use pam_iam_core::name::NameError;
 
@@ -66,6 +67,14 @@ pub enum Error {
         path: String,
         /// What is wrong with the file.
         source: KeyError,
+    },
+    /// The key is a malformed fingerprint.
+    #[error("{text} {source}")]
+    Fingerprint {
+        /// The argument.
+        text: String,
+        /// What is wrong with it.
+        source: NotAFingerprint,
     },
     /// The host cannot be changed, or was changed back.
     #[error(transparent)]

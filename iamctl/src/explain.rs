@@ -136,8 +136,8 @@ fn leftovers(context: &Context, explanation: &Explanation) -> Leftovers {
 
 /// Returns the fingerprint of a key that is given as a file or as a fingerprint.
 fn fingerprint(key: &str) -> Result<Fingerprint, Error> {
-    if let Ok(fingerprint) = key.parse() {
-        return Ok(fingerprint);
+    if key.starts_with("SHA256:") {
+        return key.parse().map_err(|source| Error::Fingerprint { text: key.to_owned(), source });
     }
     let text = std::fs::read_to_string(key).map_err(FileError::of(key))?;
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
@@ -259,5 +259,6 @@ mod tests {
         std::fs::write(file.path(), "-----BEGIN OPENSSH PRIVATE KEY-----").unwrap();
         assert!(fingerprint(path).unwrap_err().to_string().contains("is no public key"));
         assert!(fingerprint("/nonexistent").is_err());
+        assert!(fingerprint("SHA256:x").unwrap_err().to_string().contains("SHA256:x is not a fingerprint"));
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -18,7 +17,7 @@ use pam_iam_sessions::owner::Owner;
 use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Termination};
 
-/// The longest time to archive or remove one home directory, so that it does not delay the others.
+/// The longest time to archive or remove one home directory, so that it does not delay the others. A later run goes on with a removal.
 const HOME_MAX: Duration = Duration::from_secs(1800);
 
 /// The mode bit of a directory in which users may remove only their own files (inode(7)).
@@ -182,7 +181,7 @@ fn pack(home: &Path, to: &File) -> io::Result<()> {
     tar.args(["--create", "--gzip", "--sparse", "--numeric-owner", "--one-file-system", "--directory"])
         .arg(parent);
     tar.arg("--").arg(home.file_name().unwrap_or_default());
-    tar.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(Stdio::piped()).process_group(0);
+    tar.stdin(Stdio::null()).stdout(to.try_clone()?).stderr(Stdio::piped());
     let done = Running::start(&mut tar)?.output(Deadline::after(HOME_MAX))?;
     if done.status.success() {
         return Ok(());
@@ -212,7 +211,7 @@ pub fn remove_hidden(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError
     let mut rm = Command::new("rm");
     // rm(1) follows no link, and descends into any number of directories.
     rm.args(["-rf", "--one-file-system", "--"]).arg(&path);
-    rm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    rm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let failed = |source| LeaveError::Remove { path: path.clone(), source };
     let done = Running::start(&mut rm).and_then(|rm| rm.output(Deadline::after(HOME_MAX))).map_err(failed)?;
     if done.status.success() {

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use pam_iam_core::audit::Event;
-use pam_iam_core::child::Running;
+use pam_iam_core::child::{OUTPUT_MAX, Running};
 use pam_iam_core::deadline::Deadline;
 use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
@@ -40,6 +40,7 @@ fn output_of(command: &mut Command) -> io::Result<Vec<u8>> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let done = Running::start(command)?.output(Deadline::after(CLIENT_DEADLINE))?;
     match done.status.code() {
+        Some(0) if done.stdout.len() > OUTPUT_MAX => Err(io::ErrorKind::FileTooLarge.into()),
         Some(0) => Ok(done.stdout),
         Some(NO_KEY) => Ok(Vec::new()),
         _ => Err(io::Error::other(done.status.to_string())),
@@ -83,7 +84,7 @@ mod tests {
     fn a_command_that_fails_or_floods_has_no_keys() {
         assert_eq!(printed("echo a; echo b").unwrap(), "a\nb\n");
         assert!(printed("echo a; exit 1").is_err());
-        assert!(printed("yes").is_err());
+        assert!(printed("head -c 2000000 /dev/zero").is_err());
         assert_eq!(printed("echo a; exit 22").unwrap(), "", "EC2 Instance Connect has no key");
         assert!(output_of(&mut Command::new("/nonexistent")).is_err());
     }

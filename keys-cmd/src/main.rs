@@ -22,7 +22,7 @@ use pam_iam_core::audit::Event;
 use pam_iam_core::client::ClientError;
 use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::escape::Value;
-use pam_iam_core::fingerprint::Fingerprint;
+use pam_iam_core::fingerprint::{Fingerprint, NotAFingerprint};
 use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
@@ -48,8 +48,12 @@ struct Question {
 impl Question {
     /// The fingerprint by which keys are picked. With another `FingerprintHash` than sshd's default there is none, and sshd gets
     /// all keys of the account.
-    fn sha256_fingerprint(&self) -> Option<Fingerprint> {
-        self.fingerprint.as_deref()?.parse().ok()
+    ///
+    /// # Errors
+    /// Returns an error if the fingerprint is malformed.
+    fn sha256_fingerprint(&self) -> Result<Option<Fingerprint>, NotAFingerprint> {
+        let sha256 = self.fingerprint.as_deref().filter(|fingerprint| fingerprint.starts_with("SHA256:"));
+        sha256.map(str::parse).transpose()
     }
 }
 
@@ -75,6 +79,8 @@ enum KeysError {
     Configuration(#[from] ConfigError),
     #[error("the name {0}")]
     Name(#[from] NameError),
+    #[error("the fingerprint {0}")]
+    Fingerprint(#[from] NotAFingerprint),
     #[error(transparent)]
     Resolver(#[from] ClientError),
     #[error("writing to sshd: {0}")]
@@ -145,7 +151,7 @@ fn run(question: &Question, log: &mut Log) -> Result<(), KeysError> {
 /// Returns the lines for sshd: type, base64 and the IAM name as comment.
 fn keys(question: &Question, uid: Uid, config: &Config) -> Result<String, KeysError> {
     let name = LinuxName::new(&question.user)?;
-    let wanted = question.sha256_fingerprint();
+    let wanted = question.sha256_fingerprint()?;
     let keys =
         Resolver::new(config.resolver.mode, Path::new(&question.config)).keys(&name, uid, wanted.as_ref())?;
     let line = |key: &pam_iam_core::wire::Key| {
@@ -182,10 +188,11 @@ mod tests {
         assert_eq!(parse("alice SHA256:x more"), None);
         let picks = |line: &str| {
             let question = question(line.split(' ').map(str::to_owned)).unwrap();
-            question.sha256_fingerprint().map(String::from)
+            question.sha256_fingerprint().map(|fingerprint| fingerprint.map(String::from))
         };
         let fingerprint = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
-        assert_eq!(picks(&format!("alice {fingerprint}")).as_deref(), Some(fingerprint));
-        assert_eq!((picks("alice MD5:16:27:ac"), picks("alice")), (None, None));
+        assert_eq!(picks(&format!("alice {fingerprint}")), Ok(Some(fingerprint.to_owned())));
+        assert_eq!(picks("alice SHA256:x"), Err(NotAFingerprint), "and not all keys");
+        assert_eq!((picks("alice MD5:16:27:ac"), picks("alice")), (Ok(None), Ok(None)));
     }
 }

@@ -42,7 +42,7 @@ pub fn effective(config: &Config, user: Option<&str>) -> Vec<Finding> {
 pub fn not_in_force(config: &Config, managed_user: Option<&str>) -> Option<Vec<Finding>> {
     let findings = match sshd::effective(managed_user.unwrap_or("root")) {
         Ok(settings) => judge(&settings, config, managed_user.is_some()),
-        Err(Failure::TimedOut(_)) => return None,
+        Err(Failure::Unanswered(_)) => return None,
         Err(failure) => vec![refused(&failure)],
     };
     Some(findings.into_iter().filter(|finding| finding.state != State::Ok).collect())

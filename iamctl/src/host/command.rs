@@ -1,7 +1,6 @@
 //! Runs programs of the host, each with a time limit.
 
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub enum Failure {
     /// It did not end in time, so its result is unknown.
     #[error("{0}")]
-    TimedOut(String),
+    Unanswered(String),
     /// It could not be started, or failed.
     #[error("{0}")]
     Failed(String),
@@ -46,23 +45,21 @@ pub fn run_within(
     let mut command = Command::new(program);
     // Programs parse the output, so it must not be translated.
     command.env("PATH", PATH).env("LC_ALL", "C").env_remove("LANGUAGE").envs(variables.iter().copied());
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let shown = format!("{program} {}", arguments.join(" "));
     let running =
         Running::start(&mut command).map_err(|error| Failure::Failed(format!("{program}: {error}")))?;
     let done = running.output(Deadline::after(limit)).map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => {
-            Failure::TimedOut(format!("{shown}: did not end within {} s", limit.as_secs()))
+            Failure::Unanswered(format!("{shown}: did not end within {} s", limit.as_secs()))
         }
         _ => Failure::Failed(format!("{shown}: {error}")),
     })?;
     if done.status.success() {
         return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    }
+    if done.status.code().is_none() {
+        return Err(Failure::Unanswered(format!("{shown}: {}", done.status)));
     }
     let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).trim().replace('\n', "; ");
     Err(Failure::Failed(format!("{shown}: {said}")))
@@ -80,7 +77,7 @@ mod tests {
             Err(Failure::Failed("sh -c echo no >&2; exit 3: no".to_owned()))
         );
         let hangs = run_within(Duration::from_secs(1), "sleep", &["1000"], &[]);
-        assert_eq!(hangs, Err(Failure::TimedOut("sleep 1000: did not end within 1 s".to_owned())));
+        assert_eq!(hangs, Err(Failure::Unanswered("sleep 1000: did not end within 1 s".to_owned())));
         assert!(run("no-such-program-here", &[]).unwrap_err().to_string().contains("no-such-program-here"));
     }
 }

@@ -4,6 +4,7 @@
 //! process needs nothing from it. Each sweep is a process of its own, since lookups that do not answer leave threads behind.
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub fn run(config: &Path, every: Duration) -> Result<Reply, Error> {
         // The program as it was started: a package may have replaced the file.
         let mut sweep = Command::new("/proc/self/exe");
         sweep.arg("--config").arg(config).arg("sweep").stdin(Stdio::null()).stdout(Stdio::null());
+        // The programs that it runs are killed with it.
+        sweep.process_group(0);
         // On failure this process tries again itself: systemd, which could restart it, may be kept busy.
         let sweep = match Running::start(&mut sweep) {
             Ok(sweep) => sweep,

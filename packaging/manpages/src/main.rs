@@ -11,7 +11,9 @@
 )]
 
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -54,7 +56,9 @@ fn write_pages(out: &Path) -> io::Result<()> {
         let section = name.rsplit('.').next().unwrap_or_default();
         let folder = out.join(format!("man{section}"));
         std::fs::create_dir_all(&folder)?;
-        std::fs::write(folder.join(&name), page)?;
+        let path = folder.join(&name);
+        std::fs::write(&path, page)?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644))?;
     }
     Ok(())
 }
