@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::audit::Event;
 use crate::paths;
@@ -12,6 +13,9 @@ use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 /// syslog(3)'s socket.
 const DEV_LOG: &str = "/dev/log";
+
+/// The longest wait for a log daemon whose queue is full.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A line's severity, as syslog(3) numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +33,15 @@ pub struct Log(Sink);
 
 enum Sink {
     Stderr,
-    Syslog(Box<Logger<LoggerBackend, Formatter3164>>),
+    Syslog(Box<Syslog>),
     /// No log: a program that cannot log still does its work.
     None,
+}
+
+/// syslog(3), and its socket once more, to change how it is written to.
+struct Syslog {
+    logger: Logger<LoggerBackend, Formatter3164>,
+    socket: UnixDatagram,
 }
 
 impl Log {
@@ -47,22 +57,30 @@ impl Log {
 
     /// Returns a log to /dev/log as `program`.
     pub fn to_syslog(program: &str) -> Self {
+        Self::to_socket(Path::new(DEV_LOG), program)
+    }
+
+    fn to_socket(path: &Path, program: &str) -> Self {
         let formatter = Formatter3164 {
             facility: Facility::LOG_AUTHPRIV,
             hostname: None,
             process: program.to_owned(),
             pid: std::process::id(),
         };
-        let logger = open().map(|socket| Logger::new(LoggerBackend::Unix(socket), formatter));
-        Self(logger.map_or(Sink::None, |logger| Sink::Syslog(Box::new(logger))))
+        let syslog = open(path).and_then(|socket| {
+            let logger = Logger::new(LoggerBackend::Unix(socket.try_clone()?), formatter);
+            Ok(Sink::Syslog(Box::new(Syslog { logger, socket })))
+        });
+        Self(syslog.unwrap_or(Sink::None))
     }
 
     /// Writes an event, with its fields where journald runs.
     pub fn event(&mut self, level: Level, event: &Event) {
         let line = event.to_string();
         let taken = match &self.0 {
-            Sink::Syslog(logger) => {
-                event.to_journal(Path::new(paths::JOURNAL), level as u8, &logger.formatter.process, &line)
+            Sink::Syslog(syslog) => {
+                let process = &syslog.logger.formatter.process;
+                event.to_journal(Path::new(paths::JOURNAL), level as u8, process, &line)
             }
             Sink::Stderr | Sink::None => false,
         };
@@ -76,20 +94,56 @@ impl Log {
         let line = message.to_string().replace('\n', " ");
         let _ = match &mut self.0 {
             Sink::Stderr => writeln!(io::stderr(), "<{}>{line}", level as u8).is_ok(),
-            Sink::Syslog(logger) => match level {
-                Level::Error => logger.err(line).is_ok(),
-                Level::Warning => logger.warning(line).is_ok(),
-                Level::Info => logger.info(line).is_ok(),
-            },
+            Sink::Syslog(syslog) => {
+                let written = match level {
+                    Level::Error => syslog.logger.err(line),
+                    Level::Warning => syslog.logger.warning(line),
+                    Level::Info => syslog.logger.info(line),
+                };
+                // A log daemon that hangs is waited for once.
+                written.is_ok() || syslog.socket.set_nonblocking(true).is_ok()
+            }
             Sink::None => false,
         };
     }
 }
 
-/// Non-blocking: a log daemon that hangs loses our lines and does not hold up a login.
-fn open() -> io::Result<UnixDatagram> {
+/// Opens the socket of a log daemon. A full queue (10 lines where net.unix.max_dgram_qlen is the kernel's default) is waited for; a
+/// daemon that hangs loses lines and does not delay a login by more than [`PATIENCE`].
+fn open(path: &Path) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
-    socket.connect(DEV_LOG)?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.connect(path)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_of_lines_arrives_whole_and_a_daemon_that_hangs_is_waited_for_once() {
+        const LINES: usize = 2000;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let mut log = Log::to_socket(&path, "test");
+        let reader = std::thread::spawn(move || {
+            for line in 0..LINES {
+                let mut text = [0; 200];
+                let length = daemon.recv(&mut text).unwrap();
+                assert!(String::from_utf8_lossy(&text[..length]).ends_with(&format!(": line {line}")));
+            }
+            daemon
+        });
+        for line in 0..LINES {
+            log.write(Level::Info, format!("line {line}"));
+        }
+        // Nobody reads any more: a wait for each line would take minutes.
+        let daemon = reader.join().unwrap();
+        for line in 0..LINES {
+            log.write(Level::Info, format!("line {line}"));
+        }
+        drop(daemon);
+    }
 }

@@ -45,7 +45,9 @@ pub unsafe extern "C" fn _nss_iam_getpwnam_r(
     length: size_t,
     errnop: *mut c_int,
 ) -> Status {
-    guard("getpwnam_r", errnop, || {
+    // SAFETY: glibc hands over where it wants errno.
+    let errno = unsafe { errnop.as_mut() };
+    guard("getpwnam_r", errno, || {
         // SAFETY: `name` is a C string, and `buffer` has `length` bytes that are ours until we return.
         let (name, area) = unsafe { (text(name), Area::new(buffer, length)) };
         // SAFETY: glibc hands over a `struct passwd` to be filled.
@@ -65,7 +67,9 @@ pub unsafe extern "C" fn _nss_iam_getpwuid_r(
     length: size_t,
     errnop: *mut c_int,
 ) -> Status {
-    guard("getpwuid_r", errnop, || {
+    // SAFETY: glibc hands over where it wants errno.
+    let errno = unsafe { errnop.as_mut() };
+    guard("getpwuid_r", errno, || {
         // SAFETY: `buffer` has `length` bytes that are ours until we return.
         let area = unsafe { Area::new(buffer, length) };
         // SAFETY: glibc hands over a `struct passwd` to be filled.
@@ -85,7 +89,9 @@ pub unsafe extern "C" fn _nss_iam_getgrnam_r(
     length: size_t,
     errnop: *mut c_int,
 ) -> Status {
-    guard("getgrnam_r", errnop, || {
+    // SAFETY: glibc hands over where it wants errno.
+    let errno = unsafe { errnop.as_mut() };
+    guard("getgrnam_r", errno, || {
         // SAFETY: `name` is a C string, and `buffer` has `length` bytes that are ours until we return.
         let (name, area) = unsafe { (text(name), Area::new(buffer, length)) };
         // SAFETY: glibc hands over a `struct group` to be filled.
@@ -105,7 +111,9 @@ pub unsafe extern "C" fn _nss_iam_getgrgid_r(
     length: size_t,
     errnop: *mut c_int,
 ) -> Status {
-    guard("getgrgid_r", errnop, || {
+    // SAFETY: glibc hands over where it wants errno.
+    let errno = unsafe { errnop.as_mut() };
+    guard("getgrgid_r", errno, || {
         // SAFETY: `buffer` has `length` bytes that are ours until we return.
         let area = unsafe { Area::new(buffer, length) };
         // SAFETY: glibc hands over a `struct group` to be filled.
@@ -128,7 +136,9 @@ pub unsafe extern "C" fn _nss_iam_initgroups_dyn(
     limit: c_long,
     errnop: *mut c_int,
 ) -> Status {
-    guard("initgroups_dyn", errnop, || {
+    // SAFETY: glibc hands over where it wants errno.
+    let errno = unsafe { errnop.as_mut() };
+    guard("initgroups_dyn", errno, || {
         // SAFETY: `user` is a C string.
         let user = unsafe { text(user) };
         answer(lookup::groups_of(user, Gid(group)), |gids| {
@@ -140,7 +150,11 @@ pub unsafe extern "C" fn _nss_iam_initgroups_dyn(
 }
 
 /// Runs the body of an entry point, catches its panic and tells `errno` what glibc expects beside each status.
-fn guard(entry: &str, errnop: *mut c_int, body: impl FnOnce() -> Status + std::panic::UnwindSafe) -> Status {
+fn guard(
+    entry: &str,
+    errno: Option<&mut c_int>,
+    body: impl FnOnce() -> Status + std::panic::UnwindSafe,
+) -> Status {
     reply::silence_panics();
     let status = catch_unwind(|| {
         lookup::panic_if_tested(entry);
@@ -150,15 +164,14 @@ fn guard(entry: &str, errnop: *mut c_int, body: impl FnOnce() -> Status + std::p
         reply::log_panic(entry);
         Status::Unavailable
     });
-    let errno = match status {
+    let meaning = match status {
         Status::Success => return status,
         Status::TryAgain => libc::ERANGE,
         Status::NotFound => libc::ENOENT,
         Status::Unavailable => libc::EAGAIN,
     };
-    if !errnop.is_null() {
-        // SAFETY: glibc hands over where it wants errno.
-        unsafe { *errnop = errno };
+    if let Some(errno) = errno {
+        *errno = meaning;
     }
     status
 }

@@ -147,14 +147,30 @@ pub enum Cause {
 /// The id of a key (`APKA...`). Under one id, IAM never changes the key.
 pub type KeyId = String;
 
+/// The ids of a user's keys, in IAM's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyIds {
+    /// The keys that IAM has as active.
+    pub active: Vec<KeyId>,
+    /// The keys that IAM has as inactive.
+    pub inactive: Vec<KeyId>,
+}
+
+impl KeyIds {
+    /// Adds the id of a key.
+    fn add(&mut self, id: KeyId, is_active: bool) {
+        if is_active { self.active.push(id) } else { self.inactive.push(id) }
+    }
+}
+
 /// The calls that the resolver needs. Each list is read to its last page.
 pub trait Iam: 'static {
     /// `GetUser`
     fn user(&self, name: &IamName) -> impl Future<Output = Result<IamUser, IamError>>;
     /// `ListGroupsForUser`
     fn groups_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<IamGroup>, IamError>>;
-    /// `ListSSHPublicKeys`: the ids, and whether they are active.
-    fn keys_of(&self, name: &IamName) -> impl Future<Output = Result<Vec<(KeyId, bool)>, IamError>>;
+    /// `ListSSHPublicKeys`
+    fn keys_of(&self, name: &IamName) -> impl Future<Output = Result<KeyIds, IamError>>;
     /// `GetSSHPublicKey`: the body as IAM stores it, not to be trusted before it is parsed.
     fn key_body(&self, name: &IamName, key: &str) -> impl Future<Output = Result<String, IamError>>;
     /// `GetGroup`

@@ -172,7 +172,9 @@ fn a_sweep_without_sessions_makes_no_calls_and_removes_entries_without_a_session
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     machine.ssh("alice", "true").succeeds();
     // The last process of the session may end a moment after the login.
-    machine.wait_until("iamctl sessions | grep -q nobody && ! ps -o stat= -u alice | grep -qv ^Z");
+    machine.wait_until(
+        "iamctl sessions | grep -q 'no IAM user is logged in' && ! ps -o stat= -u alice | grep -qv ^Z",
+    );
     machine.clear_calls();
     machine.iamctl("sweep").succeeds();
     assert_eq!(machine.actions(), [""; 0]);

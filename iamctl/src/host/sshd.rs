@@ -51,6 +51,7 @@ pub fn check() -> Result<(), Failure> {
 /// may lack the folder and the host keys that sshd requires. They are then made for this run alone.
 fn sshd(arguments: &[&str]) -> Result<String, Failure> {
     let mut folder = None;
+    let mut folders_made = 0;
     let mut key = None;
     let done = loop {
         let mut words = arguments.to_vec();
@@ -58,7 +59,11 @@ fn sshd(arguments: &[&str]) -> Result<String, Failure> {
             words.extend(["-h", path]);
         }
         match run_within(LIMIT, "sshd", &words, &[(paths::LOOK_ONLY, "1")]) {
-            Err(Failure::Failed(why)) if folder.is_none() && why.contains(NO_FOLDER) => {
+            // Another call may have made the folder, and remove it before sshd has seen it.
+            Err(Failure::Failed(why)) if folders_made < FOLDERS_MAX && why.contains(NO_FOLDER) => {
+                folders_made += 1;
+                // One that was made before is gone, so it must not be removed once more.
+                folder.take().into_iter().for_each(std::mem::forget);
                 folder = Some(Folder::make(&why)?);
             }
             Err(Failure::Failed(why)) if key.is_none() && why.contains(NO_KEYS) => {
@@ -73,6 +78,9 @@ fn sshd(arguments: &[&str]) -> Result<String, Failure> {
 
 /// How long sshd may take. It asks NSS about the user, a directory may not answer, and a sweep waits for it.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// How often the folder is made in one call: others make and remove it meanwhile.
+const FOLDERS_MAX: u32 = 5;
 
 /// sshd's message if its folder is missing, up to the path.
 const NO_FOLDER: &str = "Missing privilege separation directory: ";

@@ -122,7 +122,8 @@ impl<I: Iam> Answerer<I> {
         checks.push(tried("iam:GetUser", iam.user(&user).await.err()));
         checks.push(tried("iam:ListGroupsForUser", iam.groups_of(&user).await.err()));
         let keys = iam.keys_of(&user).await;
-        let key = keys.as_ref().ok().and_then(|keys| keys.first()).map(|(id, _)| id.clone());
+        let key =
+            keys.as_ref().ok().and_then(|keys| keys.active.iter().chain(&keys.inactive).next().cloned());
         checks.push(tried("iam:ListSSHPublicKeys", keys.err()));
         let key = key.unwrap_or_else(|| "APKANOBODY0000000000".to_owned());
         checks.push(tried("iam:GetSSHPublicKey", iam.key_body(&user, &key).await.err()));
@@ -179,13 +180,15 @@ impl<I: Iam> Answerer<I> {
             Err(IamError::NoSuchEntity) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let active: Vec<String> =
-            keys.iter().filter(|(_, active)| *active).map(|(id, _)| id.clone()).collect();
-        if active.is_empty() {
-            let none = if keys.is_empty() { "has no SSH public key" } else { "has no active SSH public key" };
+        if keys.active.is_empty() {
+            let none = if keys.inactive.is_empty() {
+                "has no SSH public key"
+            } else {
+                "has no active SSH public key"
+            };
             return Ok(Some(none.to_owned()));
         }
-        let keys = self.directory.keys(user, &active).await?;
+        let keys = self.directory.keys(user, &keys.active).await?;
         let usable = keys.iter().any(|(_, key)| key.is_some());
         Ok((!usable).then(|| "has no SSH public key that sshd would take".to_owned()))
     }

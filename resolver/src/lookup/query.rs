@@ -14,7 +14,7 @@ use super::Directory;
 use super::cache::{CacheEntry, Identity, Keys, UserEntry};
 use crate::ids;
 use crate::persist::dirty::Dirty;
-use crate::source::{Cause, Iam, IamError, IamGroup, IamId, IamUser, KeyId, sshkey};
+use crate::source::{Cause, Iam, IamError, IamGroup, IamId, IamUser, KeyId, KeyIds, sshkey};
 
 /// Members of a shared account that are asked about at once.
 const MEMBERS_AT_ONCE: usize = 10;
@@ -69,11 +69,7 @@ impl<I: Iam> Directory<I> {
             Ok(groups)
         };
         let key_ids = async {
-            let ids = KeyIds::from_listing(self.evict_if_gone(
-                name,
-                candidate,
-                self.iam.keys_of(candidate).await,
-            )?);
+            let ids = self.evict_if_gone(name, candidate, self.iam.keys_of(candidate).await)?;
             self.revoke(name, candidate, |known| known.keys.retain(|(id, _)| ids.active.contains(id)));
             Ok(ids)
         };
@@ -296,7 +292,7 @@ impl<I: Iam> Directory<I> {
     async fn query_keys_of_member(&self, name: &LinuxName, user: IamUser) -> Result<(IamId, Keys), IamError> {
         let id = user.id.clone();
         let keys = async {
-            let ids = KeyIds::from_listing(self.iam.keys_of(&user.name).await?).active;
+            let ids = self.iam.keys_of(&user.name).await?.active;
             self.revoke_members(name, |members| {
                 for known in members.iter_mut().filter(|known| known.user.id == id) {
                     known.keys.retain(|(key, _)| ids.contains(key));
@@ -321,19 +317,5 @@ fn about_a_group(group: &IamName, error: IamError) -> IamError {
     match error {
         IamError::Denied(why) => Cause::GroupDenied { group: group.clone(), why }.into(),
         error => error,
-    }
-}
-
-/// The ids of a user's keys.
-struct KeyIds {
-    active: Vec<KeyId>,
-    inactive: Vec<KeyId>,
-}
-
-impl KeyIds {
-    fn from_listing(keys: Vec<(KeyId, bool)>) -> Self {
-        let (active, inactive): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, is_active)| *is_active);
-        let ids = |keys: Vec<(KeyId, bool)>| keys.into_iter().map(|(id, _)| id).collect();
-        Self { active: ids(active), inactive: ids(inactive) }
     }
 }

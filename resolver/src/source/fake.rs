@@ -9,7 +9,7 @@ use pam_iam_core::config::Config;
 use pam_iam_core::name::{IamName, LinuxName};
 
 use crate::ids;
-use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser};
+use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser, KeyIds};
 
 /// A key that `ssh-keygen` made.
 pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe";
@@ -157,9 +157,14 @@ impl Iam for FakeIam {
         self.call("ListGroupsForUser", name.as_str(), |people| people.get(name.as_str()).map(groups)).await
     }
 
-    async fn keys_of(&self, name: &IamName) -> Result<Vec<(String, bool)>, IamError> {
-        let active = |id: &String| (id.clone(), !id.ends_with("OFF"));
-        let ids = |person: &FakeUser| person.keys.iter().map(|(id, _)| active(id)).collect();
+    async fn keys_of(&self, name: &IamName) -> Result<KeyIds, IamError> {
+        let ids = |person: &FakeUser| {
+            let mut ids = KeyIds::default();
+            for (id, _) in &person.keys {
+                ids.add(id.clone(), !id.ends_with("OFF"));
+            }
+            ids
+        };
         self.call("ListSSHPublicKeys", name.as_str(), |people| people.get(name.as_str()).map(ids)).await
     }
 

@@ -14,14 +14,14 @@ use aws_sdk_iam::Client;
 use aws_sdk_iam::config::retry::RetryConfig;
 use aws_sdk_iam::config::{ProvideCredentials, SharedCredentialsProvider, SharedHttpClient};
 use aws_sdk_iam::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_iam::types::{EncodingType, SshPublicKeyMetadata, StatusType, User};
+use aws_sdk_iam::types::{EncodingType, StatusType, User};
 use pam_iam_core::config::Aws as Settings;
 use pam_iam_core::name::IamName;
 use pam_iam_core::wire::Route;
 use tokio::time::Instant;
 
 use super::http::{self, NotAProxy, Proxy};
-use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser};
+use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser, KeyIds};
 
 /// Tries per call, within `aws.total_timeout`.
 const ATTEMPTS: u32 = 3;
@@ -119,16 +119,17 @@ impl Iam for AwsIam {
         .await
     }
 
-    async fn keys_of(&self, name: &IamName) -> Result<Vec<(String, bool)>, IamError> {
-        paged(async |marker| {
+    async fn keys_of(&self, name: &IamName) -> Result<KeyIds, IamError> {
+        let listed = paged(async |marker| {
             let call = self.client.list_ssh_public_keys().user_name(name.as_str());
             let page = self.call(call.max_items(PAGE).set_marker(marker).send()).await?;
-            let key = |key: &SshPublicKeyMetadata| {
-                (key.ssh_public_key_id().to_owned(), *key.status() == StatusType::Active)
-            };
-            Ok((page.ssh_public_keys().iter().map(key).collect(), next(page.is_truncated(), page.marker())?))
-        })
-        .await
+            Ok((page.ssh_public_keys().to_vec(), next(page.is_truncated(), page.marker())?))
+        });
+        let mut ids = KeyIds::default();
+        for key in listed.await? {
+            ids.add(key.ssh_public_key_id().to_owned(), *key.status() == StatusType::Active);
+        }
+        Ok(ids)
     }
 
     async fn key_body(&self, name: &IamName, key: &str) -> Result<String, IamError> {
