@@ -1,6 +1,7 @@
-//! The audit trail: events with fixed fields, as lines for syslog and as fields for journald.
+//! Audit events with fixed fields. Each is formatted as a line for syslog and as fields for journald.
 //!
-//! `docs/audit.md` explains every event and field. No value can forge a field or a line.
+//! `docs/audit.md` explains every event and field. Values are escaped for syslog and, if they need it, sent with their length to
+//! journald, so that none can pass for another field or line.
 
 use std::fmt;
 use std::io;
@@ -9,7 +10,7 @@ use std::path::Path;
 
 use crate::escape::Value;
 
-/// The fields of a decision, in their order.
+/// The fields of the events `login` and `sudo`.
 const DECISION: &[&str] = &[
     "user", "iam_name", "iam_id", "key", "group", "service", "rhost", "result", "reason", "source", "age",
     "error",
@@ -41,7 +42,7 @@ pub const EVENTS: &[(&str, &[&str])] = &[
 /// The facility of these events, `LOG_AUTHPRIV` (syslog(3)).
 const AUTHPRIV: &str = "10";
 
-/// An event on its way to the log.
+/// An audit event: a name from [`EVENTS`] and some of its fields, in the order in which they are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     name: &'static str,
@@ -49,30 +50,35 @@ pub struct Event {
 }
 
 impl Event {
-    /// Returns an event without fields. `kind` is one of [`EVENTS`].
+    /// Returns an event without fields. `name` must be in [`EVENTS`], which debug builds check.
     pub fn new(name: &'static str) -> Self {
-        debug_assert!(EVENTS.iter().any(|(known, _)| *known == name), "{name} is not in EVENTS");
+        debug_assert!(EVENTS.iter().any(|(event, _)| *event == name), "{name} is not in EVENTS");
         Self { name, fields: Vec::new() }
     }
 
-    /// Returns the event with one more field.
+    /// Returns the event with one more field, which must be one of the event's in [`EVENTS`].
     #[must_use]
     pub fn with(mut self, field: &'static str, value: impl ToString) -> Self {
-        let known = EVENTS.iter().find(|(name, _)| *name == self.name).map(|(_, fields)| *fields);
-        debug_assert!(known.is_some_and(|fields| fields.contains(&field)), "{} has no {field}", self.name);
+        let allowed = EVENTS.iter().find(|(name, _)| *name == self.name).map(|(_, fields)| *fields);
+        debug_assert!(
+            allowed.is_some_and(|fields| fields.contains(&field)),
+            "the event {} has no field {field} in EVENTS",
+            self.name
+        );
         self.fields.push((field, value.to_string()));
         self
     }
 
-    /// Sends the event to journald, if it runs: `message` for people, and every field for programs (`PAM_IAM_USER` and so
-    /// on). Never waits: an event that a busy journald does not take is lost, since syslog would wait for the same daemon. Returns false if
-    /// journald does not run.
+    /// Sends the event to the journald that listens on `journal`: `message` as MESSAGE, and each field as PAM_IAM_FIELD. Never blocks. If
+    /// the queue of journald is full, the event is lost and the result is true, so that the caller does not try syslog(3), which
+    /// would block on the same daemon. Returns false if the event cannot be sent for another reason, for instance because
+    /// no journald runs: the caller then writes to syslog.
     pub fn to_journal(&self, journal: &Path, priority: u8, identifier: &str, message: &str) -> bool {
         let mut datagram = Vec::new();
         let mut put = |name: &str, value: &str| {
             datagram.extend_from_slice(name.as_bytes());
             if value.contains('\n') {
-                // systemd's "Journal Native Protocol": a value with line feeds goes by its length.
+                // systemd's "Journal Native Protocol": a value with a line feed is sent with its length before it.
                 datagram.push(b'\n');
                 datagram.extend_from_slice(&(value.len() as u64).to_le_bytes());
             } else {
@@ -112,14 +118,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_as_documented_and_nothing_forges_a_field() {
+    fn a_value_cannot_forge_a_field_in_a_line() {
         let event =
             Event::new("login").with("user", "al ice\nresult=allow").with("result", "deny").with("age", 3);
         assert_eq!(event.to_string(), "event=login user=\"al ice\\x0aresult=allow\" result=deny age=3");
     }
 
     #[test]
-    fn journald_gets_each_field_by_itself() {
+    fn a_value_with_a_line_feed_stays_one_field_of_journald() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let event = Event::new("login").with("user", "a\nRESULT=allow").with("result", "deny");
@@ -149,14 +155,14 @@ mod tests {
                 documented.push(format!("{event}.{field}"));
             }
         }
-        let mut known: Vec<String> = EVENTS
+        let mut in_code: Vec<String> = EVENTS
             .iter()
-            // Both are decisions, and have one chapter.
+            // `sudo` has the fields of `login`, and is documented in its section.
             .filter(|(name, _)| *name != "sudo")
             .flat_map(|(name, fields)| fields.iter().map(move |field| format!("{name}.{field}")))
             .collect();
         documented.sort();
-        known.sort();
-        assert_eq!(documented, known);
+        in_code.sort();
+        assert_eq!(documented, in_code);
     }
 }

@@ -30,7 +30,7 @@ mod withdrawal;
 
 use end::end;
 use judge::Judge;
-use report::{log_what_may_go_on, report, unattributed, without_answer};
+use report::{log_what_may_go_on, report, unattributed, undecided_users};
 pub use user::end_user;
 use withdrawal::Withdrawal;
 
@@ -90,7 +90,7 @@ fn sweep(context: &Context, config: &Config, dry_run: bool) -> Result<Reply, Err
         })?;
     record.last_asked = judge.last_asked;
     log_what_may_go_on(&judge, &ended.withdrawals, dry_run, &mut log);
-    let unanswered = without_answer(&judge);
+    let unanswered = undecided_users(&judge);
     let nobody = unanswered.map_or_else(|| NOBODY.to_owned(), |why| format!("{NOBODY}; {why}"));
     let outcomes = (!dry_run).then_some(ended.outcomes.as_slice());
     report(context, &ended.withdrawals, outcomes, &nobody);

@@ -12,7 +12,7 @@ use pam_iam_core::wire::{Decision, Policy};
 
 use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
-use crate::held::held_without_right;
+use crate::group_refusal::refusal_by_group;
 use crate::sudoer::{Invoker, NssGroups, refused_for};
 use crate::target::{QueryError, TargetAccount};
 
@@ -60,13 +60,13 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
         application.log(Severity::Warning, &line);
     }
     match decide(&account, arguments.policy).and_then(|decision| {
-        Ok((held_without_right(application, &account, arguments.policy, &decision)?, decision))
+        Ok((refusal_by_group(application, &account, arguments.policy, &decision)?, decision))
     }) {
-        Ok((Some(held), _)) => {
-            let event = refused_in(begun, application, held.reason, &held.group);
+        Ok((Some(refusal), _)) => {
+            let event = refused_in(begun, application, refusal.reason, &refusal.group);
             application.audit(Severity::Warning, &event);
-            application.log(Severity::Warning, &held.why);
-            application.message(&format!("{}: {}", account.name, held.message));
+            application.log(Severity::Warning, &refusal.why);
+            application.message(&format!("{}: {}", account.name, refusal.message));
             Outcome::Denied
         }
         Ok((None, decision)) => tell_decision(begun, application, &account, arguments.policy, &decision),

@@ -21,7 +21,7 @@ use crate::target::{QueryError, TargetAccount};
 ///
 /// # Errors
 /// Returns an error if there is such a group and the resolver does not tell whether it is IAM's.
-pub fn elsewhere<'a>(
+pub fn root_group_from_elsewhere<'a>(
     application: &impl Application,
     account: &'a TargetAccount,
 ) -> Result<Option<GivenElsewhere>, QueryError<'a>> {
@@ -41,7 +41,7 @@ pub fn elsewhere<'a>(
 ///
 /// # Errors
 /// Returns an error if there is a mapped group and the resolver does not tell whether IAM gives it.
-pub fn withdrawn<'a>(
+pub fn withdrawn_group<'a>(
     application: &impl Application,
     account: &'a TargetAccount,
 ) -> Result<Option<Withdrawn>, QueryError<'a>> {

@@ -10,7 +10,7 @@ mod account;
 mod application;
 mod arguments;
 mod given;
-mod held;
+mod group_refusal;
 mod home;
 mod session;
 mod skeleton;

@@ -168,7 +168,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     fn status(&self) -> Answer {
-        let roster = self.directory.last_roster();
+        let roster = self.directory.cached_roster();
         let stats = self.directory.stats();
         let cache_file = self.directory.dirty.status();
         let requests = self.requests.borrow();

@@ -165,7 +165,7 @@ impl<I: Iam> Directory<I> {
     /// # Errors
     /// Returns an error if the limit is used up and the roster cannot be read.
     async fn may_query_iam(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<bool, IamError> {
-        let roster = self.last_roster();
+        let roster = self.cached_roster();
         if roster.as_ref().is_some_and(|roster| roster.has(name)) {
             return match self.limits.borrow_mut().take_revalidation(origin) {
                 true => Ok(true),
@@ -178,7 +178,7 @@ impl<I: Iam> Directory<I> {
         }
         match roster {
             Some(roster) if roster.age() <= ROSTER_URGENT => Ok(false),
-            _ => Ok(self.roster_now().await?.has(name)),
+            _ => Ok(self.read_roster_for_lookup().await?.has(name)),
         }
     }
 
@@ -225,7 +225,7 @@ impl<I: Iam> Directory<I> {
 
     /// Returns the roster if it may serve while IAM does not answer.
     fn serving_roster(&self) -> Option<Rc<Roster>> {
-        self.last_roster().filter(|roster| roster.age() < self.config.freshness.offline.0)
+        self.cached_roster().filter(|roster| roster.age() < self.config.freshness.offline.0)
     }
 
     /// Stores an entry that was just fetched, and logs what an operator should know of it.

@@ -66,8 +66,8 @@ impl<I: Iam> CacheWriter<I> {
             Ok(Some((snapshot, ago))) => return self.directory.restore(snapshot, ago),
             Err(error) if may_fit_later => ("not used".to_owned(), error),
             Err(error) => match self.file.quarantine() {
-                Ok(()) => ("not used and put aside".to_owned(), error),
-                Err(why) => (format!("not used, and cannot even be put aside ({why})"), error),
+                Ok(()) => ("not used, and quarantined as cache.json.rejected".to_owned(), error),
+                Err(why) => (format!("not used, and cannot be quarantined ({why})"), error),
             },
         };
         let path = self.file.path();
@@ -159,7 +159,9 @@ impl<I: Iam> CacheWriter<I> {
             match &message {
                 Some(error) => self.log.write(
                     Level::Error,
-                    format!("the cache {path} cannot be written, so answers are in memory alone: {error}"),
+                    format!(
+                        "the cache {path} cannot be written, so answers are kept in memory only: {error}"
+                    ),
                 ),
                 None => self.log.write(Level::Info, format!("the cache {path} is written again")),
             }

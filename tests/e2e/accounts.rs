@@ -91,9 +91,9 @@ fn unusable_names_are_refused_by_nss_pam_and_sshd() {
     add_ec2_user(&machine);
     assert_that_names_are_refused(&machine);
     // A resolver logs the refused names when it first reads the list of users.
-    machine.end_resolver("KILL");
+    machine.restart_resolver_by("KILL");
     for (name, why) in REASONS {
-        machine.logs("resolver", &format!("refused IAM user {name}: {why}"));
+        machine.wait_for_log("resolver", &format!("refused IAM user {name}: {why}"));
     }
 }
 
@@ -111,7 +111,10 @@ fn unusable_names_are_refused_by_the_importer() {
     for (name, why) in REASONS {
         assert!(done.stdout.contains(&format!("refused {name}: {why}\n")), "{name}: {}", done.stdout);
         let field = if name.contains('=') { format!("\"{name}\"") } else { name.to_owned() };
-        machine.logs("authpriv", &format!("event=import action=refuse iam_name={field} reason=\"{why}\""));
+        machine.wait_for_log(
+            "authpriv",
+            &format!("event=import action=refuse iam_name={field} reason=\"{why}\""),
+        );
     }
 }
 
@@ -136,7 +139,7 @@ fn an_imported_account_is_refused_once_a_second_user_maps_to_its_name() {
     machine.iam().create_user("a@b", &["ssh-users"]);
     assert_eq!(machine.key_command("a.at.b", uid).stdout, "");
     machine.pam("sshd", "a.at.b").acct_mgmt().fails();
-    machine.logs("authpriv", "result=deny reason=ambiguous");
+    machine.wait_for_log("authpriv", "result=deny reason=ambiguous");
     machine.ssh("a.at.b", "true").fails();
     let imported = machine.run(&["iam-importer"]).stdout;
     assert!(imported.contains("refused a@b: a.at.b and a@b would all be called a.at.b"), "{imported}");
@@ -161,6 +164,9 @@ fn of_two_users_with_one_uid_the_later_gets_no_account() {
         assert_eq!(machine.key_command("late", SHARED_UID).stdout, "");
         let owner = machine.passwd(&SHARED_UID.to_string()).map(|entry| entry.name);
         assert_eq!(owner.as_deref(), Some("early"));
-        machine.logs("resolver", "refused IAM user late: it has the uid 2019794717 of early, who came first");
+        machine.wait_for_log(
+            "resolver",
+            "refused IAM user late: it has the uid 2019794717 of early, who came first",
+        );
     }
 }

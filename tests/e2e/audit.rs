@@ -9,11 +9,16 @@ fn a_login_leaves_the_user_the_key_the_group_and_the_reason() {
     machine.ssh("bob", "true").fails();
     let fingerprint = machine.sh("ssh-keygen -lf $BOX_KEYS/alice | cut -d' ' -f2").succeeds();
     let id = machine.iam().user_id("alice");
-    machine.logs("authpriv", &format!("event=login user=alice iam_name=alice iam_id={id} key= group=ssh-users service=sshd rhost=127.0.0.1 result=allow reason=in-group"));
-    machine
-        .logs("authpriv", &format!("event=session user=alice iam_name=alice key={fingerprint} origin=iam"));
-    machine.logs("authpriv", "event=home user=alice path=/home/alice result=made");
-    machine.logs("resolver", "IAM user bob has no account here (not-in-group); iamctl explain bob says more");
+    machine.wait_for_log("authpriv", &format!("event=login user=alice iam_name=alice iam_id={id} key= group=ssh-users service=sshd rhost=127.0.0.1 result=allow reason=in-group"));
+    machine.wait_for_log(
+        "authpriv",
+        &format!("event=session user=alice iam_name=alice key={fingerprint} origin=iam"),
+    );
+    machine.wait_for_log("authpriv", "event=home user=alice path=/home/alice result=made");
+    machine.wait_for_log(
+        "resolver",
+        "IAM user bob has no account here (not-in-group); iamctl explain bob says more",
+    );
 }
 
 /// Values that would end a field or a line, if they were not quoted or escaped.
@@ -33,7 +38,7 @@ fn nothing_that_a_user_chooses_forges_a_line_or_a_field() {
         machine.pam("sshd", "alice").item("rhost", forgery).item("service", "sshd").acct_mgmt();
     }
     machine.sh(SEND_FORGED_VERSION).succeeds();
-    machine.logs("authpriv", "rhost=\"x result=allow\" result=allow");
+    machine.wait_for_log("authpriv", "rhost=\"x result=allow\" result=allow");
     let log = machine.log("authpriv");
     for line in log.lines().filter(|line| line.contains("pam_iam(")) {
         let fields = line.split("event=").nth(1).unwrap_or_default();

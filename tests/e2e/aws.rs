@@ -19,7 +19,7 @@ fn shipped_policy(name: &str) -> Value {
 fn restart_with_policy(machine: &Machine, policy: &Value) {
     machine.limit_role(policy);
     machine.sh("rm -f /var/cache/pam_iam/*").succeeds();
-    machine.end_resolver("KILL");
+    machine.restart_resolver_by("KILL");
 }
 
 /// Starts a box in which alice and carol are under the path /ssh/, and dave is not.
@@ -49,7 +49,7 @@ fn assert_users_log_in(machine: &Machine) {
 /// Asserts that a user whom the policy does not let the resolver look up is refused, and that the log says so.
 fn assert_lookup_is_denied(machine: &Machine, user: &str) {
     machine.ssh(user, "true").fails();
-    machine.logs("resolver", &format!("user {user}: IAM denies this host to look, which means no"));
+    machine.wait_for_log("resolver", &format!("user {user}: IAM denies this host to look, which means no"));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn assert_each_action_is_needed(machine: &Machine, policy: &Value) {
         let doctor = machine.iamctl("doctor").fails();
         assert!(doctor.contains(action), "{action}: {doctor}");
         if action == "iam:GetGroup" {
-            machine.logs("resolver", "give this host iam:GetGroup");
+            machine.wait_for_log("resolver", "give this host iam:GetGroup");
             let import = machine.run(&["iam-importer", "--dry-run"]).fails();
             assert!(import.contains("iam:GetGroup"), "{import}");
         } else {
@@ -179,7 +179,7 @@ fn listing_all_users_needs_the_third_policy() {
     let machine = Machine::new().config(&format!("[access]\nallow = 'all'\n{ALWAYS_REVALIDATE}")).start();
     let mut policy = shipped_policy("iam_ssh_policy.json");
     restart_with_policy(&machine, &policy);
-    machine.logs("resolver", "iam:ListUsers");
+    machine.wait_for_log("resolver", "iam:ListUsers");
     assert!(machine.iamctl("lint").fails().contains("iam:ListUsers"));
 
     let third = shipped_policy("iam_ssh_policy_all_users.json")["Statement"][0].clone();

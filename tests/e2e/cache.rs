@@ -1,20 +1,21 @@
-//! The cache on disk: one that cannot be trusted or brought up to date lets nobody in.
+//! The resolver's cache file. A damaged one and one of another configuration are not used; one that still grants a withdrawn user is
+//! removed if it cannot be rewritten.
 
 use pam_iam_tests::Machine;
 
-const FRESH: &str = "[freshness]\nmax_age = 0";
+const ALWAYS_REVALIDATE: &str = "[freshness]\nmax_age = 0";
 const CACHE: &str = "/var/cache/pam_iam/cache.json";
 
-/// A way to damage the cache, and the reason that the resolver logs.
-type Damage = (fn(&Machine), &'static str);
+/// A way to damage the cache file, and the error that the resolver then logs.
+type DamageCase = (fn(&Machine), &'static str);
 
-const DAMAGES: [Damage; 6] = [
+const DAMAGES: [DamageCase; 6] = [
     (cut_off_the_end, "it is broken: its checksum is wrong"),
     (|machine| machine.file(CACHE).replace("ssh-users", "ssh-userz"), "it is broken: its checksum is wrong"),
     (|machine| machine.file(CACHE).replace("\"version\":1", "\"version\":0"), "it has the version 0"),
-    (|machine| give_to_root(machine, "644"), "it belongs to another user"),
+    (|machine| give_to_root(machine, "644"), "its owner is another uid"),
     (|machine| give_to_root(machine, "600"), "Permission denied"),
-    (replace_by_a_folder, "it is no file"),
+    (replace_with_directory, "it is not a regular file"),
 ];
 
 fn cut_off_the_end(machine: &Machine) {
@@ -26,22 +27,25 @@ fn give_to_root(machine: &Machine, mode: &str) {
     machine.file(CACHE).chmod(mode);
 }
 
-fn replace_by_a_folder(machine: &Machine) {
+fn replace_with_directory(machine: &Machine) {
     machine.file(CACHE).remove();
     machine.run(&["install", "-d", "-o", "iam-resolver", CACHE]).succeeds();
 }
 
 #[test]
-fn a_damaged_cache_is_moved_aside_and_lets_nobody_in() {
+fn a_damaged_cache_is_quarantined_and_not_used() {
     for (damage, reason) in DAMAGES {
-        let machine = Machine::new().settings(FRESH).start();
+        let machine = Machine::new().settings(ALWAYS_REVALIDATE).start();
         machine.ssh("alice", "true").succeeds();
-        // On SIGTERM the resolver writes its cache.
-        machine.end_resolver("TERM");
+        // The resolver writes its cache on SIGTERM; on SIGKILL it cannot overwrite the damage.
+        machine.restart_resolver_by("TERM");
         machine.fault("fail=reset");
         damage(&machine);
-        machine.end_resolver("KILL");
-        machine.logs("resolver", &format!("the cache {CACHE} is not used and put aside: {reason}"));
+        machine.restart_resolver_by("KILL");
+        machine.wait_for_log(
+            "resolver",
+            &format!("the cache {CACHE} is not used, and quarantined as cache.json.rejected: {reason}"),
+        );
         assert!(machine.file(&format!("{CACHE}.rejected")).exists(), "{reason}");
         machine.ssh("alice", "true").fails();
         machine.fault("fail=");
@@ -49,19 +53,22 @@ fn a_damaged_cache_is_moved_aside_and_lets_nobody_in() {
     }
 }
 
-/// Copies the cache to a disk of its own, which it then fills.
+/// Mounts a small file system in the place of the cache folder, copies the cache into it, and fills the rest: cat has to fail.
 const FILL_DISK: &str = "cp -a /var/cache/pam_iam /tmp/cache &&
 mount -t tmpfs -o size=64k,mode=700 cache /var/cache/pam_iam && chown iam-resolver: /var/cache/pam_iam &&
 cp -a /tmp/cache/. /var/cache/pam_iam && ! cat /dev/zero >/var/cache/pam_iam/full";
 
 #[test]
-fn on_a_full_disk_answers_come_from_memory_and_an_outdated_cache_is_removed() {
-    let machine = Machine::new().settings(FRESH).start();
+fn on_a_full_disk_users_log_in_and_a_cache_that_grants_a_withdrawn_user_is_removed() {
+    let machine = Machine::new().settings(ALWAYS_REVALIDATE).start();
     machine.ssh("alice", "true").succeeds();
     machine.wait_until_persisted("alice");
     machine.sh(FILL_DISK).succeeds();
     machine.ssh("carol", "true").succeeds();
-    machine.logs("resolver", "cannot be written, so answers are in memory alone: No space left on device");
+    machine.wait_for_log(
+        "resolver",
+        "cannot be written, so answers are kept in memory only: No space left on device",
+    );
     let status = machine.iamctl("status").succeeds();
     assert!(status.contains("cannot be written: No space left"), "{status}");
     assert!(machine.file(CACHE).exists());
@@ -71,22 +78,24 @@ fn on_a_full_disk_answers_come_from_memory_and_an_outdated_cache_is_removed() {
     machine.ssh("alice", "true").fails();
     machine.wait_until(&format!("! test -e {CACHE}"));
     machine.file("/var/cache/pam_iam/full").remove();
+    // Any change makes the resolver try to write again.
     machine.iamctl("flush bob").succeeds();
-    machine.logs("resolver", "is written again");
+    machine.wait_for_log("resolver", "is written again");
     machine.wait_until_persisted("carol");
 }
 
 #[test]
-fn a_cache_of_another_configuration_is_not_used_until_that_configuration_is_back() {
-    let machine = Machine::new().settings(FRESH).start();
+fn a_cache_is_not_used_under_another_configuration_and_used_again_under_its_own() {
+    let machine = Machine::new().settings(ALWAYS_REVALIDATE).start();
     machine.ssh("alice", "true").succeeds();
-    machine.end_resolver("TERM");
+    machine.restart_resolver_by("TERM");
     machine.fault("fail=reset");
     machine.config().replace("ssh-users", "ssh-userz");
-    machine.end_resolver("TERM");
-    machine.logs("resolver", "cache.json is not used: it was written under another configuration");
+    machine.restart_resolver_by("TERM");
+    machine.wait_for_log("resolver", "cache.json is not used: it was written under another configuration");
     machine.ssh("alice", "true").fails();
+    // The resolver knows nothing now, so it leaves the file as it is.
     machine.config().replace("ssh-userz", "ssh-users");
-    machine.end_resolver("TERM");
+    machine.restart_resolver_by("TERM");
     machine.ssh("alice", "true").succeeds();
 }

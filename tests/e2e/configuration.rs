@@ -10,7 +10,7 @@ fn a_broken_or_writable_configuration_keeps_iam_users_out_and_local_accounts_in(
     machine.config().replace("allow", "alow");
     machine.ssh("alice", "true").fails();
     machine.local_root_logs_in();
-    machine.logs("authpriv", "/etc/pam_iam/config.toml:2: unknown field `alow`");
+    machine.wait_for_log("authpriv", "/etc/pam_iam/config.toml:2: unknown field `alow`");
     let check = ["/usr/libexec/pam_iam/iam-resolver", "check-config", "/etc/pam_iam/config.toml"];
     let said = machine.run(&check).fails();
     assert!(
@@ -28,7 +28,7 @@ fn with_a_broken_configuration_no_resolver_starts_and_nobody_logs_in() {
     let machine = Machine::new().config("[access]\nallow = ['ssh-users']\nsuod = 'all'\n").start();
     assert!(machine.passwd("alice").is_none());
     machine.ssh("alice", "true").fails();
-    machine.logs("resolver", "unknown field `suod`");
+    machine.wait_for_log("resolver", "unknown field `suod`");
 }
 
 #[test]

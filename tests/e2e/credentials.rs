@@ -47,7 +47,7 @@ fn a_configured_role_is_assumed_with_the_external_id() {
     let machine = Machine::new().start();
     machine.iam().python(&MAKE_ROLE.replace("NAME", "ssh-directory"));
     machine.config().append(ASSUMED_ROLE);
-    machine.end_resolver("TERM");
+    machine.restart_resolver_by("TERM");
     machine.ssh("alice", "true").succeeds();
     let calls = machine.calls();
     let assumed = calls.iter().find(|call| call.action == "AssumeRole").expect("AssumeRole");

@@ -11,7 +11,7 @@ fn a_user_with_the_name_of_a_deleted_one_does_not_get_that_home() {
     machine.ssh("alice", "true").fails();
     let said = machine.ssh("alice", "cat /home/alice/notes").fails();
     assert!(said.contains("belonged to an earlier user"), "{said}");
-    machine.logs("authpriv", "event=home user=alice path=/home/alice result=fail");
+    machine.wait_for_log("authpriv", "event=home user=alice path=/home/alice result=fail");
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn the_home_of_a_deleted_user_is_moved_aside_if_the_configuration_says_so() {
     machine.ssh("alice", "true").fails();
     machine.ssh("alice", "cat notes").fails();
     let aside = format!("/home/alice.{uid}");
-    machine.logs("authpriv", &format!("path=/home/alice result=made moved_to={aside}"));
+    machine.wait_for_log("authpriv", &format!("path=/home/alice result=made moved_to={aside}"));
     assert_eq!(machine.ssh("alice", "stat -c %U .").succeeds(), "alice");
     assert_eq!(machine.file(&aside).stat("%u"), uid);
     assert_eq!(machine.file(&format!("{aside}/notes")).text(), "private\n");

@@ -124,7 +124,7 @@ fn an_instance_tag_lets_in_only_groups_that_the_configuration_allows() {
     machine.ssh("alice", "true").succeeds();
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
     assert_eq!(machine.passwd("bob"), None);
-    machine.logs(
+    machine.wait_for_log(
         "authpriv",
         "the instance tag ssh-groups names others, which access.allow does not let it name",
     );
@@ -136,7 +136,7 @@ fn an_instance_tag_lets_in_only_groups_that_the_configuration_allows() {
     // Without the tag nobody logs in, but no account is removed.
     machine.fault("tag=ssh-groups");
     assert!(machine.ssh("alice", "true").fails().contains("Permission denied (publickey"));
-    machine.logs("authpriv", "which this instance does not have, or does not show in its metadata");
+    machine.wait_for_log("authpriv", "which this instance does not have, or does not show in its metadata");
     let done = machine.run(&["iam-importer"]);
     assert!(done.status == 2 && done.stderr.contains("instance tag ssh-groups"), "{done:?}");
 }

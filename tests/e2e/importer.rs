@@ -249,7 +249,7 @@ fn an_imported_group_is_withdrawn_with_the_iam_group_even_if_no_import_runs_any_
     machine.iam().remove_from_group("carol", "ssh-admins");
     machine.doctor_says("carol is in the group docker by an earlier import");
     machine.ssh("carol", "true").fails();
-    machine.logs("authpriv", "iam-importer wrote and IAM no longer gives: gpasswd -d carol docker");
+    machine.wait_for_log("authpriv", "iam-importer wrote and IAM no longer gives: gpasswd -d carol docker");
     machine.run(&["gpasswd", "-d", "carol", "docker"]).succeeds();
     machine.ssh("carol", "true").succeeds();
 }

@@ -80,7 +80,7 @@ fn a_sweep_says_which_line_of_pam_or_setting_of_sshd_is_not_in_force() {
         change(&machine);
         let found = not_in_force(&machine);
         assert!(found.len() == 1 && found[0].contains(finding), "{finding}: {found:?}");
-        machine.logs("authpriv", &format!("not in force on this host: {}", found[0]));
+        machine.wait_for_log("authpriv", &format!("not in force on this host: {}", found[0]));
         assert_metric(&machine, "pam_iam_not_in_force 1");
         match before {
             Some(text) => file.write(&text),

@@ -68,7 +68,7 @@ fn a_key_in_the_home_directory_opens_no_session_even_if_sshds_rule_for_the_group
     machine.remove_from_nsswitch("group");
     let said = machine.ssh_with("/root/planted", "alice", "echo in").fails();
     assert!(said.contains("not one of your active keys in IAM"), "{said}");
-    machine.logs("authpriv", "origin=foreign");
+    machine.wait_for_log("authpriv", "origin=foreign");
     assert_eq!(machine.ssh("alice", "echo in").succeeds(), "in");
 }
 
@@ -108,7 +108,7 @@ fn further_key_commands_are_run_for_local_accounts_and_for_all_if_the_operator_s
     log_in("alice").fails();
 
     machine.config().replace("also_run_for = 'local'", "also_run_for = 'all'");
-    machine.end_resolver("TERM");
+    machine.restart_resolver_by("TERM");
     let keys = machine.authorized_keys("alice");
     assert!(keys.starts_with("ssh-rsa ") && keys.contains("# alice"), "{keys}");
     log_in("alice").succeeds();
@@ -160,7 +160,7 @@ fn sshd_opens_no_session_without_a_key_unless_the_configuration_allows_it() {
     // Like sshd after a Kerberos ticket or a login from a trusted host, pamtester hands over no key.
     machine.file("/etc/pam.d/sshd").write(SESSION_ALONE);
     machine.pam("sshd", "alice").open_session().fails();
-    machine.logs("authpriv", "event=session user=alice origin=none service=sshd result=deny");
+    machine.wait_for_log("authpriv", "event=session user=alice origin=none service=sshd result=deny");
     machine.config().replace("'refuse'", "'allow'");
     machine.pam("sshd", "alice").open_session().succeeds();
     // The setting is about sshd: su and cron never have a key.

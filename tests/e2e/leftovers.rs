@@ -43,11 +43,14 @@ fn the_processes_of_a_deleted_user_end_although_the_roster_cannot_be_read() {
     machine.leave_running("carol", "carol", "sleep 4032");
     machine.fault("fail=denied&only=GetGroup");
     machine.sh("rm -rf /var/cache/pam_iam/*").succeeds();
-    machine.end_resolver("KILL");
+    machine.restart_resolver_by("KILL");
     machine.iam().delete_user("carol");
     machine.ssh("carol", "true").fails();
     let said = machine.iamctl("sweep").succeeds();
-    assert!(said.contains("ended what carol runs without a session (1 process): no-such-user"), "{said}");
+    assert!(
+        said.contains("ended what carol runs without a session (1 process ended): no-such-user"),
+        "{said}"
+    );
     assert!(!machine.is_running("sleep 4032"));
 }
 
@@ -87,7 +90,11 @@ fn no_process_ends_while_iam_denies_the_lookup_of_its_user_or_is_out_of_reach() 
     for fault in ["fail=denied", "fail=reset"] {
         machine.fault(fault);
         let said = machine.iamctl("sweep").succeeds();
-        assert_eq!(said, "there is nobody to end; IAM gave no answer about 1 user, who goes on", "{fault}");
+        assert_eq!(
+            said,
+            "there is nobody to end; there was no answer about 1 user, whose sessions and processes go on",
+            "{fault}"
+        );
         assert!(machine.is_running("sleep 4017"), "{fault}");
     }
     machine.fault("fail=");

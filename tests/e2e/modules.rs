@@ -67,12 +67,12 @@ fn the_pam_line_may_set_policy_and_configuration_and_unknown_arguments_are_logge
         machine.pam("probe", user).acct_mgmt()
     };
     calls_with("nullok debug", "alice").succeeds();
-    machine.logs("authpriv", "unknown argument nullok");
+    machine.wait_for_log("authpriv", "unknown argument nullok");
     calls_with("policy=sudo", "alice").fails();
 
     let elsewhere = "config=/etc/elsewhere.toml";
     calls_with(elsewhere, "alice").fails();
-    machine.logs("authpriv", "/etc/elsewhere.toml: No such file");
+    machine.wait_for_log("authpriv", "/etc/elsewhere.toml: No such file");
     let only_admins = "[access]\nallow = [\"ssh-admins\"]\n[resolver]\nmode = \"once\"\n";
     machine.file("/etc/elsewhere.toml").write(only_admins);
     calls_with(elsewhere, "alice").fails();
@@ -105,7 +105,7 @@ fn a_panic_in_pam_is_logged_and_denies_and_the_application_lives() {
         let done = machine.run(&["env", &panic, "pamtester", "probe", "alice", entry]);
         assert_eq!(done.status, 1, "{entry}: {done:?}");
         assert!(!done.stderr.contains("panicked"), "{done:?}");
-        machine.logs("authpriv", &format!("event=panic entry={entry} result=deny"));
+        machine.wait_for_log("authpriv", &format!("event=panic entry={entry} result=deny"));
     }
 }
 
@@ -136,6 +136,6 @@ fn a_panic_in_nss_reads_as_unavailable_and_the_application_lives() {
         let done = machine.sh(&format!("NSS_IAM_TEST_PANIC={entry} {command}"));
         assert!(done.status == 1 || done.status == 2, "{entry}: {done:?}");
         assert!(!done.stderr.contains("panicked"), "{done:?}");
-        machine.logs("authpriv", &format!("libnss_iam: {entry} panicked"));
+        machine.wait_for_log("authpriv", &format!("libnss_iam: {entry} panicked"));
     }
 }

@@ -149,7 +149,10 @@ fn a_recreated_user_is_refused_while_a_sudo_rule_of_the_earlier_user_is_there() 
     machine
         .doctor_says("alice may log in, has not yet done so, and will get: /etc/sudoers.d/app names alice");
     machine.ssh("alice", "true").succeeds();
-    machine.logs("authpriv", "is the first to have this name here, and gets: /etc/sudoers.d/app names alice");
+    machine.wait_for_log(
+        "authpriv",
+        "is the first to have this name here, and gets: /etc/sudoers.d/app names alice",
+    );
     machine.doctor_does_not_say("/etc/sudoers.d/app");
 
     machine.iam().recreate_user("alice");
@@ -188,7 +191,7 @@ fn a_recreated_user_is_refused_until_the_earlier_users_group_and_home_are_cleare
     machine.iamctl("sweep").succeeds();
     machine.run(&["pkill", "-f", "^sleep 4300"]).succeeds();
     machine.ssh("alice", "true").fails();
-    machine.logs("authpriv", "would inherit: /etc/group has alice in devs; take it out");
+    machine.wait_for_log("authpriv", "would inherit: /etc/group has alice in devs; take it out");
     let explained = machine.iamctl("explain alice").fails();
     assert!(explained.contains("another user had the name alice before"), "{explained}");
 
@@ -199,7 +202,7 @@ fn a_recreated_user_is_refused_until_the_earlier_users_group_and_home_are_cleare
         "install -d -m 700 /var/lib/pam_iam/owners && echo {} >/var/lib/pam_iam/owners/alice",
         machine.uid_of("alice")
     );
-    machine.logs("authpriv", &format!("if it holds none: {remedy}"));
+    machine.wait_for_log("authpriv", &format!("if it holds none: {remedy}"));
     machine.sh(&remedy).succeeds();
     machine.ssh("alice", "true").succeeds();
 }

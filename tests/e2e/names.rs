@@ -31,7 +31,7 @@ fn a_name_that_linux_cannot_have_becomes_no_account() {
         assert_no_such_user(&machine, name);
     }
     for (name, why) in [("12345", "is all digits"), (".", "begins with"), (&long, "has 33 characters")] {
-        machine.logs("resolver", &format!("refused IAM user {name}: its Linux name {why}"));
+        machine.wait_for_log("resolver", &format!("refused IAM user {name}: its Linux name {why}"));
     }
 }
 
@@ -46,7 +46,7 @@ fn a_user_logs_in_with_the_mapped_name() {
 fn a_name_that_two_users_map_to_goes_to_neither() {
     let machine = machine_with_users(&["a@b", "a.at.b"]);
     assert_no_such_user(&machine, "a.at.b");
-    machine.logs("resolver", "a.at.b");
+    machine.wait_for_log("resolver", "a.at.b");
 }
 
 #[test]

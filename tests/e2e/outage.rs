@@ -16,7 +16,7 @@ fn assert_only_known_users_and_local_accounts_log_in_during(fault: &str) {
     assert!(machine.passwd("bob").is_none());
     machine.ssh("carol", "true").fails();
     machine.local_root_logs_in();
-    machine.logs("authpriv", "source=offline");
+    machine.wait_for_log("authpriv", "source=offline");
     machine.fault("fail=");
     machine.wait_until_login_succeeds("carol");
 }
@@ -52,15 +52,15 @@ fn a_denied_lookup_keeps_a_known_user_out() {
     machine.ssh("alice", "true").succeeds();
     machine.fault("fail=denied&only=ListGroupsForUser");
     machine.ssh("alice", "true").fails();
-    machine.logs("resolver", "user alice: IAM denies this host to look");
+    machine.wait_for_log("resolver", "user alice: IAM denies this host to look");
 }
 
 #[test]
 fn a_denied_roster_is_logged_with_the_missing_permission_and_users_log_in() {
     let machine = Machine::new().settings(FRESH).start();
     machine.fault("fail=denied&only=GetGroup");
-    machine.end_resolver("KILL");
-    machine.logs("resolver", "cannot be read, since IAM denies it; give this host iam:GetGroup");
+    machine.restart_resolver_by("KILL");
+    machine.wait_for_log("resolver", "cannot be read, since IAM denies it; give this host iam:GetGroup");
     machine.ssh("alice", "true").succeeds();
     machine.ssh("bob", "true").fails();
 }
@@ -94,7 +94,7 @@ fn a_withdrawn_user_stays_out_when_the_resolver_is_killed_right_after_the_refusa
     machine.wait_until_persisted("carol");
     machine.iam().remove_from_group("alice", "ssh-users");
     machine.ssh("alice", "true").fails();
-    machine.end_resolver("KILL");
+    machine.restart_resolver_by("KILL");
     machine.fault("fail=reset");
     machine.ssh("alice", "true").fails();
     machine.ssh("carol", "true").succeeds();

@@ -86,5 +86,5 @@ fn a_socket_of_another_user_than_the_resolvers_is_not_believed() {
     assert!(machine.passwd("eve").is_none());
     machine.file("/etc/passwd").append("alice:x:2100000000:2100000000::/home/alice:/bin/bash\n");
     machine.pam("sshd", "alice").acct_mgmt().fails();
-    machine.logs("authpriv", "belongs to uid 65534");
+    machine.wait_for_log("authpriv", "belongs to uid 65534");
 }

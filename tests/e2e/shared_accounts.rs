@@ -24,7 +24,10 @@ fn only_members_of_its_groups_log_in_to_a_shared_account_with_their_own_keys() {
     assert_eq!(machine.ssh_with("bob", "deploy", "pwd").succeeds(), "/home/deploy");
     for user in ["alice", "bob"] {
         let key = machine.sh(&format!("ssh-keygen -lf $BOX_KEYS/{user} | cut -d' ' -f2")).succeeds();
-        machine.logs("authpriv", &format!("event=session user=deploy iam_name={user} key={key} origin=iam"));
+        machine.wait_for_log(
+            "authpriv",
+            &format!("event=session user=deploy iam_name={user} key={key} origin=iam"),
+        );
     }
     machine.ssh_with("carol", "deploy", "true").fails();
     machine.ssh_with("deploy", "deploy", "true").fails();

@@ -52,7 +52,7 @@ fn a_session_by_a_local_key_outlives_an_outage_of_iam() {
     machine.fault("fail=reset");
     machine.ssh_with_in_background("/root/local", "deploy", "sleep 4008");
     machine.wait_until_running("sleep 4008");
-    machine.logs("authpriv", "origin=unknown");
+    machine.wait_for_log("authpriv", "origin=unknown");
     machine.fault("fail=");
     machine.wait_until("iamctl explain alice >/dev/null");
     machine.iamctl("sweep").succeeds();

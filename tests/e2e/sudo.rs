@@ -14,7 +14,7 @@ fn a_refusal_says_why_and_the_listing_agrees_with_it() {
         machine.file("/etc/sudoers.d/by-hand").write("alice ALL=(ALL) NOPASSWD: ALL\n");
         let said = machine.ssh("alice", "sudo -n true").fails();
         assert!(said.contains("none of the IAM groups that may use sudo"), "{said}");
-        machine.logs("authpriv", "event=sudo user=alice iam_name=alice");
+        machine.wait_for_log("authpriv", "event=sudo user=alice iam_name=alice");
     }
 }
 
@@ -66,8 +66,8 @@ fn mapped_groups_have_rules_of_their_own_and_a_withdrawn_group_refuses_sudo_in_a
     machine.iam().remove_from_group("carol", "ssh-admins");
     let said = carol.run("sudo -n cat /etc/shadow").fails();
     assert!(said.contains("you have the group") && said.contains("no longer; log in again"), "{said}");
-    machine.logs("authpriv", "event=sudo user=carol iam_name= iam_id= key= group=");
-    machine.logs("authpriv", "reason=group-withdrawn");
+    machine.wait_for_log("authpriv", "event=sudo user=carol iam_name= iam_id= key= group=");
+    machine.wait_for_log("authpriv", "reason=group-withdrawn");
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");
     machine.ssh("carol", "sudo -n cat /etc/shadow").fails();
 }

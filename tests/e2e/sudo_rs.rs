@@ -37,7 +37,7 @@ fn assert_local_member_of_iam_sudo_is_refused(machine: &Machine) {
     rule.write("%iam-sudo ALL=(ALL) NOPASSWD: ALL\n");
     let mallory = machine.as_user("mallory").with_gid(machine.gid_of("mallory")).with_groups_of_nss();
     mallory.run(&["sudo", "-n", "true"]).fails();
-    machine.logs("authpriv", "user=mallory");
+    machine.wait_for_log("authpriv", "user=mallory");
     machine.file("/etc/group").remove_lines("iam-sudo:");
     rule.remove();
 }

@@ -33,8 +33,8 @@ fn a_withdrawn_user_loses_sudo_at_once_and_the_session_with_the_next_sweep() {
     assert!(!machine.has_processes(uid));
     assert!(machine.is_running("sleep 4002"));
     assert_eq!(machine.users_with_sessions(), ["alice"]);
-    machine.logs("authpriv", "event=sweep user=carol iam_name=carol key=SHA256:");
-    machine.logs("authpriv", "result=ended reason=not-in-group");
+    machine.wait_for_log("authpriv", "event=sweep user=carol iam_name=carol key=SHA256:");
+    machine.wait_for_log("authpriv", "result=ended reason=not-in-group");
 
     machine.fault("fail=hang");
     machine.iamctl("sweep").succeeds();
@@ -143,7 +143,7 @@ fn a_session_that_was_not_confirmed_for_the_time_offline_ends() {
     machine.sh(LAST_CONFIRMED_FOUR_MINUTES_AGO).succeeds();
     machine.iamctl("sweep").succeeds();
     alice.wait_until_ended();
-    machine.logs("authpriv", "result=ended reason=offline");
+    machine.wait_for_log("authpriv", "result=ended reason=offline");
     assert_eq!(machine.users_with_sessions(), ["carol"]);
 }
 

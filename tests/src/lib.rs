@@ -242,7 +242,7 @@ impl Machine {
 
     /// Ends the resolver by a signal, and waits until the one that is started in its place answers.
     #[track_caller]
-    pub fn end_resolver(&self, signal: &str) {
+    pub fn restart_resolver_by(&self, signal: &str) {
         self.sh(&format!("before=$(pgrep -x iam-resolver); kill -{signal} $before; until now=$(pgrep -x iam-resolver) && [ $now != $before ] && iamctl status >/dev/null; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.02; done")).succeeds();
     }
 
@@ -253,7 +253,7 @@ impl Machine {
 
     /// Waits until a log of the box holds `text`. A program does not wait until its line is written.
     #[track_caller]
-    pub fn logs(&self, name: &str, text: &str) {
+    pub fn wait_for_log(&self, name: &str, text: &str) {
         let script = format!(
             "until grep -qF -e \"$1\" $BOX_LOG/{name}.log; do [ $SECONDS -lt 10 ] || exit 1; sleep 0.02; done"
         );

@@ -119,7 +119,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Returns how many requests there was no time for.
-    pub fn without_answer(&self) -> usize {
+    pub fn requests_out_of_time(&self) -> usize {
         self.without_answer.get()
     }
 

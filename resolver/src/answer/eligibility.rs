@@ -95,7 +95,7 @@ impl<I: Iam> Answerer<I> {
         uid: Uid,
     ) -> Result<Option<&'static str>, AnswerError> {
         let gid = uid.private_group();
-        let roster = self.directory.last_roster();
+        let roster = self.directory.cached_roster();
         let mut mapped = self.config().groups.keys().filter_map(|group| roster.as_ref()?.gid_of(group));
         Ok(if is_gid_of_own_group(gid) || mapped.any(|mapped| mapped == gid) {
             Some("its uid is the gid of a group of ours")

@@ -12,26 +12,26 @@ use super::single_flight::{Fetch, within};
 use crate::persist::dirty::Dirty;
 use crate::source::{Iam, IamError};
 
-/// After a failed reading, how long lookups do not start another. The reading at intervals does.
+/// How long after a failed read a lookup gets the error of that read instead of a new one. The periodic read ignores it.
 const ROSTER_BACK_OFF: Duration = Duration::from_secs(20);
 
 impl<I: Iam> Directory<I> {
-    /// Returns the roster as it was last read, or reads it if it never was.
+    /// Returns the cached roster, however old, or reads it if there is none.
     ///
     /// # Errors
-    /// Returns an error if it cannot be read.
+    /// Returns an error if there is none and it cannot be read.
     pub async fn roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
-        match self.last_roster() {
+        match self.cached_roster() {
             Some(roster) => Ok(roster),
-            None => self.roster_now().await,
+            None => self.read_roster_for_lookup().await,
         }
     }
 
-    /// Reads the roster for a lookup.
+    /// Reads the roster within `aws.total_timeout`.
     ///
     /// # Errors
-    /// Returns an error if it cannot be read, or could not a moment ago.
-    pub(super) async fn roster_now(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
+    /// Returns the error of the read, or that of a read that failed less than [`ROSTER_BACK_OFF`] ago.
+    pub(super) async fn read_roster_for_lookup(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
         if let Some((failed_at, error)) = &self.fetches.borrow().roster_failure
             && failed_at.elapsed() < ROSTER_BACK_OFF
         {
@@ -40,15 +40,15 @@ impl<I: Iam> Directory<I> {
         self.within_total_timeout(self.read_roster()).await
     }
 
-    /// Returns the roster as it was last read, if ever.
-    pub fn last_roster(&self) -> Option<Rc<Roster>> {
+    /// Returns the cached roster. None if none was read or restored.
+    pub fn cached_roster(&self) -> Option<Rc<Roster>> {
         self.cache.borrow().roster.clone()
     }
 
-    /// Reads the roster, or awaits the reading that is under way.
+    /// Starts a read of the roster, or joins the one that is under way, and waits for it. The read goes on if the caller stops waiting.
     ///
     /// # Errors
-    /// Returns an error if it cannot be read. The last one stays.
+    /// Returns an error if the read fails, a flush cancels it, or the machine sleeps meanwhile. The cached roster then stays.
     pub async fn read_roster(self: &Rc<Self>) -> Result<Rc<Roster>, IamError> {
         let under_way = self.fetches.borrow().roster.as_ref().and_then(Fetch::under_way);
         let outcome = match under_way {
@@ -57,6 +57,7 @@ impl<I: Iam> Directory<I> {
                 let this = Rc::clone(self);
                 let fetch = Fetch::start(async move {
                     let reading = async {
+                        // With the instance tags as they are now.
                         let access = this.access_within(Duration::ZERO).await?;
                         Roster::read(&this.iam, &this.config, access).await
                     };
@@ -72,10 +73,11 @@ impl<I: Iam> Directory<I> {
         outcome.await.map_err(IamError::from)
     }
 
-    /// Stores a roster that was just read, or notes and logs why it was not.
+    /// Stores the roster of a finished read, or records and logs the error.
     fn apply_roster(&self, result: &Result<Rc<Roster>, IamError>) {
         {
             let mut fetches = self.fetches.borrow_mut();
+            // This drops the fetch that runs this function. Its task has nothing left to await.
             fetches.roster = None;
             fetches.roster_failure = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
         }
@@ -84,19 +86,19 @@ impl<I: Iam> Directory<I> {
                 let before = self.cache.borrow_mut().roster.replace(Rc::clone(roster));
                 self.fetches.borrow_mut().note_answer();
                 self.dirty.mark(if before.is_some() { Dirty::Refreshed } else { Dirty::Added });
-                self.log_refused(before.as_deref(), roster);
+                self.log_refused_and_missing(before.as_deref(), roster);
             }
             Err(IamError::Denied(message)) => self.warn(format!(
-                "the list of allowed users cannot be read, since IAM denies it; give this host iam:GetGroup and iam:ListUsers: {message}"
+                "the list of allowed users cannot be read, since IAM denies the call; allow this host iam:GetGroup, and iam:ListUsers if access.allow is \"all\": {message}"
             )),
             Err(error) => self.warn(format!("the list of allowed users cannot be read: {error}")),
         }
     }
 
-    /// Logs which users get no account and which groups do not exist, if that has changed.
-    fn log_refused(&self, before: Option<&Roster>, now: &Roster) {
-        let logged = before.map(|roster| (&roster.refused, &roster.missing));
-        if logged == Some((&now.refused, &now.missing)) {
+    /// Logs all refused users and all missing groups, if either list has changed since the last read.
+    fn log_refused_and_missing(&self, before: Option<&Roster>, now: &Roster) {
+        let previous = before.map(|roster| (&roster.refused, &roster.missing));
+        if previous == Some((&now.refused, &now.missing)) {
             return;
         }
         for refused in &now.refused {

@@ -143,10 +143,10 @@ impl CacheFile {
         };
         let metadata = file.metadata()?;
         if !metadata.is_file() {
-            return Err(CacheError::Untrusted("it is no file"));
+            return Err(CacheError::Untrusted("it is not a regular file"));
         }
         if metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Err(CacheError::Untrusted("it belongs to another user"));
+            return Err(CacheError::Untrusted("its owner is another uid"));
         }
         if metadata.mode() & 0o077 != 0 {
             return Err(CacheError::Untrusted("others may read or write it"));

@@ -36,8 +36,11 @@ fn an_account_of_another_directory_with_an_admins_name_gets_no_sudo_by_iam() {
             let done = process.run(&["sudo", "-n", "id", "-u"]);
             assert!(done.status != 0 && !done.stdout.starts_with('0'), "{done:?}");
         }
-        machine.logs("authpriv", "reason=uid-mismatch");
-        machine.logs("authpriv", "carol: sudo was invoked by uid 5000, which is not the uid of that account");
+        machine.wait_for_log("authpriv", "reason=uid-mismatch");
+        machine.wait_for_log(
+            "authpriv",
+            "carol: sudo was invoked by uid 5000, which is not the uid of that account",
+        );
     }
 }
 
@@ -59,7 +62,7 @@ fn an_account_of_another_directory_keeps_its_name_and_gets_no_groups_of_the_iam_
     );
     // A login that began while the directory was down found the uid of IAM's carol. It gets no key.
     assert_eq!(machine.key_command("carol", uid).succeeds(), "");
-    machine.logs("authpriv", "another account has the name than when the login began");
+    machine.wait_for_log("authpriv", "another account has the name than when the login began");
     let explained = machine.iamctl("explain carol").fails();
     assert!(explained.contains("another directory has the name"), "{explained}");
 
@@ -79,7 +82,7 @@ fn assert_that_user_in_group_of_directory_is_refused(machine: &Machine) {
     let groups = machine.file(&format!("{DIRECTORY}/group"));
     groups.append("docker:x:7000:alice\n");
     machine.ssh("alice", "true").fails();
-    machine.logs("authpriv", REASON);
+    machine.wait_for_log("authpriv", REASON);
     let explained = machine.iamctl("explain alice").fails();
     assert!(explained.contains(REASON), "{explained}");
     // A local group has the gid too.
@@ -147,7 +150,7 @@ fn a_directory_that_never_answers_protects_no_withdrawn_user() {
     machine.run(&["timeout", "45", "iamctl", "sweep"]).fails();
     assert_eq!(processes_under(&machine, alice), "");
     assert!(machine.is_running("sleep 4621"));
-    machine.logs("authpriv", "a service of nsswitch.conf did not tell in time whether some uids");
+    machine.wait_for_log("authpriv", "a service of nsswitch.conf did not tell in time whether some uids");
 
     withdraw(&machine, "carol");
     machine.ssh("carol", "true").fails();

@@ -33,7 +33,8 @@ fn assert_that_faults_end_no_session(machine: &Machine) {
             }
             let said = machine.iamctl("sweep").succeeds();
             assert!(
-                !flush || said.contains("IAM gave no answer about 2 users, who go on"),
+                !flush
+                    || said.contains("there was no answer about 2 users, whose sessions and processes go on"),
                 "{fault}: {said}"
             );
             machine.fault("fail=");

@@ -14,7 +14,7 @@ fn sessions_end_ends_all_processes_of_a_managed_user_and_refuses_local_accounts(
     let said = machine.iamctl("sessions end carol").succeeds();
     assert!(said.contains("ended the session of carol"), "{said}");
     assert_eq!(processes_under(&machine, carol), "");
-    machine.logs("authpriv", "result=ended reason=operator");
+    machine.wait_for_log("authpriv", "result=ended reason=operator");
     for user in ["local", "root"] {
         let said = machine.iamctl(&format!("sessions end {user}")).fails();
         assert!(said.contains(&format!("{user} is a local account")), "{said}");
@@ -70,7 +70,7 @@ fn a_sweep_of_more_than_a_minute_is_an_error_that_status_shows() {
     assert!(machine.iamctl("sweep").succeeds().contains("another sweep is running"));
     machine.sh(RUN_FOR_90_SECONDS).succeeds();
     assert!(machine.iamctl("sweep").fails().contains("another sweep has been at work for"));
-    machine.logs("authpriv", "longer than the minute between two sweeps");
+    machine.wait_for_log("authpriv", "longer than the minute between two sweeps");
     assert!(machine.iamctl("status").succeeds().contains("1 took longer than a minute"));
     machine.iamctl("status --prometheus /tmp/metrics").succeeds();
     let metrics = machine.file("/tmp/metrics").text();

@@ -25,12 +25,12 @@ fn a_managed_session_that_cannot_be_registered_is_refused_unless_the_configurati
     machine.file("/run/pam_iam").chown("iam-resolver");
     let said = machine.ssh("alice", "echo in-it").stdout;
     assert!(said.contains("this session cannot be registered") && !said.contains("in-it"), "{said}");
-    machine.logs("authpriv", "the session of alice cannot be registered");
-    machine.logs("authpriv", "chown root:root /run/pam_iam");
+    machine.wait_for_log("authpriv", "the session of alice cannot be registered");
+    machine.wait_for_log("authpriv", "chown root:root /run/pam_iam");
     machine.doctor_says("/run/pam_iam can be changed by others than root");
     machine.local_root_logs_in();
     machine.config().append("[sessions]\nunregistered = \"allow\"\n");
-    machine.end_resolver("TERM");
+    machine.restart_resolver_by("TERM");
     assert_eq!(machine.ssh("alice", "echo in").succeeds(), "in");
 }
 

@@ -120,8 +120,8 @@ fn a_local_account_in_iam_sudo_gets_no_sudo_by_it_and_is_told_why() {
     machine.file("/etc/group").append(&format!("iam-sudo:x:{gid}:dan\n"));
     let said = machine.run(&["su", "dan", "-c", "sudo -n id -u"]).fails();
     assert!(said.contains(REMEDY), "{said}");
-    machine.logs("authpriv", "event=sudo user=dan iam_name= iam_id= key= group=iam-sudo");
-    machine.logs("authpriv", "reason=unmanaged-member");
+    machine.wait_for_log("authpriv", "event=sudo user=dan iam_name= iam_id= key= group=iam-sudo");
+    machine.wait_for_log("authpriv", "reason=unmanaged-member");
     for command in ["doctor", "enable --dry-run"] {
         let done = machine.iamctl(command);
         let said = done.stdout + &done.stderr;
@@ -158,7 +158,7 @@ fn an_account_whose_entry_is_not_utf_8_gets_no_sudo_by_iam_sudo() {
     let latin = machine.as_user("5001").with_gid(5001).with_supplementary_group(machine.gid_of("iam-sudo"));
     let done = latin.run(&["sudo", "-n", "id", "-u"]);
     assert!(done.status != 0 && !done.stdout.contains('0'), "{done:?}");
-    machine.logs("authpriv", "user=latin iam_name= iam_id= key= group=iam-sudo");
+    machine.wait_for_log("authpriv", "user=latin iam_name= iam_id= key= group=iam-sudo");
 }
 
 #[test]

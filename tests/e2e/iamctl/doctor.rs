@@ -260,10 +260,10 @@ fn find_users_and_groups_that_cannot_work(machine: &Machine) {
     );
     machine.iam().delete_user("daemon");
     machine.config().replace("'ssh-users'", "'ssh-users', 'ssh-typo'");
-    machine.end_resolver("TERM");
+    machine.restart_resolver_by("TERM");
     assert_complains(machine, "access names the IAM group ssh-typo, which does not exist");
     machine.config().replace(", 'ssh-typo'", "");
-    machine.end_resolver("TERM");
+    machine.restart_resolver_by("TERM");
     assert_eq!(machine.doctor_complaints(), "");
 }
 

@@ -25,7 +25,7 @@ fn an_incomplete_or_empty_list_retires_nobody() {
             assert_eq!(status, 2, "{fault}: {output}");
             assert!(output.contains("nothing done") && output.contains(reason), "{fault}: {output}");
         }
-        machine.logs("authpriv", reason);
+        machine.wait_for_log("authpriv", reason);
     }
     machine.fault("fail=");
     assert_eq!(account_files(&machine), before);
@@ -37,7 +37,7 @@ fn an_incomplete_or_empty_list_retires_nobody() {
     let (status, output) = import(&machine);
     let first_ten: Vec<String> = (0..10).map(|number| format!("user{number}")).collect();
     assert_eq!((status, locked_accounts(&machine)), (0, first_ten), "{output}");
-    machine.logs("authpriv", "event=import action=lock user=user7");
+    machine.wait_for_log("authpriv", "event=import action=lock user=user7");
 }
 
 /// Removes all five users from ssh-users and deletes the group.

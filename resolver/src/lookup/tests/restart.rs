@@ -32,7 +32,8 @@ async fn entries_survive_a_restart_and_age_meanwhile() {
     );
     let uid = ids::uid_of(&crate::source::fake::id(1));
     assert_eq!(after.lookup_uid(uid, Origin::Host).await.unwrap().unwrap().0, linux("alice"));
-    let names: Vec<LinuxName> = after.last_roster().unwrap().users().map(|(name, _)| name.clone()).collect();
+    let names: Vec<LinuxName> =
+        after.cached_roster().unwrap().users().map(|(name, _)| name.clone()).collect();
     assert_eq!(names, [linux("alice"), linux("bob")]);
     assert_eq!(after.snapshot().count(), before.snapshot().count());
     // The bodies of keys are never asked for again.
@@ -105,7 +106,7 @@ async fn entries_age_while_the_machine_sleeps() {
     directory.age_by_sleep(slept + Duration::from_millis(10));
     assert_eq!(find(&directory, "alice").await.unwrap().source, Source::Cache, "no sleep, but two clocks");
     directory.age_by_sleep(slept + Duration::from_secs(60));
-    assert_eq!(directory.last_roster().unwrap().age().as_secs(), 60);
+    assert_eq!(directory.cached_roster().unwrap().age().as_secs(), 60);
     directory.iam.fail(Some(Cause::Call("gone".into()).into()));
     let lookup = find(&directory, "alice").await.unwrap();
     assert_eq!((lookup.source, lookup.entry.age().as_secs()), (Source::Offline, 60));
@@ -145,5 +146,5 @@ async fn after_a_restart_the_cached_roster_proves_presence_and_not_absence() {
     after.iam.fail(None);
     after.read_roster().await.unwrap();
     assert!(after.lookup_uid(uid(7), Origin::Host).await.unwrap().is_none());
-    assert!(restarted(&before, USERS, DAY).last_roster().is_none(), "too old");
+    assert!(restarted(&before, USERS, DAY).cached_roster().is_none(), "too old");
 }
