@@ -119,6 +119,6 @@ fn processes_of_a_uid_whose_user_is_unknown_live_on_and_are_reported() {
     assert!(!machine.is_running("sleep 4701"));
     let status = machine.iamctl("status").succeeds();
     assert!(status.contains("left alone, since nobody knows whose they are: uid 2100000123"), "{status}");
-    machine.wait_for_log("authpriv", "uid 2100000123 is in the range of IAM users");
+    machine.wait_for_log("authpriv", "uid 2100000123 is in the managed range");
     machine.doctor_says("uid 2100000123 runs processes");
 }
