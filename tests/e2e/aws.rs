@@ -88,7 +88,7 @@ fn assert_each_action_is_needed(machine: &Machine, policy: &Value) {
         let doctor = machine.iamctl("doctor").fails();
         assert!(doctor.contains(action), "{action}: {doctor}");
         if action == "iam:GetGroup" {
-            machine.wait_for_log("resolver", "give this host iam:GetGroup");
+            machine.wait_for_log("resolver", "allow this host iam:GetGroup");
             let import = machine.run(&["iam-importer", "--dry-run"]).fails();
             assert!(import.contains("iam:GetGroup"), "{import}");
         } else {
