@@ -13,16 +13,17 @@ use rustix::process::{
 
 use crate::deadline::Deadline;
 
-/// The most bytes that are kept of standard output, and of standard error.
+/// The longest output that is kept whole, in bytes: of standard output and of standard error each.
 pub const OUTPUT_MAX: usize = 1024 * 1024;
 
-/// How much longer the output is read of a process that has ended, if this process itself was late: stopped, or without a processor.
+/// How long the output of a process that has ended is still read after the deadline, in case this process was stopped or
+/// got no processor time before.
 const LATE: Duration = Duration::from_secs(1);
 
-/// The pause between two looks whether a process has ended, where the kernel gives no pidfd.
+/// The pause between two checks whether a process has ended, if the kernel gives no pidfd.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A child process. It does not outlive the call that waits for it.
+/// A child process. Every method that waits for it kills it at the deadline.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -36,15 +37,16 @@ impl Running {
     /// Returns an error if the program cannot be started.
     pub fn start(command: &mut Command) -> io::Result<Self> {
         let child = command.spawn()?;
-        // It fails without memory or descriptors, and where the application ignores SIGCHLD and the process has ended already.
+        // pidfd_open(2) fails without memory or descriptors, and if the application ignores SIGCHLD and the process has
+        // ended already.
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();
         Ok(Self { child, pidfd })
     }
 
-    /// Waits for the exit, and kills the process at the deadline.
+    /// Waits for the process to exit, and kills it at the deadline.
     ///
     /// # Errors
-    /// Returns `TimedOut` at the deadline, or an error if the process cannot be waited for.
+    /// Returns an error if the deadline passes (`TimedOut`) or the process cannot be waited for.
     pub fn wait(mut self, deadline: Deadline) -> io::Result<ExitStatus> {
         let exited = self.exit_by(deadline);
         if exited.is_err() {
@@ -54,11 +56,13 @@ impl Running {
         exited.map(|()| status)
     }
 
-    /// Reads those of standard output and standard error that are pipes to their ends, waits for the exit, and kills the process at the
-    /// deadline. What is longer than [`OUTPUT_MAX`] comes with one byte more than that; the rest is read and dropped.
+    /// Reads standard output and standard error, if they are pipes, to their ends, waits for the process to exit, and
+    /// kills it at the deadline. Of an output longer than [`OUTPUT_MAX`], the first [`OUTPUT_MAX`] + 1 bytes are
+    /// returned; the rest is read and dropped.
     ///
     /// # Errors
-    /// Returns `TimedOut` at the deadline, or an error if the process cannot be read or waited for.
+    /// Returns an error if the deadline passes (`TimedOut`), or if the output cannot be read or the process not be
+    /// waited for.
     pub fn output(mut self, deadline: Deadline) -> io::Result<Output> {
         let stdout = self.child.stdout.take().map(OwnedFd::from);
         let stderr = self.child.stderr.take().map(OwnedFd::from);
@@ -74,18 +78,19 @@ impl Running {
         Ok(Output { status, stdout, stderr })
     }
 
-    /// Waits for the exit until the deadline, then kills what is left of the process group. For a process whose application may reap
-    /// it, or ignore SIGCHLD.
+    /// Waits until the process exits or the deadline passes, then kills what is left of its process group. Without a
+    /// pidfd it kills at once. For a process that the application may reap, or whose SIGCHLD the application may ignore.
     pub fn end(mut self, deadline: Deadline) {
         if let Some(pidfd) = &self.pidfd {
             let _ = deadline.wait(pidfd, PollFlags::IN);
         }
         self.kill();
-        // ECHILD, if the application has reaped it, or has told the kernel to.
+        // Fails with ECHILD if the application has reaped the process, or has told the kernel to do so.
         let _ = self.child.wait();
     }
 
-    /// Waits for the exit. A process that has ended by the time of the look has ended in time.
+    /// Waits for the process to exit. Succeeds also after the deadline if the process has exited by the time of this
+    /// check.
     fn exit_by(&mut self, deadline: Deadline) -> io::Result<()> {
         let waited = match &self.pidfd {
             Some(pidfd) => deadline.wait(pidfd, PollFlags::IN),
@@ -102,16 +107,17 @@ impl Running {
         waited.or_else(|error| if has_exited(&self.child)? { Ok(()) } else { Err(error) })
     }
 
-    /// Kills the process and the group that it leads. Without effect once it was reaped: the number may be another's then.
+    /// Kills the process and the group that it leads. Does nothing once the process was reaped: another process may have
+    /// its pid by then.
     fn kill(&mut self) {
         if has_exited(&self.child).is_ok() {
             let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-            // One that leads no group, or none yet.
+            // This is for a process that leads no group, or does not yet lead it.
             let _ = self.child.kill();
         }
     }
 
-    /// Reads two pipes to their ends. A pipe that is not there is empty.
+    /// Reads two pipes to their ends. The output of a pipe that is None is empty.
     fn read_to_ends(&self, pipes: [Option<OwnedFd>; 2], mut deadline: Deadline) -> io::Result<[Vec<u8>; 2]> {
         let mut pipes = pipes.map(|pipe| pipe.map(File::from));
         let mut read = [Vec::new(), Vec::new()];
@@ -141,7 +147,7 @@ impl Running {
     }
 }
 
-/// Reads once. Returns false at the end of the file.
+/// Reads once, and keeps at most [`OUTPUT_MAX`] + 1 bytes in all. Returns false at the end of the file.
 fn read_some(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
     let mut part = [0; 4096];
     let count = file.read(&mut part)?;
@@ -150,10 +156,10 @@ fn read_some(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
     Ok(count > 0)
 }
 
-/// Whether a child has exited. It stays to be reaped.
+/// Whether a child has exited. The child is not reaped.
 ///
 /// # Errors
-/// Returns an error if it was reaped already, by the application or by the kernel.
+/// Returns an error if the child was reaped already, by the application or by the kernel.
 fn has_exited(child: &Child) -> io::Result<bool> {
     let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     Ok(waitid(WaitId::Pid(Pid::from_child(child)), flags)?.is_some())
@@ -193,7 +199,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{script}");
         }
         assert_eq!(shell("sleep 1000").wait(soon()).unwrap_err().kind(), io::ErrorKind::TimedOut);
-        // The pipe ends with the last process that has it.
+        // Reading the pipe ends when the last process that can write to it has ended.
         let (mut reader, writer) = io::pipe().unwrap();
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "sleep 1000 & sleep 1000"]).process_group(0).stdout(writer);

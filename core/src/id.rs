@@ -1,27 +1,27 @@
 //! Uids and gids, and the managed range.
 //!
-//! The range is a constant and no setting, so that "is this account managed?" is answered from the uid alone, without I/O.
+//! The range is a constant, not a setting, so that the uid alone tells whether an account is managed, without I/O.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The first id of the range that ids of IAM users and groups are hashed into.
+/// The first uid and gid that the hash of an IAM user's or group's immutable id can give.
 ///
-/// The range is above what sssd (`ldap_idmap_range_max`) and FreeIPA map by default, up to 2000200000, and below the foreign
-/// uids of systemd's table, from 2147352576: <https://systemd.io/UIDS-GIDS/>.
+/// The managed range begins above the ids that sssd (`ldap_idmap_range_max`) and FreeIPA use by default, up to
+/// 2000200000, and ends below the foreign uids in systemd's table, from 2147352576: <https://systemd.io/UIDS-GIDS/>.
 pub const FIRST: u32 = 0x7800_0000;
 
-/// The last id of the range that ids are hashed into.
+/// The last uid and gid that a hash can give.
 pub const LAST_HASHED: u32 = 0x7FFC_FFFF;
 
-/// The last id of the managed range. Ids above [`LAST_HASHED`] are assigned by operators.
+/// The last uid and gid of the managed range. Those above [`LAST_HASHED`] are assigned by operators.
 pub const LAST: u32 = 0x7FFD_FFFE;
 
-/// [`Gid::IAM_SUDO`] as a number. A test of the resolver holds it to the hash.
+/// [`Gid::IAM_SUDO`] as a number. A test of the resolver compares it with the hash.
 const IAM_SUDO_GID: u32 = 2_121_148_082;
 
-/// [`Gid::IAM_USERS`] as a number. A test of the resolver holds it to the hash.
+/// [`Gid::IAM_USERS`] as a number. A test of the resolver compares it with the hash.
 const IAM_USERS_GID: u32 = 2_018_472_259;
 
 /// A user id.
@@ -35,7 +35,8 @@ pub struct Uid(pub u32);
 pub struct Gid(pub u32);
 
 impl Uid {
-    /// The uid after the managed range, which is no user's: the process that ends a user's processes runs under it.
+    /// The uid after the managed range. It belongs to no user: the process that ends a user's processes runs as this
+    /// uid.
     pub const RESERVED: Self = Self(0x7FFD_FFFF);
 
     /// The superuser, who is never managed, adopted or shared.
@@ -51,18 +52,18 @@ impl Uid {
         (LAST_HASHED + 1..=LAST).contains(&self.0)
     }
 
-    /// Returns the gid of the private group of a managed account, which has the account's name and number.
+    /// Returns the gid of the private group of a managed account. The group has the name and the number of the account.
     pub fn private_group(self) -> Gid {
         Gid(self.0)
     }
 }
 
 impl Gid {
-    /// The gid of the group `iam-sudo` where group(5) has none of that name: the hash of the name, as `iam-resolver uid
-    /// iam-sudo` prints it.
+    /// The gid of the group `iam-sudo`, if group(5) has no group of that name. It is the hash of the name, which
+    /// `iam-resolver uid iam-sudo` prints.
     pub const IAM_SUDO: Self = Self(IAM_SUDO_GID);
 
-    /// The gid of the group `iam-users`, likewise.
+    /// The gid of the group `iam-users`, if group(5) has no group of that name. It is the hash of the name.
     pub const IAM_USERS: Self = Self(IAM_USERS_GID);
 
     /// Whether the gid is in the managed range: the group exists because of IAM.

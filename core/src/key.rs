@@ -1,7 +1,6 @@
-//! SSH public keys: type and base64, parsed and written anew, and their fingerprints.
+//! SSH public keys: their type and base64 body, which are parsed and written again, and their fingerprints.
 //!
-//! Key bodies are never passed on as they came: a line feed in a comment would smuggle in a second key with options
-//! of its own.
+//! The text of a key is never passed on unchanged: a line feed in its comment could add a second key with options.
 
 use std::fmt;
 
@@ -11,11 +10,11 @@ use sha2::{Digest, Sha256};
 
 use crate::fingerprint::Fingerprint;
 
-/// The longest key in wire form that is taken, in bytes. A certificate with large extensions, which sshd hands to PAM, is longer than a
-/// line of authorized_keys may be.
+/// The longest body of a key that is accepted, in bytes before base64. A certificate with large extensions, which sshd
+/// hands to PAM, is longer than a line of authorized_keys may be.
 const BLOB_MAX: usize = 16 * 1024;
 
-/// A public key. In a file it is `TYPE BASE64`.
+/// A public key. Its text form is `TYPE BASE64`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey {
@@ -23,16 +22,16 @@ pub struct PublicKey {
     blob: Vec<u8>,
 }
 
-/// Why a text is no public key.
+/// Why a text is not a public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Not `TYPE BASE64`.
+    /// The text is not of the form `TYPE BASE64`.
     #[error("is not of the form TYPE BASE64")]
     Form,
-    /// The second word is not base64, or too much of it.
+    /// The second word is not valid base64, or is too long.
     #[error("has no valid base64 body")]
     Base64,
-    /// The body is of another type than the first word says.
+    /// The type in the body differs from the first word, or the first word has a character that no type has.
     #[error("has a body of another type than it says")]
     Type,
 }
@@ -41,7 +40,7 @@ impl PublicKey {
     /// Parses `TYPE BASE64 [COMMENT]` and drops the comment.
     ///
     /// # Errors
-    /// Returns an error that says what is wrong with the text.
+    /// Returns an error if the text is not a public key.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let mut words = text.split(' ').filter(|word| !word.is_empty());
         let (algorithm, body) = (words.next().ok_or(KeyError::Form)?, words.next().ok_or(KeyError::Form)?);
@@ -62,7 +61,7 @@ impl PublicKey {
         self.algorithm.contains("-cert-v01@")
     }
 
-    /// Returns the fingerprint.
+    /// Returns the SHA-256 fingerprint of the body.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&Sha256::digest(&self.blob).into())
     }
@@ -88,14 +87,15 @@ impl fmt::Display for PublicKey {
     }
 }
 
-/// The string that a key in wire form begins with, its type (RFC 4253, section 6.6).
+/// Returns the first string of a key in wire form, which is its type (RFC 4253, section 6.6).
 fn first_string(blob: &[u8]) -> Option<&[u8]> {
     let (length, rest) = blob.split_first_chunk::<4>()?;
     rest.get(..usize::try_from(u32::from_be_bytes(*length)).ok()?)
 }
 
-/// Returns the keys in `SSH_AUTH_INFO_0`, which sshd hands to PAM: a line `METHOD TYPE BASE64` for each method that succeeded. Lines of
-/// other methods are skipped. None stands for a key that cannot be parsed.
+/// Returns the keys in `SSH_AUTH_INFO_0`, which sshd hands to PAM. It has a line for each method that succeeded; the
+/// line of a key is `publickey TYPE BASE64`. Lines of other methods are skipped. None stands for a key that cannot be
+/// parsed.
 pub fn authenticated_with(ssh_auth_info: &str) -> Vec<Option<PublicKey>> {
     let keys = ssh_auth_info.lines().filter_map(|line| line.strip_prefix("publickey"));
     keys.map(|key| PublicKey::parse(key).ok()).collect()
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe";
-    /// What `ssh-keygen -lf` prints for it.
+    /// The fingerprint of [`ED25519`], as `ssh-keygen -lf` prints it.
     const FINGERPRINT: &str = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
 
     #[test]

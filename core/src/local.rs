@@ -1,7 +1,8 @@
-//! The local accounts and groups, read from passwd(5) and group(5) themselves.
+//! The local accounts and groups, read directly from passwd(5) and group(5).
 //!
-//! They are not read through NSS: the resolver would ask itself, and the NSS module runs inside a lookup. A line counts here exactly if
-//! it counts for the C library: an account that glibc has and this file skips would be taken for free.
+//! They are not read through NSS: the resolver would ask itself, and the NSS module itself runs inside a lookup. A line
+//! counts here exactly if it counts for the C library. If this module skipped an account that glibc has, its name and
+//! uid would be taken for free ones.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,7 +19,7 @@ pub struct Account {
     pub name: String,
     /// The uid.
     pub uid: Uid,
-    /// The primary group.
+    /// The gid of the primary group.
     pub gid: Gid,
     /// The home directory.
     pub home: String,
@@ -31,12 +32,12 @@ pub struct Group {
     pub name: String,
     /// The gid.
     pub gid: Gid,
-    /// The listed members. Accounts that have it as their primary group are not listed.
+    /// The members that the line lists. An account need not be listed in its primary group.
     pub members: Vec<String>,
 }
 
 impl Group {
-    /// Whether `account` is a member: listed, or by its primary group.
+    /// Whether `account` is a member, by the list or by its primary group.
     pub fn has(&self, account: &Account) -> bool {
         self.gid == account.gid || self.lists(&account.name)
     }
@@ -47,7 +48,7 @@ impl Group {
     }
 }
 
-/// Returns the gids of those `groups` that have one of `names`, each with that name.
+/// Returns the gids of those `groups` whose names are among `names`, each with that name.
 pub fn gids_of(groups: &[Group], names: &[&'static str]) -> BTreeMap<Gid, &'static str> {
     let name_of = |group: &Group| names.iter().find(|name| **name == group.name).copied();
     groups.iter().filter_map(|group| Some((group.gid, name_of(group)?))).collect()
@@ -82,11 +83,11 @@ pub fn group_by_name(path: &Path, name: &str) -> io::Result<Option<Group>> {
 pub struct Subordinate {
     /// The owner, by name or by uid in decimal digits.
     pub owner: String,
-    /// The uids.
+    /// The range of uids.
     pub uids: Range<u32>,
 }
 
-/// Returns the ranges of subordinate uids in the subuid(5) file `path`. Empty if it cannot be read.
+/// Returns the ranges of subordinate uids in the subuid(5) file `path`. Empty if the file cannot be read.
 pub fn subordinate(path: &Path) -> Vec<Subordinate> {
     let range = |line: &[u8]| {
         let mut fields = fields(line)?;
@@ -122,7 +123,7 @@ fn find<T>(
     entries(path, parse)?.find(|entry| entry.as_ref().map_or(true, &wanted)).transpose()
 }
 
-/// Returns what `parse` makes of the lines of a file, without those of which it makes nothing.
+/// Returns the lines of a file as `parse` returns them, without those for which it returns None.
 fn entries<T>(
     path: &Path,
     parse: impl Fn(&[u8]) -> Option<T>,
@@ -134,9 +135,9 @@ fn entries<T>(
     }))
 }
 
-/// The fields of a line as glibc's `files` service reads it (nss/nss_files/files-parse.c): white space before the
-/// name is skipped, `#` begins a comment, and a NUL byte ends the line. Bytes that are not UTF-8 are kept as U+FFFD,
-/// so that such a line still counts and never passes for one with a name that is all ASCII.
+/// Splits a line into fields as glibc's `files` service does (nss/nss_files/files-parse.c): white space before the name
+/// is skipped, a `#` there makes the line a comment, and a NUL byte ends the line. Bytes that are not UTF-8 become
+/// U+FFFD, so that the line still counts, but its name never equals an ASCII name.
 fn fields(line: &[u8]) -> Option<impl Iterator<Item = String>> {
     let line = line.split(|&byte| byte == 0).next().unwrap_or_default().trim_ascii_start();
     if line.is_empty() || line.starts_with(b"#") {
@@ -145,8 +146,8 @@ fn fields(line: &[u8]) -> Option<impl Iterator<Item = String>> {
     Some(line.split(|&byte| byte == b':').map(|field| String::from_utf8_lossy(field).into_owned()))
 }
 
-/// A number as glibc reads it by strtoul(3): white space and a sign may stand before it. What does not fit into 32 bits,
-/// a negative number among them, and anything behind the digits voids the line.
+/// Parses a number as glibc does with strtoul(3): white space and a sign may stand before the digits. Returns None,
+/// which makes the line invalid, if the number is negative, does not fit into 32 bits, or is followed by anything.
 fn number(field: &str) -> Option<u32> {
     let field = field.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\u{b}');
     let (negative, digits) = match field.as_bytes().first()? {
@@ -211,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_line_counts_exactly_if_it_counts_for_glibc() {
-        // Each is what getpwuid(3) of glibc 2.36 made of the line.
+        // The uids are those that getpwuid(3) of glibc 2.36 found for these lines.
         for (line, uid) in [
             (b"x:x:1:1:M\xfcller:/h:/bin/sh".as_slice(), Some(1)),
             (b"\xff:x:1:1", Some(1)),

@@ -1,7 +1,7 @@
-//! A process: its number and start, what proc(5) says of it, and whether it has ended.
+//! A process: its pid and start time, its state in proc(5), and whether it has ended.
 //!
-//! A process is named by its number and its start, so that none is taken for another that got its number. Finding and
-//! ending the processes of a user is the business of the crate `sessions`.
+//! A process is identified by its pid and start time, so that it is not confused with a later process of that pid. The
+//! crate `sessions` finds and ends the processes of a user.
 
 use std::io;
 
@@ -10,43 +10,43 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::id::Uid;
 
-/// The process list.
+/// The mount point of proc(5).
 const PROC: &str = "/proc";
 
-/// What `/proc/PID/sessionid` says of a process that belongs to no audit session.
+/// The content of `/proc/PID/sessionid` for a process that belongs to no audit session.
 const NO_SESSION: &str = "4294967295";
 
-/// A process, for ever: its number, and its start in clock ticks since the boot.
+/// The identity of a process, which no other process has before the next boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
-    /// The number.
+    /// The pid.
     pub pid: i32,
-    /// The start.
+    /// The start time, in clock ticks since the boot.
     pub start: u64,
 }
 
-/// What proc(5) says of a process.
+/// The state of a process, from `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// Whether its first thread has ended and nobody has waited for it. Others may go on: see [`has_ended`].
+    /// Whether the first thread has ended and was not waited for. Other threads may still run: see [`has_ended`].
     pub zombie: bool,
-    /// Its parent.
+    /// The pid of the parent.
     pub parent: i32,
-    /// Its session (setsid(2)).
+    /// The session (setsid(2)).
     pub session: i32,
-    /// Its terminal, as a device number; 0 for none.
+    /// The terminal, as a device number. 0 for none.
     pub terminal: i32,
-    /// How many threads it has.
+    /// The number of threads.
     pub threads: u32,
-    /// When it was started, in clock ticks since the boot.
+    /// The start time, in clock ticks since the boot.
     pub start: u64,
 }
 
-/// What proc(5) says of `pid` now; none if there is no such process.
+/// Returns the current state of the process `pid`. None if there is no such process.
 pub fn stat(pid: i32) -> Option<Stat> {
     let stat = std::fs::read(format!("{PROC}/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
-    // The name comes first, in parentheses, and may hold anything.
+    // The name of the program stands before these fields, in parentheses, and may contain any character.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let zombie = ["Z", "X"].contains(&fields.next()?);
     // Fields 4 to 22 of proc(5).
@@ -58,9 +58,9 @@ pub fn stat(pid: i32) -> Option<Stat> {
     Some(Stat { zombie, parent, session, terminal, threads, start })
 }
 
-/// Whether a process has ended with all its threads. proc(5) shows one whose first thread has ended as a zombie, while the
-/// others work on; a pidfd becomes readable when the last of them has ended (pidfd_open(2)). What cannot be told counts
-/// as not ended.
+/// Whether a process has ended with all its threads. proc(5) shows a process whose first thread has ended as a zombie,
+/// even if other threads still run. A pidfd becomes readable only when the last thread has ended (pidfd_open(2)). False
+/// if this cannot be determined.
 pub fn has_ended(pid: i32) -> bool {
     let Some(pid) = Pid::from_raw(pid) else { return true };
     match pidfd_open(pid, PidfdFlags::empty()) {
@@ -72,29 +72,31 @@ pub fn has_ended(pid: i32) -> bool {
     }
 }
 
-/// The audit session of a process, which its descendants have too and cannot change (credentials(7)).
+/// Returns the audit session of a process, if it has one. Its descendants have it too and cannot change it
+/// (credentials(7)).
 pub fn audit_session(pid: i32) -> Option<String> {
     let id = std::fs::read_to_string(format!("{PROC}/{pid}/sessionid")).ok()?;
     Some(id.trim().to_owned()).filter(|id| id != NO_SESSION && !id.is_empty())
 }
 
-/// The audit session of a process, if it has begun one of its own: in a container everybody may have the same.
+/// Returns the audit session of a process if its parent has a different one or none. In a container all processes may
+/// have the same, which then says nothing about a login.
 pub fn own_audit_session(pid: i32) -> Option<String> {
     let parent = stat(pid).and_then(|stat| audit_session(stat.parent));
     audit_session(pid).filter(|own| parent.as_ref() != Some(own))
 }
 
-/// Whether any thread has the uid as its real one, as the kernel counts them: none is missed that is just being forked. Processes
-/// that have ended and were not waited for count.
+/// Whether the kernel counts any thread with `uid` as its real uid. The count also includes a process that is just being
+/// forked, and one that has ended and was not waited for.
 pub fn is_at_work(uid: Uid) -> bool {
     rustix::process::getpriority_user(rustix::process::Uid::from_raw(uid.0)).is_ok()
 }
 
 impl Process {
-    /// This process.
+    /// Returns this process.
     ///
     /// # Errors
-    /// Returns an error if proc(5) is not there.
+    /// Returns an error if proc(5) is not mounted.
     pub fn this() -> io::Result<Self> {
         let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let missing = || io::Error::new(io::ErrorKind::NotFound, "/proc is not there");
@@ -102,7 +104,7 @@ impl Process {
         Ok(Self { pid, start: stat.start })
     }
 
-    /// Whether it is still there, and has not ended.
+    /// Whether the process still exists and has not ended.
     pub fn is_running(self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.start == self.start && !(stat.zombie && has_ended(self.pid)))
     }

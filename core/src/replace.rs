@@ -1,4 +1,4 @@
-//! Replacing a file so that it is there whole, before or after: written beside it, then renamed.
+//! Replaces files atomically: the new content is written to a second file in the same folder, which is then renamed.
 
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -8,13 +8,13 @@ use std::path::Path;
 
 use rustix::fs::{XattrFlags, fsetxattr, getxattr};
 
-/// Where SELinux has its state, if it is there: without it nobody but who may do everything may write labels.
+/// A file that exists if SELinux is enabled. Without SELinux, only a process with CAP_SYS_ADMIN may write labels.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
 
-/// Where SELinux keeps a file's label (see selinux(8)).
+/// The extended attribute that holds the SELinux label of a file (selinux(8)).
 const LABEL: &str = "security.selinux";
 
-/// Writes `bytes` to `unfinished`, completely and to the disk, with the owner, mode and label of `path`.
+/// Writes `bytes` to the file `unfinished` and to the disk (fsync(2)), with the owner, mode and label of `path`.
 ///
 /// # Errors
 /// Returns an error if `path` cannot be read or `unfinished` cannot be written.
@@ -33,11 +33,13 @@ pub fn write_like(path: &Path, unfinished: &Path, bytes: &[u8]) -> io::Result<()
     file.sync_all()
 }
 
-/// Replaces the file `path`, or makes it, so that it holds the old bytes or `bytes` also after a crash. It belongs to the caller and has
-/// `mode`. Until it is complete it is called `PATH.new`: only one process may replace a file at a time.
+/// Creates or replaces the file `path`. After a crash it holds either the old bytes or `bytes`. It belongs to this
+/// process's user and has `mode`. Until it is complete it is called `PATH.new`, so only one process may replace it at a
+/// time.
 ///
 /// # Errors
-/// Returns an error if it cannot be written. The old file stays, and nothing is left beside it.
+/// Returns an error if the file or its folder cannot be written. Nothing is left beside the file, which is the old one
+/// unless only the final fsync(2) of the folder failed.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");
@@ -47,7 +49,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 fn replace_by_way_of(path: &Path, unfinished: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let replaced = write_new(unfinished, bytes, mode).and_then(|()| std::fs::rename(unfinished, path));
     if let Err(error) = replaced {
-        // It would only take room from the next try.
+        // An unfinished file would only take up the space that the next attempt needs.
         let _ = std::fs::remove_file(unfinished);
         return Err(error);
     }
@@ -55,10 +57,11 @@ fn replace_by_way_of(path: &Path, unfinished: &Path, bytes: &[u8], mode: u32) ->
     std::fs::File::open(folder)?.sync_all()
 }
 
-/// Writes `bytes` to `unfinished`, completely and to the disk, with `mode`: for a file that is not there yet.
+/// Writes `bytes` to the file `unfinished` and to the disk (fsync(2)), with `mode`. For a target that does not exist
+/// yet.
 ///
 /// # Errors
-/// Returns an error if it cannot be written.
+/// Returns an error if the file cannot be written.
 pub fn write_new(unfinished: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = create(unfinished)?;
     file.write_all(bytes)?;
@@ -66,8 +69,8 @@ pub fn write_new(unfinished: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Puts a file with `bytes` into `folder`, which is made for whoever runs this alone if it is not there. `unfinished` is its name
-/// until it is complete.
+/// Writes a file called `name` with `bytes` into `folder`, which is created for this process's user alone if it does not
+/// exist. Until the file is complete it is called `unfinished`.
 ///
 /// # Errors
 /// Returns an error if the folder or the file cannot be written.
@@ -76,14 +79,14 @@ pub fn put_private(folder: &Path, name: &str, unfinished: &str, bytes: &[u8]) ->
     replace_by_way_of(&folder.join(name), &folder.join(unfinished), bytes, 0o600)
 }
 
-/// Whether `folder` is a folder that nobody but whoever runs this could have written.
+/// Whether `folder` is a folder that belongs to this process's user and that no other user may write.
 pub fn is_private(folder: &Path) -> bool {
     std::fs::symlink_metadata(folder).is_ok_and(|found| {
         found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0
     })
 }
 
-/// A file of that name that nobody else has, in the place of what an earlier try left.
+/// Creates the file `unfinished`, which no other process has open. A file that an earlier attempt left is removed first.
 fn create(unfinished: &Path) -> io::Result<std::fs::File> {
     match std::fs::remove_file(unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -1,8 +1,8 @@
-//! The uids that were ever an IAM user's on this host, each with the user's last Linux name.
+//! The list of uids of the managed range that IAM users have had on this host, each with the user's last Linux name.
 //!
-//! A uid of our range whose user is gone says nothing about whose it was: another directory may use such uids too. A
-//! sweep ends the processes of an unknown uid only if it is in this list, which root keeps. The name tells which ranges of
-//! subuid(5) were the user's.
+//! If IAM knows no user with a uid, the uid alone does not tell whether it ever was an IAM user's: another directory may
+//! use such uids too. The sweep ends the processes of such a uid only if the list, which belongs to root, has it. The
+//! name tells which ranges of subuid(5) belonged to the user.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use crate::id::Uid;
 use crate::name::LinuxName;
 use crate::replace::{is_private, put_private};
 
-/// How many uids are looked through.
+/// The number of folder entries that [`Served::uids`] reads at most.
 const LISTED_MAX: usize = 20_000;
 
-/// The list.
+/// The list: a folder with a file for each uid, which holds the name.
 #[derive(Clone, Debug)]
 pub struct Served(PathBuf);
 
 impl Served {
-    /// The list in the folder `path`.
+    /// Returns the list in the folder `path`.
     pub fn new(path: &Path) -> Self {
         Self(path.to_owned())
     }
 
-    /// Adds a uid, with the Linux name that its user has now.
+    /// Adds a uid with the current Linux name of its user. A name that the list already has for the uid is replaced.
     ///
     /// # Errors
     /// Returns an error if the list cannot be written.
@@ -32,23 +32,25 @@ impl Served {
         if self.name_of(uid).is_some_and(|known| known.as_str() == name) {
             return Ok(());
         }
-        // Two logins may come at once.
+        // Two logins may add a uid at the same time.
         let unfinished = format!("{uid}.{}", std::process::id());
         put_private(&self.0, &uid.to_string(), &unfinished, name.as_bytes())
     }
 
-    /// The last Linux name of a uid's user. None if the uid is not in the list, or no name was kept.
+    /// Returns the last Linux name of a uid's user. None if the list does not have the uid, has no name for it, or could
+    /// have been written by users other than this process's.
     pub fn name_of(&self, uid: Uid) -> Option<LinuxName> {
         if self.is_own() { self.kept_name(uid) } else { None }
     }
 
-    /// The uids whose users last had the Linux name `name`: a recreated user has another uid than the one before.
+    /// Returns the uids whose users last had the Linux name `name`. There may be several: a user who is deleted and
+    /// created again gets another uid.
     pub fn uids_of(&self, name: &str) -> Vec<Uid> {
         let is_called = |uid: &Uid| self.kept_name(*uid).is_some_and(|known| known.as_str() == name);
         self.uids().filter(is_called).collect()
     }
 
-    /// All uids of the list.
+    /// Returns all uids of the list. Empty if users other than this process's could have written it.
     pub fn uids(&self) -> impl Iterator<Item = Uid> {
         let entries = if self.is_own() { std::fs::read_dir(&self.0).ok() } else { None };
         let names = entries.into_iter().flatten().take(LISTED_MAX);
@@ -56,7 +58,7 @@ impl Served {
         uids.filter(|uid| self.is_listed(*uid))
     }
 
-    /// Whether a uid is in the list. False if the list could have been written by others than whoever runs this.
+    /// Whether a uid is in the list. False if users other than this process's could have written the list.
     pub fn has(&self, uid: Uid) -> bool {
         self.is_own() && self.is_listed(uid)
     }

@@ -1,8 +1,9 @@
-//! Units of systemd that an administrator or a package wrote: which user they run as (systemd.exec(5)).
+//! Units of systemd that an administrator or a package wrote, and the users that they run as (systemd.exec(5)).
 
 use std::path::{Path, PathBuf};
 
-/// Where units lie that an administrator or a package wrote, those that win first. Not /run: what is transient is there.
+/// The folders with the units that an administrator or a package wrote, the first of which takes precedence. /run is not
+/// among them: it holds transient units, which a user may have started.
 pub const FOLDERS: [&str; 4] = [
     "/etc/systemd/system",
     "/usr/local/lib/systemd/system",
@@ -10,25 +11,27 @@ pub const FOLDERS: [&str; 4] = [
     "/lib/systemd/system",
 ];
 
-/// Which user a service runs as.
+/// The user that a service runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunsAs {
-    /// `User=`, if it is set.
+    /// The value of `User=`, if it is set.
     pub user: Option<String>,
-    /// `DynamicUser=`: systemd makes the user when the service starts.
+    /// Whether `DynamicUser=` is set: systemd then creates the user when the service starts.
     pub is_dynamic: bool,
 }
 
 impl RunsAs {
-    /// The name that is written literally: what holds a specifier like `%i` is anybody's choice.
+    /// Returns the name in `User=`. None if it contains a specifier like `%i`, whose value the user who starts the
+    /// instance can choose.
     pub fn literal_user(&self) -> Option<&str> {
         self.user.as_deref().filter(|user| !user.contains('%'))
     }
 }
 
-/// Which user `unit` runs as, by its fragment and drop-ins in `folders`. None if there is no such unit.
+/// Returns the user that `unit` runs as, from its fragment (its own file) and its drop-ins in `folders`. None if there
+/// is no such unit.
 pub fn runs_as(folders: &[PathBuf], unit: &str) -> Option<RunsAs> {
-    // An instance has the fragment of its template, unless it has one of its own.
+    // An instance uses the fragment of its template, unless it has one of its own.
     let template = unit.split_once('@').map(|(prefix, _)| format!("{prefix}@.service"));
     let names = [Some(unit.to_owned()), template];
     let names: Vec<String> = names.into_iter().flatten().collect();
@@ -59,7 +62,7 @@ fn read(path: &Path) -> Option<String> {
 }
 
 impl RunsAs {
-    /// Takes over what a fragment or drop-in sets in its section `[Service]`; an empty `User=` takes back what was set before.
+    /// Applies what a fragment or drop-in sets in its section `[Service]`. An empty `User=` takes back an earlier one.
     fn read(&mut self, text: &str) {
         let mut section = "";
         for line in text.lines().map(str::trim) {

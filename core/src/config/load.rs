@@ -1,4 +1,4 @@
-//! Reads the configuration: checks that only root could have written it, parses it, and finds contradictions.
+//! Loads the configuration: checks that no other user could have written it, parses it, and finds contradictions.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,14 +9,15 @@ use super::Config;
 use crate::name::LinuxName;
 use crate::name::{IAM_SUDO, IAM_USERS};
 
-/// The longest configuration that is read, in bytes.
+/// The number of bytes of the file that are read. The rest of a longer file is ignored.
 const LENGTH_MAX: u64 = 1024 * 1024;
 
-/// System users that many programs run as. Every program that runs as `keys.user` may ask for keys, so none of these may be it.
+/// System users that many programs run as. None of them may be `keys.user`, since every program that runs as that user
+/// may ask for keys.
 const MANY_RUN_AS: &[&str] =
     &["apache", "bin", "daemon", "mail", "nginx", "nobody", "sys", "systemd-network", "www-data"];
 
-/// Why there is no configuration.
+/// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -27,7 +28,7 @@ pub enum ConfigError {
         /// The error of the system.
         source: io::Error,
     },
-    /// A user other than root could have written the file.
+    /// A user other than root and this process's could have written the file.
     #[error("{}: {problem}; run: chown root {} && chmod go-w {}", .path.display(), .path.display(), .path.display())]
     Untrusted {
         /// The file.
@@ -72,20 +73,21 @@ impl Config {
         Ok(text)
     }
 
-    /// Returns the Linux groups that IAM groups map to. One that several map to comes several times.
+    /// Returns the Linux groups that IAM groups map to. A Linux group that several IAM groups map to is returned several
+    /// times.
     pub fn mapped_groups(&self) -> impl Iterator<Item = &LinuxName> {
         self.groups.values().map(|target| &target.group)
     }
 
-    /// Whether IAM groups map to the Linux group `name`.
+    /// Whether an IAM group maps to the Linux group `name`.
     pub fn is_mapped(&self, name: &str) -> bool {
         self.mapped_groups().any(|group| group.as_str() == name)
     }
 
-    /// Parses the text of a configuration; `path` is for the errors.
+    /// Parses the text of a configuration. Errors name `path` as its file.
     ///
     /// # Errors
-    /// Returns [`ConfigError::Text`] if the text has a mistake.
+    /// Returns an error ([`ConfigError::Text`]) if the text has a mistake.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let wrong = |start: usize, message: &str| {
             let before = text.get(..start).unwrap_or_default();
@@ -100,7 +102,8 @@ impl Config {
         }
     }
 
-    /// Returns a mistake that lies between two keys, with a word of the text near it.
+    /// Returns the message about a value that is forbidden or contradicts another key, and a word by which the text is
+    /// searched for the line to report.
     fn contradiction(&self) -> Option<(&'static str, String)> {
         if MANY_RUN_AS.contains(&self.keys.user.as_str()) {
             let user = &self.keys.user;
@@ -112,7 +115,8 @@ impl Config {
         if self.shared.keys().any(|name| name.as_str() == "root") {
             return Some(("[shared", "root is shared with nobody".to_owned()));
         }
-        // To leave the mapped group would end the adoption, and so leave the account to itself.
+        // The members of a mapped group come from IAM: a user who is no longer a member would no longer be adopted, and
+        // the account would be local again.
         let group = &self.accounts.adopt_group;
         let is_ours = [IAM_USERS, IAM_SUDO].contains(&group.as_str());
         if is_ours || self.is_mapped(group) {
@@ -125,7 +129,7 @@ impl Config {
         Some(("[shared", format!("{twice} is both adopted and shared; choose one")))
     }
 
-    /// Returns what is allowed and probably not meant, each in one sentence.
+    /// Returns a sentence about each setting that is allowed but probably not intended.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(endpoint) = self.aws.endpoint.as_deref().filter(|endpoint| is_plain_and_far(endpoint)) {
@@ -136,8 +140,8 @@ impl Config {
         warnings
     }
 
-    /// Returns `keys.also_run` of a configuration that has a mistake elsewhere: the operator may get in by those commands to mend it. Empty if
-    /// the file is not TOML or cannot be trusted.
+    /// Returns `keys.also_run`, even if the configuration has a mistake elsewhere: with these commands the operator may
+    /// still get in to correct it. Empty if the file is not TOML, or if other users could have written it.
     pub fn rescue_commands(path: &Path) -> Vec<String> {
         let text = Self::trusted_text(path).unwrap_or_default();
         let table: toml::Table = toml::from_str(&text).unwrap_or_default();
@@ -148,7 +152,7 @@ impl Config {
     }
 }
 
-/// Whether an endpoint has no TLS and is not on this machine.
+/// Whether an endpoint uses plain HTTP and is on another host.
 fn is_plain_and_far(endpoint: &str) -> bool {
     let Some(rest) = endpoint.strip_prefix("http://") else { return false };
     let host = rest.split('/').next().unwrap_or_default();

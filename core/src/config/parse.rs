@@ -1,4 +1,4 @@
-//! Parses single keys of the configuration: their values, and the error for each wrong one.
+//! Parsers for single keys of the configuration, with the error for each wrong value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,7 +64,7 @@ pub(super) fn groups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<I
     Ok(groups)
 }
 
-/// A list of IAM groups, which may be empty.
+/// Parses a list of IAM groups, which may be empty.
 pub(super) fn denied<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IamName>, D::Error> {
     let group = |name: String| {
         IamName::group(&name).map_err(|why| de::Error::custom(format!("IAM group {name:?} {why}")))
@@ -128,10 +128,11 @@ impl<'de> Deserialize<'de> for GroupTarget {
     }
 }
 
-/// The tokens of sshd_config(5) that further key commands get. Every sshd has them; %C and %D are too new to be asked for.
+/// The letters of those tokens of sshd_config(5) that a command in `keys.also_run` may use. Every supported version of
+/// sshd has them, but not %C and %D.
 const COMMAND_TOKENS: &str = "uUhftk%";
 
-/// Command lines of further key commands.
+/// Parses command lines that begin with an absolute path and use no tokens but those in [`COMMAND_TOKENS`].
 pub(super) fn commands<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let commands = Vec::<String>::deserialize(deserializer)?;
     for command in &commands {
@@ -153,7 +154,7 @@ pub(super) fn commands<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec
     Ok(commands)
 }
 
-/// A region of AWS, like `eu-central-1`.
+/// Parses a region of AWS, like `eu-central-1`.
 pub(super) fn region<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let is_region = |word: &str| {
         !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -161,7 +162,7 @@ pub(super) fn region<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     word(deserializer, is_region, "a region is lower-case letters, digits and hyphens, like \"eu-central-1\"")
 }
 
-/// The address of an API, with its scheme.
+/// Parses the address of an API, with its scheme.
 pub(super) fn endpoint<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let is_address = |word: &str| {
         let host = word.strip_prefix("https://").or_else(|| word.strip_prefix("http://"));
@@ -171,7 +172,7 @@ pub(super) fn endpoint<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
     word(deserializer, is_address, "an endpoint begins with https:// or http://, and then names a host")
 }
 
-/// The ARN of a role.
+/// Parses the ARN of a role.
 pub(super) fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let is_role = |word: &str| {
         let parts: Vec<&str> = word.splitn(6, ':').collect();
@@ -182,7 +183,7 @@ pub(super) fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     word(deserializer, is_role, "a role is given by its ARN, like \"arn:aws:iam::123456789012:role/NAME\"")
 }
 
-/// Parses a word of a given form, or returns an error that says the form.
+/// Parses a string that `is_right` accepts. The error for any other string ends with `rule`.
 fn word<'de, D: Deserializer<'de>>(
     deserializer: D,
     is_right: impl Fn(&str) -> bool,
@@ -195,7 +196,7 @@ fn word<'de, D: Deserializer<'de>>(
     }
 }
 
-/// Parses uids by immutable ids: each from the range for operators, and none twice.
+/// Parses uids by immutable ids: each must be in the range for operators, and no two may be equal.
 pub(super) fn assigned_uids<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, Uid>, D::Error> {

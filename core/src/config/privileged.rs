@@ -1,16 +1,17 @@
 //! Linux groups whose members can become root.
 
-/// Groups of a host's devices, to which administrators add IAM users by hand: the configuration has to say that IAM gives
-/// them, and yet they claim nobody's name.
+/// Groups for devices of a host. A mapping to one of them needs `allow_privileged`. But the name of a member is not
+/// claimed, since administrators add IAM users to these groups by hand.
 const DEVICE_GROUPS: [&str; 6] = ["input", "kvm", "lpadmin", "netdev", "render", "video"];
 
-/// The groups of [`PRIVILEGED_GROUPS`] that mean root: a name that one of them lists is nobody else's.
+/// Returns the groups of [`PRIVILEGED_GROUPS`] whose listed members are the host's own users: their names are claimed,
+/// and go to no IAM user.
 pub fn groups_of_root() -> Vec<&'static str> {
     PRIVILEGED_GROUPS.iter().copied().filter(|group| !DEVICE_GROUPS.contains(group)).collect()
 }
 
-/// Local groups whose members are root in all but name; mapping an IAM group to one needs `allow_privileged`.
-/// From Debian's and Red Hat's lists of system groups, and from what is known to give root (docker, lxd).
+/// Local groups whose members can become root. Mapping an IAM group to one of them needs `allow_privileged`. The list
+/// combines the system groups of Debian and Red Hat with groups that are known to give root (docker, lxd).
 pub const PRIVILEGED_GROUPS: &[&str] = &[
     "adm",
     "admin",

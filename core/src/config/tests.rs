@@ -14,7 +14,7 @@ fn error(text: &str) -> String {
     parse(text).unwrap_err().to_string()
 }
 
-/// The keys of the code as `section.key`.
+/// Returns the keys that the code has, as `section.key`.
 fn keys() -> Vec<String> {
     let value = serde_json::to_value(parse(LEAST).unwrap()).unwrap();
     let sections = value.as_object().unwrap().iter();
@@ -34,7 +34,7 @@ fn the_example_has_every_key_and_its_default() {
         let header = line.strip_prefix("# ").unwrap_or(line).strip_prefix('[');
         if let Some(name) = header.and_then(|line| line.strip_suffix(']')) {
             section = name.to_owned();
-            // A key that is a table.
+            // The header of a key that is itself a table.
             documented.extend(name.contains('.').then(|| name.to_owned()));
         }
         let line = line.strip_prefix("# ").unwrap_or(line);
@@ -44,7 +44,7 @@ fn the_example_has_every_key_and_its_default() {
             documented.push(format!("{section}.{key}"));
         }
     }
-    // The sections of shared accounts are called as one likes.
+    // A section of a shared account has the name of the account.
     documented.retain(|key| !key.starts_with("shared."));
     documented.sort();
     documented.dedup();

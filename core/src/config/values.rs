@@ -1,4 +1,4 @@
-//! The kinds of values in the configuration, each parsed as it is read, so that an error names its line.
+//! The types of values in the configuration. Each is parsed while the file is read, so that an error names its line.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::LinuxName;
 
-/// A value in the configuration that has not the shape of its kind.
+/// A value in the configuration that does not have the form of its type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}, found {found:?}")]
 pub struct ValueError {
@@ -24,7 +24,7 @@ impl ValueError {
     }
 }
 
-/// Parses a string into `T` as it is read, so that an error names its line.
+/// Parses a string or an integer into `T` while the file is read, so that an error names its line.
 fn parsed<'de, T: std::str::FromStr<Err = ValueError>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -115,7 +115,7 @@ impl<'de> Deserialize<'de> for AbsolutePath {
     }
 }
 
-/// The place of home directories: an absolute path whose last part holds `{name}`.
+/// The path of home directories: an absolute path whose last part contains `{name}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HomePattern(pub(super) String);
 
@@ -146,7 +146,7 @@ impl<'de> Deserialize<'de> for HomePattern {
     }
 }
 
-/// A share of a whole: "20%".
+/// A percentage from 0 to 100: "20%".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percent(pub u8);
 
@@ -220,13 +220,13 @@ impl Serialize for Pattern {
     }
 }
 
-/// The key of an EC2 instance tag, as the metadata service can have it: 1 to 128 letters, digits and `+ - = . , _ : @`
+/// The key of an EC2 instance tag that the metadata service can show: 1 to 128 letters, digits and `+ - = . , _ : @`
 /// (EC2 user guide, "View tags using instance metadata").
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TagName(String);
 
 impl TagName {
-    /// The key.
+    /// Returns the key.
     pub fn as_str(&self) -> &str {
         &self.0
     }
