@@ -1,4 +1,5 @@
-//! Which kind of account is this: managed, adopted, shared or local? The answer needs the configuration, passwd(5) and group(5) alone.
+//! The kind of an account: managed, adopted, shared or local. It follows from the configuration, passwd(5) and group(5)
+//! alone.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,12 +10,12 @@ use crate::local;
 use crate::paths;
 pub use crate::wire::AccountKind;
 
-/// Where the local accounts and groups are.
+/// The files with the local accounts and groups.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// passwd(5)
+    /// The passwd(5) file.
     pub passwd: PathBuf,
-    /// group(5)
+    /// The group(5) file.
     pub group: PathBuf,
 }
 
@@ -27,8 +28,9 @@ impl Default for Files {
 /// Returns the kind of the account `name` with `uid`. Only an account that passwd(5) lists with this uid is adopted or shared.
 ///
 /// # Errors
-/// Returns an error if passwd(5) or group(5) cannot be read and the account may be adopted. A caller that only asks the resolver treats
-/// it as adopted; a caller that would grant something grants nothing.
+/// Returns an error if passwd(5) or group(5) cannot be read and the configuration could adopt or share the account. A
+/// caller that only asks the resolver then treats the account as adopted; a caller that would grant something grants
+/// nothing.
 pub fn account_kind(name: &str, uid: Uid, config: &Config, files: &Files) -> io::Result<AccountKind> {
     if uid == Uid::ROOT {
         return Ok(AccountKind::Local);
@@ -52,8 +54,9 @@ pub fn account_kind(name: &str, uid: Uid, config: &Config, files: &Files) -> io:
     Ok(if adopted { AccountKind::Adopted } else { AccountKind::Local })
 }
 
-/// Returns the kind of the account `name` with `uid`, also without a configuration: `config` is the result of loading `config_path`. An
-/// account whose kind cannot be told counts as adopted, so that the resolver is asked, and refuses.
+/// Returns the kind of the account `name` with `uid`, even if the configuration cannot be used. `config` is the result
+/// of loading `config_path`. An account whose kind cannot be determined counts as adopted, so that the resolver is
+/// asked, and refuses.
 pub fn account_kind_or_meant(
     name: &str,
     uid: Uid,
@@ -62,7 +65,7 @@ pub fn account_kind_or_meant(
     files: &Files,
 ) -> AccountKind {
     match config {
-        // uid 0 is the host's, whatever the configuration says.
+        // uid 0 belongs to the host, whatever the configuration says.
         _ if uid == Uid::ROOT => AccountKind::Local,
         Ok(config) => account_kind(name, uid, config, files).unwrap_or(AccountKind::Adopted),
         Err(_) if uid.is_managed() => AccountKind::Managed,
@@ -76,11 +79,11 @@ pub fn account_kind_or_meant(
     }
 }
 
-/// Whether a configuration that cannot be used might adopt an account. Such an account counts as adopted, which refuses it; every
-/// other local account stays local, so that a mistake keeps no administrator out.
+/// Whether a configuration that cannot be used might adopt an account. Such an account counts as adopted, so that its
+/// logins are refused. Every other local account stays local, so that a mistake keeps no administrator out.
 ///
-/// Only `accounts.adopt`, `accounts.adopt_group` and `[shared]` decide: read from the table if `broken_config` is TOML,
-/// else from the text behind those keys alone.
+/// Only `accounts.adopt`, `accounts.adopt_group` and `[shared]` count. They are read from the table if `broken_config`
+/// is TOML, otherwise from the text that follows these keys.
 pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files) -> bool {
     if uid == Uid::ROOT || uid.is_managed() {
         return false;
@@ -96,7 +99,7 @@ pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files
     if !listed && meant.adopt_groups.is_empty() {
         return false;
     }
-    // As for a sound configuration: only an account that stands in passwd(5) with this uid is adopted.
+    // As with a valid configuration, only an account that passwd(5) has with this uid is adopted.
     let account = local::account_by_name(&files.passwd, name).ok().flatten();
     let Some(account) = account.filter(|account| account.uid == uid) else { return false };
     listed
@@ -106,7 +109,7 @@ pub fn could_be_adopted(name: &str, uid: Uid, broken_config: &str, files: &Files
             .any(|group| meant.adopt_groups.contains(&group.name) && group.has(&account))
 }
 
-/// The local accounts that a configuration with a mistake means to adopt or to share.
+/// The local accounts that a configuration with a mistake names as adopted or shared.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Meant {
     adopt: Vec<String>,
@@ -132,14 +135,14 @@ impl Meant {
         }
     }
 
-    /// Reads a text that is not TOML line by line: the words from a key to the next key or section are its values.
+    /// Reads a text that is not TOML, line by line. The words between a key and the next key or section are its values.
     fn from_text(text: &str) -> Self {
         let (mut meant, mut key, mut is_closed) = (Self::default(), Key::Other, false);
         for line in text.split(['\n', '\r']).map(str::trim) {
             let line = line.split('#').next().unwrap_or_default();
             let mut values = line;
             if let Some(section) = line.strip_prefix('[').filter(|_| !line.contains('=')) {
-                // A line of an array over several lines may begin with a bracket too, but not with a bare word.
+                // A line inside an array may begin with a bracket too, but not with a bare word after it.
                 let path = section.split(']').next().unwrap_or_default();
                 if path.starts_with(|c: char| c.is_ascii_alphabetic()) {
                     let name =
@@ -149,7 +152,8 @@ impl Meant {
                     continue;
                 }
             }
-            // A remark, another key or a broken header, where the value has ended. A list may go on with a further word.
+            // After the end of a value, the line is a remark, another key or a broken header. Only a list may go on with
+            // a further word.
             let goes_on = matches!(key, Key::Adopt) && line.starts_with(['"', '\'']);
             if is_closed && !line.is_empty() && !goes_on {
                 key = Key::Other;
@@ -179,7 +183,7 @@ impl Meant {
     }
 }
 
-/// A key that decides which accounts are adopted, or another one.
+/// The key that a value belongs to.
 enum Key {
     Adopt,
     AdoptGroup,
@@ -187,7 +191,7 @@ enum Key {
 }
 
 impl Key {
-    /// The key at the end of a dotted one, with or without quotes.
+    /// Returns the key in the last part of `word`, which may be dotted and quoted.
     fn of(word: &str) -> Self {
         match word.rsplit('.').next().unwrap_or_default().trim_matches(['"', '\'', ' ']) {
             "adopt" => Self::Adopt,
@@ -197,7 +201,7 @@ impl Key {
     }
 }
 
-/// The names in a piece of text, whatever quotes and brackets are around them.
+/// Returns the names in a piece of text, without the quotes and brackets around them.
 fn words(text: &str) -> impl Iterator<Item = String> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c))
         .filter(|word| !word.is_empty())

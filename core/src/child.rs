@@ -61,7 +61,7 @@ impl Running {
     /// returned; the rest is read and dropped.
     ///
     /// # Errors
-    /// Returns an error if the deadline passes (`TimedOut`), or if the output cannot be read or the process not be
+    /// Returns an error if the deadline passes (`TimedOut`), if the output cannot be read, or if the process cannot be
     /// waited for.
     pub fn output(mut self, deadline: Deadline) -> io::Result<Output> {
         let stdout = self.child.stdout.take().map(OwnedFd::from);

@@ -1,7 +1,7 @@
 //! The blocking client: one connection, one request, one answer, one deadline.
 //!
-//! It runs inside sshd, sudo and every program that looks up a user. So the descriptor is closed before it returns, nothing
-//! raises SIGPIPE, and connect(2) is bounded too (it blocks while a socket's backlog is full).
+//! It runs inside sshd, sudo and every program that looks up a user. So it closes its descriptor before it returns,
+//! never raises SIGPIPE, and bounds connect(2) too, which blocks while a socket's backlog is full.
 
 use std::io;
 use std::net::IpAddr;
@@ -24,13 +24,13 @@ use crate::id::Uid;
 use crate::wire::{Answer, Envelope, Failure, Request, VERSION};
 use crate::{local, paths};
 
-/// Bytes of the first read: an account, a decision or a few keys with their header.
+/// The size of the first read, in bytes: room for an account, a decision or a few keys, with the header.
 const FIRST_READ: usize = 8 * 1024;
 
 /// The pause before a request is sent again after the connection was cut. Each further pause is twice as long.
 const BROKEN_OFF_PAUSE: Duration = Duration::from_millis(10);
 
-/// Why there is no answer. None of these is ever a yes.
+/// Why there is no answer. No caller takes any of these for permission.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nothing listens on the socket.
@@ -41,27 +41,27 @@ pub enum ClientError {
     Impostor {
         /// The socket.
         path: PathBuf,
-        /// The user who listens.
+        /// The user whose process listens.
         owner: Uid,
     },
     /// The resolver did not answer in time.
     #[error("the resolver did not answer in time")]
     TimedOut,
-    /// The connection was cut, or the process ended.
+    /// The connection was cut, or another I/O error occurred.
     #[error("talking to the resolver: {0}")]
     Io(io::Error),
-    /// The bytes received are no answer.
+    /// The bytes received are not a valid answer.
     #[error("the resolver's answer makes no sense: {0}")]
     Malformed(String),
-    /// The resolver answered that it has no answer.
+    /// The resolver answered with an error.
     #[error("{message}")]
     Failed {
-        /// What kind of failure.
+        /// The kind of failure.
         kind: Failure,
-        /// For the log.
+        /// The message, for the log.
         message: String,
     },
-    /// The answer belongs to another request.
+    /// The answer is not of the type that belongs to the request.
     #[error("the resolver answered another question")]
     OtherAnswer,
 }
@@ -78,27 +78,28 @@ impl From<Errno> for ClientError {
     }
 }
 
-/// Asks the resolver that listens on `socket`.
+/// Sends `request` to the resolver that listens on `socket`, and returns its answer.
 ///
 /// # Errors
-/// Returns an error if nothing listens, another user listens, or no answer comes in time.
+/// Returns an error if nothing listens, an untrusted user listens, or no valid answer comes in time.
 pub fn ask(socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, ClientError> {
     ask_on_behalf(socket, request, Behalf::default(), deadline)
 }
 
-/// The user or client on whose behalf a program asks.
+/// The user or client on whose behalf a program sends a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Behalf {
-    /// The address of the client that sshd serves.
+    /// The address of the client that this sshd process serves.
     pub client: Option<IpAddr>,
     /// The uid whose limits the request counts against. None for the real uid of this process.
     pub caller: Option<Uid>,
 }
 
-/// Asks the resolver that listens on `socket`, on behalf of another user or a client of sshd.
+/// Sends `request` to the resolver that listens on `socket`, on behalf of another user or a client of sshd, and returns
+/// its answer.
 ///
 /// # Errors
-/// Returns an error if nothing listens, another user listens, or no answer comes in time.
+/// Returns an error if nothing listens, an untrusted user listens, or no valid answer comes in time.
 pub fn ask_on_behalf(
     socket: &Path,
     request: &Request,
@@ -112,8 +113,9 @@ pub fn ask_on_behalf(
     })
 }
 
-/// Calls `ask` again if the connection was cut, up to `retries` times: systemd starts a resolver that was killed again behind the same
-/// socket. Bounded, so that a request which crashes the resolver cannot crash it in a loop.
+/// Calls `ask` again if the connection was cut, up to `retries` times. systemd restarts a resolver that was killed,
+/// behind the same socket. The number is bounded, so that a request which crashes the resolver cannot crash it in a
+/// loop.
 fn persistently<T>(
     retries: u32,
     deadline: Deadline,
@@ -140,7 +142,7 @@ fn is_broken_off(error: &io::Error) -> bool {
 /// Sends a request over `connection` and receives its answer.
 ///
 /// # Errors
-/// Returns an error if the exchange fails, does not end in time, or brings no answer.
+/// Returns an error if the exchange fails, does not end in time, or brings no valid answer.
 pub fn exchange(
     connection: BorrowedFd<'_>,
     request: &Request,
@@ -172,9 +174,9 @@ fn open(path: &Path, deadline: Deadline) -> Result<OwnedFd, ClientError> {
     }
 }
 
-/// Returns an error unless the socket belongs to root (systemd made it) or to the resolver's user.
+/// Returns an error unless the socket was made by root, as systemd does, or by the resolver's user.
 fn check_owner(socket: &OwnedFd, path: &Path) -> Result<(), ClientError> {
-    /// The number of a system user does not change under a running process; a failed look-up is tried again.
+    /// The uid of the resolver's user. It does not change while a process runs. A failed lookup is repeated.
     static RESOLVER: OnceCell<Uid> = OnceCell::new();
 
     let owner = Uid(socket_peercred(socket)?.uid.as_raw());
@@ -198,9 +200,9 @@ fn send_all(socket: BorrowedFd<'_>, mut rest: &[u8], deadline: Deadline) -> Resu
     Ok(())
 }
 
-/// How long the client polls for the answer before it sleeps. An answer without a call to IAM comes in that time, and sleeping and
-/// waking would cost as much again (tests/bench nss measures it). Each poll yields the processor, so that a host with one runs the
-/// resolver meanwhile.
+/// How long the client polls for the answer before it blocks. An answer without a call to IAM comes within this time,
+/// and blocking would double that (`tests/bench nss` measures it). Each poll yields the processor, so that the resolver
+/// can run meanwhile on a host with only one processor.
 const EAGER: Duration = Duration::from_micros(80);
 
 /// Polls until there is something to read, or [`EAGER`] has passed.
@@ -215,7 +217,8 @@ fn await_eagerly(socket: BorrowedFd<'_>) {
     }
 }
 
-/// Receives a frame and returns its body. The first read has room for all but long answers, so that one suffices.
+/// Receives a frame and returns its body. The first read has room for all but long answers, so that one read usually
+/// suffices.
 fn receive(socket: BorrowedFd<'_>, deadline: Deadline) -> Result<Vec<u8>, ClientError> {
     let mut frame = vec![0; FIRST_READ];
     let (mut received, mut wanted) = (0, HEADER);
@@ -273,7 +276,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let asked = std::thread::spawn(move || {
             let answer = frame::encode(br#"{"answer":"not-found"}"#, ANSWER_MAX).unwrap();
-            // The third is answered, and after it nobody.
+            // The first request is answered at its third attempt, the second one never.
             for at in 0..=3 + RETRIES {
                 let (mut stream, _) = listener.accept().unwrap();
                 let _ = stream.read(&mut [0; 1024]);
@@ -352,7 +355,7 @@ mod tests {
         let deadline = Deadline::after(Duration::from_secs(5));
         let connection = open(&path, deadline).unwrap();
         let me = Uid(rustix::process::getuid().as_raw());
-        // Run by root, the listener is root; run by anybody else it is an impostor.
+        // If root runs this test, root listens; otherwise an untrusted user does.
         assert_eq!(check_owner(&connection, &path).is_ok(), me == Uid::ROOT);
     }
 }

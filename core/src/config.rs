@@ -1,7 +1,7 @@
 //! The configuration, `/etc/pam_iam/config.toml`.
 //!
-//! A key that is not known, a value of the wrong kind and a setting that would be dangerous are errors that name the
-//! line. Only `access.allow` has no default: a configuration without it allows nobody rather than everybody.
+//! A key that is not known, a value of the wrong kind and a dangerous setting are errors that name the line. Only
+//! `access.allow` has no default: a configuration without it is an error, and nobody may log in.
 //! `docs/config.example.toml` describes every key.
 
 use std::collections::BTreeMap;
@@ -27,56 +27,56 @@ pub use values::{AbsolutePath, ConfigDuration, HomePattern, Pattern, Percent, Ta
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Who may do what.
+    /// The rules for logging in and for sudo.
     pub access: Access,
-    /// IAM groups and the Linux groups that they stand for.
+    /// The Linux groups that IAM groups map to, by IAM group.
     #[serde(default)]
     pub groups: BTreeMap<IamName, GroupTarget>,
-    /// What accounts look like, and which local ones are adopted.
+    /// The properties of accounts, and the local accounts that are adopted.
     #[serde(default)]
     pub accounts: Accounts,
-    /// Local accounts that the members of IAM groups share.
+    /// The shared accounts, by Linux name.
     #[serde(default)]
     pub shared: BTreeMap<LinuxName, Shared>,
-    /// How home directories are made.
+    /// The settings for new home directories.
     #[serde(default)]
     pub home: Home,
-    /// Who may ask for keys, and further sources of keys.
+    /// The user who may ask for keys, and further sources of keys.
     #[serde(default)]
     pub keys: Keys,
-    /// How IAM is reached.
+    /// The connection to IAM.
     #[serde(default)]
     pub aws: Aws,
-    /// How old answers may be.
+    /// The ages up to which answers are used.
     #[serde(default)]
     pub freshness: Freshness,
-    /// What ends an open session.
+    /// The rules by which open sessions are ended.
     #[serde(default)]
     pub sessions: Sessions,
-    /// How the importer retires accounts.
+    /// The rules by which the importer retires accounts.
     #[serde(default)]
     pub importer: Importer,
-    /// How the resolver is reached.
+    /// The way in which clients reach the resolver.
     #[serde(default)]
     pub resolver: Resolver,
 }
 
-/// `[access]`
+/// The section `[access]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Access {
-    /// Who may log in.
+    /// The users who may log in.
     #[serde(deserialize_with = "parse::allow")]
     pub allow: Allowed,
-    /// Who may use sudo.
+    /// The users who may use sudo. They must also be allowed to log in.
     #[serde(default = "parse::nobody", deserialize_with = "parse::sudo")]
     pub sudo: Allowed,
-    /// IAM groups whose members may neither log in nor use sudo, whatever else allows them.
+    /// IAM groups whose members may neither log in nor use sudo, even if another rule allows them.
     #[serde(default, deserialize_with = "parse::denied")]
     pub deny: Vec<IamName>,
 }
 
-/// The IAM users whom a rule names.
+/// The IAM users whom a rule allows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Allowed {
@@ -96,38 +96,38 @@ pub enum Allowed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TagRule {
-    /// The tag, whose value is a list of groups with commas between them.
+    /// The key of the tag. Its value is a list of IAM groups, separated by commas.
     pub tag: TagName,
-    /// Only groups that match one of these patterns count: a principal who may write tags must not choose who is root.
+    /// The patterns of the groups that may count. Without them, a principal who may write tags could allow any IAM group.
     #[serde(deserialize_with = "parse::patterns")]
     pub within: Vec<Pattern>,
 }
 
-/// The Linux group that an IAM group stands for.
+/// The Linux group that an IAM group maps to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GroupTarget {
-    /// Its name.
+    /// The name of the Linux group.
     pub group: LinuxName,
-    /// Whether it may be one of [`PRIVILEGED_GROUPS`].
+    /// Whether the Linux group may be one of [`PRIVILEGED_GROUPS`].
     pub allow_privileged: bool,
 }
 
-/// `[accounts]`
+/// The section `[accounts]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Accounts {
     /// The home directory, with `{name}` for the Linux name.
     pub home: HomePattern,
-    /// The shell.
+    /// The login shell.
     pub shell: AbsolutePath,
-    /// Endings of IAM names that are dropped for the Linux name.
+    /// The endings of IAM names that are dropped for the Linux name.
     pub drop_suffix: Vec<String>,
-    /// Local accounts that IAM users of the same name may use.
+    /// The local accounts that are adopted: the IAM users of the same names may use them.
     pub adopt: Vec<LinuxName>,
-    /// The local group whose members are adopted too; none if empty.
+    /// The local group whose members are adopted too. Empty for no group.
     pub adopt_group: String,
-    /// uids that the operator assigns, by the immutable ids of the users: for users whose computed uids meet; to be equal on every
-    /// host.
+    /// The uids that the operator assigns, by the immutable ids of the users: for users whose computed uids collide. The
+    /// assignments must be equal on all hosts.
     #[serde(deserialize_with = "parse::assigned_uids")]
     pub uids: BTreeMap<String, Uid>,
 }
@@ -145,7 +145,7 @@ impl Default for Accounts {
     }
 }
 
-/// `[shared.NAME]`
+/// The section `[shared.NAME]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shared {
@@ -154,13 +154,13 @@ pub struct Shared {
     pub groups: Vec<IamName>,
 }
 
-/// `[home]`
+/// The section `[home]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Home {
     /// The folder whose content is copied into a new home directory.
     pub skel: AbsolutePath,
-    /// What to do about a home directory that belongs to another user.
+    /// The action if the home directory belongs to another user.
     pub on_mismatch: OnMismatch,
 }
 
@@ -170,26 +170,26 @@ impl Default for Home {
     }
 }
 
-/// What to do about a home directory that belongs to another user.
+/// The action if the home directory belongs to another user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnMismatch {
-    /// It stays, and the login is refused.
+    /// The login is refused, and the directory stays.
     Refuse,
-    /// It is renamed to `NAME.UID`, and the user gets a new one.
+    /// The directory is renamed to `NAME.UID`, and the user gets a new one.
     Aside,
 }
 
-/// `[keys]`
+/// The section `[keys]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Keys {
     /// sshd's `AuthorizedKeysCommandUser`: the user who may ask for keys, beside root.
     pub user: String,
-    /// Further key commands.
+    /// The command lines of further key commands.
     #[serde(deserialize_with = "parse::commands")]
     pub also_run: Vec<String>,
-    /// The accounts for which they are run.
+    /// The accounts for which the further key commands are run.
     pub also_run_for: AlsoRunFor,
 }
 
@@ -197,14 +197,14 @@ pub struct Keys {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AlsoRunFor {
-    /// The accounts that the host has itself: local, adopted and shared ones.
+    /// Local, adopted and shared accounts.
     Local,
-    /// Managed accounts too. A key that IAM does not have then opens them.
+    /// All accounts: a key that IAM does not have can then open a managed account.
     All,
 }
 
 impl Keys {
-    /// Whether keys that IAM does not have may open the account of an IAM user.
+    /// Whether keys that IAM does not have may open managed accounts.
     pub fn others_open_managed_accounts(&self) -> bool {
         !self.also_run.is_empty() && self.also_run_for == AlsoRunFor::All
     }
@@ -216,28 +216,28 @@ impl Default for Keys {
     }
 }
 
-/// `[aws]`
+/// The section `[aws]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Aws {
-    /// The region; the SDK's own chain if none.
+    /// The region. If None, the SDK determines it.
     #[serde(deserialize_with = "parse::region")]
     pub region: Option<String>,
-    /// The address of the IAM API, instead of AWS's own.
+    /// The address of the IAM API. If None, the address of AWS.
     #[serde(deserialize_with = "parse::endpoint")]
     pub endpoint: Option<String>,
-    /// The profile of the SDK's configuration files.
+    /// The profile in the SDK's configuration files.
     pub profile: Option<String>,
-    /// The role to take on before asking.
+    /// The ARN of the role that the resolver assumes before it calls IAM.
     #[serde(deserialize_with = "parse::role")]
     pub assume_role: Option<String>,
-    /// The external id that the role's trust policy wants.
+    /// The external id that the role's trust policy requires.
     pub external_id: Option<String>,
-    /// The most time for one connect.
+    /// The longest time for making one connection.
     pub connect_timeout: ConfigDuration,
-    /// The most time for one API call.
+    /// The longest time for one API call.
     pub call_timeout: ConfigDuration,
-    /// The most time for one request to the resolver, with all its calls and retries.
+    /// The longest time for one request to the resolver, with all its calls and retries.
     #[serde(deserialize_with = "parse::total_timeout")]
     pub total_timeout: ConfigDuration,
 }
@@ -257,19 +257,19 @@ impl Default for Aws {
     }
 }
 
-/// `[freshness]`
+/// The section `[freshness]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Freshness {
-    /// An older entry is stale: it is revalidated before it decides anything.
+    /// The age above which an entry is stale: it is revalidated before it decides anything.
     pub max_age: ConfigDuration,
-    /// How often the list of allowed users is read again.
+    /// The interval at which the roster is read again.
     pub roster: ConfigDuration,
-    /// How long a stale entry serves logins while IAM cannot be reached.
+    /// The age up to which a stale entry is used for logins while IAM cannot be reached.
     pub offline: ConfigDuration,
-    /// How long a stale entry serves sudo while IAM cannot be reached.
+    /// The age up to which a stale entry is used for sudo while IAM cannot be reached.
     pub offline_sudo: ConfigDuration,
-    /// Lookups a minute of names that are not on the roster.
+    /// The number of lookups per minute of names that are not on the roster.
     pub unknown_per_minute: u32,
 }
 
@@ -285,17 +285,17 @@ impl Default for Freshness {
     }
 }
 
-/// `[sessions]`
+/// The section `[sessions]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sessions {
-    /// What the sweep looks at.
+    /// The reasons for which the sweep ends an open session.
     pub sweep: Sweep,
     /// The time between asking a session to end and killing it.
     pub grace: ConfigDuration,
-    /// What to do about a session of a managed account that cannot be registered.
+    /// The action if a session of a managed account cannot be registered.
     pub unregistered: Unregistered,
-    /// What to do about a session of a managed account by ssh for which sshd names no key.
+    /// The action if sshd names no key for an ssh session of a managed account.
     pub without_key: Unregistered,
 }
 
@@ -310,17 +310,17 @@ impl Default for Sessions {
     }
 }
 
-/// What to do about a session that a sweep would not see.
+/// The action for a session that the sweep could not judge, since it is not registered or has no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unregistered {
-    /// It is refused.
+    /// The session is refused.
     Refuse,
-    /// It is allowed, with an error in the log.
+    /// The session is allowed. If it cannot be registered, an error is logged.
     Allow,
 }
 
-/// What ends an open session.
+/// The reasons for which the sweep ends an open session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sweep {
@@ -328,19 +328,19 @@ pub enum Sweep {
     Key,
     /// The user was withdrawn.
     Login,
-    /// Nothing.
+    /// None: the sweep ends no session.
     Off,
 }
 
-/// `[importer]`
+/// The section `[importer]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Importer {
-    /// What to do with the account of a user who has left.
+    /// The action for the account of a user who has left.
     pub retire: Retire,
-    /// The number of complete rosters in a row in which the user has to be missing.
+    /// The number of complete rosters in a row that must lack the user before the account is retired.
     pub confirm: u32,
-    /// The share of the accounts that one run may retire.
+    /// The largest share of the accounts that one run may retire.
     pub max_retire: Percent,
 }
 
@@ -350,11 +350,11 @@ impl Default for Importer {
     }
 }
 
-/// What to do with the account of a user who has left.
+/// The action for the account of a user who has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Retire {
-    /// It is locked; everything else stays.
+    /// The account is locked, and otherwise left as it is.
     Lock,
     /// The home directory is archived and the account removed.
     Archive,
@@ -362,23 +362,24 @@ pub enum Retire {
     Delete,
 }
 
-/// `[resolver]`
+/// The section `[resolver]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resolver {
-    /// Who answers.
+    /// The resolver that clients use: the daemon, a process for each request, or whichever is there.
     pub mode: Mode,
 }
 
 impl Access {
-    /// Returns the groups that are named here, login before sudo.
+    /// Returns the IAM groups that `allow`, `sudo` and `deny` list, in this order. Groups that an instance tag names are
+    /// not known here.
     pub fn groups(&self) -> impl Iterator<Item = &IamName> {
         [&self.allow, &self.sudo].into_iter().flat_map(Allowed::groups).chain(&self.deny)
     }
 }
 
 impl Allowed {
-    /// Returns the groups that are named. Which groups an instance tag names is not known here.
+    /// Returns the IAM groups that the rule lists. Groups that an instance tag names are not known here.
     pub fn groups(&self) -> &[IamName] {
         match self {
             Self::Groups(groups) => groups,

@@ -1,4 +1,5 @@
-//! What the importer has put into the account files, by the record that it keeps for its next run.
+//! The record that the importer keeps for its next run. It tells other programs what the importer has put into the
+//! account files.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -10,7 +11,7 @@ use crate::name::IAM_USERS;
 use crate::nsswitch::{NSSWITCH, asks_us};
 use crate::{local, paths};
 
-/// The part of the record that other programs read.
+/// The fields of the record that other programs read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct ImporterRecord {
     #[serde(default)]
@@ -20,8 +21,8 @@ pub struct ImporterRecord {
 }
 
 impl ImporterRecord {
-    /// Returns the record of the host under `root`, or an empty one if there is none. One that is broken is empty too: it must not
-    /// keep an administrator out.
+    /// Returns the record of the host under `root`. Empty if there is none or it cannot be parsed: a broken record must
+    /// not keep an administrator out.
     pub fn load(root: &Path) -> Self {
         let path = root.join(paths::IMPORTER_STATE.trim_start_matches('/'));
         let record =
@@ -29,8 +30,8 @@ impl ImporterRecord {
         record.unwrap_or_default()
     }
 
-    /// Returns the record of the host under `root` if accounts come from NSS there: what the importer wrote is left behind, and
-    /// nobody takes it out any more. Empty where the importer is at work.
+    /// Returns the record of the host under `root` if accounts come from our NSS module there: the importer has then
+    /// stopped running, and nothing removes what it wrote. Otherwise returns an empty record.
     pub fn left_behind(root: &Path) -> Self {
         let path = root.join(NSSWITCH.trim_start_matches('/'));
         let nsswitch = std::fs::read_to_string(path).unwrap_or_default();
@@ -47,8 +48,8 @@ impl ImporterRecord {
         self.groups.contains(group)
     }
 
-    /// Returns the managed and adopted accounts that /etc/group under `root` lists in groups of the importer's: pairs of group and
-    /// name. Not iam-users, which restricts.
+    /// Returns pairs of a group and an account: the managed and adopted accounts that /etc/group under `root` lists in
+    /// groups that the importer sets. Not iam-users, which only restricts its members.
     pub fn members(&self, root: &Path) -> Vec<(String, String)> {
         let groups = local::groups(&root.join("etc/group")).unwrap_or_default();
         let accounts = local::accounts(&root.join("etc/passwd")).unwrap_or_default();

@@ -1,8 +1,8 @@
-//! What the parts of pam_iam share: names and ids, configuration, the wire, the blocking client.
+//! The code that the parts of pam_iam share: names and ids, configuration, the wire, the blocking client.
 //!
-//! Every part links this crate, also the two that are loaded into foreign processes (sshd, sudo and whatever looks
-//! up a user). So nothing here starts a thread, installs a signal handler, keeps a descriptor open past a call,
-//! prints to standard output, blocks past its deadline or panics.
+//! Every part links this crate, including the two modules that are loaded into foreign processes (sshd, sudo and every
+//! program that looks up a user). So nothing here starts a thread, installs a signal handler, keeps a descriptor open
+//! past a call, prints to standard output, blocks past its deadline or panics.
 
 #![forbid(unsafe_code)]
 

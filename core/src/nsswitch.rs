@@ -1,31 +1,31 @@
-//! One model of nsswitch.conf(5), as glibc reads it: where accounts and groups come from on this host.
+//! nsswitch.conf(5) as glibc reads it: the services from which this host gets accounts and groups.
 
-/// The file.
+/// The path of nsswitch.conf(5).
 pub const NSSWITCH: &str = "/etc/nsswitch.conf";
 
-/// The name of our module in it.
+/// The name of our NSS module as a service.
 pub const SERVICE: &str = "iam";
 
-/// The databases that we answer, in the order in which a missing line is added. `initgroups` need not be there: without
-/// it the line of `group` says where the groups of a user come from.
+/// The databases that our module answers, in the order in which a missing line is added. The line of `initgroups` may be
+/// missing: then that of `group` says where the groups of a user come from.
 pub const DATABASES: [&str; 3] = ["passwd", "group", "initgroups"];
 
-/// The database that is only changed where it is there. A service that knows any group of a user ends the lookup in it
-/// (initgroups.c of glibc), unless an action says otherwise.
+/// The database whose line is changed if it exists, but never added. Its lookup ends at the first service that knows any
+/// group of the user (initgroups.c of glibc), unless an action says otherwise.
 const OPTIONAL: &str = "initgroups";
 
-/// What makes glibc ask the next service although one has answered.
+/// The action that makes glibc ask the next service even if the service before the action has answered.
 const GOES_ON: &str = "[SUCCESS=continue]";
 
-/// One word of a line: a service, or what to do with its answer.
+/// A word of a line: a service, or an action, which says how the lookup goes on after the service before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word<'a> {
     Service(&'a str),
-    /// What stands in brackets.
+    /// An action, with its brackets.
     Action(&'a str),
 }
 
-/// A word and where it stands in its line.
+/// A word and its position in the line, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Placed<'a> {
     word: Word<'a>,
@@ -33,8 +33,8 @@ struct Placed<'a> {
     end: usize,
 }
 
-/// Splits a line into its database and its words; None if it is a comment, empty or broken. glibc skips blanks before
-/// the database, ends it at a blank or colon, and reads nothing behind a `#`.
+/// Splits a line into its database and its words. None if the line is empty, a comment or malformed. glibc skips blanks
+/// before the database, ends its name at a blank or colon, and ignores everything after a `#`.
 fn parse(line: &str) -> Option<(&str, Vec<Placed<'_>>)> {
     let line = line.split('#').next().unwrap_or_default();
     let start = line.len() - line.trim_start().len();
@@ -64,13 +64,13 @@ fn parse(line: &str) -> Option<(&str, Vec<Placed<'_>>)> {
     Some((database, words))
 }
 
-/// Returns the words of a database's line, of which the last counts; None if the text has no line for it.
+/// Returns the words of the last line of `database`, which is the line that counts. None if the text has no such line.
 fn words_of<'a>(text: &'a str, database: &str) -> Option<Vec<Placed<'a>>> {
     let mut lines = text.lines().filter_map(parse).filter(|(name, _)| *name == database);
     Some(lines.next_back()?.1)
 }
 
-/// Returns the names of the services of a database, in their order; None if the text has no line for it.
+/// Returns the names of the services of `database`, in their order. None if the text has no line for it.
 pub fn services<'a>(text: &'a str, database: &str) -> Option<Vec<&'a str>> {
     let service = |placed: Placed<'a>| match placed.word {
         Word::Service(name) => Some(name),
@@ -79,7 +79,7 @@ pub fn services<'a>(text: &'a str, database: &str) -> Option<Vec<&'a str>> {
     Some(words_of(text, database)?.into_iter().filter_map(service).collect())
 }
 
-/// Whether our module answers a database. Where there is no line of `initgroups`, that of `group` counts.
+/// Whether glibc asks our module for `database`. If there is no line of `initgroups`, that of `group` counts.
 pub fn asks_us(text: &str, database: &str) -> bool {
     match words_of(text, database) {
         Some(words) => is_asked(database, &words),
@@ -87,7 +87,7 @@ pub fn asks_us(text: &str, database: &str) -> bool {
     }
 }
 
-/// Whether our module is among the words of a line, and in `initgroups` reached also for a user whom an earlier service knows.
+/// Whether our module is in a line and glibc reaches it; in `initgroups`, also for a user whom an earlier service knows.
 fn is_asked(database: &str, words: &[Placed<'_>]) -> bool {
     let Some(at) = words.iter().position(|placed| placed.word == Word::Service(SERVICE)) else {
         return false;
@@ -101,7 +101,7 @@ fn is_asked(database: &str, words: &[Placed<'_>]) -> bool {
             Word::Service(_) => false,
         })
     };
-    // glibc asks nobody further where an earlier service's "not found" ends the lookup.
+    // glibc does not reach our module if the "not found" of an earlier service ends the lookup.
     let ends = |placed: &Placed<'_>| match placed.word {
         Word::Action(action) => ends_not_found(&plain(action)),
         Word::Service(_) => false,
@@ -114,27 +114,28 @@ fn is_asked(database: &str, words: &[Placed<'_>]) -> bool {
     database != OPTIONAL || services.all(|(at, _)| goes_on(words.get(at + 1)))
 }
 
-/// Whether an action, in lower case and without blanks, ends the lookup when its service does not know the name.
+/// Whether an action ends the lookup when its service does not know the name. `action` is in lower case and without
+/// blanks.
 fn ends_not_found(action: &str) -> bool {
     let inside = action.trim_start_matches('[').trim_end_matches(']');
-    // `!X=return` is about all but X.
+    // `!X=return` applies to every result but X.
     inside.contains("notfound=return") && !inside.contains("!notfound=return")
         || ["!success=return", "!unavail=return", "!tryagain=return"]
             .iter()
             .any(|other| inside.contains(other))
 }
 
-/// An action in lower case and without blanks.
+/// Returns an action in lower case and without blanks.
 fn plain(action: &str) -> String {
     action.chars().filter(|letter| !letter.is_whitespace()).collect::<String>().to_ascii_lowercase()
 }
 
-/// Whether accounts come from anywhere but this host and our own module.
+/// Whether accounts come from a directory: from any service but those of this host and our own module.
 pub fn has_directory(text: &str) -> bool {
     has_services_but(text, &["files", "compat", "systemd", "altfiles", SERVICE])
 }
 
-/// Whether accounts come from anything but /etc/passwd and our own module: a directory, or another file of this host.
+/// Whether accounts come from any service but /etc/passwd and our own module: a directory, or another file of this host.
 pub fn has_others(text: &str) -> bool {
     has_services_but(text, &["files", "compat", SERVICE])
 }
@@ -143,8 +144,9 @@ fn has_services_but(text: &str, known: &[&str]) -> bool {
     services(text, "passwd").is_some_and(|services| services.iter().any(|service| !known.contains(service)))
 }
 
-/// Adds our module to each database where it is missing: behind all services that are reached in any case. In `initgroups` it
-/// comes first, with an action that has the others asked too, since they need not go on.
+/// Adds our module to each database that lacks it, behind all services that are reached in any case. A line whose lookup
+/// may end before the local files is left as it is. In `initgroups` our module comes first, with an action that makes
+/// glibc ask the other services too: any of them may end the lookup.
 pub fn with_us(text: &str) -> String {
     let mut lines: Vec<String> =
         text.split('\n').map(|line| line_with_us(line).unwrap_or_else(|| line.to_owned())).collect();
@@ -163,7 +165,7 @@ fn line_with_us(line: &str) -> Option<String> {
         return None;
     }
     if let Some(without) = line_without_us(line) {
-        // It is there where nobody asks it.
+        // Our module is in the line, but glibc does not reach it there.
         return line_with_us(&without).or(Some(without));
     }
     if database == OPTIONAL
@@ -172,25 +174,25 @@ fn line_with_us(line: &str) -> Option<String> {
         let (before, after) = line.split_at(first.start);
         return Some(format!("{before}{SERVICE} {GOES_ON} {after}"));
     }
-    // An action may end the lookup before it came to us. One that goes on stays with its service.
+    // An action may end the lookup before it reaches our module. Any other action stays with its service.
     let ends = |placed: &Placed<'_>| match placed.word {
         Word::Service(_) => false,
         Word::Action(action) => plain(action).contains("=return"),
     };
     let stop = words.iter().position(ends).unwrap_or(words.len());
-    // Where the local files come after that, our "not found" would end the lookup before them.
+    // If the local files come after that action, the "not found" of our module would end the lookup before them.
     let is_files = |placed: &Placed<'_>| matches!(placed.word, Word::Service("files" | "compat"));
     if words.get(stop..)?.iter().any(is_files) {
         return None;
     }
     let before = words.get(..stop)?.last();
-    // Without a service before it: behind the colon.
+    // If no word comes before our module, it is added behind the colon.
     let at = before.map_or_else(|| line.find(':').map(|colon| colon + 1), |placed| Some(placed.end))?;
     let (before, after) = line.split_at(at);
     Some(format!("{before} {SERVICE}{after}"))
 }
 
-/// Takes our module out of each database. All other words stay, and so do blanks and comments.
+/// Removes our module, and the action that [`with_us`] adds to it, from each database. Other words and comments stay.
 pub fn without_us(text: &str) -> String {
     let line = |line: &str| {
         let mut line = line.to_owned();
@@ -208,13 +210,13 @@ fn line_without_us(line: &str) -> Option<String> {
     let at = at.filter(|_| DATABASES.contains(&database))?;
     let (ours, next) = (words.get(at)?, words.get(at + 1));
     if database == OPTIONAL && next.is_some_and(|next| next.word == Word::Action(GOES_ON)) {
-        // The action is ours too, and so are the blanks up to the next word.
+        // The action was added with our module, and so were the blanks up to the next word.
         let end =
             words.get(at + 2).map_or_else(|| next.map_or(ours.end, |next| next.end), |after| after.start);
         return Some(format!("{}{}", line.get(..ours.start)?, line.get(end..)?));
     }
     let (before, after) = (line.get(..ours.start)?, line.get(ours.end..)?);
-    // The blanks before it go with it.
+    // The blanks before our module are removed with it.
     Some(format!("{}{after}", before.trim_end()))
 }
 
@@ -232,7 +234,7 @@ mod tests {
                 "# x\npasswd:         files systemd  # y\ngroup:\tfiles [NOTFOUND=return] nis\nshadow: files\n",
                 "# x\npasswd:         files systemd iam  # y\ngroup:\tfiles iam [NOTFOUND=return] nis\nshadow: files\n",
             ),
-            // Red Hat's, whose local groups get systemd's members too.
+            // Red Hat's lines, where systemd adds members to local groups.
             (
                 "passwd: files systemd\ngroup: files [SUCCESS=merge] systemd\n",
                 "passwd: files systemd iam\ngroup: files [SUCCESS=merge] systemd iam\n",
@@ -241,12 +243,13 @@ mod tests {
                 "passwd: files\ngroup: files [ success=merge ] systemd [NOTFOUND=return] nis\n",
                 "passwd: files iam\ngroup: files [ success=merge ] systemd iam [NOTFOUND=return] nis\n",
             ),
-            // A line of its own for the groups of a user; a name that ends in ours; no blanks at all.
+            // A line of `initgroups`, a service whose name begins with ours, and a line without blanks.
             (
                 "passwd:files\n group : iamx files\ninitgroups: files# x\n",
                 "passwd:files iam\n group : iamx files iam\ninitgroups: iam [SUCCESS=continue] files# x\n",
             ),
-            // What goes on stays where it is: a directory behind it is asked as before.
+            // An action that does not end the lookup stays where it is, so that the directory behind it is asked as
+            // before.
             (
                 "passwd: files [UNAVAIL=continue] sss\ngroup: files [!SUCCESS=return] sss\ninitgroups: files [SUCCESS=continue] sss\n",
                 "passwd: files [UNAVAIL=continue] sss iam\ngroup: files iam [!SUCCESS=return] sss\n\
@@ -291,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_line_that_ends_before_the_local_files_stays_as_it_is() {
-        // With our word in it, nobody would find root where the directory does not answer.
+        // With our module in this line, nobody would find root while the directory does not answer.
         let text = "passwd: sss [NOTFOUND=return] files\ngroup: files [NOTFOUND=return] sss\n";
         let with = with_us(text);
         assert_eq!(with, "passwd: sss [NOTFOUND=return] files\ngroup: files iam [NOTFOUND=return] sss\n");
@@ -317,7 +320,7 @@ mod tests {
                 let asks = asks_us(&with, database) || lines.iter().any(ends_before_files);
                 prop_assert!(asks, "{} in {:?}", database, with);
             }
-            // Lines that were added stay, without our word.
+            // Lines that were added stay, without our module.
             let without = without_us(&with);
             prop_assert!(without.starts_with(text.trim_end_matches('\n')), "{:?} became {:?}", text, without);
         }

@@ -1,7 +1,9 @@
-//! The registry of sessions: one file for each, written by PAM's session phase and read by the sweep.
+//! The registry of sessions: a folder with one file for each session. PAM's session phase writes the files, and the sweep
+//! reads them.
 //!
-//! The registry and its parent directory belong to root: a user who could rename the registry could hide a session from the sweep. It is
-//! opened without following links, and used only if both belong to root.
+//! The registry and its parent folder belong to root: a user who could rename the registry could hide a session from the
+//! sweep. The registry is opened without following links, and used only if both folders belong to this process's user and no other
+//! user can write them.
 
 use std::fmt;
 use std::fs::File;
@@ -26,9 +28,9 @@ const ENTRY_MAX: u64 = 64 * 1024;
 /// An open session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
-    /// The process that opened it.
+    /// The pid of the process that opened the session.
     pub pid: i32,
-    /// When that process was started, in clock ticks since the boot (proc(5)).
+    /// The start time of that process, in clock ticks since the boot (proc(5)).
     pub start: u64,
     /// The Linux name.
     pub user: String,
@@ -38,30 +40,31 @@ pub struct Session {
     pub service: String,
     /// The address or host name of the client.
     pub rhost: String,
-    /// The IAM user whose key opened it.
+    /// The IAM user whose key opened the session.
     pub iam_name: String,
-    /// The keys that opened it.
+    /// The keys that opened the session.
     pub keys: Vec<SessionKey>,
     /// The origin of the keys.
     pub origin: Origin,
-    /// The supplementary groups that the user had then.
+    /// The supplementary groups of the user when the session was opened.
     #[serde(default)]
     pub groups: Vec<Gid>,
-    /// When it was opened, in seconds since 1970.
+    /// The time when the session was opened, in seconds since 1970.
     pub since: u64,
-    /// The audit session that the login began (pam_loginuid(8)), if it did: what it leaves behind has it too.
+    /// The audit session that the login began (pam_loginuid(8)), if it began one. Processes that outlive the session
+    /// keep it.
     #[serde(default)]
     pub audit: Option<String>,
-    /// Whether it is over. The entry stays for the processes that it may have left behind.
+    /// Whether the session is over. Its entry then stays because of processes that the session may have left behind.
     #[serde(default)]
     pub closed: bool,
-    /// The number of sweeps in a row that saw nothing of what it may have left behind.
+    /// The number of sweeps in a row that saw no process left behind by the closed session.
     #[serde(default)]
     pub unseen: u32,
 }
 
 impl Session {
-    /// Returns the keys that opened it, with `separator` between them.
+    /// Returns the keys that opened the session, with `separator` between them.
     pub fn keys_joined(&self, separator: &str) -> String {
         let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
         keys.join(separator)
@@ -79,7 +82,7 @@ pub enum SessionKey {
 }
 
 impl SessionKey {
-    /// The fingerprint, if the key could be parsed.
+    /// Returns the fingerprint. None if the key could not be parsed.
     pub fn fingerprint(&self) -> Option<&Fingerprint> {
         match self {
             Self::Known(fingerprint) => Some(fingerprint),
@@ -110,26 +113,27 @@ impl fmt::Display for SessionKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
-    /// It was opened without a key.
+    /// No key: the session was opened without one.
     None,
-    /// The keys are active keys of the user in IAM.
+    /// Only active keys of the user in IAM.
     Iam,
-    /// A key is no active key of the user in IAM.
+    /// At least one key that is not an active key of the user in IAM.
     Foreign,
-    /// The resolver did not answer.
+    /// Not known: the resolver did not answer.
     Unknown,
 }
 
-/// The registry.
+/// An open registry.
 pub struct SessionRegistry {
     dir: OwnedFd,
 }
 
 impl SessionRegistry {
-    /// Opens the registry in `path`. None if there is none.
+    /// Opens the registry in `path`. None if it does not exist.
     ///
     /// # Errors
-    /// Returns an error if it cannot be opened, or belongs to another user than this process's.
+    /// Returns an error if the registry cannot be opened, or if another user owns it or its parent or can write one of
+    /// them.
     pub fn open_if_made(path: &Path) -> io::Result<Option<Self>> {
         match path.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -137,16 +141,17 @@ impl SessionRegistry {
         }
     }
 
-    /// Opens the registry in `path`, and makes it if there is none.
+    /// Opens the registry in `path`, and creates it if it does not exist.
     ///
     /// # Errors
-    /// Returns an error if it cannot be made or opened, or belongs to another user than this process's.
+    /// Returns an error if the registry cannot be created or opened, or if another user owns it or its parent or can
+    /// write one of them.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::open(path, flags, Mode::empty());
         let dir = match open() {
             Err(Errno::NOENT) => {
-                // Without a daemon nobody has made the parent.
+                // Without a daemon, nothing else has created the parent.
                 for (path, mode) in [(path.parent(), 0o755), (Some(path), 0o700)] {
                     match path.map(|path| rustix::fs::mkdir(path, Mode::from_raw_mode(mode))) {
                         None | Some(Ok(()) | Err(Errno::EXIST)) => {}
@@ -174,7 +179,7 @@ impl SessionRegistry {
         Ok(Self { dir })
     }
 
-    /// Writes the entry of a session. An entry of the same process is replaced.
+    /// Writes the entry of a session, as one that IAM has let go on just now. An entry of the same process is replaced.
     ///
     /// # Errors
     /// Returns an error if the entry cannot be written.
@@ -185,7 +190,7 @@ impl SessionRegistry {
 
     fn write(&self, session: &Session) -> io::Result<()> {
         let name = name_of(session.process());
-        // Two may write at once.
+        // Two processes may write at the same time.
         let unfinished = format!(".{name}.{}", std::process::id());
         match rustix::fs::unlinkat(&self.dir, &*unfinished, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -197,8 +202,9 @@ impl SessionRegistry {
         Ok(rustix::fs::renameat(&self.dir, &*unfinished, &self.dir, name)?)
     }
 
-    /// Notes that the session of a process is over. If the kernel marks what it may have left behind, the entry stays until
-    /// the sweep removes it: what forks and ends all the time may not be seen now.
+    /// Notes that the session of a process is over. The entry is removed, unless the session has an audit session, by
+    /// which the sweep finds processes that were left behind. Such an entry stays until the sweep removes it: processes
+    /// that fork and end all the time may be missed by a single look.
     ///
     /// # Errors
     /// Returns an error if the entry cannot be read, written or removed.
@@ -209,7 +215,7 @@ impl SessionRegistry {
         }
     }
 
-    /// Notes in how many sweeps in a row nothing was seen of what a session that is over may have left behind.
+    /// Notes the number of sweeps in a row that saw no process left behind by a closed session.
     ///
     /// # Errors
     /// Returns an error if the entry cannot be written.
@@ -231,7 +237,8 @@ impl SessionRegistry {
         }
     }
 
-    /// Locks the registry against a second sweep, until it is dropped. Returns false if a sweep is running.
+    /// Locks the registry against a second sweep, until `self` is dropped. Returns false if another sweep holds the
+    /// lock.
     ///
     /// # Errors
     /// Returns an error if flock(2) fails.
@@ -243,8 +250,8 @@ impl SessionRegistry {
         }
     }
 
-    /// All sessions whose processes live, each with how long ago IAM said that it may go on. Entries of processes that are
-    /// gone are removed, unless they may have left something behind, and so are those that make no sense.
+    /// Returns the open sessions, each with the age of the answer by which IAM last let it go on. Removes malformed
+    /// entries, and the entries of sessions that are over and have no audit session.
     ///
     /// # Errors
     /// Returns an error if the directory or an entry cannot be read.
@@ -254,7 +261,7 @@ impl SessionRegistry {
         Ok(sessions)
     }
 
-    /// The sessions that are over and may have left something behind.
+    /// Returns the sessions that are over and may have left processes behind.
     ///
     /// # Errors
     /// Returns an error if the directory or an entry cannot be read.
@@ -268,7 +275,7 @@ impl SessionRegistry {
         for entry in Dir::read_from(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            // Unfinished ones are a process's that is writing, or that died in it.
+            // The process of an unfinished entry is still writing it, or died while it did.
             if name.starts_with('.') {
                 let writer = name.rsplit('.').next().and_then(|pid| pid.parse().ok());
                 if writer.is_some_and(process::has_ended) {
@@ -289,11 +296,12 @@ impl SessionRegistry {
         Ok(sessions)
     }
 
-    /// None if the entry is gone or makes no sense. What cannot be read for a moment is neither.
+    /// Returns the session of an entry and the age of the answer by which IAM last let it go on. None if the entry is
+    /// gone or malformed. An entry that cannot be read for another reason is an error.
     fn read(&self, name: &str) -> io::Result<Option<(Session, Duration)>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
-            // A link is none of ours.
+            // A link is not an entry.
             Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
             file => File::from(file?),
         };
@@ -308,8 +316,8 @@ impl SessionRegistry {
         Ok((name_of(session.process()) == name).then_some((session, Duration::from_secs(age))))
     }
 
-    /// Notes that IAM let the session go on when its answer was `age` younger. In the entry's time of change, as the time since the
-    /// boot: the clock of a host may jump.
+    /// Notes that IAM let the session go on in an answer of this `age`. The modification time of the entry holds the
+    /// time of the answer in seconds since the boot, because the wall clock of a host may jump.
     ///
     /// # Errors
     /// Returns an error if the entry cannot be changed.
@@ -322,36 +330,36 @@ impl SessionRegistry {
 }
 
 impl Session {
-    /// Whether it is not over, and its process lives.
+    /// Whether the session is not over and its process runs.
     pub fn is_open(&self) -> bool {
         !self.closed && self.process().is_running()
     }
 
-    /// The process that opened it.
+    /// Returns the process that opened the session.
     pub fn process(&self) -> Process {
         Process { pid: self.pid, start: self.start }
     }
 }
 
-/// The time since the boot, suspended time too. Nobody sets this clock.
+/// Returns the time since the boot, including the time that the host was suspended. Nobody can set this clock.
 pub fn uptime() -> Duration {
     let now = rustix::time::clock_gettime(ClockId::Boottime);
     let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
     Duration::new(seconds.unwrap_or_default(), nanoseconds.unwrap_or_default())
 }
 
-/// Seconds since the boot, suspended ones too.
+/// Returns the seconds since the boot, including those that the host was suspended.
 pub fn since_boot() -> u64 {
     uptime().as_secs()
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// An entry is called by the number and the start of its process: a number is given again, and whoever removes the entry of a
-/// process that is gone must not remove that of the next.
+/// Returns the name of the entry of a process: its pid and start time. The kernel reuses pids, and the removal of an old
+/// entry must not remove that of a later process.
 fn name_of(process: Process) -> String {
     format!("{}-{}", process.pid, process.start)
 }
@@ -395,7 +403,7 @@ mod tests {
         assert_eq!(found, mine);
         assert!(age < Duration::from_secs(60));
         registry.touch(&mine, Duration::from_secs(3600)).unwrap();
-        // As far back as this host's boot lets it.
+        // The age cannot be more than the time since this host's boot.
         let (_, age) = registry.sessions().unwrap().remove(0);
         assert!(age >= Duration::from_secs(60));
         assert!(registry.lock().unwrap() && !SessionRegistry::open(&path).unwrap().lock().unwrap());
@@ -418,7 +426,7 @@ mod tests {
         assert_eq!(registry.left().unwrap(), std::slice::from_ref(&over));
         registry.note_unseen(&over, 2).unwrap();
         assert_eq!(registry.left().unwrap(), [Session { unseen: 2, ..over }]);
-        // One that was killed could not say so.
+        // The process of a session was killed and could not mark its entry as closed.
         let killed = Session { start: mine.start + 1, ..mine.clone() };
         registry.insert(&killed).unwrap();
         assert_eq!(registry.left().unwrap().len(), 2);
@@ -453,7 +461,7 @@ mod tests {
         let gone = Session { start: mine.start - 1, ..mine.clone() };
         registry.insert(&gone).unwrap();
         registry.insert(&mine).unwrap();
-        // As a sweep that has read the first before the second was there.
+        // A sweep does this if it read the first entry before the second one was written.
         registry.remove(gone.process()).unwrap();
         let found: Vec<Session> =
             registry.sessions().unwrap().into_iter().map(|(session, _)| session).collect();
