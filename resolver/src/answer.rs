@@ -1,5 +1,5 @@
-//! From a request to its answer. `keys` and `decision` answer sshd and PAM, `names` and `groups` answer NSS, `report` answers
-//! iamctl; all of them ask `eligibility` which IAM user has a right to a name.
+//! Answers requests. The modules `keys` and `decision` answer sshd and PAM, `names` and `groups` answer NSS, `listing`
+//! answers the importer, and `report` answers iamctl. All of them ask `eligibility` which IAM user has a right to a name.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -30,17 +30,17 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-/// The time that an answer may take beyond `aws.total_timeout`, which bounds its calls.
+/// The time that an answer may take beyond the limit of its calls, such as `aws.total_timeout`.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Answers requests.
+/// The state that answers requests: the users, the host's own names, and counters for `iamctl status`.
 pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
     claims: Claims,
-    /// The users on the roster who were last logged as having no account here, with the reason.
+    /// The users on the roster who have no account on this host, each with the reason. All of them were logged.
     logged_ineligible: RefCell<Vec<(IamName, &'static str)>>,
-    /// The names that were last logged as not shown, with the reason.
+    /// For each name, the last reason that was logged why its IAM user has no account or no keys on this host.
     logged_not_shown: RefCell<BTreeMap<LinuxName, Reason>>,
     /// The number of requests of each kind.
     requests: RefCell<BTreeMap<&'static str, u64>>,
@@ -49,17 +49,17 @@ pub struct Answerer<I> {
     trail: Trail,
 }
 
-/// The client behind a request.
+/// The sender of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Asker {
-    /// Whether the connected process is root's.
+    /// Whether the connected process runs as root.
     pub is_root: bool,
-    /// Whose limit the request counts against.
+    /// The origin whose limits the request counts against.
     pub origin: Origin,
 }
 
 impl From<Uid> for Asker {
-    /// A process that asks for itself.
+    /// Returns the asker for a process that sends a request for itself.
     fn from(peer: Uid) -> Self {
         let is_root = peer == Uid::ROOT;
         Self { is_root, origin: if is_root { Origin::Host } else { Origin::User(peer) } }
@@ -108,7 +108,7 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
-    /// Whether `uid` is that of the key command's user.
+    /// Returns whether `uid` is that of `keys.user`, which runs the key command.
     pub fn is_key_user(&self, uid: Uid) -> bool {
         self.locals.refresh();
         self.locals.uid_of(&self.config().keys.user).is_ok_and(|known| known == Some(uid))

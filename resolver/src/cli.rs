@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use pam_iam_core::paths;
 
-/// Answers who may log in to this host, from AWS IAM.
+/// Answers which users may log in to this host, from AWS IAM.
 #[derive(Parser)]
 #[command(name = "iam-resolver", version)]
 pub struct Arguments {
@@ -21,12 +21,12 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Answer on a socket until told to stop
+    /// Answer requests on a socket until SIGTERM
     Serve {
         /// The socket, unless systemd passes one
         #[arg(long, value_name = "PATH", default_value = paths::SOCKET)]
         socket: PathBuf,
-        /// Where what was learned is kept over a restart
+        /// The folder in which the cache survives a restart
         #[arg(long, value_name = "DIR", default_value = paths::CACHE)]
         cache: PathBuf,
     },

@@ -1,7 +1,7 @@
 //! One connection: a request in, an answer out.
 //!
-//! A client sends its request right after connecting and waits for the answer, so both are tried at once, and only a
-//! socket that is not ready is registered with epoll. That halves the system calls of a look-up.
+//! A client sends its request right after connecting and waits for the answer. So recv(2) and send(2) are tried first,
+//! and only a socket that is not ready is registered with epoll, which halves the system calls of a request.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,14 +15,14 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream as Watched;
 
-/// Bytes of the first read: room for every request that our programs send.
+/// The size of the first read, in bytes. Most requests fit.
 const FIRST_READ: usize = 1024;
 
-/// A connection that was accepted.
+/// An accepted connection. It has one of two streams.
 pub struct Connection {
-    /// Not registered with epoll: it never had to wait.
+    /// The stream before it first has to wait: not registered with epoll.
     unwatched: Option<Unwatched>,
-    /// Registered with epoll.
+    /// The stream after it first had to wait: registered with epoll.
     watched: Option<Watched>,
 }
 
@@ -48,7 +48,7 @@ impl Connection {
     /// Receives the body of a frame.
     ///
     /// # Errors
-    /// Returns an error if the client has gone away, or sends more than [`REQUEST_MAX`].
+    /// Returns an error if the client closes the connection too early, or announces a body longer than [`REQUEST_MAX`].
     pub async fn receive(&mut self) -> io::Result<Vec<u8>> {
         let mut frame = vec![0; FIRST_READ];
         let (mut received, mut wanted) = (0, HEADER);

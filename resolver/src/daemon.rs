@@ -31,20 +31,21 @@ use crate::source::iam::AwsIam;
 /// The mode of the socket: every user may connect, and the server reads the client's credentials.
 const SOCKET_MODE: u32 = 0o666;
 
-/// The most time for the last write of the cache.
+/// The most time that the last write of the cache, after SIGTERM, may take.
 const LAST_SAVE_MAX: Duration = Duration::from_secs(2);
 
-/// How often a configuration with a mistake is read again.
+/// How often a configuration that has an error is read again.
 const MENDED_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The pause after a failed reading of the roster.
+/// The pause after a failed read of the roster.
 const ROSTER_RETRY: Duration = Duration::from_secs(30);
 
-/// The roster is read at up to this share of its interval earlier or later, so that the hosts of a fleet that was
-/// started together do not ask together.
+/// Each pause between two reads of the roster varies at random by up to this share, so that hosts of a fleet that were
+/// started together do not call IAM together.
 const JITTER: f64 = 0.1;
 
-/// Serves until SIGTERM or SIGINT. The cache is kept in the folder `cache`.
+/// Serves until SIGTERM or SIGINT, with the cache in the folder `cache`. If the configuration has an error, refuses every
+/// request instead, until the error is corrected.
 pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
     let mut log = log();
     let config = crate::configuration(config_path, &mut log);
@@ -80,10 +81,10 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
             _ = int.recv() => {}
         }
         drop(stop);
-        // A disk that hangs does not keep the next resolver from its work.
+        // A disk that hangs must not delay the start of the next resolver.
         let _ = timeout(LAST_SAVE_MAX, writing).await;
         if bound {
-            // The next resolver makes its own; between the two, clients see that nobody listens.
+            // The next resolver makes its own socket. Until then, connect(2) fails at once.
             let _ = std::fs::remove_file(socket);
         }
         Ok(())
@@ -105,7 +106,8 @@ fn failed(log: &mut Log, what: &str, error: &io::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Returns the socket that systemd passes, or a new one at `path`; and whether this process made it, and so removes it.
+/// Returns the socket that systemd passes and false, or a new socket at `path` and true. This process has to remove a
+/// socket that it has made.
 fn listen(path: &Path) -> io::Result<(AsyncFd<OwnedFd>, bool)> {
     let (listener, ours) = match sd_notify::listen_fds()?.next() {
         Some(fd) => (UnixListener::from(passed(fd)), false),
@@ -125,17 +127,20 @@ fn listen(path: &Path) -> io::Result<(AsyncFd<OwnedFd>, bool)> {
     reason = "tokio's own listener registers each connection with epoll, which most never need"
 )]
 fn watched(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the descriptor is owned, so it stays open, and the same, as long as it is registered.
+    // SAFETY: the `AsyncFd` owns the listener, so its descriptor stays open, and is not reused, while it is registered.
     Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
 }
 
 #[expect(unsafe_code, reason = "there is no safe way from a passed number to a descriptor")]
 fn passed(fd: RawFd) -> OwnedFd {
-    // SAFETY: sd_listen_fds(3): the descriptor was passed to this process, which takes it once, at its start.
+    // SAFETY: systemd passed the descriptor to this process (sd_listen_fds(3)), and only `listen` takes it, once.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Removes the socket of a resolver that was killed. Returns an error if a living resolver has it, or if it is no socket.
+/// Removes a socket at `path` on which no process listens: the resolver that made it was killed.
+///
+/// # Errors
+/// Returns an error if a resolver listens on the socket, if `path` is no socket, or if the socket cannot be removed.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -150,8 +155,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Answers every client that the configuration has a mistake, so that none waits at the socket. Returns when it has none any more: systemd
-/// starts the next resolver.
+/// Answers every client that the configuration has an error, so that no client waits for a timeout. Returns once the
+/// error is corrected: systemd then starts the next resolver.
 async fn refuse_all(listener: AsyncFd<OwnedFd>, config: &Path) -> io::Result<()> {
     let message = format!("{0} has an error; run: {1} check-config {0}", config.display(), paths::RESOLVER);
     let frame = server::encode(&Answer::Error { kind: Failure::Configuration, message })?;
@@ -164,7 +169,7 @@ async fn refuse_all(listener: AsyncFd<OwnedFd>, config: &Path) -> io::Result<()>
     }
 }
 
-/// Tells systemd's watchdog, if there is one, that the one thread of this program is not stuck.
+/// Notifies systemd's watchdog, if the unit has one, as long as the one thread of this program is not blocked.
 async fn tell_watchdog() {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     loop {
@@ -173,7 +178,7 @@ async fn tell_watchdog() {
     }
 }
 
-/// Reads the roster at its interval.
+/// Reads the roster every `freshness.roster`, and [`ROSTER_RETRY`] after a failed read.
 async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<I>>) {
     loop {
         let pause = match directory.read_roster().await {

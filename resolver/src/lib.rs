@@ -1,9 +1,9 @@
 //! `iam-resolver`: the only part of pam_iam that talks to AWS.
 //!
-//! `iam-resolver serve` is the daemon; `iam-resolver --once` answers one request from standard input on standard
-//! output, for hosts without it. Both decide the same way, since both are an [`answer::Answerer`] over a
-//! [`lookup::Directory`] over [`source::iam::AwsIam`]. It runs as a user of its own and never asks NSS about a name, since
-//! that would ask itself.
+//! `iam-resolver serve` is the daemon; `iam-resolver --once` answers one request from standard input on standard output,
+//! for hosts where no daemon runs. Both decide in the same way: each is an [`answer::Answerer`] over a
+//! [`lookup::Directory`] over [`source::iam::AwsIam`]. The resolver runs as its own user. It never asks NSS about a name,
+//! since NSS would ask the resolver.
 
 mod answer;
 mod claims;
@@ -35,7 +35,8 @@ use pam_iam_core::log::{Level, Log};
 
 use crate::cli::{Arguments, Command};
 
-/// The program.
+/// Parses the command line and runs its command. Prints the help and returns 2 if there is no command, or one with
+/// `--once`.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match (arguments.once, arguments.command) {
@@ -50,7 +51,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Reads `file` as it would be read in use, but whoever may own it.
+/// Parses the configuration in `file`, which any user may own, and prints its warnings or its error.
 fn check_config(file: &std::path::Path) -> ExitCode {
     let text = match std::fs::read_to_string(file) {
         Ok(text) => text,
@@ -79,7 +80,7 @@ fn fail(what: &impl std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Loads the configuration or says why not, in the log and on standard error.
+/// Loads the configuration. Logs the error and returns None if it has one.
 fn configuration(path: &std::path::Path, log: &mut Log) -> Option<Config> {
     let config = Config::load(path);
     config.inspect_err(|error| log.write(Level::Error, error)).ok()

@@ -1,5 +1,5 @@
-//! Limits on the calls to IAM that clients cause: one for unknown names and one for revalidations. All clients share them, and each
-//! origin has a smaller share.
+//! Limits on the calls to IAM that clients cause: for unknown names, for revalidations of users, and for revalidations of
+//! shared accounts. All clients share each limit, and one origin can use only a part of it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,14 +8,16 @@ use pam_iam_core::id::Uid;
 
 use crate::rate_limit::Bucket;
 
-/// Calls that the revalidation of one user costs.
+/// The number of calls to IAM for the revalidation of one user.
 const CALLS_OF_ONE: usize = 3;
 
-/// What the revalidation of a shared account takes at most: less than any of the limits holds.
+/// The most tokens that the revalidation of a shared account takes. Every bucket holds more, so that no account is too
+/// large.
 const SHARED_ACCOUNT_MAX: usize = 34;
 
-/// Revalidations a minute that users of this host and clients of sshd can cause together. Each costs three calls, so that
-/// this is 15 calls a second at most. What sshd, cron and the sweep ask by themselves is not limited by it.
+/// The revalidations per minute that users of this host and clients of sshd can cause together. Each costs three calls,
+/// so these are 15 calls a second, after a burst of 900. Requests that sshd, cron and the sweep send for themselves are
+/// not limited.
 pub const REVALIDATIONS_PER_MINUTE: u32 = 300;
 
 /// The part of [`REVALIDATIONS_PER_MINUTE`] that unauthenticated clients of sshd can use together. The rest is left for decisions about
@@ -25,13 +27,14 @@ const REVALIDATIONS_OF_STRANGERS: u32 = 200;
 /// The part of [`REVALIDATIONS_PER_MINUTE`] that one origin can use.
 const REVALIDATIONS_PER_ORIGIN: u32 = 60;
 
-/// One origin can use the limit of unknown names divided by this: one client who guesses names must not keep new users out.
+/// The divisor of the limit of unknown names that gives the part of one origin: a client who guesses names must not keep
+/// new users out.
 const UNKNOWN_SHARE: u32 = 3;
 
-/// How many origins are remembered before those that have caused nothing for a minute are forgotten.
+/// The most origins that are remembered. When there are as many, those with a full bucket are forgotten.
 const ORIGINS_MAX: usize = 10_000;
 
-/// The client behind a request, whose limit a call to IAM counts against.
+/// The client whose limits a request counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A root process of the host that asks for itself.
@@ -45,18 +48,18 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The client with this address.
+    /// Returns the origin of a client of sshd with `address`.
     pub fn of_address(address: IpAddr) -> Self {
         Self::Address(match address.to_canonical() {
-            // The host itself has as many of these as it likes.
+            // A process of this host can use any loopback address, so all of them are one origin.
             address if address.is_loopback() => 1,
             IpAddr::V4(address) => u128::from(u32::from(address)),
-            // Whoever has an address has the network's other 2^64.
+            // A client with one IPv6 address can usually use all 2^64 of its network.
             IpAddr::V6(address) => u128::from(address) >> 64 << 64,
         })
     }
 
-    /// Whether a client of sshd is behind it, whom nobody knows yet.
+    /// Returns whether the origin is a client of sshd, which may not have authenticated.
     fn is_stranger(self) -> bool {
         matches!(self, Self::KeyCommand | Self::Address(_))
     }
@@ -66,7 +69,7 @@ impl Origin {
     }
 }
 
-/// The limits.
+/// The limits, and how much of each is left.
 #[derive(Debug)]
 pub struct Limits {
     unknown: Limit,
@@ -77,7 +80,7 @@ pub struct Limits {
 #[derive(Debug)]
 struct Limit {
     shared: Bucket,
-    /// What strangers can take of it together.
+    /// The part of `shared` that unauthenticated clients of sshd can take together.
     strangers: Bucket,
     per_origin: u32,
     origins: HashMap<Origin, Bucket>,
@@ -96,24 +99,26 @@ impl Limits {
         }
     }
 
-    /// Whether `origin` may have an unknown name looked up, behind which `candidates` IAM users could stand.
+    /// Takes a token for each of the `candidates`, the IAM users whose name would map to an unknown name. Returns whether
+    /// `origin` may have the name looked up.
     pub fn take_unknown(&mut self, origin: Origin, candidates: usize) -> bool {
         self.unknown.take(origin, candidates)
     }
 
-    /// Whether `origin` may have a user revalidated.
+    /// Takes a token for the revalidation of a user. Returns whether `origin` may cause it.
     pub fn take_revalidation(&mut self, origin: Origin) -> bool {
         origin == Origin::Host || self.revalidations.take(origin, 1)
     }
 
-    /// Whether `origin` may have a shared account revalidated, which costs a call for each of its members. Whoever uses that up
-    /// takes nothing from other accounts.
+    /// Takes tokens for the revalidation of a shared account, which costs a call for each member. Returns whether
+    /// `origin` may cause it. These tokens are not those of users: a client who uses them up stops no revalidation of a
+    /// user.
     pub fn take_shared_account(&mut self, origin: Origin, members: usize) -> bool {
         let tokens = members.div_ceil(CALLS_OF_ONE).clamp(1, SHARED_ACCOUNT_MAX);
         origin == Origin::Host || self.shared_accounts.take(origin, tokens)
     }
 
-    /// How many look-ups of unknown names may be made now.
+    /// Returns the number of look-ups of unknown names that may be made now.
     pub fn unknown_left(&mut self) -> u32 {
         self.unknown.shared.level()
     }
@@ -131,14 +136,14 @@ impl Limit {
             self.origins.retain(|_, bucket| bucket.level() < per_origin);
         }
         if self.origins.len() >= ORIGINS_MAX {
-            // Too many at once: the shared limits hold for them.
+            // There is no room for another origin, so only the shared limits hold.
             return self.take_shared(origin, tokens);
         }
         if !origin.has_limit_of_its_own() {
             return self.take_shared(origin, tokens);
         }
         let own = self.origins.entry(origin).or_insert_with(|| Bucket::new(self.per_origin));
-        // A name with more candidates than one origin's limit holds is looked up alone.
+        // A name with more candidates than an origin's bucket can hold takes the whole bucket.
         own.take(tokens.min(usize::try_from(self.per_origin).unwrap_or(usize::MAX)))
             && self.take_shared(origin, tokens)
     }

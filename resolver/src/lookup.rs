@@ -1,7 +1,7 @@
-//! The directory of users: who has a Linux name or a uid, from the cache or from IAM.
+//! The directory of users: finds the IAM user who has a Linux name or a uid, in the cache or in IAM.
 //!
-//! [`Directory::lookup`] answers for decisions, [`Directory::lookup_name`] and [`Directory::lookup_uid`] for showing names.
-//! The runtime has one thread, so the state is in `RefCell`s, and none is borrowed across an await.
+//! [`Directory::lookup`] serves decisions; [`Directory::lookup_name`] and [`Directory::lookup_uid`] serve NSS, which only
+//! shows names. The runtime has one thread, so the state is in `RefCell`s, none of which is borrowed across an await.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -34,49 +34,50 @@ mod tags;
 #[cfg(test)]
 mod tests;
 
-/// While the limit of revalidations is used up, an entry up to this age serves: by default it is not even stale. With a
-/// `max_age` of 0, a user who uses sudo often is not refused for that.
+/// While the limit of revalidations is used up, an entry younger than this serves. With the default `max_age` such an
+/// entry is fresh anyway; with a `max_age` of 0, this keeps frequent use of sudo from being refused.
 const LIMITED_MAX_AGE: Duration = Duration::from_secs(10);
 
-/// If a name is not on the roster and the limit of unknown names is used up, the roster is read again if it is older than this.
+/// The age above which the roster is read again for a name that it does not list, when the limit of unknown names is used
+/// up.
 const ROSTER_URGENT: Duration = Duration::from_secs(30);
 
-/// How old an answer may be, and who asks.
+/// The ages up to which an entry may serve a request, and the origin of the request.
 #[derive(Clone, Copy, Debug)]
 pub struct Freshness {
-    /// Up to this age an entry serves without asking IAM.
+    /// The age below which an entry serves without a call to IAM.
     pub max_age: Duration,
-    /// Up to this age an entry serves while IAM does not answer.
+    /// The age below which an entry serves while IAM does not answer.
     pub stale_if_error: Duration,
-    /// Whose limit a call to IAM counts against.
+    /// The origin whose limits a call to IAM counts against.
     pub origin: Origin,
 }
 
 /// Whether IAM may be asked about a name.
 enum Permission {
     Granted,
-    /// The limit of unknown names is used up, and the roster does not list the name: there is no such user.
+    /// The limit of unknown names is used up, and the roster does not list the name: it counts as that of no user.
     NotListed,
     /// The limit of revalidations is used up.
     OverLimit,
 }
 
-/// Everything that the resolver knows of users, and the way to learn more.
+/// The cached users, and the calls to IAM that find others.
 pub struct Directory<I> {
     iam: I,
     /// The configuration.
     pub config: Config,
     /// When this directory was made.
     pub started: Instant,
-    /// What the disk lacks of the cache.
+    /// The changes of the cache that are not on the disk yet.
     pub dirty: DirtyState,
-    /// The rules of access, where no instance tag is involved.
+    /// The rules of access of the configuration, which hold if no instance tag is involved.
     fixed_access: Rc<Access>,
     log: RefCell<Log>,
     cache: RefCell<Cache>,
     fetches: RefCell<Fetches>,
     limits: RefCell<Limits>,
-    /// How long the machine has slept since its boot, when that was last looked at.
+    /// The time that the machine had slept since its boot, at the last check.
     slept: Cell<Duration>,
 }
 
@@ -97,7 +98,7 @@ impl<I: Iam> Directory<I> {
         })
     }
 
-    /// Returns who has `name`, for a decision.
+    /// Returns the entry of `name`, from the cache or from IAM, for a decision.
     ///
     /// # Errors
     /// Returns an error if IAM does not answer, or was not asked because of a limit, and there is no entry that may serve.
@@ -107,7 +108,7 @@ impl<I: Iam> Directory<I> {
             None => match self.permission(name, freshness.origin).await {
                 Ok(Permission::Granted) => match self.fetch(name).await {
                     Ok(entry) => Ok(Lookup { entry, source: Source::Iam }),
-                    // The entry is read again: half an answer may have taken something away from it.
+                    // The cache is read again, since a partial answer may have taken rights away from the entry.
                     Err(error) => {
                         let stale = self.entry_up_to(name, freshness.stale_if_error);
                         stale.map(|entry| Lookup { entry, source: Source::Offline }).ok_or(error)
@@ -122,17 +123,17 @@ impl<I: Iam> Directory<I> {
                 Err(error) => Err(error),
             },
         };
-        // Nobody hears of a withdrawal before the disk has it.
+        // A withdrawal must be on the disk before a client can see it.
         self.dirty.wait_until_persisted().await;
         lookup
     }
 
-    /// Returns whether IAM may be asked about `name` on behalf of `origin`, and counts it against the limits.
+    /// Returns whether IAM may be asked about `name` on behalf of `origin`, and counts the calls against the limits.
     ///
     /// # Errors
-    /// Returns an error if nobody can tell whether the name is worth a call.
+    /// Returns an error if [`Self::may_query_iam`] does.
     async fn permission(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<Permission, IamError> {
-        // A fetch that is shared, or answered by its last failure, costs no call of its own.
+        // A lookup that joins a fetch under way, or gets the error of a recent one, makes no call.
         if self.fetches.borrow().has(name) || self.recent_failure(name).is_some() {
             return Ok(Permission::Granted);
         }
@@ -148,7 +149,7 @@ impl<I: Iam> Directory<I> {
         })
     }
 
-    /// Whether `origin` may have calls made about a name that is known.
+    /// Counts the revalidation of the known `name` against the limits. Returns whether `origin` may cause it.
     fn may_revalidate(&self, name: &LinuxName, origin: Origin) -> bool {
         let entry = self.entry(name);
         let mut limits = self.limits.borrow_mut();
@@ -158,12 +159,13 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Whether `origin` may have calls made about a name that is unknown: the roster lists it, or the limit of unknown names has
-    /// room for each IAM user who could have the name, or the roster lists it when it is read for this. So a client who guesses
-    /// names costs little, and no new user is kept out.
+    /// Returns whether `origin` may cause calls about an unknown name. It may if the roster lists the name, if the limit
+    /// of unknown names has room for each IAM user who could have the name, or if the roster lists the name after a new
+    /// read. So guessed names cause few calls, and no new user is kept out.
     ///
     /// # Errors
-    /// Returns an error if the limit is used up and the roster cannot be read.
+    /// Returns an error if the roster lists the name and the limit of revalidations is used up, or if the limit of
+    /// unknown names is used up and the roster cannot be read.
     async fn may_query_iam(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<bool, IamError> {
         let roster = self.cached_roster();
         if roster.as_ref().is_some_and(|roster| roster.has(name)) {
@@ -182,13 +184,14 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Returns the entry of `name` if it may serve while IAM does not answer.
+    /// Returns the entry of `name` if it is younger than `freshness.offline`.
     pub fn stale(&self, name: &LinuxName) -> Option<Lookup> {
         let entry = self.entry_up_to(name, self.config.freshness.offline.0)?;
         Some(Lookup { entry, source: Source::Offline })
     }
 
-    /// Starts the revalidation of a stale entry, and does not wait for it. The next lookup shares it.
+    /// Starts the revalidation of `name` without waiting for it, if the entry is stale. The next lookup joins it. Does
+    /// nothing if a fetch of the name is under way, or the last one failed.
     pub fn start_revalidation(self: &Rc<Self>, name: &LinuxName, origin: Origin) {
         let is_fresh = self.entry_up_to(name, self.config.freshness.max_age.0).is_some();
         let fetches = self.fetches.borrow();
@@ -201,13 +204,13 @@ impl<I: Iam> Directory<I> {
         });
     }
 
-    /// How old an entry may be that decides about a login.
+    /// Returns the freshness that a decision about a login needs.
     pub fn login_freshness(&self, origin: Origin) -> Freshness {
         let freshness = &self.config.freshness;
         Freshness { max_age: freshness.max_age.0, stale_if_error: freshness.offline.0, origin }
     }
 
-    /// How old an entry may be that decides about sudo.
+    /// Returns the freshness that a decision about sudo needs.
     pub fn sudo_freshness(&self, origin: Origin) -> Freshness {
         let stale_if_error = self.config.freshness.offline_sudo.0;
         Freshness { stale_if_error, ..self.login_freshness(origin) }
@@ -223,12 +226,12 @@ impl<I: Iam> Directory<I> {
         self.entry(name).filter(|entry| entry.age() < age)
     }
 
-    /// Returns the roster if it may serve while IAM does not answer.
+    /// Returns the cached roster if it is younger than `freshness.offline`.
     fn serving_roster(&self) -> Option<Rc<Roster>> {
         self.cached_roster().filter(|roster| roster.age() < self.config.freshness.offline.0)
     }
 
-    /// Stores an entry that was just fetched, and logs what an operator should know of it.
+    /// Stores an entry that was just fetched, marks the change for the disk, and logs if the name goes to no user.
     fn insert(&self, name: &LinuxName, entry: &Rc<CacheEntry>) {
         let before = self.cache.borrow_mut().insert(name, Rc::clone(entry));
         if let Identity::User(user) = &entry.identity
@@ -239,7 +242,7 @@ impl<I: Iam> Directory<I> {
         match before.as_deref().map(|before| &before.identity) {
             Some(before) if *before != entry.identity => self.dirty.mark(Dirty::Revoked),
             Some(_) => self.dirty.mark(Dirty::Refreshed),
-            // A file that was not read may grant what IAM does not.
+            // A cache file that was not read may grant more than IAM does.
             None if self.dirty.has_unread_file() => self.dirty.mark(Dirty::Revoked),
             None if matches!(entry.identity, Identity::User(_) | Identity::Members(_)) => {
                 self.dirty.mark(Dirty::Added);
@@ -249,7 +252,8 @@ impl<I: Iam> Directory<I> {
         self.log_refusal(name, before.as_deref(), entry);
     }
 
-    /// Logs that nobody gets a name, when that is new.
+    /// Logs that a name is ambiguous or that IAM denies the calls about it, unless the previous entry already said the
+    /// same.
     fn log_refusal(&self, name: &LinuxName, before: Option<&CacheEntry>, now: &CacheEntry) {
         match (&now.identity, before.map(|entry| &entry.identity)) {
             (Identity::Ambiguous(_), Some(Identity::Ambiguous(_)))
@@ -265,28 +269,29 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Whether an IAM user who was created earlier has the uid of `user`, by the roster and by entries that are not too old.
+    /// Returns whether an IAM user who was created earlier has the uid of `user`, by the roster or by an entry younger
+    /// than `freshness.roster`.
     pub fn uid_belongs_to_older_user(&self, user: &UserEntry) -> bool {
         self.cache.borrow().uid_belongs_to_older_user(user, self.config.freshness.roster.0)
     }
 
-    /// Returns the IAM that is asked.
+    /// Returns the source of users.
     pub fn iam(&self) -> &I {
         &self.iam
     }
 
-    /// Returns the entries that were fetched since `since`, or from which something was taken away since then.
+    /// Returns the entries that were fetched, or from which a partial answer took something away, at `since` or later.
     pub fn changed_since(&self, since: Instant) -> Vec<(LinuxName, Rc<CacheEntry>)> {
         self.cache.borrow().changed_since(since)
     }
 
-    /// How many names have an entry.
+    /// Returns the number of names that have an entry.
     pub fn cached_names(&self) -> usize {
         self.cache.borrow().len()
     }
 
-    /// Forgets the entry of one name, or everything but the bodies of keys, which never change. Fetches under way are
-    /// cancelled. Returns how many names that were.
+    /// Removes the entry of `name` or, without a name, everything but the bodies of keys, which never change. Cancels the
+    /// fetches of what it removes. Returns the number of removed entries.
     pub fn flush(&self, name: Option<&LinuxName>) -> usize {
         let forgotten = match name {
             Some(name) => {
@@ -305,25 +310,26 @@ impl<I: Iam> Directory<I> {
         forgotten
     }
 
-    /// Returns what goes to the disk.
+    /// Returns the part of the cache that goes to the disk.
     pub fn snapshot(&self) -> Snapshot {
         self.notice_sleep();
         Snapshot::of(&self.cache.borrow(), self.config.freshness.offline.0)
     }
 
-    /// Takes over what was saved `ago`.
+    /// Adds a snapshot that was saved `ago` to the cache.
     pub fn restore(&self, snapshot: Snapshot, ago: Duration) {
         snapshot.restore(&mut self.cache.borrow_mut(), &self.config, ago);
     }
 
-    /// Makes everything older by the time that the machine has slept: the clock of [`Instant`] leaves it out.
+    /// Adds the time that the machine has slept since the last check to all ages: the clock of [`Instant`] does not count
+    /// it.
     pub fn notice_sleep(&self) {
         self.age_by_sleep(file::slept());
     }
 
     fn age_by_sleep(&self, slept: Duration) {
         let before = self.slept.replace(slept);
-        // The two clocks behind `slept` are not read at the same moment, so a difference up to a second is none.
+        // The two clocks behind `slept` are not read at the same moment, so a difference of up to a second is no sleep.
         let Some(span) = slept.checked_sub(before).filter(|span| *span > Duration::from_secs(1)) else {
             self.slept.set(before);
             return;
@@ -331,7 +337,7 @@ impl<I: Iam> Directory<I> {
         self.warn(format!("the machine slept for {} s; what is known is older by that", span.as_secs()));
         self.cache.borrow_mut().age_by(span);
         self.fetches.borrow_mut().tags.age_by(span);
-        // On the disk it is younger.
+        // A snapshot taken before the sleep and written after it has ages that are too small.
         self.dirty.mark(Dirty::Revoked);
     }
 
@@ -340,17 +346,17 @@ impl<I: Iam> Directory<I> {
         self.slept.get()
     }
 
-    /// How many lookups of unknown names may be made now.
+    /// Returns the number of lookups of unknown names that may be made now.
     pub fn unknown_left(&self) -> u32 {
         self.limits.borrow_mut().unknown_left()
     }
 
-    /// For how many users the last fetch failed.
+    /// Returns the number of names whose last fetch failed.
     pub fn failed_fetches(&self) -> usize {
         self.fetches.borrow().failed()
     }
 
-    /// Returns the calls to IAM so far.
+    /// Returns the counters of the calls to IAM.
     pub fn stats(&self) -> CallStats {
         self.iam.stats()
     }

@@ -4,26 +4,26 @@ use pam_iam_core::config::{Access, Allowed};
 use pam_iam_core::name::IamName;
 use pam_iam_core::wire::{Policy, Reason};
 
-/// What a policy says about a user.
+/// The decision of a policy about a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether the user may.
+    /// Whether the user may log in, or use sudo.
     pub allow: bool,
-    /// The reason.
+    /// The reason that PAM logs.
     pub reason: Reason,
-    /// The IAM group that decided, if one did.
+    /// The IAM group that decided. None if no single group did.
     pub group: Option<IamName>,
 }
 
 impl Verdict {
-    /// Returns a no for `reason`.
+    /// Returns a verdict that refuses for `reason`.
     pub fn refused(reason: Reason) -> Self {
         Self { allow: false, reason, group: None }
     }
 }
 
-/// Returns what `access` says about a user who is in `groups`. `deny` comes first. A user who may not log in may not
-/// use sudo, so that taking a user out of the login groups takes everything.
+/// Decides by `access` about a user who is in `groups`. `access.deny` comes first. A user who may not log in may not use
+/// sudo either, so taking a user out of the login groups takes away both.
 pub fn decide(access: &Access, policy: Policy, groups: &[IamName]) -> Verdict {
     if let Some(group) = access.deny.iter().find(|group| groups.contains(group)) {
         return Verdict { allow: false, reason: Reason::InDeniedGroup, group: Some(group.clone()) };
@@ -38,7 +38,7 @@ pub fn decide(access: &Access, policy: Policy, groups: &[IamName]) -> Verdict {
 
 fn judge(who: &Allowed, groups: &[IamName]) -> Verdict {
     match who {
-        // A tag that was not read names nobody.
+        // A tag that was not replaced by the groups that it names allows no user.
         Allowed::None | Allowed::Tag(_) => Verdict { allow: false, reason: Reason::PolicyNone, group: None },
         Allowed::All => Verdict { allow: true, reason: Reason::All, group: None },
         Allowed::Groups(allowed) => match allowed.iter().find(|group| groups.contains(group)) {

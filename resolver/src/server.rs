@@ -1,4 +1,4 @@
-//! The socket: who asks, within what limits.
+//! The socket: accepts connections within limits, and decides which client may send which request.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,26 +25,27 @@ use crate::connection::Connection;
 use crate::limits::Origin;
 use crate::source::Iam;
 
-/// Connections at once. Each may cost a few descriptors; the unit's `LimitNOFILE` has room for all.
+/// The most connections at once. Each may need a few descriptors; the unit's `LimitNOFILE=` is large enough for all.
 const CONNECTIONS_MAX: usize = 512;
 
-/// Connections at once of one user other than root and the key command, so that no user keeps the others waiting.
+/// The most connections at once of one user other than root and the key command's, so that no user takes up all of them.
 const CONNECTIONS_PER_UID: usize = 64;
 
-/// A user with a subordinate uid range (subuid(5)) owns thousands of uids, all from here on; they count as one client. No system user and
-/// no managed user has such a uid.
+/// The first uid that is looked up in subuid(5). A user with a range in that file owns thousands of uids, which count as
+/// one client. System users have smaller uids, and managed uids are not looked up.
 const SUBORDINATE_MIN: u32 = 65_536;
 
-/// Connections that only root (sshd, sudo) and the key command may use.
+/// The number of connections that are kept for root (sshd, sudo) and the key command.
 const CONNECTIONS_RESERVED: usize = 128;
 
-/// How long a client may take to send its request, and to receive its answer. Ours do it in less than 1 ms.
+/// How long root or the key command may take to send a request, and again to receive the answer. The programs of pam_iam
+/// need less than 1 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// [`PATIENCE`] with clients other than root and the key command.
+/// How long any other client may take to send a request, and again to receive the answer.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(500);
 
-/// After a failed accept (no descriptors left), how long until the next try.
+/// The pause after a failed accept(2), for example when no descriptors are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers clients of `socket` until the future is dropped.
@@ -54,20 +55,21 @@ pub async fn serve<I: Iam>(socket: AsyncFd<OwnedFd>, answerer: Rc<Answerer<I>>) 
         let client = listener.admit(|peer| answerer.is_key_user(peer)).await;
         let answerer = Rc::clone(&answerer);
         spawn_local(async move {
-            // The client may have gone away.
+            // An error ends the connection, and there is no client to report it to.
             let _ = converse(client, &answerer).await;
         });
     }
 }
 
-/// Answers everybody with `frame`, until the future is dropped.
+/// Answers every request with `frame`, until the future is dropped.
 pub async fn refuse(listener: &Listener<'_>, frame: &[u8]) {
     loop {
         let client = listener.admit(|_| false).await;
         let frame = frame.to_vec();
         spawn_local(async move {
             let Client { mut connection, slots: _slots, .. } = client;
-            // What is asked does not matter, but who has not sent it yet would see a broken pipe.
+            // The request is read and ignored: a client that is still sending when the connection is closed would get
+            // EPIPE.
             let told = async {
                 connection.receive().await?;
                 connection.send(&frame).await
@@ -84,16 +86,16 @@ pub struct Listener<'a> {
     users: Users,
 }
 
-/// How many connections each user has.
+/// The number of connections of each user, by the uid that [`counted_as`] returns.
 type Users = Rc<RefCell<HashMap<Uid, usize>>>;
 
 /// A client whose connection was accepted.
 struct Client {
     connection: Connection,
     peer: Uid,
-    /// Root or the key command.
+    /// Whether the client is root or the key command's user.
     trusted: bool,
-    /// Its places among all connections and among those of its user, held as long as it is connected.
+    /// The client's share of [`CONNECTIONS_MAX`] and of its user's connections, held until the client is dropped.
     slots: (OwnedSemaphorePermit, ConnectionSlot),
 }
 
@@ -103,7 +105,7 @@ impl<'a> Listener<'a> {
         Self { socket, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)), users: Rc::default() }
     }
 
-    /// Waits for the next client within the limits. The connections of others are closed.
+    /// Waits for the next client within the limits. Closes connections beyond the limits without an answer.
     async fn admit(&self, is_key_user: impl Fn(Uid) -> bool) -> Client {
         loop {
             let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { continue };
@@ -131,7 +133,7 @@ fn counted_as(uid: Uid, subuid: &Path) -> Uid {
     ranges.into_iter().find(|range| range.uids.contains(&uid.0)).map_or(uid, |range| Uid(range.uids.start))
 }
 
-/// A place among the connections of a user, given back when it is dropped.
+/// One connection in the count of its user. Dropping it lowers the count.
 struct ConnectionSlot {
     users: Users,
     uid: Uid,
@@ -169,7 +171,7 @@ async fn converse<I: Iam>(client: Client, answerer: &Answerer<I>) -> io::Result<
     let answer = match parse(&request) {
         Ok(envelope) if may_ask(peer, trusted, &envelope.request) => {
             let asker = asker(peer, trusted, &envelope);
-            // The request of a setuid program is its user's, and takes one of the user's places.
+            // A request of a setuid program counts as a connection of the user who runs the program.
             let _place_of_user = match asker.origin {
                 Origin::User(user) if peer == Uid::ROOT => Some(
                     ConnectionSlot::take(&slots.1.users, user, false)
@@ -194,7 +196,7 @@ async fn accept(socket: &AsyncFd<OwnedFd>) -> io::Result<Connection> {
         .map(Connection::new)
 }
 
-/// Returns whose limit a request counts against. Only root is believed when it names another user or a client of sshd.
+/// Returns the client and the origin of a request. Only root may name another user or a client of sshd as the origin.
 fn asker(peer: Uid, trusted: bool, envelope: &Envelope) -> Asker {
     let origin = match (peer == Uid::ROOT, envelope.caller, envelope.client) {
         (true, Some(user), _) if user != Uid::ROOT => {
@@ -211,7 +213,7 @@ fn asker(peer: Uid, trusted: bool, envelope: &Envelope) -> Asker {
 /// Parses a request.
 ///
 /// # Errors
-/// Returns an error for the client if it is malformed or of another protocol version.
+/// Returns an error, with a text for the client, if the request is malformed or of another protocol version.
 pub fn parse(body: &[u8]) -> Result<Envelope, RequestError> {
     let envelope: Envelope = serde_json::from_slice(body)?;
     if envelope.v != VERSION {
@@ -223,10 +225,10 @@ pub fn parse(body: &[u8]) -> Result<Envelope, RequestError> {
 /// Why a frame is not a request.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// It is not JSON of the form of a request.
+    /// A body that is not the JSON of a request.
     #[error(transparent)]
     Form(#[from] serde_json::Error),
-    /// It is of another protocol version.
+    /// A request of another protocol version.
     #[error("protocol version {0}, where this resolver speaks {VERSION}")]
     Version(u32),
 }
@@ -234,13 +236,13 @@ pub enum RequestError {
 /// Returns an answer as a frame.
 ///
 /// # Errors
-/// Returns an error if the answer is too long.
+/// Returns an error if the answer is longer than [`ANSWER_MAX`].
 pub fn encode(answer: &Answer) -> io::Result<Vec<u8>> {
     frame::encode(&serde_json::to_vec(answer)?, ANSWER_MAX).map_err(io::Error::other)
 }
 
-/// Whether a client may send a request: names are open to all, as in /etc/passwd; keys are for root and the key command; the rest is
-/// for root.
+/// Returns whether a client may send a request. Every client may look up names, as in /etc/passwd; root and the key
+/// command may get keys; only root may send the other requests.
 fn may_ask(peer: Uid, trusted: bool, request: &Request) -> bool {
     match request {
         Request::UserByName { .. }

@@ -1,4 +1,5 @@
-//! What is known of users, and since when. This file asks nobody: it keeps answers, and takes away from them what IAM withdraws.
+//! The cache: the answers of IAM about users, with their ages. This module makes no calls. It stores answers, and removes
+//! from them what IAM withdraws.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -16,29 +17,29 @@ use super::roster::Roster;
 use crate::ids;
 use crate::source::{IamGroup, IamId, IamUser, KeyId};
 
-/// Key bodies kept: 5 for each of the 5,000 users of an account, and as many that were replaced.
+/// The most key bodies that are kept: 5 for each of the 5,000 users of an AWS account, and as many replaced ones.
 const KEY_BODIES_MAX: usize = 50_000;
 
-/// Names kept before those that stand for no user are evicted, so that a client who guesses names cannot fill the memory.
+/// The number of names at which those of no user are evicted, so that a client who guesses names cannot fill the memory.
 const NAMES_MAX: usize = 10_000;
 
-/// What IAM says about the owner of a Linux name.
+/// The answer of IAM about a Linux name.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Identity {
     /// No IAM user has the name.
     NotFound,
-    /// One IAM user has it.
+    /// One IAM user has the name.
     User(UserEntry),
-    /// Several IAM users map to it, so none of them gets it.
+    /// The names of several IAM users map to the name, so none of them gets it.
     Ambiguous(Vec<IamName>),
-    /// IAM denies this host to look at the user.
+    /// IAM denies this host the calls about the user.
     AccessDenied,
-    /// It is the name of a shared account, which these IAM users may use. Their `groups` are those that let them.
+    /// The name is that of a shared account, which these IAM users may use. Their `groups` are the groups that let them.
     Members(Vec<UserEntry>),
 }
 
 impl Identity {
-    /// Whether this is one IAM user, with the given uid.
+    /// Returns whether this is a single IAM user, with the given uid.
     pub fn has_uid(&self, uid: Uid) -> bool {
         matches!(self, Self::User(user) if user.uid == uid)
     }
@@ -48,7 +49,7 @@ impl Identity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "SavedUserEntry")]
 pub struct UserEntry {
-    /// Name, id and age of the user.
+    /// The name, the id and the time of creation.
     pub user: IamUser,
     /// The uid on this host. It follows from the id and the configuration, so it is not saved.
     #[serde(skip_serializing)]
@@ -76,17 +77,17 @@ impl From<SavedUserEntry> for UserEntry {
     }
 }
 
-/// Keys by their ids. The key is None if sshd would not take it.
+/// Keys with their ids. None in the place of a key that sshd would not accept.
 pub type Keys = Vec<(KeyId, Option<PublicKey>)>;
 
-/// What is known of a name.
+/// The last answer of IAM about a name.
 #[derive(Debug)]
 pub struct CacheEntry {
-    /// What IAM said.
+    /// The answer, without what later partial answers took away.
     pub identity: Identity,
     /// The moment before the first call of the fetch, so that an age is never too small.
     pub fetched_at: Instant,
-    /// When something was last taken away from the entry.
+    /// The moment when a partial answer last took something away. `fetched_at` if none did.
     pub revoked_at: Instant,
 }
 
@@ -108,12 +109,12 @@ impl CacheEntry {
     }
 }
 
-/// An entry with where it came from.
+/// The result of a lookup.
 #[derive(Clone, Debug)]
 pub struct Lookup {
     /// The entry.
     pub entry: Rc<CacheEntry>,
-    /// Where it came from.
+    /// The way in which the entry was found: a call, the cache, or the cache during an outage.
     pub source: Source,
 }
 
@@ -124,21 +125,22 @@ impl Lookup {
     }
 }
 
-/// The IAM groups that an instance tag named, and the moment before it was read.
+/// The IAM groups that an instance tag named, and the moment before the tag was read. None if it has no value.
 pub type TagValue = Option<(Allowed, Instant)>;
 
-/// Everything that is known of users.
+/// The entries, the roster, the tags and the bodies of keys.
 #[derive(Default)]
 pub struct Cache {
     entries: HashMap<LinuxName, Rc<CacheEntry>>,
     names_by_uid: HashMap<Uid, LinuxName>,
-    /// Bodies of keys by user and key id. IAM never changes the body of a key id. None for a key that sshd would not take.
+    /// Bodies of keys by user and key id. IAM never changes the body of a key id. None for a key that sshd would not
+    /// accept.
     key_bodies: HashMap<(IamId, KeyId), Option<PublicKey>>,
     /// The list of users who may log in, as it was last read.
     pub roster: Option<Rc<Roster>>,
-    /// What the tag of `access.allow` named.
+    /// The value of the tag of `access.allow`.
     pub allow_tag: TagValue,
-    /// What the tag of `access.sudo` named.
+    /// The value of the tag of `access.sudo`.
     pub sudo_tag: TagValue,
 }
 
@@ -153,7 +155,7 @@ impl Cache {
         self.entries.iter()
     }
 
-    /// Stores an entry. Returns the one that it replaces.
+    /// Stores an entry. Returns the entry that it replaces.
     pub fn insert(&mut self, name: &LinuxName, entry: Rc<CacheEntry>) -> Option<Rc<CacheEntry>> {
         let is_nobody = |identity: &Identity| matches!(identity, Identity::NotFound | Identity::AccessDenied);
         if is_nobody(&entry.identity) && self.entries.len() >= NAMES_MAX {
@@ -162,7 +164,7 @@ impl Cache {
         self.entries.insert(name.clone(), entry)
     }
 
-    /// Stores an entry unless there is one.
+    /// Stores an entry unless the name has one.
     pub fn insert_if_absent(&mut self, name: LinuxName, entry: Rc<CacheEntry>) {
         self.entries.entry(name).or_insert(entry);
     }
@@ -172,7 +174,8 @@ impl Cache {
         self.entries.remove(name).is_some()
     }
 
-    /// Removes the entry of `name` if it is about the IAM user `user` and `holds` is false of it. Returns whether it did.
+    /// Removes the entry of `name` if it is about the IAM user `user` and `holds` returns false for it. Returns whether
+    /// an entry was removed.
     pub fn evict_unless(
         &mut self,
         name: &LinuxName,
@@ -189,8 +192,8 @@ impl Cache {
         true
     }
 
-    /// Replaces the identity of `name` by the one that `change` returns, if it is another. The age of the entry stays. Returns
-    /// whether it did.
+    /// Replaces the identity of `name` by the one that `change` returns, if the two differ. The age of the entry stays.
+    /// Returns whether the identity was replaced.
     pub fn revoke(&mut self, name: &LinuxName, change: impl FnOnce(&Identity) -> Option<Identity>) -> bool {
         let Some(entry) = self.entries.get_mut(name) else { return false };
         let Some(identity) = change(&entry.identity).filter(|identity| *identity != entry.identity) else {
@@ -201,14 +204,14 @@ impl Cache {
         true
     }
 
-    /// Returns the entries that were fetched since `since`, or from which something was taken away since then.
+    /// Returns the entries that were fetched, or from which a partial answer took something away, at `since` or later.
     pub fn changed_since(&self, since: Instant) -> Vec<(LinuxName, Rc<CacheEntry>)> {
         let changed = |entry: &CacheEntry| entry.fetched_at.max(entry.revoked_at) >= since;
         let entries = self.entries.iter().filter(|(_, entry)| changed(entry));
         entries.map(|(name, entry)| (name.clone(), Rc::clone(entry))).collect()
     }
 
-    /// How many names have an entry.
+    /// Returns the number of names that have an entry.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
@@ -218,7 +221,7 @@ impl Cache {
         *self = Self { key_bodies: std::mem::take(&mut self.key_bodies), ..Self::default() };
     }
 
-    /// Makes everything older. What would be older than the clock can tell is removed.
+    /// Makes everything older by `span`. Removes what would be older than an [`Instant`] can say.
     pub fn age_by(&mut self, span: Duration) {
         self.entries.retain(|_, entry| entry.older_by(span).map(|older| *entry = Rc::new(older)).is_some());
         self.roster = self.roster.take().and_then(|roster| Some(Rc::new(roster.older_by(span)?)));
@@ -237,7 +240,7 @@ impl Cache {
         self.names_by_uid.insert(uid, name);
     }
 
-    /// Records that the user with `uid` was seen under `name`, unless a name is known.
+    /// Records that the user with `uid` was seen under `name`, unless a name is recorded already.
     pub fn set_name_if_absent(&mut self, uid: Uid, name: LinuxName) {
         self.names_by_uid.entry(uid).or_insert(name);
     }
@@ -247,8 +250,8 @@ impl Cache {
         self.names_by_uid.remove(&uid);
     }
 
-    /// Whether an IAM user who was created before `user` has the same uid. It may be on the roster, or have an entry younger
-    /// than `recent`: an older entry may describe a deleted user; if the user still exists, the roster has them.
+    /// Returns whether an IAM user who was created before `user` has the same uid, by the roster or by an entry younger
+    /// than `recent`. An older entry may describe a deleted user; if the user still exists, the roster has them.
     pub fn uid_belongs_to_older_user(&self, user: &UserEntry, recent: Duration) -> bool {
         let is_older = |other: &IamUser| {
             other.id != user.user.id && (other.created, &other.id) < (user.user.created, &user.user.id)
@@ -261,12 +264,12 @@ impl Cache {
         seen || self.roster.as_ref().and_then(|roster| roster.holder_of(user.uid)).is_some_and(is_older)
     }
 
-    /// Returns the body of a key, if it was fetched before. The inner value is None for a key that sshd would not take.
+    /// Returns the body of a key, if it was fetched before. The inner value is None for a key that sshd would not accept.
     pub fn key_body(&self, user: &IamId, key: &str) -> Option<Option<PublicKey>> {
         self.key_bodies.get(&(user.clone(), key.to_owned())).cloned()
     }
 
-    /// Keeps the body of a key.
+    /// Stores the body of a key.
     pub fn set_key_body(&mut self, user: &IamId, key: &str, body: Option<PublicKey>) {
         if self.key_bodies.len() >= KEY_BODIES_MAX {
             self.key_bodies.clear();

@@ -1,4 +1,5 @@
-//! Asks IAM about a name once for all who wait. A client waits long while IAM answers, and briefly while it does not.
+//! Makes one fetch of a name for all lookups that wait for it. A lookup waits long while IAM answers, and briefly in an
+//! outage.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -14,59 +15,59 @@ use super::single_flight::{Fetch, FetchError, within};
 use super::{Directory, tags};
 use crate::source::{Cause, Iam, IamError};
 
-/// After a failed fetch of a user, how long nobody asks IAM about that user. It is kept by user, since a failure for one must
-/// not serve a stale entry of another.
+/// How long after a failed fetch of a user lookups of that user get its error instead of a new fetch. This is kept by
+/// user, since a failure for one user must not make a stale entry of another serve.
 pub(super) const BACK_OFF: Duration = Duration::from_secs(2);
 
-/// [`BACK_OFF`] of a shared account, whose fetch costs a call for each member.
+/// The back-off of a shared account, whose fetch costs a call for each member.
 const BACK_OFF_SHARED_ACCOUNT: Duration = Duration::from_secs(10);
 
-/// During an outage, how long a client waits for a fetch before a stale entry serves. The fetch goes on, so that the first
-/// login after the outage is fresh. A new connection and its first answer take four round trips, each of up to a quarter of a
-/// second.
+/// How long a lookup waits for a fetch in an outage, before a stale entry serves. The fetch goes on, so that the first
+/// login after the outage gets a fresh entry. A new connection and its first answer fit into this time: they take four
+/// round trips, each of up to a quarter of a second.
 pub(super) const PATIENCE_IN_OUTAGE: Duration = Duration::from_secs(1);
 
-/// How long after a failure IAM counts as silent. Later, clients wait as if it had never failed.
+/// How long after a failed fetch IAM counts as silent. After that, lookups wait as if no fetch had failed.
 pub(super) const OUTAGE: Duration = Duration::from_secs(60);
 
-/// Failed names that are remembered.
+/// The most names whose failed fetch is remembered. When there are as many, all are forgotten.
 const FAILURES_MAX: usize = 10_000;
 
-/// The fetches under way, and those that failed a moment ago.
+/// The fetches under way, and the failures of earlier ones.
 #[derive(Default)]
 pub(super) struct Fetches {
     users: HashMap<LinuxName, Fetch<CacheEntry>>,
     pub(super) roster: Option<Fetch<Roster>>,
     pub(super) roster_failure: Option<(Instant, IamError)>,
     pub(super) tags: tags::TagFetches,
-    /// The users of whom the last fetch failed: when, and why.
+    /// The names whose last fetch failed, each with the moment and the error.
     failures: HashMap<LinuxName, (Instant, IamError)>,
-    /// When a fetch last failed, unless IAM has answered since.
+    /// The moment when a fetch of a user last failed. None if IAM has answered since.
     silent_since: Option<Instant>,
 }
 
 impl Fetches {
-    /// Whether IAM is being asked about `name`.
+    /// Returns whether a fetch of `name` is under way.
     pub(super) fn has(&self, name: &LinuxName) -> bool {
         self.users.contains_key(name)
     }
 
-    /// Whether the last fetch of `name` failed.
+    /// Returns whether the last fetch of `name` failed.
     pub(super) fn has_failed(&self, name: &LinuxName) -> bool {
         self.failures.contains_key(name)
     }
 
-    /// How many users the last fetch failed for.
+    /// Returns the number of names whose last fetch failed.
     pub(super) fn failed(&self) -> usize {
         self.failures.len()
     }
 
-    /// Notes that IAM has answered.
+    /// Notes that IAM has answered, so that it no longer counts as silent.
     pub(super) fn note_answer(&mut self) {
         self.silent_since = None;
     }
 
-    /// Cancels the fetch of `name`, and forgets that it failed.
+    /// Cancels the fetch of `name` that is under way, and forgets the failure of an earlier one.
     pub(super) fn cancel(&mut self, name: &LinuxName) {
         self.users.remove(name);
         self.failures.remove(name);
@@ -78,7 +79,8 @@ impl Fetches {
             self.failures.clear();
         }
         self.failures.insert(name.clone(), (now, error.clone()));
-        // A shared account may fail alone, with too many members or a group that IAM does not show.
+        // The fetch of a shared account can fail although IAM answers: too many members, or a group that this host may
+        // not list.
         if !is_shared {
             self.silent_since = Some(now);
         }
@@ -86,8 +88,8 @@ impl Fetches {
 }
 
 impl<I: Iam> Directory<I> {
-    /// Fetches `name`. During an outage waits at most [`PATIENCE_IN_OUTAGE`], so that callers fall back to the cached entry
-    /// quickly.
+    /// Fetches `name`. In an outage, waits at most [`PATIENCE_IN_OUTAGE`], so that the caller quickly falls back to the
+    /// cached entry.
     pub(super) async fn fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<CacheEntry>, IamError> {
         if !self.is_silent_about(name) {
             return self.shared_fetch(name).await;
@@ -96,7 +98,8 @@ impl<I: Iam> Directory<I> {
         timeout(PATIENCE_IN_OUTAGE, self.shared_fetch(name)).await.unwrap_or_else(late)
     }
 
-    /// Whether IAM is silent: about this user, or, if nothing is known of the user, about any.
+    /// Returns whether IAM is silent: the last fetch of `name` or, if the name has no entry, a fetch of any user failed
+    /// less than [`OUTAGE`] ago, without an answer since.
     fn is_silent_about(&self, name: &LinuxName) -> bool {
         let is_unknown = self.entry(name).is_none();
         let fetches = self.fetches.borrow();
@@ -105,7 +108,8 @@ impl<I: Iam> Directory<I> {
         [failed_at, any_failed_at].into_iter().flatten().any(|at| at.elapsed() < OUTAGE)
     }
 
-    /// Awaits the fetch of `name` that is under way, or starts one. After a flush it starts another.
+    /// Awaits the fetch of `name` that is under way, or starts one, unless the last one failed a moment ago. Starts
+    /// another fetch if a flush cancels the one that is awaited.
     async fn shared_fetch(self: &Rc<Self>, name: &LinuxName) -> Result<Rc<CacheEntry>, IamError> {
         loop {
             let under_way = self.fetches.borrow().users.get(name).and_then(Fetch::under_way);
@@ -137,7 +141,7 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Stores an entry that was just fetched.
+    /// Stores an entry that was just fetched, and forgets the failures before it.
     fn store(&self, name: &LinuxName, entry: &Rc<CacheEntry>) {
         let mut fetches = self.fetches.borrow_mut();
         fetches.failures.remove(name);
@@ -146,7 +150,8 @@ impl<I: Iam> Directory<I> {
         self.insert(name, entry);
     }
 
-    /// Returns why IAM did not answer about `name` a moment ago, if so: it is not asked again yet.
+    /// Returns the error of the last fetch of `name` if it failed within the back-off, so that IAM is not asked again
+    /// yet.
     pub(super) fn recent_failure(&self, name: &LinuxName) -> Option<IamError> {
         let pause = if self.config.shared.contains_key(name) { BACK_OFF_SHARED_ACCOUNT } else { BACK_OFF };
         let fetches = self.fetches.borrow();
@@ -154,7 +159,7 @@ impl<I: Iam> Directory<I> {
         failure.map(|(_, error)| error.clone())
     }
 
-    /// Bounds `work` by `aws.total_timeout`.
+    /// Runs `work`. Returns an error if it takes longer than `aws.total_timeout`.
     pub(super) async fn within_total_timeout<T>(
         &self,
         work: impl Future<Output = Result<T, IamError>>,
@@ -162,7 +167,8 @@ impl<I: Iam> Directory<I> {
         within(self.config.aws.total_timeout.0, work).await
     }
 
-    /// Does `work`. Returns an error if the machine slept meanwhile: what IAM said before the sleep would count as said after it.
+    /// Runs `work`. Returns an error if the machine slept meanwhile: an answer from before the sleep would look younger
+    /// than it is.
     pub(super) async fn unless_asleep<T>(
         &self,
         work: impl Future<Output = Result<T, IamError>>,

@@ -1,4 +1,5 @@
-//! Who has a name or a uid, for showing it. Names are not decisions: what is known serves without a call to IAM.
+//! Finds the users behind names and uids for NSS, which only shows them. Names are not decisions: a cached answer serves
+//! without a call to IAM.
 
 use std::rc::Rc;
 
@@ -13,12 +14,12 @@ use crate::limits::Origin;
 use crate::policy;
 use crate::source::{Cause, Iam, IamError};
 
-/// What is known of a name without asking IAM.
+/// An answer about a name, for NSS.
 #[derive(Clone, Debug)]
 pub enum Named {
-    /// The name has an entry.
+    /// The entry of the name.
     Cached(Lookup),
-    /// The roster lists it, and there is no newer entry.
+    /// The roster, which lists the name and is newer than its entry.
     Listed(Rc<Roster>),
 }
 
@@ -32,13 +33,13 @@ impl Named {
 }
 
 impl<I: Iam> Directory<I> {
-    /// Returns who has `name`, for showing it: names are not decisions. A user who may log in costs no call, however old the
-    /// entry. A user who may not costs one fetch per `max_age`, within the limit of unknown names and on behalf of the host or a
-    /// client of sshd alone: so a user who is added to a group gets in at the first attempt. Any other name costs one fetch
-    /// within that limit.
+    /// Returns the user behind `name`, for NSS. A user who may log in costs no call while the roster lists them or their
+    /// entry is younger than `freshness.roster`. A user who may not log in costs one fetch per `max_age`, so that a user
+    /// who is added to a group gets in at the first attempt; that fetch is within the limit of unknown names, and made
+    /// for the host or a client of sshd only. Any other name costs one fetch within the same limit.
     ///
     /// # Errors
-    /// Returns an error if nothing is known and IAM does not answer.
+    /// Returns an error if nothing is known of the name, and IAM does not answer or was not asked because of a limit.
     pub async fn lookup_name(self: &Rc<Self>, name: &LinuxName, origin: Origin) -> Result<Named, IamError> {
         let max_age = self.config.freshness.max_age.0;
         let query = |origin| self.lookup(name, self.login_freshness(origin));
@@ -59,12 +60,12 @@ impl<I: Iam> Directory<I> {
         if matches!(origin, Origin::User(_)) || !self.may_query_iam(name, origin).await? {
             return Ok(Named::Cached(lookup));
         }
-        // The limit of unknown names was charged; that of revalidations must not be as well.
+        // The fetch has been counted by `may_query_iam`. On behalf of the host, it is not counted a second time.
         query(Origin::Host).await.map(Named::Cached)
     }
 
-    /// Returns what is known of `name` without asking IAM: the entry, or the roster if it is newer. None if neither is young
-    /// enough to serve while IAM does not answer.
+    /// Returns the entry of `name`, or the roster if it lists the name and is newer. Makes no call. None if neither is
+    /// younger than `freshness.offline`.
     pub fn known_name(&self, name: &LinuxName) -> Option<Named> {
         let roster = self.serving_roster().filter(|roster| roster.has(name));
         let entry = self.entry_up_to(name, self.config.freshness.offline.0);
@@ -73,8 +74,8 @@ impl<I: Iam> Directory<I> {
         newer.map(|entry| Named::Cached(Lookup::cached(entry))).or(roster.map(Named::Listed))
     }
 
-    /// Returns the name of the user with `uid`, for showing it. A uid does not tell whose it is, so only users who were seen or
-    /// are on the roster are found.
+    /// Returns the name of the user with `uid`, for NSS. A uid cannot be turned into an id, so only users who were seen
+    /// or are on the roster are found.
     ///
     /// # Errors
     /// Returns an error if the user was not seen and the roster cannot be read.
@@ -94,14 +95,14 @@ impl<I: Iam> Directory<I> {
         }
         let roster = self.roster().await?;
         let Some(name) = roster.name_of(uid).cloned() else {
-            // A roster from before the start tells which users there are, not which there are not.
+            // A restored roster proves that the users on it exist, but not that there are no others.
             return if roster.restored { Err(Cause::RosterBeforeStart.into()) } else { Ok(None) };
         };
         let named = self.lookup_name(&name, origin).await?;
         Ok(named.has_uid(&name, uid).then_some((name, named)))
     }
 
-    /// Whether `identity` is a user who may log in.
+    /// Returns whether `identity` is a user who may log in.
     async fn is_allowed(self: &Rc<Self>, identity: &Identity) -> bool {
         let Identity::User(user) = identity else { return false };
         let groups: Vec<IamName> = user.groups.iter().map(|group| group.name.clone()).collect();

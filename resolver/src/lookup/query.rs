@@ -1,5 +1,5 @@
-//! The calls about one user, or about all who may use a shared account. What one call says counts at once: another call that
-//! stays silent until the timeout must not keep a withdrawn right in force.
+//! The calls about one user, or about all members of a shared account. The answer of each call is applied at once, so
+//! that a withdrawn right does not last until another call times out.
 
 use futures_util::StreamExt;
 use futures_util::future::{join_all, join3};
@@ -16,18 +16,18 @@ use crate::ids;
 use crate::persist::dirty::Dirty;
 use crate::source::{Cause, Iam, IamError, IamGroup, IamId, IamUser, KeyId, KeyIds, sshkey};
 
-/// Members of a shared account that are asked about at once.
+/// The number of members of a shared account whose keys are asked for at once.
 const MEMBERS_AT_ONCE: usize = 10;
 
-/// The most IAM users who may use a shared account. Each costs a call whenever the entry is stale, also for a key that a bot
-/// offers.
+/// The most IAM users who may share an account. Each costs a call whenever a stale entry is revalidated, which any client
+/// of sshd that offers a key can cause.
 const MEMBERS_MAX: usize = 100;
 
 impl<I: Iam> Directory<I> {
-    /// Asks IAM about every user whose name maps to `name`, or about all members if it is a shared account.
+    /// Asks IAM about every user whose name maps to `name`, or about all members if `name` is that of a shared account.
     ///
     /// # Errors
-    /// Returns an error if IAM does not answer about one of them.
+    /// Returns an error if IAM does not answer about one of these users.
     pub(super) async fn query(&self, name: &LinuxName) -> Result<CacheEntry, IamError> {
         if let Some(shared) = self.config.shared.get(name) {
             return self.query_shared_account(name, shared).await;
@@ -55,8 +55,8 @@ impl<I: Iam> Directory<I> {
         Ok(CacheEntry::new(identity, began))
     }
 
-    /// Asks IAM about the user `candidate`, whose name maps to `name`: three calls side by side, and one for each key that is
-    /// not known.
+    /// Asks IAM about the user `candidate`, whose name maps to `name`: three calls side by side, and one for each key
+    /// whose body is not cached.
     async fn query_user(&self, name: &LinuxName, candidate: &IamName) -> Result<UserEntry, IamError> {
         let user = async {
             let user = self.evict_if_gone(name, candidate, self.iam.user(candidate).await)?;
@@ -74,7 +74,7 @@ impl<I: Iam> Directory<I> {
             Ok(ids)
         };
         let (user, groups, key_ids) = join3(user, groups, key_ids).await;
-        // An explicit no of one call wins over the silence of another.
+        // A negative answer of one call counts, even if another call gets no answer.
         let errors = [user.as_ref().err(), groups.as_ref().err(), key_ids.as_ref().err()];
         if let Some(no) =
             errors.into_iter().flatten().find(|error| !matches!(error, IamError::Unavailable(_)))
@@ -90,7 +90,8 @@ impl<I: Iam> Directory<I> {
         Ok(UserEntry { uid: ids::uid(&self.config.accounts, &user), user, groups, keys, inactive })
     }
 
-    /// Evicts the entry of `user` if `answer` says that there is no such user. Returns `answer`.
+    /// Evicts the entry of `user` if `answer` says that there is no such user, or that IAM denies the call. Returns
+    /// `answer`.
     fn evict_if_gone<T>(
         &self,
         name: &LinuxName,
@@ -103,14 +104,14 @@ impl<I: Iam> Directory<I> {
         answer
     }
 
-    /// Evicts the entry of `user` under `name` if `holds` is false of it.
+    /// Evicts the entry of `user` under `name` if `holds` returns false for it.
     fn evict_unless(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&UserEntry) -> bool) {
         if self.cache.borrow_mut().evict_unless(name, user, holds) {
             self.dirty.mark(Dirty::Revoked);
         }
     }
 
-    /// Takes the groups away from the entry of `user` that IAM no longer lists, and adds those that deny.
+    /// Removes the groups that IAM no longer lists from the entry of `user`, and adds the listed groups of `access.deny`.
     fn revoke_groups(&self, name: &LinuxName, user: &IamName, groups: &[IamGroup]) {
         let is_denying = |group: &&IamGroup| self.config.access.deny.contains(&group.name);
         self.revoke(name, user, |known| {
@@ -123,7 +124,7 @@ impl<I: Iam> Directory<I> {
         });
     }
 
-    /// Changes the entry of `user` under `name`. Its age stays.
+    /// Applies `change` to the entry of `user` under `name`, if there is one. The age of the entry stays.
     fn revoke(&self, name: &LinuxName, user: &IamName, change: impl Fn(&mut UserEntry)) {
         self.replace_identity(name, |identity| match identity {
             Identity::User(known) if known.user.name == *user => {
@@ -135,7 +136,7 @@ impl<I: Iam> Directory<I> {
         });
     }
 
-    /// Changes the remembered members of a shared account. The age of the entry stays.
+    /// Applies `change` to the cached members of the shared account `name`. The age of the entry stays.
     fn revoke_members(&self, name: &LinuxName, change: impl FnOnce(&mut Vec<UserEntry>)) {
         self.replace_identity(name, |identity| match identity {
             Identity::Members(members) => {
@@ -153,10 +154,11 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Returns the keys of a user with these ids, whether they are active or not. Known bodies are not fetched again.
+    /// Returns the keys of `user` with these ids, active or not. Fetches the bodies that are not cached. Leaves out a key
+    /// that was deleted meanwhile.
     ///
     /// # Errors
-    /// Returns an error if IAM does not answer about one of them. A key that was deleted meanwhile is left out.
+    /// Returns an error if IAM does not answer about one of the keys.
     pub async fn keys(&self, user: &IamUser, ids: &[KeyId]) -> Result<Keys, IamError> {
         let keys = join_all(ids.iter().map(|id| self.key(user, id))).await;
         let keys = keys.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -177,14 +179,14 @@ impl<I: Iam> Directory<I> {
                 self.cache.borrow_mut().set_key_body(&user.id, id, key.clone());
                 Ok(Some((id.clone(), key)))
             }
-            // Deleted since it was listed.
+            // The key was deleted after it was listed.
             Err(IamError::NoSuchEntity) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Asks IAM who may use a shared account, and for their keys. The keys of the remembered members are asked for at once: a
-    /// deleted key must not stay in force because a group cannot be listed.
+    /// Fetches the members of a shared account and their keys. The keys of cached members are listed at the same time as
+    /// the groups: a deleted key must not stay usable because a group cannot be listed.
     async fn query_shared_account(&self, name: &LinuxName, shared: &Shared) -> Result<CacheEntry, IamError> {
         let began = Instant::now();
         let remembered = match self.entry(name).as_deref() {
@@ -209,7 +211,8 @@ impl<I: Iam> Directory<I> {
         Ok(CacheEntry::new(Identity::Members(members), began))
     }
 
-    /// Returns the members of `groups`, each once and without keys, but for those who are `denied`.
+    /// Returns the members of `groups` who are not `denied`, each once and without keys. Returns an error if there are
+    /// more than [`MEMBERS_MAX`].
     fn members_of(
         &self,
         groups: impl Iterator<Item = (IamGroup, Vec<IamUser>)>,
@@ -236,7 +239,8 @@ impl<I: Iam> Directory<I> {
         Ok(members)
     }
 
-    /// Returns the members of the groups of `access.deny`, and takes them out of the remembered members.
+    /// Returns the members of the groups of `access.deny`, and removes them from the cached members of the shared account
+    /// `name`.
     async fn query_denied_members(&self, name: &LinuxName) -> Result<Vec<IamId>, IamError> {
         let members = self.config.access.deny.iter().map(async |group| match self.iam.group(group).await {
             Ok((_, users)) => {
@@ -251,8 +255,8 @@ impl<I: Iam> Directory<I> {
         Ok(denied.into_iter().flatten().collect())
     }
 
-    /// Returns a group of a shared account with its members, or None if IAM does not have it. Takes the group away from those
-    /// remembered members who are no longer in it.
+    /// Returns a group of the shared account `name` with its members, or None if IAM has no such group. Takes the group
+    /// away from the cached members who are no longer in it.
     async fn query_group(
         &self,
         name: &LinuxName,
@@ -288,7 +292,8 @@ impl<I: Iam> Directory<I> {
         answers.into_iter().collect()
     }
 
-    /// Returns the keys of one member. A member about whom IAM says no has none, and is a member no longer.
+    /// Returns the keys of one member. If IAM says that there is no such user, or denies the call, returns none and
+    /// removes the cached member.
     async fn query_keys_of_member(&self, name: &LinuxName, user: IamUser) -> Result<(IamId, Keys), IamError> {
         let id = user.id.clone();
         let keys = async {
@@ -312,7 +317,7 @@ impl<I: Iam> Directory<I> {
     }
 }
 
-/// Turns "IAM denies this host to list the group" into "IAM does not answer": it is no answer about a user.
+/// Turns the denial of a call about a group into [`IamError::Unavailable`], since it says nothing about any user.
 fn about_a_group(group: &IamName, error: IamError) -> IamError {
     match error {
         IamError::Denied(why) => Cause::GroupDenied { group: group.clone(), why }.into(),

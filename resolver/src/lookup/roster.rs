@@ -1,6 +1,7 @@
 //! The list of users who may log in, and the members of every group that the configuration names.
 //!
-//! It answers what no single lookup can: who has a uid, who is in a group, is a name worth a call.
+//! The roster answers what no single lookup can: which user has a uid, which users are in a group, and whether an unknown
+//! name is worth a call to IAM.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -23,24 +24,24 @@ pub struct Roster {
     users: BTreeMap<LinuxName, IamUser>,
     names: HashMap<Uid, LinuxName>,
     groups: HashMap<IamName, Members>,
-    /// Users who may log in and get no account, sorted.
+    /// Users whom the rules of access let log in, but who get no account, sorted.
     pub refused: Vec<Refused>,
     /// Groups that the configuration names and IAM does not have.
     pub missing: Vec<IamName>,
-    /// The rules of access when it was read.
+    /// The rules of access by which the roster was read.
     pub access: Rc<Access>,
-    /// When its reading began.
+    /// The moment before the first call of the read.
     pub began_at: Instant,
-    /// When its reading ended.
+    /// The moment after the last call of the read.
     pub ended_at: Instant,
-    /// Whether it was read before this program was started.
+    /// Whether the roster was read before this program started, and restored from the disk.
     pub restored: bool,
 }
 
-/// A roster as it is saved.
+/// The form of a roster on the disk.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedRoster {
-    /// How long ago its reading began, in milliseconds.
+    /// The time since the read began, in milliseconds.
     pub age: u64,
     users: Vec<IamUser>,
     groups: Vec<(IamName, Members)>,
@@ -49,16 +50,16 @@ pub struct SavedRoster {
     access: Access,
 }
 
-/// A user who may log in and yet gets no account.
+/// A user whom the rules of access let log in, but who gets no account.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Refused {
-    /// The user.
+    /// The IAM user.
     pub user: IamUser,
     /// The reason, for an operator.
     pub why: String,
 }
 
-/// A group that the configuration names, with its members, if IAM has it.
+/// A group that the configuration names, and its members. None if IAM has no such group.
 type Named<'a> = (&'a IamName, Option<(IamGroup, Vec<IamUser>)>);
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,10 +69,10 @@ struct Members {
 }
 
 impl Roster {
-    /// Reads the list: GetGroup for every group that is named, and ListUsers where all are allowed.
+    /// Reads the roster: GetGroup for every group that the configuration names, and ListUsers if all users are allowed.
     ///
     /// # Errors
-    /// Returns the error of the first call that failed: half a list is none.
+    /// Returns an error if a call fails, since a part of the roster is of no use. A missing group is no error.
     pub async fn read<I: Iam>(iam: &I, config: &Config, access: Rc<Access>) -> Result<Self, IamError> {
         let began_at = Instant::now();
         let mut named: Vec<&IamName> = access.groups().chain(config.groups.keys()).collect();
@@ -124,7 +125,7 @@ impl Roster {
         Self { groups, users, names, refused, missing, access, began_at, ended_at, restored: false }
     }
 
-    /// Returns the roster for the disk.
+    /// Returns the form of the roster for the disk.
     pub fn saved(&self) -> SavedRoster {
         let mut groups: Vec<_> =
             self.groups.iter().map(|(name, members)| (name.clone(), members.clone())).collect();
@@ -139,7 +140,7 @@ impl Roster {
         }
     }
 
-    /// Returns a roster from the disk, whose reading began at `began_at`.
+    /// Returns a roster that was read at `began_at` and saved.
     pub fn restored(saved: SavedRoster, config: &Config, began_at: Instant) -> Self {
         let SavedRoster { users, groups, refused, missing, access, .. } = saved;
         let (users, names, _) = accounts(users, &config.accounts);
@@ -147,18 +148,18 @@ impl Roster {
         Self { users, names, groups, refused, missing, access, began_at, ended_at: began_at, restored: true }
     }
 
-    /// How old the roster is.
+    /// Returns the time since the read began.
     pub fn age(&self) -> Duration {
         self.began_at.elapsed()
     }
 
-    /// Returns the roster as if it had been read earlier by `span`. None if the clock cannot tell such a moment.
+    /// Returns the roster with an age that is greater by `span`. None if an [`Instant`] cannot say it.
     pub fn older_by(&self, span: Duration) -> Option<Self> {
         let (began_at, ended_at) = (self.began_at.checked_sub(span)?, self.ended_at.checked_sub(span)?);
         Some(Self { began_at, ended_at, ..self.clone() })
     }
 
-    /// Returns the users of `everybody` who would get no account, and why.
+    /// Returns the users of `everybody` who would get no account because of their name or uid, with the reason.
     pub fn refused_of(everybody: Vec<IamUser>, settings: &Accounts) -> Vec<Refused> {
         accounts(everybody, settings).2
     }
@@ -168,32 +169,33 @@ impl Roster {
         self.users.iter()
     }
 
-    /// Returns the user of this name, as IAM has it.
+    /// Returns the IAM user with the Linux name `name`.
     pub fn user(&self, name: &LinuxName) -> Option<&IamUser> {
         self.users.get(name)
     }
 
-    /// Whether a user of this name may log in.
+    /// Returns whether the roster lists `name`.
     pub fn has(&self, name: &LinuxName) -> bool {
         self.users.contains_key(name)
     }
 
-    /// Returns the name of the user with this uid.
+    /// Returns the Linux name of the user with `uid`.
     pub fn name_of(&self, uid: Uid) -> Option<&LinuxName> {
         self.names.get(&uid)
     }
 
-    /// Returns the user with this uid, as IAM has it.
+    /// Returns the IAM user with `uid`.
     pub fn holder_of(&self, uid: Uid) -> Option<&IamUser> {
         self.users.get(self.names.get(&uid)?)
     }
 
-    /// Returns the members of an IAM group that the configuration names, if they may log in.
+    /// Returns the members of `group` who may log in. Empty if the configuration does not name the group.
     pub fn members(&self, group: &IamName) -> &[LinuxName] {
         self.groups.get(group).map_or(&[], |group| &group.names)
     }
 
-    /// Returns the gid of an IAM group that the configuration names, from its GroupId.
+    /// Returns the gid that follows from the GroupId of `group`. None if the configuration does not name the group, or
+    /// IAM has none.
     pub fn gid_of(&self, group: &IamName) -> Option<Gid> {
         self.groups.get(group).map(|group| group.gid)
     }
@@ -201,7 +203,8 @@ impl Roster {
 
 type Listed = (BTreeMap<LinuxName, IamUser>, HashMap<Uid, LinuxName>, Vec<Refused>);
 
-/// Gives every user a name and a uid. A name that two users map to goes to neither, a uid that two have goes to the older user.
+/// Gives every user a name and a uid. Refuses all users whose names map to one Linux name and, of two users with one uid,
+/// the one who was created later.
 fn accounts(mut everybody: Vec<IamUser>, settings: &Accounts) -> Listed {
     everybody.sort_by(|one, other| (one.created, &one.id).cmp(&(other.created, &other.id)));
     everybody.dedup();

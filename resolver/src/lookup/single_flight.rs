@@ -1,4 +1,4 @@
-//! One fetch for all who wait for the same answer.
+//! One fetch for all tasks that wait for the same answer.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -14,9 +14,9 @@ use crate::source::{Cause, IamError};
 /// Why a fetch has no result.
 #[derive(Clone, Debug)]
 pub(super) enum FetchError {
-    /// A flush cancelled it: what IAM said before the flush does not count after it.
+    /// A flush cancelled the fetch: an answer from before the flush does not count after it.
     Flushed,
-    /// IAM did not answer.
+    /// The fetch ended with this error.
     Iam(IamError),
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Fetch<T> {
 }
 
 impl<T: 'static> Fetch<T> {
-    /// Starts `work`, which goes on even if nobody awaits it.
+    /// Starts `work`, which goes on even if no task awaits it.
     pub(super) fn start(work: impl Future<Output = Result<Rc<T>, IamError>> + 'static) -> Self {
         let task = spawn_local(work);
         let abort = task.abort_handle();
@@ -64,7 +64,8 @@ impl<T: 'static> Fetch<T> {
         self.outcome.clone()
     }
 
-    /// Returns the outcome to await, or None if the fetch is over. One that is over and still here has panicked.
+    /// Returns the outcome to await, or None if the fetch is over. A fetch removes itself at its end, so one that is over
+    /// and still here has panicked.
     pub(super) fn under_way(&self) -> Option<Outcome<T>> {
         self.outcome.peek().is_none().then(|| self.outcome.clone())
     }
@@ -76,7 +77,7 @@ impl<T> Drop for Fetch<T> {
     }
 }
 
-/// Bounds `work` by `limit`.
+/// Runs `work`. Returns an error if it takes longer than `limit`.
 pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, IamError>>,

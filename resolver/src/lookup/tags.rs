@@ -1,4 +1,4 @@
-//! The rules of access, where the configuration leaves them to a tag of the EC2 instance.
+//! The rules of access, if the configuration leaves them to tags of the EC2 instance.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,41 +15,41 @@ use super::single_flight::Fetch;
 use crate::persist::dirty::Dirty;
 use crate::source::{Cause, Iam, IamError};
 
-/// After a failed reading, how long requests do not start another.
+/// How long after the start of a failed read of the tags no other is started.
 const TAGS_BACK_OFF: Duration = Duration::from_secs(20);
 
-/// The reading of tags that is under way, and the last one.
+/// The read of the tags that is under way, and the outcome of the last one.
 #[derive(Default)]
 pub(super) struct TagFetches {
     running: Option<Fetch<()>>,
-    /// When the last reading began, whatever came of it.
+    /// The moment when the last read began, whether it failed or not.
     last_began: Option<Instant>,
-    /// Why nobody may log in, if the tag of `access.allow` could not be read.
+    /// The error of the last read of the tag of `access.allow`. None if it succeeded.
     allow_failure: Option<IamError>,
 }
 
 impl TagFetches {
-    /// Makes the last reading older.
+    /// Makes the last read older by `span`.
     pub(super) fn age_by(&mut self, span: Duration) {
         self.last_began = self.last_began.and_then(|began| began.checked_sub(span));
     }
 }
 
 impl<I: Iam> Directory<I> {
-    /// Returns the rules of access with every tag read. The reading of the roster reads the tags too; here they are read only
-    /// if that was not done for twice its interval.
+    /// Returns the rules of access, with the groups that the tags name. Every read of the roster reads the tags too, so
+    /// they are read here only if the last read began twice `freshness.roster` ago or earlier.
     ///
     /// # Errors
-    /// Returns an error if the tag of `access.allow` cannot be read, or names no group. If that happens to the tag of
-    /// `access.sudo`, nobody may use sudo.
+    /// Returns an error if the tag of `access.allow` names no group, or cannot be read and has no value that still
+    /// serves. If the same happens to the tag of `access.sudo`, nobody may use sudo.
     pub async fn access(self: &Rc<Self>) -> Result<Rc<Access>, IamError> {
         self.access_within(self.config.freshness.roster.0 * 2).await
     }
 
-    /// Returns the rules of access with tags that were read within `max_age`.
+    /// Returns the rules of access. Reads the tags first if the last read began `max_age` ago or earlier.
     ///
     /// # Errors
-    /// See [`Self::access`].
+    /// Returns an error if [`Self::access`] would.
     pub(super) async fn access_within(self: &Rc<Self>, max_age: Duration) -> Result<Rc<Access>, IamError> {
         if !self.has_tags() {
             return Ok(Rc::clone(&self.fixed_access));
@@ -67,8 +67,8 @@ impl<I: Iam> Directory<I> {
         [allow, sudo].into_iter().any(|allowed| matches!(allowed, Allowed::Tag(_)))
     }
 
-    /// Returns the rules by the tags as they were last read. While the metadata service is silent, they serve as long as an
-    /// answer of IAM.
+    /// Returns the rules of access by the last values of the tags. While the metadata service does not answer, the values
+    /// serve as long as entries do while IAM does not answer.
     fn access_by_tags(&self) -> Result<Rc<Access>, IamError> {
         let (cache, fetches) = (self.cache.borrow(), self.fetches.borrow());
         let freshness = &self.config.freshness;
@@ -81,7 +81,7 @@ impl<I: Iam> Directory<I> {
         Ok(Rc::new(Access { allow, sudo, deny: self.config.access.deny.clone() }))
     }
 
-    /// Reads the tags, or awaits the reading that is under way. Does nothing if it failed a moment ago.
+    /// Reads the tags, or awaits the read that is under way. Does nothing within [`TAGS_BACK_OFF`] of a failed read.
     async fn read_tags(self: &Rc<Self>) {
         let (under_way, has_just_failed) = {
             let tags = &self.fetches.borrow().tags;
@@ -123,7 +123,8 @@ impl<I: Iam> Directory<I> {
         self.apply_tag(Policy::Sudo, sudo, began);
     }
 
-    /// Stores what a tag named. While the metadata service is silent, the last value stays.
+    /// Stores the groups that a tag named. If the metadata service did not answer, the last value stays; any other error
+    /// removes it.
     fn apply_tag(&self, policy: Policy, answer: Result<Allowed, IamError>, began: Instant) {
         let action = match policy {
             Policy::Login => "log in",
@@ -154,8 +155,8 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Returns `allowed` with the groups that a tag names in place of the tag. A group that the configuration does not list
-    /// among those that a tag may name is left out: a principal who may write tags must not choose who is root.
+    /// Returns `allowed`, with a tag replaced by the groups that it names. A group that does not match `within` is left
+    /// out: a principal who may write tags must not choose who is root.
     async fn groups_of_tag(&self, key: &str, allowed: &Allowed) -> Result<Allowed, IamError> {
         let Allowed::Tag(TagRule { tag, within }) = allowed else { return Ok(allowed.clone()) };
         let tag = tag.as_str();

@@ -129,7 +129,7 @@ async fn guessed_names_make_no_more_calls_than_the_limit_and_a_new_user_logs_in(
     }
     let calls = directory.iam.take_calls();
     let lookups = calls.iter().filter(|call| call.starts_with("GetUser")).count();
-    // The bucket's 30, and what flowed in while they were looked up.
+    // The full bucket's 30 tokens, and those that were added during the lookups.
     assert!((30..=32).contains(&lookups), "{lookups}");
     directory.iam.add("newcomer", &["users"]);
     tokio::time::advance(Duration::from_secs(31)).await;
@@ -159,7 +159,7 @@ async fn after_renamings_each_name_has_its_present_user() {
     directory.iam.add("alice", &["users"]);
     let uid = |number| ids::uid_of(&crate::source::fake::id(number));
     find(&directory, "alice").await.unwrap();
-    // alice is called alicia now, and bob alice.
+    // alice is renamed to alicia, and bob to alice.
     directory.iam.rename("alice", "alicia");
     directory.iam.rename("bob", "alice");
     tokio::time::advance(Duration::from_secs(11)).await;

@@ -109,7 +109,7 @@ async fn in_an_outage_the_first_waits_and_the_next_do_not_and_the_first_after_it
     assert_eq!(took("alice").await, (PATIENCE_IN_OUTAGE, Ok(Source::Offline)));
     let (waited, nobody) = took("nobody").await;
     assert!(waited == PATIENCE_IN_OUTAGE && nobody.is_err());
-    // The hanging calls are over, and nobody asked since.
+    // The hanging calls time out, and no lookup starts others.
     tokio::time::advance(limit + BACK_OFF).await;
     tokio::time::sleep(BACK_OFF).await;
     directory.iam.answer_again();

@@ -1,8 +1,8 @@
-//! Tests of what outlives a restart, a sleep and a flush.
+//! Tests of the directory after a restart, a sleep of the machine and a flush.
 
 use super::*;
 
-/// The same after a restart so much later, in which IAM does not answer.
+/// Returns a directory with the saved state of `directory`, as after a restart that took `ago`. Its IAM does not answer.
 fn restarted(directory: &Directory<FakeIam>, text: &str, ago: Duration) -> Rc<Directory<FakeIam>> {
     let saved = serde_json::to_vec(&directory.snapshot()).unwrap();
     let restarted = self::directory(text);
@@ -36,7 +36,7 @@ async fn entries_survive_a_restart_and_age_meanwhile() {
         after.cached_roster().unwrap().users().map(|(name, _)| name.clone()).collect();
     assert_eq!(names, [linux("alice"), linux("bob")]);
     assert_eq!(after.snapshot().count(), before.snapshot().count());
-    // The bodies of keys are never asked for again.
+    // The body of a key is never fetched again.
     after.iam.fail(None);
     tokio::time::advance(BACK_OFF).await;
     after.iam.take_calls();
@@ -55,7 +55,7 @@ async fn entries_survive_a_restart_and_age_meanwhile() {
 async fn a_withdrawal_is_on_the_disk_before_it_is_answered() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
     directory.iam.add("alice", &["users"]);
-    // What takes something away is known before the rest of the answer.
+    // The calls that show the withdrawal below answer before GetUser.
     directory.iam.slow.borrow_mut().insert("GetUser", Duration::from_millis(50));
     find(&directory, "alice").await.unwrap();
     assert!(!directory.dirty.take_change().is_revocation, "something new can wait");
@@ -78,7 +78,7 @@ async fn a_withdrawal_is_on_the_disk_before_it_is_answered() {
         FakeIam::CALL + Duration::from_millis(100),
         "written while the rest is awaited"
     );
-    // A disk that hangs keeps somebody waiting once.
+    // Only one lookup waits for a disk that hangs.
     directory.iam.people.borrow_mut().clear();
     let took = async || {
         let began = Instant::now();
@@ -136,7 +136,7 @@ async fn after_a_restart_the_cached_roster_proves_presence_and_not_absence() {
     before.iam.add("alice", &["users"]);
     before.iam.add("bob", &["users"]);
     before.read_roster().await.unwrap();
-    // Who was known and is no more, since the list was read.
+    // A user who was deleted after the roster was read.
     before.iam.people.borrow_mut().remove("bob");
     assert_eq!(find(&before, "bob").await.unwrap().entry.identity, Identity::NotFound);
     let after = restarted(&before, USERS, Duration::ZERO);
