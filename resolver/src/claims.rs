@@ -1,5 +1,5 @@
-//! Names that the host needs for itself though it has no account of that name yet. No IAM user gets one: a package that finds its name
-//! taken makes no account, and its daemon would run under the user's uid.
+//! Names that the host needs for itself although it has no account of that name yet. No IAM user gets such a name: a
+//! package that finds the name in use creates no account, and its daemon would run under the uid of the IAM user.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,14 +9,16 @@ use std::time::{Duration, SystemTime};
 use pam_iam_core::unit::runs_as;
 use tokio::time::Instant;
 
-/// How long the claims serve without being read again. A changed folder is noticed at once, a file that is edited in place is not.
+/// How long the claims are used before they are read again. A changed folder is noticed at once, a file that is edited in
+/// place only after this time.
 const SERVES: Duration = Duration::from_secs(60);
 
-/// The folders of packages' units. An administrator's unit under /etc may be meant for the IAM user of that name.
+/// The folders of packages' units, in which `User=` claims a name. In a unit under /etc it does not: the administrator
+/// may mean the IAM user of that name.
 const OF_PACKAGES: [&str; 3] =
     ["usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 
-/// The folders in which `DynamicUser=` claims a name.
+/// The folders of all units, in which `DynamicUser=` claims a name.
 const UNITS: [&str; 5] = [
     "etc/systemd/system",
     "run/systemd/system",
@@ -40,7 +42,7 @@ pub struct Claims {
 struct Read {
     at: Instant,
     versions: Vec<Option<SystemTime>>,
-    /// What claims each name.
+    /// The claimed names, each with a text about what claims it.
     names: BTreeMap<String, String>,
 }
 
@@ -82,7 +84,7 @@ impl Claims {
             let Some(runs_as) = runs_as(&units, &unit).filter(|runs_as| runs_as.is_dynamic) else { continue };
             let name = match &runs_as.user {
                 Some(_) => runs_as.literal_user().map(str::to_owned),
-                // An instance is called otherwise each time.
+                // Each instance of a template unit has another name.
                 None => unit.strip_suffix(".service").filter(|name| !name.contains('@')).map(str::to_owned),
             };
             let claim = format!("the unit {} has systemd make a user of that name", path.display());
@@ -103,14 +105,15 @@ impl Claims {
     }
 }
 
-/// Returns the user or group that a line of sysusers.d(5) makes. None if the name holds a specifier.
+/// Returns the user or group that a line of sysusers.d(5) creates. None if it creates none, or the name has a specifier.
 fn name_in_sysusers(line: &str) -> Option<&str> {
     let mut words = line.split_whitespace();
     let makes = matches!(words.next()?, "u" | "u!" | "g");
     words.next().filter(|name| makes && !name.contains('%')).map(|name| name.trim_matches('"'))
 }
 
-/// Returns the files with this ending in the folders. Of several of one name, the one in the first folder.
+/// Returns the files in `folders` with the extension `ending`, by name. If several have one name, the one in the first
+/// folder counts.
 fn files(folders: &[PathBuf], ending: &str) -> BTreeMap<String, PathBuf> {
     let mut files = BTreeMap::new();
     for entry in folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {

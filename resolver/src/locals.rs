@@ -12,20 +12,20 @@ use pam_iam_core::config::{PRIVILEGED_GROUPS, groups_of_root};
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local;
 
-/// /etc/passwd and /etc/group.
+/// The accounts of /etc/passwd and the groups of /etc/group.
 #[derive(Debug)]
 pub struct Locals {
-    /// Where they are.
+    /// The paths of the two files.
     pub files: Files,
     users: RefCell<Cached<Uid>>,
     groups: RefCell<Cached<Gid>>,
-    /// The names in privileged groups, each with one of these.
+    /// The members of the groups that mean root, each with the name of one such group.
     members: RefCell<Cached<&'static str>>,
-    /// Every group that has the gid of a privileged one, by its own name.
+    /// The names of all groups that have the gid of a privileged group.
     privileged: RefCell<Cached<()>>,
 }
 
-/// What tells one version of a file from another.
+/// Metadata that differs between two versions of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     inode: u64,
@@ -35,20 +35,20 @@ pub struct Version {
 
 type Cached<T> = Option<(Version, Names<T>)>;
 
-/// What the names of a file stand for.
+/// The names in a file, and the value that each stands for.
 #[derive(Debug)]
 struct Names<T> {
     of: HashMap<String, T>,
-    /// How many names stand for each.
+    /// The number of names that stand for a value.
     count: HashMap<T, usize>,
-    /// How many names of the host's own there are without regard to case, by their lower case. What has a number of our range
-    /// is the importer's.
+    /// The number of names that are the same in lower case. Names with an id of the managed range, which are the
+    /// importer's, do not count.
     lower: HashMap<String, usize>,
 }
 
-/// What a name stands for.
+/// A value that a name stands for.
 trait Number: Copy + Eq + Hash {
-    /// Whether it is a number of our range, which the importer gives.
+    /// Returns whether this is an id of the managed range, which the importer gives.
     fn is_of_importer(self) -> bool {
         false
     }
@@ -71,13 +71,13 @@ impl Number for &'static str {}
 impl Number for () {}
 
 impl<T: Number> Names<T> {
-    /// Whether there is a name that differs from `name` only in case.
+    /// Returns whether there is a name, other than the importer's, that differs from `name` only in case.
     fn has_in_other_case(&self, name: &str) -> bool {
         let own = usize::from(self.of.get(name).is_some_and(|own| !own.is_of_importer()));
         self.lower.get(&name.to_ascii_lowercase()).copied().unwrap_or_default() > own
     }
 
-    /// Whether another name than `name` stands for `wanted`.
+    /// Returns whether a name other than `name` stands for `wanted`.
     fn is_of_another(&self, wanted: T, name: &str) -> bool {
         let own = usize::from(self.of.get(name) == Some(&wanted));
         self.count.get(&wanted).copied().unwrap_or_default() > own
@@ -85,7 +85,7 @@ impl<T: Number> Names<T> {
 }
 
 impl Locals {
-    /// The files at these places.
+    /// Reads the two files.
     pub fn new(files: Files) -> Self {
         let locals = Self {
             files,
@@ -98,7 +98,8 @@ impl Locals {
         locals
     }
 
-    /// Reads the files again if they have changed. Called once for each request, so that all its questions see one version.
+    /// Reads the files again if they have changed. To be called at the start of a request: the look-ups do not check for
+    /// changes.
     pub fn refresh(&self) {
         let users = || Ok(first(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid))));
         let groups = || Ok(first(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid))));
@@ -113,12 +114,12 @@ impl Locals {
     /// Returns the uid of the local account `name`.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read: then no name may be taken for "not local".
+    /// Returns an error if the file cannot be read: the caller must not conclude that there is no local account `name`.
     pub fn uid_of(&self, name: &str) -> io::Result<Option<Uid>> {
         look_up(&self.users, &self.files.passwd, name)
     }
 
-    /// Whether a local account of another name than `name` has `uid`.
+    /// Returns whether a local account other than `name` has `uid`.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read.
@@ -129,14 +130,13 @@ impl Locals {
         }
     }
 
-    /// Whether a local group of another name than `name` has `gid`.
+    /// Returns whether a local group other than `name` has `gid`. The private group of a local account does not count.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read.
     pub fn is_gid_of_another(&self, gid: Gid, name: &str) -> io::Result<bool> {
         match &*self.groups.borrow() {
-            // The private group of a local account is that account's, which is looked at by itself: the importer may be about to
-            // rename both.
+            // The account of a private group is checked by itself, and the importer may be about to rename both.
             Some((_, groups)) if groups.is_of_another(gid, name) => {
                 let others = groups.of.iter().filter(|(local, held)| **held == gid && *local != name);
                 let is_private = |local: &String| self.uid_of(local).map(|uid| uid == Some(Uid(gid.0)));
@@ -152,7 +152,8 @@ impl Locals {
         }
     }
 
-    /// Whether a local account or group has a name that differs from `name` only in case.
+    /// Returns whether a local account or group, other than the importer's, has a name that differs from `name` only in
+    /// case.
     ///
     /// # Errors
     /// Returns an error if a file cannot be read.
@@ -167,7 +168,8 @@ impl Locals {
         }
     }
 
-    /// Returns the privileged local group that lists `name`, if no local account has the name: an IAM user of that name would be in it.
+    /// Returns the local group that means root and lists `name`, if no local account has the name: an IAM user of that
+    /// name would be a member.
     ///
     /// # Errors
     /// Returns an error if a file cannot be read.
@@ -178,7 +180,7 @@ impl Locals {
         look_up(&self.members, &self.files.group, name)
     }
 
-    /// Whether the local group `name` means root: by its name, or since it has the gid of a group that does.
+    /// Returns whether the local group `name` has a privileged name, or the gid of a local group that has one.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read.
@@ -195,13 +197,14 @@ impl Locals {
     }
 }
 
-/// The groups that have the gid of a privileged one.
+/// Returns the names of the groups that have the gid of a privileged group.
 fn privileged_names(groups: &[local::Group]) -> impl Iterator<Item = (String, ())> {
     let gids = local::gids_of(groups, PRIVILEGED_GROUPS);
     groups.iter().filter(move |group| gids.contains_key(&group.gid)).map(|group| (group.name.clone(), ()))
 }
 
-/// The names in groups that mean root, each with one of these. A group that has the gid of one means root too.
+/// Returns the members of the groups that mean root, each with the name of such a group. A group with the gid of one that
+/// means root counts too.
 fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String, &'static str)> {
     let gids = local::gids_of(&groups, &groups_of_root());
     groups.into_iter().flat_map(move |group| {
@@ -211,7 +214,7 @@ fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String
     })
 }
 
-/// Of several lines of one name, the C library takes the first.
+/// Indexes entries by name. Of several lines with one name the first counts, as in the C library.
 fn first<T: Number>(entries: impl Iterator<Item = (String, T)>) -> Names<T> {
     let (mut of, mut count, mut lower) = (HashMap::new(), HashMap::new(), HashMap::new());
     for (name, id) in entries {

@@ -20,12 +20,13 @@ use crate::lookup::Directory;
 use crate::server;
 use crate::source::iam::AwsIam;
 
-/// Answers one request and exits, with status 0 if there was an answer.
+/// Answers one request. The exit status is 0 if an answer was written.
 ///
-/// The user who starts it has its rights already, so no credentials are checked, and the caller's deadline ends the wait for a request.
+/// No credentials are checked, since the process gets no rights that the user who starts it does not have. It waits for a
+/// request without a limit: the caller has a deadline.
 pub fn main(config: &Path) -> ExitCode {
     close_inherited();
-    // A terminal of the caller's is none of ours. It fails where whoever starts us has made a session already.
+    // Leaves the caller's terminal. This fails if the caller has started the process in a session of its own.
     let _ = rustix::process::setsid();
     if let Err(why) = become_resolver() {
         Log::to_syslog("iam-resolver").write(Level::Error, format!("not run as root: {why}"));
@@ -71,8 +72,8 @@ enum CannotBecomeResolver {
     System(Errno),
 }
 
-/// Becomes the resolver's user if started by root: no code that talks to the network runs as root. Started by another user, it has that
-/// user's rights alone.
+/// Becomes the resolver's user if the process runs as root, so that no code that talks to the network does. Otherwise
+/// changes nothing.
 fn become_resolver() -> Result<(), CannotBecomeResolver> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
@@ -89,7 +90,8 @@ fn become_resolver() -> Result<(), CannotBecomeResolver> {
     let left = set_thread_groups(&[])
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
         .and_then(|()| set_thread_res_uid(uid, uid, uid))
-        // The daemon of the same user must not look into this process, nor a core be left of its credentials.
+        // The daemon, which has the same user, must not look into this process, and no core dump may have its
+        // credentials.
         .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
     left.map_err(CannotBecomeResolver::System)
 }
@@ -97,7 +99,7 @@ fn become_resolver() -> Result<(), CannotBecomeResolver> {
 /// Closes descriptors that sshd or sudo had open: logs, pipes, sockets of other users.
 #[expect(unsafe_code, reason = "no safe crate has close_range(2)")]
 fn close_inherited() {
-    // SAFETY: nothing of ours is open yet but the three standard descriptors.
+    // SAFETY: this program has opened no descriptor yet, so it loses none that it uses.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
 }
 

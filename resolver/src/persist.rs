@@ -1,5 +1,5 @@
-//! Keeps the cache on the disk. The file is read at the start. It is written when something was learned, and at once when
-//! something was withdrawn.
+//! Keeps the cache on the disk. The file is read at the start. It is written some time after something was learned, and
+//! at once after something was withdrawn.
 
 use std::io;
 use std::path::Path;
@@ -20,13 +20,14 @@ pub mod dirty;
 pub mod file;
 pub mod snapshot;
 
-/// How long a new entry waits for more before it is written.
+/// The delay before a new entry is written, so that further changes go into the same write.
 const ADDED_DELAY: Duration = Duration::from_secs(5);
 
-/// How long a confirmed entry waits. A restart makes it look older by that, and no more.
+/// The delay before an entry that was revalidated without a change is written. After a crash, the entry looks older by at
+/// most this.
 const REFRESHED_DELAY: Duration = Duration::from_secs(60);
 
-/// How often a file that could not be used is tried again.
+/// How often a file that was not used, because of the clocks or the configuration, is read again.
 const READ_AGAIN: Duration = Duration::from_secs(60);
 
 /// The pause after the first failed write. Each further failure doubles it.
@@ -47,7 +48,7 @@ pub struct CacheWriter<I> {
 }
 
 impl<I: Iam> CacheWriter<I> {
-    /// Returns a writer that keeps `directory` in `folder`. What the folder has is read into the directory.
+    /// Reads the cache in `folder` into `directory`. Returns a writer that keeps `directory` in `folder`.
     pub fn new(directory: Rc<Directory<I>>, folder: &Path, log: Log) -> Self {
         let file = CacheFile::new(folder, &setup(&directory.config));
         let mut writer = Self { directory, file, log, unread_message: None, unwritten_message: None };
@@ -55,10 +56,11 @@ impl<I: Iam> CacheWriter<I> {
         writer
     }
 
-    /// Reads the file, and quarantines one that cannot be trusted.
+    /// Reads the file into the directory. Quarantines a file that cannot be used, unless it may become usable.
     fn restore(&mut self) {
         let loaded = self.file.load::<Snapshot>(&Clock::now());
-        // The clock or the configuration may be mended in a minute, so such a file stays until there is an entry to write.
+        // The clock may be corrected, or the configuration changed back, so such a file stays until there is an entry to
+        // write.
         let may_fit_later = matches!(loaded, Err(CacheError::Clock | CacheError::Setup));
         self.directory.dirty.set_unread_file(may_fit_later);
         let (outcome, error) = match loaded {
@@ -78,7 +80,7 @@ impl<I: Iam> CacheWriter<I> {
         }
     }
 
-    /// Writes until `stop` is ready, and then what is left.
+    /// Writes changes until `stop` is ready, and then the changes that are left.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let directory = Rc::clone(&self.directory);
         let dirty = &directory.dirty;
@@ -110,7 +112,8 @@ impl<I: Iam> CacheWriter<I> {
         }
     }
 
-    /// Writes the cache. If that fails and a withdrawal is to be written, removes the file. Returns whether it was written.
+    /// Writes the cache. If that fails and `change` has a withdrawal, removes the file. Returns false if the write
+    /// failed.
     async fn write(&mut self, change: Change) -> bool {
         let (file, snapshot, is_revocation) =
             (self.file.clone(), self.directory.snapshot(), change.is_revocation);
@@ -120,7 +123,7 @@ impl<I: Iam> CacheWriter<I> {
         }
         let attempt = spawn_blocking(move || {
             let written = file.save(&snapshot, &Clock::now());
-            // A file that grants what IAM has withdrawn is worse than none.
+            // A file that grants what IAM has withdrawn is worse than no file.
             let removed = if written.is_err() && is_revocation { file.remove() } else { Ok(()) };
             (written, removed)
         });
@@ -139,13 +142,14 @@ impl<I: Iam> CacheWriter<I> {
         }
         self.log_outcome(written.err(), removed.err());
         if is_contradicted {
-            // The withdrawal is still to be written, and must not be tried in a tight loop.
+            // The withdrawal still has to be written. `pause` does not wait in this case, so without this sleep the
+            // retries would be a tight loop.
             tokio::time::sleep(RETRY_MIN).await;
         }
         is_written
     }
 
-    /// Logs a failed write, and the first one that works again.
+    /// Logs a failed write with a new message, and the first write that works after a failed one.
     fn log_outcome(&mut self, failure: Option<io::Error>, not_removed: Option<io::Error>) {
         let message = match (failure, not_removed) {
             (Some(error), Some(why)) => Some(format!(

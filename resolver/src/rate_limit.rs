@@ -7,14 +7,14 @@ use tokio::time::Instant;
 /// A token bucket.
 #[derive(Debug)]
 pub struct Bucket {
-    /// What it holds when full, and what flows in a minute.
+    /// The number of tokens in a full bucket, and of those that are added in a minute.
     capacity: f64,
     level: f64,
     filled: Instant,
 }
 
 impl Bucket {
-    /// A full bucket of `per_minute` tokens.
+    /// Returns a full bucket of `per_minute` tokens, to which as many are added in a minute.
     pub fn new(per_minute: u32) -> Self {
         let capacity = f64::from(per_minute);
         Self { capacity, level: capacity, filled: Instant::now() }
@@ -23,7 +23,7 @@ impl Bucket {
     /// Returns how many whole tokens there are.
     pub fn level(&mut self) -> u32 {
         self.fill();
-        // At most the capacity, which was one.
+        // The level is at most the capacity, which was made from a u32.
         self.level as u32
     }
 

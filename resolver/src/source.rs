@@ -1,4 +1,4 @@
-//! Where users come from: the calls that the resolver needs, and the errors they may have. [`iam`] makes them to AWS.
+//! The source of users: the calls that the resolver needs, and their errors. [`iam`] makes the calls to AWS.
 
 use std::fmt;
 use std::future::Future;
@@ -14,12 +14,12 @@ mod http;
 pub mod iam;
 pub mod sshkey;
 
-/// The immutable id of an IAM user or group (`AIDA...`, `AGPA...`): it is never given to another one.
+/// The immutable id of an IAM user or group (`AIDA...`, `AGPA...`). AWS never gives it to another user or group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IamId(String);
 
-/// The text is not an id of an IAM user or group.
+/// A text that is not an id of an IAM user or group.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an id of IAM")]
 pub struct NotAnId(String);
@@ -45,7 +45,7 @@ impl IamId {
         (word && (16..=128).contains(&id.len())).then(|| Self(id.to_owned()))
     }
 
-    /// The id as IAM spells it.
+    /// Returns the id as IAM spells it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -77,23 +77,24 @@ pub struct IamGroup {
     pub id: IamId,
 }
 
-/// Why there is no answer, or which negative answer there is.
+/// A negative answer of IAM, or the reason why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IamError {
     /// IAM answered that there is no such user, group or key.
     #[error("there is no such entity")]
     NoSuchEntity,
-    /// IAM denies this host the call. About a user that is an answer; about a list it is a mistake in the configuration.
+    /// IAM denies this host the call. For a call about a user this is a negative answer; for a list it is a mistake in
+    /// the configuration.
     #[error("access denied: {0}")]
     Denied(String),
-    /// The configuration names something that this instance does not have.
+    /// The configuration does not fit this instance, for example because it names a tag that the instance does not have.
     #[error("{0}")]
     Configuration(String),
-    /// IAM did not answer. Says nothing about the user.
+    /// IAM did not answer, which says nothing about the user.
     #[error("IAM cannot be reached: {0}")]
     Unavailable(#[from] Cause),
-    /// IAM was not asked, since the origin of the request has caused too many calls. A stale entry never serves instead: a client
-    /// who uses up a limit could keep a withdrawal from being noticed.
+    /// IAM was not asked, since the origin of the request has caused too many calls. A stale entry does not decide
+    /// instead, except about keys that PAM checks again: a client who uses up a limit could otherwise hide a withdrawal.
     #[error("too many look-ups; try again in a minute")]
     Limited,
 }
@@ -110,7 +111,7 @@ pub enum Cause {
     /// The answer makes no sense.
     #[error("IAM answered with {0}")]
     Malformed(String),
-    /// IAM has not answered for a while, and did not at once.
+    /// IAM was silent already, and did not answer within the short wait of an outage.
     #[error("it was silent, and no answer came at once")]
     Silent,
     /// The machine slept during the call.
@@ -119,10 +120,10 @@ pub enum Cause {
     /// A flush cancelled the call.
     #[error("the look-up was broken off by a flush")]
     Flushed,
-    /// A bug: the task that asked has ended.
+    /// A bug: the task that made the calls has panicked.
     #[error("the look-up failed: {0}")]
     Panicked(String),
-    /// The list of users was read before the start, so it does not tell who there is not.
+    /// The roster was read before the resolver started, so it does not prove that there is no such user.
     #[error("the list of users is from before the start")]
     RosterBeforeStart,
     /// The tags of the instance were not read yet.
@@ -139,7 +140,7 @@ pub enum Cause {
     GroupDenied {
         /// The group.
         group: IamName,
-        /// IAM's text.
+        /// The message of IAM.
         why: String,
     },
 }
@@ -177,9 +178,9 @@ pub trait Iam: 'static {
     fn group(&self, name: &IamName) -> impl Future<Output = Result<(IamGroup, Vec<IamUser>), IamError>>;
     /// `ListUsers`
     fn all_users(&self) -> impl Future<Output = Result<Vec<IamUser>, IamError>>;
-    /// The value of a tag of this EC2 instance, by the metadata service.
+    /// Returns the value of a tag of this EC2 instance, from the metadata service.
     fn instance_tag(&self, tag: &str) -> impl Future<Output = Result<String, IamError>>;
-    /// How IAM is reached.
+    /// Returns how IAM is reached.
     fn route(&self) -> Route {
         Route::default()
     }
@@ -190,12 +191,12 @@ pub trait Iam: 'static {
 /// Counters of calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallStats {
-    /// Calls made, retries not counted apart.
+    /// The number of calls. A call and its retries count as one.
     pub calls: u64,
-    /// Calls that brought no answer.
+    /// The number of calls that got no answer.
     pub errors: u64,
-    /// The text of the last failure.
+    /// The message of the last call that failed or was denied.
     pub last_error: Option<String>,
-    /// When a call last brought an answer.
+    /// When a call last got an answer.
     pub last_answer: Option<tokio::time::Instant>,
 }

@@ -1,8 +1,9 @@
 //! The audit trail: every event that PAM and the sweep report, numbered, in the resolver's own journal and in a file.
 //!
-//! journald limits lines by control group, so a user who floods it from a session has sudo's lines in that session dropped. The resolver's
-//! unit has no such limit, and a line that is lost all the same leaves a gap in the numbers. A user who fills journald's disk space has it
-//! delete the oldest lines of all services; the file belongs to the resolver, and holds no other lines.
+//! journald limits lines by control group, so a user who floods it from a session makes it drop sudo's lines of that
+//! session. The resolver's unit has no such limit, and a line that is lost nevertheless leaves a gap in the numbers. A
+//! user who fills journald's disk space makes it delete the oldest lines of all services. The file is not affected: it
+//! belongs to the resolver, and has no other lines.
 
 use std::cell::{Cell, OnceCell};
 use std::fs::{File, OpenOptions};
@@ -12,16 +13,16 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The most lines that wait for the journal. Further ones are lost, so that no login waits for it.
+/// The most lines that wait for the journal. Further lines are lost, so that no login waits for the journal.
 const LINES_MAX: usize = 8192;
 
-/// sd-daemon(3)'s prefix for what is worth knowing.
+/// The prefix of sd-daemon(3) for the level "info".
 const INFO: &str = "<6>";
 
 /// The variable in which systemd names the folder of `LogsDirectory=` (systemd.exec(5)).
 const FOLDER: &str = "LOGS_DIRECTORY";
 
-/// The name of the file.
+/// The name of the file in the folder of `LOGS_DIRECTORY`.
 const NAME: &str = "trail.log";
 
 /// The size in bytes at which the file is renamed to `trail.log.1`, and each older one to the next number.
@@ -30,7 +31,7 @@ const FILE_MAX: u64 = 8 * 1024 * 1024;
 /// The number of older files that are kept: about 64 MiB in all, some 300,000 events.
 const OLDER: u32 = 7;
 
-/// The trail.
+/// The number of the last event, and the thread that writes events.
 #[derive(Debug, Default)]
 pub struct Trail {
     last: Cell<u64>,
@@ -38,7 +39,7 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// Records an event under the next number. A line feed in it becomes a space: a line stays a line.
+    /// Records an event under the next number. Control characters become spaces, so that an event is always one line.
     pub fn record(&self, event: &str) {
         let number = self.last.get() + 1;
         self.last.set(number);
@@ -46,13 +47,14 @@ impl Trail {
         let folder = || std::env::var_os(FOLDER).map(PathBuf::from);
         let writer = self.writer.get_or_init(|| start(io::stderr(), folder()));
         if let Some(writer) = writer {
-            // What does not fit is a gap in the numbers.
+            // An event that does not fit into the queue leaves a gap in the numbers.
             let _: Result<(), TrySendError<String>> = writer.try_send(format!("seq={number} {line}\n"));
         }
     }
 }
 
-/// A thread that writes lines one by one. Writing blocks where journald is slow, and the resolver has one thread for all else.
+/// Starts a thread that writes each line that is sent to it. A write blocks while journald is slow, and the resolver has
+/// only one thread for everything else. None if the thread cannot be started.
 fn start(mut journal: impl Write + Send + 'static, folder: Option<PathBuf>) -> Option<SyncSender<String>> {
     let (sender, receiver) = sync_channel::<String>(LINES_MAX);
     let writing = move || {
@@ -74,7 +76,7 @@ fn start(mut journal: impl Write + Send + 'static, folder: Option<PathBuf>) -> O
     Some(sender)
 }
 
-/// The file, which is made anew when it is long.
+/// The file, which is replaced by a new one when it reaches [`FILE_MAX`].
 struct Kept {
     path: PathBuf,
     file: Option<File>,
@@ -92,14 +94,14 @@ impl Kept {
         };
         let written = file.write_all(format!("{} {line}", utc(SystemTime::now())).as_bytes());
         if written.is_err() {
-            // A disk that was full may have room later.
+            // The next line opens the file again, for example after a full disk has room.
             self.file = None;
         }
         written
     }
 }
 
-/// Gives each file the next number; the oldest goes.
+/// Renames each file to the next number, which replaces the oldest.
 fn rotate(path: &Path) -> io::Result<()> {
     let numbered = |number: u32| match number {
         0 => path.to_owned(),
@@ -114,7 +116,7 @@ fn rotate(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The time in UTC, as RFC 3339 has it.
+/// Returns the time in UTC, in the form of RFC 3339.
 fn utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_full_journal_blocks_no_request_and_leaves_a_gap_in_the_numbers() {
-        // Nobody reads: the pipe fills, and then the queue.
+        // Nothing reads the pipe, so first the pipe becomes full, and then the queue.
         let (reader, writer) = io::pipe().unwrap();
         let trail = Trail::default();
         trail.writer.set(start(writer, None)).unwrap();

@@ -1,4 +1,4 @@
-//! May this account log in, or use sudo? For PAM.
+//! Decides for PAM whether an account may log in or use sudo.
 
 use pam_iam_core::account_kind::AccountKind;
 use pam_iam_core::id::Uid;
@@ -26,7 +26,7 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::Decision(decision))
     }
 
-    /// Returns whether the account `name` with `uid` may do what `policy` is about, and why.
+    /// Returns the decision about the account `name` with `uid`: whether it may log in, or use sudo, as `policy` asks.
     pub(super) async fn decide(
         &self,
         name: &LinuxName,
@@ -51,7 +51,7 @@ impl<I: Iam> Answerer<I> {
             Identity::Members(members) if account_kind == AccountKind::Shared => {
                 (shared_account_verdict(policy, members), None)
             }
-            // A managed account from before its name was made that of a shared one.
+            // A managed account that is older than the setting which makes its name that of a shared account.
             Identity::Members(_) => (Verdict::refused(Reason::Local), None),
             Identity::NotFound => (Verdict::refused(Reason::NoSuchUser), None),
             Identity::Ambiguous(_) => (Verdict::refused(Reason::Ambiguous), None),
@@ -61,7 +61,8 @@ impl<I: Iam> Answerer<I> {
     }
 }
 
-/// Who the member is shows with the key. What a shared account may do beside logging in is the host's business.
+/// Returns the verdict about a shared account. Login is allowed if there are members; the key shows later which of them
+/// logs in. Whether the account may use sudo is left to the host.
 fn shared_account_verdict(policy: Policy, members: &[UserEntry]) -> Verdict {
     match (policy, members.is_empty()) {
         (Policy::Sudo, _) => Verdict::refused(Reason::Local),

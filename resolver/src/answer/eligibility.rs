@@ -1,4 +1,4 @@
-//! Which IAM user has a right to a name and a uid on this host, whatever the policy says.
+//! Finds which IAM user has a right to a name and a uid on this host, apart from the rules of access.
 
 use pam_iam_core::account_kind::{AccountKind, account_kind};
 use pam_iam_core::config::{Access, PRIVILEGED_GROUPS};
@@ -14,19 +14,19 @@ use crate::lookup::roster::Roster;
 use crate::policy::{self, Verdict};
 use crate::source::{Iam, IamError};
 
-/// What an IAM user who may log in has on this host.
+/// The account that an IAM user who may log in has on this host.
 pub(super) enum Eligibility {
     /// A managed account.
     Managed,
-    /// The local account of that name, which is adopted.
+    /// The local account of the user's name, which is adopted.
     Adopted,
     /// No account, for this reason.
     Ineligible(&'static str),
 }
 
 impl<I: Iam> Answerer<I> {
-    /// Returns the kind of the account `name` with `uid`. passwd(5) says which uid a name has: a client that saw another uid saw
-    /// another account, which gets nothing of this one.
+    /// Returns the kind of the account `name` with `uid`. If /etc/passwd has `name` with another uid, the client means
+    /// another account of that name, which is local and gets nothing.
     pub(super) fn account_kind(&self, name: &LinuxName, uid: Uid) -> Result<AccountKind, AnswerError> {
         let local = self.locals.uid_of(name.as_str())?;
         if local.is_some_and(|local| local != uid) {
@@ -35,17 +35,18 @@ impl<I: Iam> Answerer<I> {
         Ok(account_kind(name.as_str(), uid, self.config(), &self.locals.files)?)
     }
 
-    /// Whether `name` is that of a shared account, and so no IAM user's.
+    /// Returns whether `name` is that of a shared account. No IAM user gets such a name.
     pub(super) fn is_shared(&self, name: &LinuxName) -> bool {
         self.config().shared.contains_key(name)
     }
 
-    /// Whether `name` is that of a local or a shared account: NSS shows no other under it.
+    /// Returns whether `name` is that of a local or a shared account. The resolver shows no account to NSS under such a
+    /// name.
     pub(super) fn is_local_or_shared(&self, name: &LinuxName) -> Result<bool, AnswerError> {
         Ok(self.is_shared(name) || self.locals.uid_of(name.as_str())?.is_some())
     }
 
-    /// Returns the one IAM user who has a right to `name`.
+    /// Returns the IAM user who has a right to `name`. None if there is no such user.
     pub(super) fn entitled_user<'a>(
         &self,
         name: &LinuxName,
@@ -57,8 +58,8 @@ impl<I: Iam> Answerer<I> {
         Ok((!is_refused).then_some(user))
     }
 
-    /// Returns why `user` gets neither keys nor a yes for the account `name` with `uid`, whatever the policy says. An adopted
-    /// account keeps its own uid and its own group.
+    /// Returns why `user` has no right to the account `name` with `uid`, whatever the rules of access say. None if the
+    /// user has one, as always for an adopted account, which keeps its own uid and group.
     pub(super) fn refusal_reason(
         &self,
         name: &LinuxName,
@@ -77,7 +78,7 @@ impl<I: Iam> Answerer<I> {
         })
     }
 
-    /// Whether the uid of `user` belongs to an older IAM user, or to another account or group of this host.
+    /// Returns whether the uid of `user` belongs to an older IAM user, or to another account or group of this host.
     pub(super) fn is_uid_taken(&self, name: &LinuxName, user: &UserEntry) -> Result<bool, AnswerError> {
         let gid = user.uid.private_group();
         let mut mapped = user.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
@@ -87,8 +88,8 @@ impl<I: Iam> Answerer<I> {
             || mapped.any(|group| ids::gid_of(group.id.as_str()) == gid))
     }
 
-    /// Returns which group has the number `uid`, if it is not the private group of the user called `name`: it would become that
-    /// user's primary group.
+    /// Returns a text about the group that has `uid` as its gid, and so would become the primary group of the user called
+    /// `name`. None if there is no such group but the user's private one.
     pub(super) fn group_with_uid(
         &self,
         name: &LinuxName,
@@ -106,7 +107,8 @@ impl<I: Iam> Answerer<I> {
         })
     }
 
-    /// Returns why no IAM user gets `name` on this host, if so. Without a `uid` the owner is not known yet.
+    /// Returns why no IAM user gets `name` on this host. None if one may get it. `uid` is that of the user, if it is
+    /// known.
     pub(super) fn refusal_of_name(
         &self,
         name: &LinuxName,
@@ -118,7 +120,7 @@ impl<I: Iam> Answerer<I> {
         Ok(self.claim_of(name)?.map(|_| Reason::NameClaimed))
     }
 
-    /// Returns what on the host claims `name`, for an administrator.
+    /// Returns a text for an administrator about the claim of this host on `name`. None if there is no claim.
     pub(super) fn claim_of(&self, name: &LinuxName) -> Result<Option<String>, AnswerError> {
         if let Some(group) = self.locals.privileged_group_of(name.as_str())? {
             return Ok(Some(format!("the name is a member of the group {group} in {}", paths::GROUP)));
@@ -131,14 +133,15 @@ impl<I: Iam> Answerer<I> {
         Ok(self.claims.of(name.as_str()))
     }
 
-    /// Whether the private group of an account called `name` would be taken for a group with rights. sudo compares group names,
-    /// so an IAM user called `sudo`, `wheel` or `admin` would be root by `%sudo`. A local group that is the private group of the
-    /// user with `uid` is no such group; without a `uid`, any local group with a gid of the managed range may be.
+    /// Returns whether the private group of an account called `name` would be mistaken for another group. sudo compares
+    /// the names of groups, so an IAM user called `sudo`, `wheel` or `admin` would be root by `%sudo`. A local group
+    /// called `name` does not count if it is the private group of the user with `uid` or, without a `uid`, if its gid is
+    /// in the managed range.
     fn is_name_of_a_group(&self, name: &LinuxName, uid: Option<Uid>) -> Result<bool, AnswerError> {
         let name = name.as_str();
         let mapped = self.config().mapped_groups().map(LinuxName::as_str);
         let mut reserved = mapped.chain([IAM_USERS, IAM_SUDO]).chain(PRIVILEGED_GROUPS.iter().copied());
-        // sudo ignores the case, too.
+        // sudo ignores the case of the names.
         if reserved.any(|group| group.eq_ignore_ascii_case(name)) {
             return Ok(true);
         }
@@ -147,11 +150,11 @@ impl<I: Iam> Answerer<I> {
             Some(uid) => gid == uid.private_group(),
             None => gid.is_managed(),
         };
-        // The group of a local account's name belongs to that account.
+        // A local group with the name of a local account belongs to that account.
         Ok(self.locals.uid_of(name)?.is_none() && !is_private_group)
     }
 
-    /// Whether the owner of `name` has an account here.
+    /// Returns whether the IAM user whose name maps to `name` has an account on this host.
     pub(super) fn is_eligible(&self, roster: &Roster, name: &LinuxName) -> bool {
         let cached = self.directory.entry(name).and_then(|entry| match &entry.identity {
             Identity::User(user) => Some(user.uid),
@@ -161,7 +164,8 @@ impl<I: Iam> Answerer<I> {
         uid.is_some_and(|uid| self.ineligible_because(name, uid).is_ok_and(|why| why.is_none()))
     }
 
-    /// Returns why the owner of `name` has no account here, if so.
+    /// Returns why the IAM user with `uid`, whose name maps to `name`, has no account on this host. None if the user has
+    /// one.
     pub(super) fn ineligible_because(
         &self,
         name: &LinuxName,
@@ -173,7 +177,7 @@ impl<I: Iam> Answerer<I> {
         })
     }
 
-    /// Returns what the IAM user with `uid`, whose name maps to `name`, has on this host.
+    /// Returns the account that the IAM user with `uid`, whose name maps to `name`, has on this host.
     pub(super) fn eligibility(&self, name: &LinuxName, uid: Uid) -> Result<Eligibility, AnswerError> {
         if self.is_shared(name) {
             return Ok(Eligibility::Ineligible("its name is that of a shared account"));
@@ -196,10 +200,11 @@ impl<I: Iam> Answerer<I> {
         })
     }
 
-    /// Whether the rules of access let a user log in. If the tag that they are left to names no group, nobody may.
+    /// Returns whether the rules of access let `user` log in. False if they are left to an instance tag that names no
+    /// group.
     ///
     /// # Errors
-    /// Returns an error if the rules cannot be told, since the instance's tags could not be read.
+    /// Returns an error if the rules are not known, since the instance tags could not be read.
     pub(super) async fn may_log_in(&self, user: &UserEntry) -> Result<bool, AnswerError> {
         match self.verdict(Policy::Login, user).await {
             Ok(verdict) => Ok(verdict.allow),
@@ -223,7 +228,7 @@ pub(super) fn verdict_by(access: &Access, policy: Policy, user: &UserEntry) -> V
     policy::decide(access, policy, &groups)
 }
 
-/// Whether `gid` is that of iam-users or iam-sudo: no user gets a private group with it.
+/// Returns whether `gid` is that of iam-users or iam-sudo: no user gets a private group with it.
 fn is_gid_of_own_group(gid: Gid) -> bool {
     [IAM_USERS, IAM_SUDO].map(ids::gid_of).contains(&gid)
 }

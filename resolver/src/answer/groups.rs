@@ -25,10 +25,10 @@ fn constant(name: &str) -> LinuxName {
     LinuxName::new(name).expect("a valid name")
 }
 
-/// What makes a user a member of a Linux group.
+/// The condition for a user to be a member of a Linux group.
 #[derive(Clone, Copy)]
 enum MembershipRule<'a> {
-    /// The user has a managed account.
+    /// The user has a managed or an adopted account.
     Account,
     /// The user may use sudo.
     Sudo,
@@ -37,15 +37,16 @@ enum MembershipRule<'a> {
 }
 
 impl<I: Iam> Answerer<I> {
-    /// Returns a group without its members: newgrp(1) would let in an account of another service with a member's name, and initgroups(3)
-    /// gives every user their groups.
+    /// Returns a group, always without members. Users get their groups by initgroups(3), and newgrp(1) would admit an
+    /// account of another NSS service that has the name of a member.
     pub(super) async fn group_by_name(
         &self,
         name: &LinuxName,
         origin: Origin,
     ) -> Result<Answer, AnswerError> {
         if self.locals.gid_of(name.as_str())?.is_some() {
-            // `files` has answered, and whoever asks us all the same must not get two groups of one name.
+            // The NSS service `files` has the group. A client that asks the resolver as well must not get two groups of
+            // one name.
             return Ok(Answer::NotFound);
         }
         let group = |gid| Answer::Group(Group { name: name.clone(), gid, members: Vec::new() });
@@ -74,8 +75,9 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
-    /// Returns the supplementary groups of a user. A request of root's starts the revalidation of a stale entry and does not wait for it:
-    /// sshd asks this first, and the key command then waits for the same fetch. With `known`, IAM is not asked.
+    /// Returns the supplementary groups of a user. A request of root starts the revalidation of a stale entry without
+    /// waiting for it: sshd sends this request first, and the key command then waits for the same fetch. With `known`,
+    /// IAM is not asked about the user.
     pub(super) async fn groups_of(
         &self,
         name: &LinuxName,
@@ -100,7 +102,7 @@ impl<I: Iam> Answerer<I> {
                 (uid, self.listed_groups(name, roster)?, true)
             }
         };
-        // Where the importer has made the account it is there, whatever the policy says.
+        // An account that the importer has put into /etc/passwd exists, whatever the rules of access say.
         let is_there = match self.locals.uid_of(name.as_str())? {
             Some(local) => local == uid,
             None => may_log_in,
@@ -149,8 +151,9 @@ impl<I: Iam> Answerer<I> {
         Ok(groups)
     }
 
-    /// Returns the Linux groups of a user beside the private one. A user who may not log in is in iam-users alone, by which sshd's rule about
-    /// keys goes: cron and the like do not ask whether the user may.
+    /// Returns the Linux groups of a user, except for the private one. A user who may not log in is in iam-users only.
+    /// sshd's rule about the keys of IAM users needs that group; the others are left out, since cron, for example, does
+    /// not ask whether a user may log in.
     async fn linux_groups(&self, user: &UserEntry) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
         let access = self.directory.access().await.ok();
@@ -163,13 +166,14 @@ impl<I: Iam> Answerer<I> {
                 groups.extend(self.gid_of_target(&target.group, id).await?.map(|gid| (&target.group, gid)));
             }
         }
-        // gid 0 is never given, whatever a local group is called.
+        // No user gets gid 0, whatever the name of the local group is.
         groups.retain(|(_, gid)| gid.0 != 0);
         Ok(groups)
     }
 
-    /// Returns the gid of the Linux group that an IAM group maps to. If several IAM groups map to it, it is the gid of the first, and none
-    /// without a roster.
+    /// Returns the gid of the Linux group `group`, to which the IAM group with the id `iam` maps. If several IAM groups
+    /// map to it and there is no local group, returns the gid of the first that exists, and None if the roster cannot be
+    /// read.
     async fn gid_of_target(&self, group: &LinuxName, iam: &IamId) -> Result<Option<Gid>, AnswerError> {
         if let Some(local) = self.locals.gid_of(group.as_str())? {
             return Ok(self.may_be_mapped(group)?.then_some(local));
@@ -199,17 +203,17 @@ impl<I: Iam> Answerer<I> {
         Ok(groups)
     }
 
-    /// Returns the gid of iam-users or iam-sudo: the local group's, if there is one.
+    /// Returns the gid of iam-users or iam-sudo. A local group of the name has precedence over the computed gid.
     fn gid_of_own(&self, name: &str) -> Result<Gid, AnswerError> {
         Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
     }
 
-    /// Whether IAM groups map to a Linux group.
+    /// Returns whether IAM groups map to the Linux group `name`.
     pub(super) fn is_mapped(&self, name: &LinuxName) -> bool {
         self.config().is_mapped(name.as_str())
     }
 
-    /// Returns the Linux groups that IAM groups map to, each once.
+    /// Returns the Linux groups that IAM groups map to, each once, with their gids.
     fn mapped(&self, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let names: BTreeSet<&LinuxName> = self.config().mapped_groups().collect();
         let mut groups = Vec::new();
@@ -219,13 +223,15 @@ impl<I: Iam> Answerer<I> {
         Ok(groups)
     }
 
-    /// Whether IAM may give a Linux group: one that means root by its gid alone, only if the configuration says so.
+    /// Returns whether IAM may give a Linux group. A local group that has the gid of a privileged one needs
+    /// `allow_privileged`.
     fn may_be_mapped(&self, group: &LinuxName) -> Result<bool, AnswerError> {
         let mut targets = self.config().groups.values().filter(|target| target.group == *group);
         Ok(targets.any(|target| target.allow_privileged) || !self.locals.is_privileged(group.as_str())?)
     }
 
-    /// Returns the gid of a Linux group that IAM groups map to: the local group's, or that of the first of these that IAM has.
+    /// Returns the gid of a Linux group that IAM groups map to: that of the local group, or else that of the first of the
+    /// IAM groups that exists.
     fn mapped_gid(&self, roster: &Roster, name: &LinuxName) -> Result<Option<Gid>, AnswerError> {
         if !self.may_be_mapped(name)? {
             return Ok(None);
@@ -235,7 +241,7 @@ impl<I: Iam> Answerer<I> {
         Ok(local.or_else(|| iam.find_map(|(iam, _)| roster.gid_of(iam))))
     }
 
-    /// Returns the users to whom a rule applies, by the roster and by entries that are newer.
+    /// Returns the users to whom a rule applies, by the roster and by newer entries.
     fn members(&self, roster: &Roster, rule: MembershipRule<'_>) -> Vec<LinuxName> {
         let access = &roster.access;
         let names_of = |groups: &[IamName]| -> Vec<LinuxName> {
@@ -254,7 +260,7 @@ impl<I: Iam> Answerer<I> {
         let mut members: BTreeSet<LinuxName> = listed.into_iter().collect();
         for (name, entry) in self.directory.changed_since(roster.began_at) {
             match &entry.identity {
-                // Learned while the list was being read, it may be the older of the two.
+                // An entry that was fetched during the read of the roster may be older than the roster.
                 Identity::User(user) if self.holds(access, rule, &name, user) => {
                     entry.fetched_at >= roster.ended_at && members.insert(name)
                 }
@@ -270,7 +276,7 @@ impl<I: Iam> Answerer<I> {
             let mut groups = user.groups.iter().filter_map(|known| self.config().groups.get(&known.name));
             groups.any(|target| target.group == *group)
         };
-        // What cannot be told gives nothing.
+        // If the files cannot be read, the user gets nothing.
         if self.is_uid_taken(name, user).unwrap_or(true) {
             return false;
         }

@@ -12,8 +12,8 @@ use crate::lookup::cache::{Identity, Lookup, UserEntry};
 use crate::source::{Iam, IamError};
 
 impl<I: Iam> Answerer<I> {
-    /// Returns the active keys of the account `name` with `uid`, or the one with `fingerprint`. A user who may not log in has
-    /// none.
+    /// Returns the active keys of the account `name` with `uid`, or only the one with `fingerprint`. Returns no keys if
+    /// the user may not log in.
     pub(super) async fn keys(
         &self,
         name: &LinuxName,
@@ -42,8 +42,8 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::Keys { keys: users.iter().flat_map(|user| keys_of(user, fingerprint)).collect() })
     }
 
-    /// Looks `name` up. If strangers have used the limit up, a stale entry serves for a managed account: PAM asks again without
-    /// a limit, and lets no other key open a session there.
+    /// Looks up `name`. If the limit is used up, a stale entry serves for a managed account that only keys of IAM open:
+    /// PAM asks again, outside this limit, before it lets a key open a session.
     async fn lookup_for_keys(
         &self,
         name: &LinuxName,
@@ -58,7 +58,7 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
-    /// Logs that sshd asks about another uid than the user's, when that is new.
+    /// Logs that sshd asks about a uid that is not the user's, unless the same was logged last for the name.
     fn log_uid_mismatch(&self, name: &LinuxName, asked: Uid, user: &UserEntry) {
         let mut logged = self.logged_not_shown.borrow_mut();
         if logged.insert(name.clone(), Reason::UidMismatch) != Some(Reason::UidMismatch) {
@@ -70,7 +70,7 @@ impl<I: Iam> Answerer<I> {
     }
 }
 
-/// Returns the usable keys of a user, or the one with `fingerprint`.
+/// Returns the usable keys of a user, or only the one with `fingerprint`.
 fn keys_of(user: &UserEntry, fingerprint: Option<&Fingerprint>) -> impl Iterator<Item = Key> {
     let usable = user.keys.iter().filter_map(|(id, key)| Some((id, key.as_ref()?)));
     let wanted = usable

@@ -10,7 +10,7 @@ use crate::lookup::roster::Roster;
 use crate::source::{Iam, IamUser};
 
 impl<I: Iam> Answerer<I> {
-    /// Reads the roster and returns it for this host.
+    /// Reads the roster, and returns which of its users have an account on this host.
     pub(super) async fn roster(&self) -> Result<Answer, AnswerError> {
         let roster = self.directory.read_roster().await?;
         let (mut users, mut adopted) = (Vec::new(), Vec::new());
@@ -36,7 +36,7 @@ impl<I: Iam> Answerer<I> {
             }
         }
         refused.sort_by(|one, other| one.iam_name.cmp(&other.iam_name));
-        // Without a group that denies, too many are on the list.
+        // If a group of `access.deny` is missing, users are on the list who should not be.
         let needed = roster.access.allow.groups().iter().chain(&roster.access.deny);
         let missing: Vec<String> =
             needed.filter(|group| roster.missing.contains(group)).map(ToString::to_string).collect();
@@ -44,7 +44,8 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::report(&Listing { users, adopted, refused, groups, missing, complete }))
     }
 
-    /// Logs which users of the roster get no account on this host, when that has changed.
+    /// Logs the users of the roster who get no account on this host, if the last call did not log them for the same
+    /// reason.
     pub fn log_ineligible(&self, roster: &Roster) {
         self.locals.refresh();
         let why = |name, user: &IamUser| {

@@ -13,7 +13,7 @@ use crate::lookup::cache::{Identity, Lookup};
 use crate::lookup::roster::Roster;
 use crate::source::Iam;
 
-/// Names kept of which it was logged why they are not shown.
+/// The most names in `logged_not_shown`. When there are as many, all are removed.
 const LOGGED_MAX: usize = 10_000;
 
 impl<I: Iam> Answerer<I> {
@@ -64,7 +64,7 @@ impl<I: Iam> Answerer<I> {
                 }
                 _ => Ok(None),
             },
-            // The roster lists those who may log in.
+            // The roster lists only users who may log in.
             Named::Listed(roster) => {
                 let listed = self.listed_user(name, roster)?;
                 Ok(listed.map(|(uid, iam_name)| self.user(name, uid, &iam_name)))
@@ -72,7 +72,8 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
-    /// Returns uid and IAM name of a user who is known from the roster alone, if the user has a right to the name.
+    /// Returns the uid and the IAM name of a user who is known from the roster alone, if the user has a right to the
+    /// name.
     pub(super) fn listed_user(
         &self,
         name: &LinuxName,
@@ -99,12 +100,13 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
-    /// Logs why a user whom IAM has does not exist here, when that is new: sshd's "invalid user" does not tell.
+    /// Logs why an existing IAM user has no account on this host, unless the same reason was logged last: the "invalid
+    /// user" of sshd gives no reason.
     async fn log_not_shown(&self, name: &LinuxName, lookup: &Lookup) -> Result<(), AnswerError> {
         let Identity::User(user) = &lookup.entry.identity else { return Ok(()) };
         let reason = match self.refusal_reason(name, user.uid, AccountKind::Managed, user)? {
             Some(reason) => reason,
-            // An error is logged where it happens.
+            // The error was logged where it occurred.
             None => match self.verdict(Policy::Login, user).await {
                 Ok(verdict) => verdict.reason,
                 Err(_) => return Ok(()),

@@ -20,7 +20,7 @@ use crate::lookup::cache::{Identity, Keys, UserEntry};
 use crate::lookup::roster::{Refused, Roster};
 use crate::source::{Iam, IamError, IamUser};
 
-/// Users that lint asks about at once: slow enough for IAM's own limits.
+/// The number of users whose keys lint asks for at once: few enough for the rate limits of IAM.
 const USERS_AT_ONCE: usize = 5;
 
 /// A name that no IAM user has, to try calls with: "no such user" shows that the call is allowed.
@@ -68,7 +68,7 @@ impl<I: Iam> Answerer<I> {
         let would_be =
             explanation.users.first().filter(|_| account_kind != AccountKind::Shared).map(|user| user.uid);
         explanation.uid = local.or(would_be);
-        // Of nobody any uid of ours will do: the reason is the same.
+        // Without a user, every managed uid gives the same reason.
         let uid = explanation.uid.unwrap_or_else(|| ids::uid_of(name.as_str()));
         for (policy, decision) in
             [(Policy::Login, &mut explanation.login), (Policy::Sudo, &mut explanation.sudo)]
@@ -82,13 +82,14 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::report(&explanation))
     }
 
-    /// Returns the user who has a uid.
+    /// Returns the name of the user with `uid`.
     pub(super) async fn who_is(&self, uid: Uid) -> Result<Answer, AnswerError> {
         let found = self.directory.lookup_uid(uid, Origin::Host).await?;
         Ok(Answer::report(&Holder { name: found.map(|(name, _)| name) }))
     }
 
-    /// Tries each API action that the configuration needs, on the first user who may log in.
+    /// Tries each API action that the configuration needs. Calls about a user are about the first one who is found in a
+    /// group that the configuration names, or about [`NOBODY`].
     pub(super) async fn self_test(&self) -> Answer {
         let (iam, config) = (self.directory.iam(), self.config());
         let access = match self.directory.access().await {
@@ -170,7 +171,7 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::report(&Linted { users: everybody.len(), allowed, findings }))
     }
 
-    /// Returns why a user has no key to log in with, if so.
+    /// Returns why a user has no key to log in with. None if there is a usable key.
     async fn trouble_with_keys(&self, user: &IamUser) -> Result<Option<String>, AnswerError> {
         let keys = match self.directory.iam().keys_of(&user.name).await {
             Ok(keys) => keys,
@@ -211,7 +212,7 @@ fn entry(user: &UserEntry, inactive: Keys) -> IamEntry {
     }
 }
 
-/// Returns the outcome of a call. "There is no such user or group" shows that the call is allowed.
+/// Returns the outcome of a call. [`IamError::NoSuchEntity`] is a success, since it shows that the call is allowed.
 fn tried(action: &str, error: Option<IamError>) -> Try {
     let error = error.filter(|error| *error != IamError::NoSuchEntity);
     let denied = matches!(error, Some(IamError::Denied(_)));

@@ -68,7 +68,7 @@ impl Host {
         self.answerer.answer(&request, Uid::ROOT).await
     }
 
-    /// Lets what was begun in the background come to its end.
+    /// Waits until background tasks have ended.
     async fn settle(&self) {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -220,7 +220,7 @@ async fn a_limit_that_is_used_up_never_keeps_a_withdrawal_from_being_heard() {
     let decide =
         |name: &str, number| Request::Decide { name: linux(name), uid: uid(number), policy: Policy::Login };
     host.ask(Request::Roster).await;
-    // As often as she likes, for whoever is stale.
+    // Mallory causes a fetch of alice each time, as often as the limit allows.
     for _ in 0..200 {
         host.answerer.answer(&decide("alice", 1), mallory).await;
         tokio::time::advance(Duration::from_millis(10)).await;

@@ -97,7 +97,7 @@ impl CacheEntry {
         Self { identity, fetched_at, revoked_at: fetched_at }
     }
 
-    /// How old the entry is.
+    /// Returns the time since the fetch began.
     pub fn age(&self) -> Duration {
         self.fetched_at.elapsed()
     }

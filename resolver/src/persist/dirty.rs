@@ -1,4 +1,4 @@
-//! What of the cache the disk does not have yet, and who waits for it.
+//! Tracks which changes of the cache are not on the disk yet, and lets answers wait until withdrawals are.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -7,55 +7,55 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
-/// How long an answer waits until a withdrawal is on the disk, so that an older answer does not come back after a crash. A
-/// slower disk delays nobody further, and nobody at all until it has written something again.
+/// The longest time that an answer waits until a withdrawal is on the disk, so that an older answer does not come back
+/// after a crash. After one such wait in vain, no answer waits until a write has succeeded again.
 pub const PERSIST_MAX: Duration = Duration::from_millis(400);
 
-/// What the disk lacks, the more urgent the greater.
+/// The most urgent change that is not on the disk. A more urgent one is greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dirty {
-    /// Nothing.
+    /// No change.
     #[default]
     Clean,
-    /// That something known was confirmed.
+    /// An entry that was revalidated without a change.
     Refreshed,
-    /// Something new.
+    /// A new entry, roster or tag.
     Added,
-    /// That something was withdrawn: the file says more than IAM does.
+    /// A withdrawal: the file may grant more than IAM does.
     Revoked,
 }
 
-/// The outcome of writing the cache.
+/// The outcome of the writes of the cache.
 #[derive(Clone, Debug, Default)]
 pub struct WriteStatus {
     /// When the file was last written.
     pub written_at: Option<Instant>,
-    /// The size of the file then, in bytes.
+    /// The size in bytes of the file that was last written.
     pub bytes: u64,
-    /// Why the last write failed. None if it did not.
+    /// The error of the last write. None if it succeeded.
     pub error: Option<String>,
 }
 
-/// What the writer takes to the disk in one write.
+/// The changes that one write brings to the disk.
 #[derive(Debug)]
 pub struct Change {
-    /// Whether something was withdrawn, so that the file on the disk says too much.
+    /// Whether there is a withdrawal among them, so that the old file grants too much.
     pub is_revocation: bool,
-    /// The number of withdrawals up to here.
+    /// The number of withdrawals since the start, including these.
     revocations: u64,
 }
 
-/// Tells the writer of the cache when there is something to write, and everybody else when it is written.
+/// Wakes the writer of the cache when there is a change, and the answers that wait when it is on the disk.
 #[derive(Debug)]
 pub struct DirtyState {
     dirty: Cell<Dirty>,
     marked: Notify,
     revocations: Cell<u64>,
-    /// The number of withdrawals that are on the disk. Without a receiver nobody writes.
+    /// The number of withdrawals that are on the disk. The writer holds a receiver, so without one there is no writer.
     persisted: watch::Sender<u64>,
-    /// Whether a wait for the disk was in vain, and the disk has written nothing since.
+    /// Whether an answer has waited in vain for the disk, and no write has succeeded since.
     is_slow: Cell<bool>,
-    /// Whether a file on the disk was not read.
+    /// Whether there is a file on the disk that was not read.
     has_unread_file: Cell<bool>,
     status: RefCell<WriteStatus>,
 }
@@ -75,7 +75,7 @@ impl Default for DirtyState {
 }
 
 impl DirtyState {
-    /// Notes what the disk lacks.
+    /// Notes a change that is not on the disk.
     pub fn mark(&self, dirty: Dirty) {
         if dirty == Dirty::Revoked {
             self.revocations.set(self.revocations.get() + 1);
@@ -84,7 +84,8 @@ impl DirtyState {
         self.marked.notify_one();
     }
 
-    /// Waits until every withdrawal is on the disk, but at most [`PERSIST_MAX`]. Returns at once if nobody writes.
+    /// Waits until every withdrawal is on the disk, but at most [`PERSIST_MAX`]. Does not wait if there is no writer, or
+    /// if the last wait was in vain.
     pub async fn wait_until_persisted(&self) {
         let revocations = self.revocations.get();
         let is_persisted = *self.persisted.borrow() >= revocations;
@@ -97,13 +98,13 @@ impl DirtyState {
         }
     }
 
-    /// Registers a writer. It writes as long as the returned value lives.
+    /// Registers a writer, until the returned value is dropped.
     pub fn register_writer(&self) -> watch::Receiver<u64> {
         self.persisted.subscribe()
     }
 
-    /// Waits until there is something to write. What is new waits up to `added` for more, and what was merely confirmed up to
-    /// `refreshed`, so that many changes are one write. A withdrawal does not wait.
+    /// Waits for a change, and takes it. After a new entry, waits up to `added` for more, and after an entry that was
+    /// only revalidated up to `refreshed`, so that many changes go into one write. Does not wait after a withdrawal.
     pub async fn next_change(&self, added: Duration, refreshed: Duration) -> Change {
         self.wait_for(Dirty::Refreshed).await;
         if timeout(refreshed, self.wait_for(Dirty::Added)).await.is_ok() {
@@ -123,40 +124,40 @@ impl DirtyState {
         let _ = timeout(pause, self.wait_for(Dirty::Revoked)).await;
     }
 
-    /// Returns what is to be written now.
+    /// Returns the changes that are to be written now, and counts them as written.
     pub fn take_change(&self) -> Change {
         let is_revocation = self.dirty.replace(Dirty::Clean) == Dirty::Revoked;
         Change { is_revocation, revocations: self.revocations.get() }
     }
 
-    /// Whether there is nothing to write.
+    /// Returns whether there is nothing to write.
     pub fn is_clean(&self) -> bool {
         self.dirty.get() == Dirty::Clean
     }
 
-    /// Notes that a change is on the disk, or that no file contradicts it.
+    /// Notes that a change is on the disk, or that the file was removed and so contradicts nothing.
     pub fn set_persisted(&self, change: &Change) {
         self.is_slow.set(false);
         self.persisted.send_replace(change.revocations);
     }
 
-    /// Notes that a change was not written. `is_contradicted` says whether a file on the disk grants what was withdrawn.
+    /// Notes that a change was not written. `is_contradicted` is whether a file on the disk grants what was withdrawn.
     pub fn set_unwritten(&self, is_contradicted: bool) {
         let dirty = if is_contradicted { Dirty::Revoked } else { Dirty::Added };
         self.dirty.set(self.dirty.get().max(dirty));
     }
 
-    /// Notes whether a file on the disk was not read. Nobody knows what it says.
+    /// Notes whether there is a file on the disk that was not read, so that it may grant anything.
     pub fn set_unread_file(&self, is_unread: bool) {
         self.has_unread_file.set(is_unread);
     }
 
-    /// Whether a file on the disk was not read.
+    /// Returns whether there is a file on the disk that was not read.
     pub fn has_unread_file(&self) -> bool {
         self.has_unread_file.get()
     }
 
-    /// Notes the outcome of a write: the number of bytes, or why it failed.
+    /// Notes the outcome of a write: the number of bytes, or the error.
     pub fn set_status(&self, outcome: &io::Result<u64>) {
         let mut status = self.status.borrow_mut();
         match outcome {

@@ -1,8 +1,9 @@
-//! The cache on disk: what was learned survives a restart and a reboot.
+//! The cache on the disk: the answers of IAM survive a restart and a reboot.
 //!
-//! One file: a line of header, then the content. A file that is broken, of another version, of another owner or for another configuration
-//! is quarantined; a missing one is no error. Ages are kept, not times of day: within a boot they go by the clock that nobody sets, over a
-//! reboot by the wall clock, and if that went back, the file is not used.
+//! The file is a header of one line, and then the content. A file that is broken, of another version or of another owner
+//! is quarantined. A file for another configuration is not used, and a missing one is no error. The content has ages, not
+//! times of day. The age of the file itself is measured within a boot by a clock that nobody can set, or by the wall
+//! clock if that says more, and over a reboot by the wall clock; if the clock went back, the file is not used.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -29,7 +30,7 @@ const HEADER_MAX: usize = 4096;
 /// The name of the file.
 const FILE: &str = "cache.json";
 
-/// The name of a quarantined file, kept for an operator to look at until the next one.
+/// The name of a quarantined file, which is kept for an operator until another is quarantined.
 const QUARANTINE: &str = "cache.json.rejected";
 
 /// Why a file is not used.
@@ -47,38 +48,38 @@ pub enum CacheError {
     /// An older or newer resolver wrote it.
     #[error("it has the version {0}, where this resolver has {VERSION}")]
     Version(u32),
-    /// The file is about another AWS account, or names map otherwise.
+    /// The file is about another AWS account or host, or names map to other users.
     #[error("it was written under another configuration")]
     Setup,
-    /// The age of the file cannot be told.
+    /// A clock went back, so the age of the file is unknown.
     #[error("it was written in the future: the clock was set back")]
     Clock,
 }
 
-/// What the file begins with.
+/// The first line of the file.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Header {
     version: u32,
-    /// The part of the configuration that says whom the names stand for.
+    /// The SHA-256, in hexadecimal, of the settings under which the content holds.
     setup: String,
     written: Clock,
-    /// Of the content, in hexadecimal.
+    /// The SHA-256 of the content, in hexadecimal.
     sha256: String,
 }
 
-/// The clocks at one moment.
+/// The readings of the clocks at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
-    /// The boot, as the kernel names it.
+    /// The boot id of the kernel.
     boot: String,
-    /// Milliseconds since the boot, with the time that the machine slept.
+    /// Milliseconds since the boot, including the time that the machine slept.
     since_boot: u64,
     /// Milliseconds since 1970.
     wall: u64,
 }
 
 impl Clock {
-    /// Returns the clocks now.
+    /// Reads the clocks.
     pub fn now() -> Self {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let since_boot = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
@@ -86,11 +87,11 @@ impl Clock {
         Self { boot: boot.trim().to_owned(), since_boot: milliseconds(since_boot), wall: milliseconds(wall) }
     }
 
-    /// Returns how long ago `earlier` was, if that can be told.
+    /// Returns the time since `earlier`. None if it cannot be determined, since a clock went back.
     fn since(&self, earlier: &Self) -> Option<Duration> {
         let wall = self.wall.checked_sub(earlier.wall);
         let passed = if self.boot == earlier.boot && !self.boot.is_empty() {
-            // The longer of the two: a hypervisor that stops the machine stops the clock since its boot.
+            // The longer of the two: while a hypervisor has the machine stopped, the clock since the boot stands still.
             Some(self.since_boot.checked_sub(earlier.since_boot)?.max(wall.unwrap_or_default()))
         } else {
             wall
@@ -106,7 +107,7 @@ pub fn slept() -> Duration {
     since_boot.saturating_sub(awake)
 }
 
-/// Returns whole milliseconds.
+/// Returns `span` in whole milliseconds.
 pub fn milliseconds(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
@@ -119,7 +120,7 @@ pub struct CacheFile {
 }
 
 impl CacheFile {
-    /// Returns the file in `dir`. `setup` says under which configuration its content holds.
+    /// Returns the file in `dir`. `setup` is a text that changes when the content no longer holds.
     pub fn new(dir: &Path, setup: &str) -> Self {
         let setup = format!("{:x}", Sha256::digest(setup.as_bytes()));
         Self { dir: dir.to_owned(), setup }
@@ -162,7 +163,7 @@ impl CacheFile {
     /// Replaces the file. Returns its size in bytes.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written. What was saved before is still there.
+    /// Returns an error if the file cannot be written. The old file is then still there.
     pub fn save<T: Serialize>(&self, content: &T, now: &Clock) -> io::Result<u64> {
         let content = serde_json::to_vec(content)?;
         let header = Header {
@@ -181,18 +182,18 @@ impl CacheFile {
         Ok(bytes.len() as u64)
     }
 
-    /// Renames a file that is not trusted.
+    /// Renames a file that cannot be used to `cache.json.rejected`.
     ///
     /// # Errors
-    /// Returns an error if it cannot be renamed.
+    /// Returns an error if the file cannot be renamed.
     pub fn quarantine(&self) -> io::Result<()> {
         std::fs::rename(self.path(), self.dir.join(QUARANTINE))
     }
 
-    /// Removes the file: it grants what IAM has withdrawn.
+    /// Removes a file that grants what IAM has withdrawn.
     ///
     /// # Errors
-    /// Returns an error if it cannot be removed. A missing file is not an error.
+    /// Returns an error if the file cannot be removed. A missing file is not an error.
     pub fn remove(&self) -> io::Result<()> {
         match std::fs::remove_file(self.path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -202,7 +203,7 @@ impl CacheFile {
     }
 }
 
-/// The content of a file and its age.
+/// Returns the content of a file and its age.
 fn parse<T: DeserializeOwned>(bytes: &[u8], setup: &str, now: &Clock) -> Result<(T, Duration), CacheError> {
     let end = bytes.iter().take(HEADER_MAX).position(|byte| *byte == b'\n');
     let (header, content) = end
@@ -210,7 +211,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], setup: &str, now: &Clock) -> Result<
         .ok_or_else(|| CacheError::Broken("it has no header".to_owned()))?;
     let content = content.get(1..).unwrap_or_default();
     let broken = |error: serde_json::Error| CacheError::Broken(error.to_string());
-    // Of another version no more than that may be as it is here.
+    // In a header of another version, only this field is sure to be the same.
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
@@ -230,7 +231,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], setup: &str, now: &Clock) -> Result<
     Ok((serde_json::from_slice(content).map_err(broken)?, age))
 }
 
-/// What a fuzzer feeds: a file whose header and checksum may be anything.
+/// Parses a file that a fuzzer made, under an empty `setup`, and returns its content.
 #[doc(hidden)]
 pub fn fuzz<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let now = Clock { boot: String::new(), since_boot: 0, wall: u64::MAX };
@@ -262,7 +263,7 @@ mod tests {
         assert!(load(&store, &at("a", 5, 1000)).unwrap().is_none());
         store.save(&"one", &at("a", 5, 1000)).unwrap();
         store.save(&"other", &at("a", 7, 1000)).unwrap();
-        // Within a boot the wall clock makes nothing younger.
+        // Within a boot, a wall clock that went back makes nothing younger.
         let (content, age) = load(&store, &at("a", 9, 1)).unwrap().unwrap();
         assert_eq!((content.as_str(), age), ("other", Duration::from_millis(2)));
         assert_eq!(load(&store, &at("a", 9, 1700)).unwrap().unwrap().1, Duration::from_millis(700));
@@ -287,7 +288,7 @@ mod tests {
             let mut changed = whole.clone();
             changed[at] ^= 1;
             std::fs::write(store.path(), &changed).unwrap();
-            // But for the clocks, which are believed.
+            // The checksum does not cover the clocks in the header.
             let clocks = whole[..at].windows(8).any(|part| part == b"\"written")
                 && !whole[..at].windows(7).any(|part| part == b"\"sha256");
             assert!(clocks || load(&store, &now).is_err(), "byte {at}");
@@ -312,7 +313,7 @@ mod tests {
         std::fs::write(dir.path().join("elsewhere"), "").unwrap();
         symlink(dir.path().join("elsewhere"), store.path()).unwrap();
         assert!(load(&store, &now).is_err());
-        // And a link is replaced, not written through.
+        // A symbolic link is replaced, and its target is not written to.
         store.save(&"new", &now).unwrap();
         assert_eq!(std::fs::read(dir.path().join("elsewhere")).unwrap(), b"");
         assert_eq!(load(&store, &now).unwrap().unwrap().0, "new");
@@ -326,7 +327,7 @@ mod tests {
         let (_dir, store) = store();
         let now = at("a", 5, 1000);
         store.save(&"old", &now).unwrap();
-        // Something that no rename gets over.
+        // A folder with content has the name of the temporary file, so that no file can replace it.
         let unfinished = store.path().with_file_name("cache.json.new");
         std::fs::create_dir_all(unfinished.join("x")).unwrap();
         assert!(store.save(&"new", &now).is_err());

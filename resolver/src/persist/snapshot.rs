@@ -22,13 +22,13 @@ pub struct Snapshot {
     tags: SavedTags,
 }
 
-/// An entry. That no user has a name is saved only if the roster lists the name: after a restart, a name without an entry is
-/// refused as well.
+/// The saved form of an entry. An entry without a user is saved only if the roster lists the name, since without the
+/// entry the roster would show that user after a restart.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct SavedName {
     name: LinuxName,
     age: u64,
-    /// How long ago something was last taken away.
+    /// The time since a partial answer last took something away from the entry, in milliseconds.
     #[serde(alias = "reduced")]
     revoked_age: u64,
     known: SavedIdentity,
@@ -49,7 +49,8 @@ struct SavedTags {
     sudo: Option<(Vec<IamName>, u64)>,
 }
 
-/// The environment variables that decide which AWS account is asked. Keys and tokens change without it.
+/// The environment variables that decide which AWS account is asked. Those with keys and tokens are left out, since they
+/// change while the account stays the same.
 const ACCOUNT_VARIABLES: [&str; 7] = [
     "AWS_CONFIG_FILE",
     "AWS_ENDPOINT_URL",
@@ -60,8 +61,9 @@ const ACCOUNT_VARIABLES: [&str; 7] = [
     "AWS_SHARED_CREDENTIALS_FILE",
 ];
 
-/// Returns a text that changes whenever names may stand for other users: a part of the configuration and of the environment, and
-/// the machine id, since an image of the host may be started elsewhere. A cache that was saved under another text is not used.
+/// Returns a text that changes whenever names may stand for other users: a part of the configuration and of the
+/// environment, and the machine id, since an image of this host may be started as another host. A cache that was saved
+/// under another text is not used.
 pub fn setup(config: &Config) -> String {
     let Config { aws, accounts, shared, access, groups, .. } = config;
     let aws = (&aws.region, &aws.endpoint, &aws.profile, &aws.assume_role);
@@ -71,7 +73,8 @@ pub fn setup(config: &Config) -> String {
 }
 
 impl Snapshot {
-    /// Returns `cache` without what is older than `offline`, and so serves nobody.
+    /// Returns the snapshot of `cache`, without entries and a roster that are older than `offline` and so serve no
+    /// request.
     pub fn of(cache: &Cache, offline: Duration) -> Self {
         let roster = cache.roster.as_ref().filter(|roster| roster.age() < offline);
         let is_listed = |name: &LinuxName| roster.is_some_and(|roster| roster.has(name));
@@ -104,19 +107,19 @@ impl Snapshot {
         }
     }
 
-    /// Whether no user is known.
+    /// Returns whether there is neither an entry nor a roster.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty() && self.roster.is_none()
     }
 
-    /// How many names there are.
+    /// Returns the number of entries.
     #[cfg(test)]
     pub fn count(&self) -> usize {
         self.names.len()
     }
 
-    /// Puts what was saved `ago` into `cache`. What does not fit the configuration is left out, and what `cache` has is newer and
-    /// stays.
+    /// Adds the snapshot, which was saved `ago`, to `cache`. Leaves out what does not fit the configuration, and what
+    /// `cache` has already, since that is newer.
     pub fn restore(self, cache: &mut Cache, config: &Config, ago: Duration) {
         let now = Instant::now();
         let moment = |age: u64| now.checked_sub(Duration::from_millis(age).saturating_add(ago));
@@ -145,7 +148,7 @@ impl Snapshot {
         cache.sudo_tag = cache.sudo_tag.take().or(tag(self.tags.sudo));
     }
 
-    /// Restores into an empty cache, for the fuzzer. Returns how many entries that are.
+    /// Restores into an empty cache, for the fuzzer. Returns the number of entries.
     #[doc(hidden)]
     pub fn fuzz(self, config: &Config) -> usize {
         let mut cache = Cache::default();
@@ -155,7 +158,8 @@ impl Snapshot {
 }
 
 impl SavedIdentity {
-    /// Returns the identity of `name`, or None if the configuration has another use for the name now.
+    /// Returns the identity of `name`. None if under the configuration the name is no longer that of this user or shared
+    /// account.
     fn identity(self, name: &LinuxName, config: &Config) -> Option<Identity> {
         let is_shared = config.shared.contains_key(name);
         match self {
@@ -178,7 +182,8 @@ fn users_of(identity: &mut Identity) -> &mut [UserEntry] {
     }
 }
 
-/// Judges the keys of a user again, since another release may refuse others. A key that is refused is fetched again.
+/// Checks the keys of a user again, since another release may have saved them under other rules. A refused key is fetched
+/// again.
 fn restore_keys(user: &mut UserEntry, cache: &mut Cache) {
     for (id, key) in &mut user.keys {
         *key = key.take().and_then(|key| sshkey::usable(&key.to_string()).ok());

@@ -13,7 +13,7 @@ use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser, K
 
 /// A key that `ssh-keygen` made.
 pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPN9SXhdP7bRkOqa5bisLjehzJ34xLZiv99XZaq9khSe";
-/// Its fingerprint.
+/// The fingerprint of [`KEY`].
 pub const FINGERPRINT: &str = "SHA256:dUHkOtIDvPKMlHfv/FLx0Y7ESzeVVe/zwL7lSuiVqpE";
 
 pub struct FakeUser {
@@ -33,7 +33,7 @@ pub struct FakeIam {
     made: Cell<u32>,
     hanging: Cell<bool>,
     muted: RefCell<Vec<String>>,
-    /// How much longer calls of some actions take.
+    /// The additional time that calls of an action take.
     pub slow: RefCell<BTreeMap<&'static str, Duration>>,
     pub tags: RefCell<BTreeMap<String, String>>,
     only: RefCell<String>,
@@ -57,17 +57,17 @@ impl FakeIam {
         *self.failure.borrow_mut() = failure;
     }
 
-    /// No call is answered any more.
+    /// Leaves all calls without an answer from now on.
     pub fn hang(&self) {
         self.hanging.set(true);
     }
 
-    /// The end of an outage.
+    /// Ends what [`Self::hang`] began.
     pub fn answer_again(&self) {
         self.hanging.set(false);
     }
 
-    /// Calls of `action` are not answered any more.
+    /// Leaves calls of `action` without an answer from now on.
     pub fn hang_only(&self, action: &str) {
         self.hang();
         self.fail_only(action);
@@ -79,12 +79,12 @@ impl FakeIam {
         people.insert(to.to_owned(), person);
     }
 
-    /// Only calls of `action` fail, with what [`Self::fail`] says.
+    /// Makes only calls of `action` fail, with the error given to [`Self::fail`].
     pub fn fail_only(&self, action: &str) {
         *self.only.borrow_mut() = action.to_owned();
     }
 
-    /// Calls about `name` bring no answer.
+    /// Makes calls about `name` fail without an answer.
     pub fn mute(&self, name: &str) {
         self.muted.borrow_mut().push(name.to_owned());
     }
@@ -93,7 +93,7 @@ impl FakeIam {
         change(self.people.borrow_mut().get_mut(name).unwrap());
     }
 
-    /// The calls since the last time, sorted.
+    /// Returns the calls since this was last called, sorted.
     pub fn take_calls(&self) -> Vec<String> {
         let mut calls = std::mem::take(&mut *self.calls.borrow_mut());
         calls.sort();
@@ -143,7 +143,7 @@ fn group(name: &str) -> IamGroup {
 
 impl Iam for FakeIam {
     async fn user(&self, name: &IamName) -> Result<IamUser, IamError> {
-        // IAM's names are unique without regard to case, and a look-up may disregard it too.
+        // IAM's names are unique without regard to case, and its look-ups may ignore the case too.
         let find = |people: &BTreeMap<String, FakeUser>| {
             let mut all = people.iter();
             all.find(|(known, _)| known.eq_ignore_ascii_case(name.as_str()))
@@ -207,7 +207,7 @@ pub fn id(number: u32) -> String {
     format!("AIDA{number:017}")
 }
 
-/// Two ids with the same uid. By the birthday bound some 20,000 ids suffice.
+/// Returns two ids with the same uid. By the birthday bound, some 20,000 ids are enough to find them.
 pub fn ids_that_meet() -> (String, String) {
     let mut seen = std::collections::HashMap::new();
     (0..)

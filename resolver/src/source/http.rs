@@ -9,35 +9,35 @@ use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
 use pam_iam_core::once::{NO_PROXY_VARIABLES, PROXY_VARIABLES};
 
-/// The trusted certificates in one file, where the distributions have it. The SDK's own way opens every file of
-/// /etc/ssl/certs (about 170) at each start.
+/// The files in which distributions have all trusted certificates. The SDK by itself opens every file of /etc/ssl/certs
+/// (about 170) at each start.
 const CA_BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
 
-/// The variables by which an operator names another such file.
+/// The variables in which an operator names another file of trusted certificates.
 const CA_BUNDLE_VARIABLES: [&str; 2] = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"];
 
 /// The proxy that the environment names.
 #[derive(Clone, Debug)]
 pub struct Proxy {
     config: ProxyConfig,
-    /// Its variable and its address without a password.
+    /// The address, without user and password, and the variable.
     shown: String,
 }
 
-/// The variable of a proxy holds something else than an address.
+/// A variable that should hold the address of a proxy, and does not.
 #[derive(Debug, thiserror::Error)]
 #[error("{shown} is no address of a proxy")]
 pub struct NotAProxy {
-    /// The variable and its value without a password.
+    /// The value, without user and password, and the variable.
     shown: String,
 }
 
 impl Proxy {
-    /// Reads it from the environment.
+    /// Reads the proxy from the environment. None if no variable names one.
     ///
     /// # Errors
-    /// Returns an error if the variable holds no address of a proxy.
+    /// Returns an error if the variable does not hold the address of a proxy.
     pub fn from_env() -> Result<Option<Self>, NotAProxy> {
         Self::named(|name| std::env::var(name).ok())
     }
@@ -47,7 +47,7 @@ impl Proxy {
             variable(name).filter(|value| !value.is_empty()).map(|value| (name.to_string(), value))
         };
         let Some((name, address)) = PROXY_VARIABLES.iter().find_map(set) else { return Ok(None) };
-        // As curl takes it.
+        // curl takes an address without a scheme as http, too.
         let address = if address.contains("://") { address } else { format!("http://{address}") };
         let shown = format!("{} of {name}", without_password(&address));
         let config = ProxyConfig::https(address.as_str()).map_err(|_| NotAProxy { shown: shown.clone() })?;
@@ -58,7 +58,7 @@ impl Proxy {
         Ok(Some(Self { config, shown }))
     }
 
-    /// The variable and the address, without a password.
+    /// Returns the address, without user and password, and the variable.
     pub fn shown(&self) -> &str {
         &self.shown
     }
@@ -74,7 +74,7 @@ fn without_password(address: &str) -> String {
     }
 }
 
-/// The one HTTP and TLS client, with its kept-alive connections.
+/// Returns an HTTP and TLS client that keeps its connections alive.
 pub fn client(proxy: Option<&Proxy>) -> SharedHttpClient {
     let config = proxy.map_or_else(ProxyConfig::disabled, |proxy| proxy.config.clone());
     let context = TlsContext::builder().with_trust_store(trust_store()).build().ok();
@@ -92,7 +92,7 @@ pub fn client(proxy: Option<&Proxy>) -> SharedHttpClient {
     })
 }
 
-/// The trust store of the distribution's bundle, or of the SDK's own choice where there is none.
+/// Returns the certificates of the first bundle that can be read, or those that the SDK finds if there is none.
 fn trust_store() -> TrustStore {
     let named = CA_BUNDLE_VARIABLES.iter().filter_map(std::env::var_os);
     let usual = CA_BUNDLES.iter().map(Into::into);

@@ -1,4 +1,4 @@
-//! AWS IAM, by the AWS SDK.
+//! AWS IAM, called through the AWS SDK.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -23,19 +23,20 @@ use tokio::time::Instant;
 use super::http::{self, NotAProxy, Proxy};
 use crate::source::{CallStats, Cause, Iam, IamError, IamGroup, IamId, IamUser, KeyIds};
 
-/// Tries per call, within `aws.total_timeout`.
+/// The number of tries per call, within `aws.total_timeout`.
 const ATTEMPTS: u32 = 3;
 
-/// The first pause between two tries; each further one is twice as long, with jitter.
+/// The first pause between two tries. Each further pause is twice as long, with jitter.
 const BACKOFF: Duration = Duration::from_millis(50);
 
-/// What IAM says of a key that cannot be written in SSH's encoding.
+/// The error code of IAM for a key that cannot be written in SSH's encoding.
 const NO_SSH_KEY: &str = "UnrecognizedPublicKeyEncoding";
 
-/// Entries per page: the most that IAM gives.
+/// The number of entries per page: the most that IAM gives.
 const PAGE: i32 = 1000;
 
-/// Where the metadata service has the tags of the instance (EC2 user guide, "View tags using instance metadata").
+/// The path at which the metadata service has the tags of the instance (EC2 user guide, "View tags using instance
+/// metadata").
 const INSTANCE_TAGS: &str = "/latest/meta-data/tags/instance";
 
 /// The most pages of a list: more than any account can fill (5,000 users, 300 groups).
@@ -44,7 +45,7 @@ const PAGES_MAX: usize = 1000;
 /// The region if nothing names one. Calls to IAM in the partition `aws` are always signed for it.
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// IAM by the AWS SDK.
+/// The SDK's clients of IAM and of the metadata service.
 pub struct AwsIam {
     client: Client,
     metadata: imds::Client,
@@ -54,8 +55,8 @@ pub struct AwsIam {
 }
 
 impl AwsIam {
-    /// A client with the credentials of the SDK's own chain (environment, profile, web identity, instance profile
-    /// over IMDSv2), and in the role that the configuration names, if any. Nothing is asked yet.
+    /// Returns a client with the credentials of the SDK's own chain (environment, profile, web identity, instance profile
+    /// over IMDSv2), in the role that the configuration names, if any. Makes no call to IAM.
     pub async fn new(settings: &Settings) -> Self {
         let proxy = Proxy::from_env();
         let http = http::client(proxy.as_ref().ok().and_then(Option::as_ref));
@@ -91,7 +92,7 @@ impl AwsIam {
     fn note<T>(&self, answer: Result<T, IamError>) -> Result<T, IamError> {
         if let Err(error @ (IamError::Denied(_) | IamError::Unavailable(_))) = &answer {
             let mut stats = self.stats.borrow_mut();
-            // That IAM denies a look-up is an answer.
+            // A denied call got an answer, so it is no error.
             stats.errors += u64::from(matches!(error, IamError::Unavailable(_)));
             stats.last_error = Some(error.to_string());
         }
@@ -138,7 +139,8 @@ impl Iam for AwsIam {
         if let Err(error) = &answer
             && error.as_service_error().and_then(ProvideErrorMetadata::code) == Some(NO_SSH_KEY)
         {
-            // An answer about this key alone: it has no SSH form, so it parses as none.
+            // This is an answer about this key only. The key has no SSH form, and an empty body is refused like a
+            // malformed one.
             return Ok(String::new());
         }
         let answer = self.call(async { answer }).await?;
@@ -158,7 +160,7 @@ impl Iam for AwsIam {
         })
         .await?;
         let group = found.ok_or_else(|| nonsense("GetGroup without a page"))?;
-        // IAM's names are unique without regard to case; the configuration's are exact.
+        // IAM may ignore the case of the name, which the configuration gives exactly.
         if group.name != *name {
             return Err(IamError::NoSuchEntity);
         }
@@ -218,8 +220,8 @@ fn loader(settings: &Settings, http: &SharedHttpClient) -> ConfigLoader {
     loader
 }
 
-/// The region that signs IAM's calls: IAM is one service for a whole partition, in one region of it (AWS General Reference,
-/// "IAM endpoints"). STS and the metadata service have the host's own.
+/// Returns the region for which calls to IAM are signed: IAM is one service for a whole partition, in one region of it
+/// (AWS General Reference, "IAM endpoints"). `own` is the region of the host, which STS uses.
 fn signing_region(own: Option<&str>) -> &'static str {
     let partition = own.unwrap_or_default().rsplit_once('-').map_or("", |(area, _)| area);
     match partition {
@@ -232,7 +234,7 @@ fn signing_region(own: Option<&str>) -> &'static str {
     }
 }
 
-/// How IAM is reached, for doctor.
+/// Returns how IAM is reached, for `iamctl doctor`.
 fn route(proxy: Result<Option<Proxy>, NotAProxy>, endpoint: Option<&str>, region: &str) -> Route {
     let way = endpoint.map_or_else(|| format!("IAM's endpoint for {region}"), str::to_owned);
     match proxy {
@@ -244,7 +246,8 @@ fn route(proxy: Result<Option<Proxy>, NotAProxy>, endpoint: Option<&str>, region
     }
 }
 
-/// Credentials of `role`, whose sessions carry this host's name, so that CloudTrail tells the hosts apart.
+/// Returns the credentials of `role`. Its sessions have the name of this host, so that CloudTrail shows which host made a
+/// call.
 async fn assumed(role: &str, settings: &Settings, shared: &SdkConfig) -> impl ProvideCredentials + use<> {
     let mut provider = AssumeRoleProvider::builder(role).configure(shared).session_name(session_name());
     if let Some(id) = &settings.external_id {
@@ -256,7 +259,7 @@ async fn assumed(role: &str, settings: &Settings, shared: &SdkConfig) -> impl Pr
     }
 }
 
-/// `pam_iam-HOST`: 2 to 64 of `[\w+=,.@-]` (STS API reference, `AssumeRole`).
+/// Returns `pam_iam-HOST`, in 2 to 64 of `[\w+=,.@-]` (STS API reference, `AssumeRole`).
 fn session_name() -> String {
     let uname = rustix::system::uname();
     let host = uname.nodename().to_string_lossy().into_owned();
@@ -264,7 +267,7 @@ fn session_name() -> String {
     format!("pam_iam-{host}").chars().map(|c| if allowed(c) { c } else { '-' }).take(64).collect()
 }
 
-/// Returns all entries of a list, page by page.
+/// Reads a list page by page. Returns all its entries.
 async fn paged<T>(
     mut page: impl AsyncFnMut(Option<String>) -> Result<(Vec<T>, Option<String>), IamError>,
 ) -> Result<Vec<T>, IamError> {
@@ -284,7 +287,7 @@ async fn paged<T>(
     Err(nonsense("a list without an end"))
 }
 
-/// Returns the marker of the next page. A page that is cut off and has no marker is an error, never the end.
+/// Returns the marker of the next page, or None after the last. A page that is cut off without a marker is an error.
 fn next(is_truncated: bool, marker: Option<&str>) -> Result<Option<String>, IamError> {
     match (is_truncated, marker) {
         (false, _) => Ok(None),
@@ -311,7 +314,8 @@ fn nonsense(what: &str) -> IamError {
     Cause::Malformed(what.to_owned()).into()
 }
 
-/// Tells failures that are answers from others. Refused or expired credentials are no answer: they say nothing about the user.
+/// Turns an error of the SDK into an [`IamError`]. "No such entity" and "access denied" are answers. All other failures,
+/// such as refused or expired credentials, say nothing about the user.
 fn classify<E>(error: SdkError<E>) -> IamError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,

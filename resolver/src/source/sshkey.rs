@@ -3,27 +3,27 @@
 use pam_iam_core::key::{KeyError, PublicKey};
 use ssh_key::public::KeyData;
 
-/// The shortest RSA modulus, in bits: what IAM itself demands of an upload, and what RHEL's policy takes.
+/// The shortest accepted RSA modulus, in bits. It is also the minimum of IAM for uploads, and of RHEL's crypto policy.
 const RSA_BITS_MIN: usize = 2048;
 
 /// Why a key is not used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// The text is no key.
+    /// A text that does not have the form of a public key.
     #[error("{0}")]
     Malformed(#[from] KeyError),
-    /// The body is malformed.
+    /// A key whose content is malformed.
     #[error("cannot be parsed: {0}")]
     Inside(ssh_key::Error),
-    /// The type or size is not safe any more.
+    /// A key whose type or size is not safe any more.
     #[error("is of the type {0}, which is not accepted")]
     Weak(String),
 }
 
-/// Parses a key body as IAM returns it, and judges it. Comments and whatever follows them are dropped.
+/// Parses a key body as IAM returns it, and checks its type and size. Drops the comment and all that follows it.
 ///
 /// # Errors
-/// Returns an error if sshd would not take the key.
+/// Returns an error if sshd would not accept the key.
 pub fn usable(body: &str) -> Result<PublicKey, Unusable> {
     let key = PublicKey::parse(body.trim())?;
     let inside = ssh_key::PublicKey::from_openssh(&key.to_string()).map_err(Unusable::Inside)?;

@@ -1,4 +1,4 @@
-//! Tests of accounts: which IAM users have one, and for whom a name or uid is free.
+//! Tests of accounts: which IAM users have one, and which names and uids they may not have.
 
 use super::*;
 
@@ -10,7 +10,7 @@ async fn users_who_may_log_in_have_accounts_and_no_others() {
     assert_eq!((alice.home.as_str(), alice.shell.as_str()), ("/home/alice", "/bin/bash"));
     assert_eq!(host.user("nobody-there").await, None);
     assert_eq!(host.ask(Request::UserByUid { uid: uid(1) }).await, Answer::User(alice));
-    // IAM has him, and he is in none of the groups.
+    // bob is an IAM user, but in none of the groups.
     assert_eq!(host.decide("bob", uid(2), LOGIN).await, (false, Reason::NotInGroup));
     assert_eq!((host.user("bob").await, host.keys("bob", uid(2), None).await), (None, 0));
     let gid = Gid(uid(2).0);
@@ -66,7 +66,7 @@ async fn a_user_added_to_a_group_has_an_account_although_others_exhausted_the_li
         host.decide(app, uid(1), LOGIN).await;
         tokio::time::advance(Duration::from_secs(2)).await;
     }
-    // Of all of them is known that they may not.
+    // The apps are all known now as users who may not log in.
     host.iam().change("bob", |bob| bob.groups = vec!["users".into()]);
     tokio::time::advance(Duration::from_secs(31)).await;
     for app in &apps[..40] {
@@ -146,7 +146,7 @@ async fn an_iam_user_named_like_a_local_account_gets_nothing() {
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn an_iam_user_named_like_a_group_gets_nothing() {
     let host = Host::new();
-    // sudo looks at the names of groups: a private group called sudo, wheel, admin or iam-sudo would be root.
+    // sudo compares the names of groups: a user with a private group called sudo, wheel, admin or iam-sudo would be root.
     for (at, name) in ["sudo", "wheel", "admin", "iam-sudo", "iam-users", "dev", "webteam"].iter().enumerate()
     {
         host.iam().add(name, &["users", "admins"]);
@@ -223,7 +223,7 @@ async fn a_user_whose_private_group_would_be_another_group_is_refused() {
     std::fs::write(&host.files.group, format!("{groups}alice:x:{}:\n", uid(1))).unwrap();
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup), "the user's own");
     std::fs::write(&host.files.group, groups).unwrap();
-    // An id whose number is that of the group devs, which IAM maps to a group that no file has.
+    // An id with the same hash as that of the IAM group devs, which maps to a Linux group that is not in /etc/group.
     host.iam().change("alice", |alice| alice.id = "AGPA0000000000000devs".into());
     let other = ids::uid_of("AGPA0000000000000devs");
     host.directory.read_roster().await.unwrap();
@@ -234,12 +234,12 @@ async fn a_user_whose_private_group_would_be_another_group_is_refused() {
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn a_name_that_sudo_does_not_tell_from_anothers_is_refused() {
     let host = Host::new();
-    // In another case: our own group, one that means root, a mapped one, a local group, a local account.
+    // Each name differs only in case from iam-sudo, a privileged group, a mapped group, a local group or a local account.
     for name in ["Iam-Sudo", "Wheel", "Dev", "WebTeam", "EC2-User"] {
         host.iam().add(name, &["users", "admins"]);
         assert_eq!(host.user(name).await, None, "{name}");
     }
-    // An account of the importer's makes way for a new user, or is renamed itself.
+    // An account that the importer made does not keep a new user out: the importer removes or renames it.
     let passwd = std::fs::read_to_string(&host.files.passwd).unwrap();
     std::fs::write(&host.files.passwd, format!("{passwd}alice2:x:{0}:{0}::/:/bin/sh\n", uid(7))).unwrap();
     host.iam().add("Alice2", &["users"]);

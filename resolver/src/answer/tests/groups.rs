@@ -14,14 +14,14 @@ async fn groups_follow_iam_and_the_table() {
     assert_eq!(host.ask(Request::GroupsOf { name: linux("bob"), known: false }).await, Answer::NotFound);
     host.iam().change("carol", |carol| carol.groups.retain(|group| group != "users"));
     tokio::time::advance(Duration::from_secs(10)).await;
-    // Root's question begins a revalidation and does not wait for it.
+    // A request of root starts a revalidation without waiting for it.
     assert_eq!(host.gids("carol").await, all);
     host.settle().await;
     let groups = host.ask(Request::GroupsOf { name: linux("carol"), known: false }).await;
     assert_eq!(groups, Answer::NotFound, "one who may no longer log in");
     host.iam().change("carol", |carol| carol.groups.push("users".into()));
     tokio::time::advance(Duration::from_secs(10)).await;
-    // newgrp(1) lets in whoever has the name of a listed member, from whichever service the account is.
+    // No group lists members: newgrp(1) would admit an account of any NSS service that has the name of one.
     let group = |name: &str, gid| Answer::Group(Group { name: linux(name), gid, members: Vec::new() });
     assert_eq!(host.ask(Request::GroupByName { name: linux("iam-sudo") }).await, group("iam-sudo", sudo));
     assert_eq!(host.ask(Request::GroupByGid { gid: dev }).await, group("dev", dev));
@@ -34,7 +34,7 @@ async fn a_group_with_the_gid_of_one_that_means_root_takes_the_operators_word() 
     let host = Host::new();
     let groups = std::fs::read_to_string(&host.files.group).unwrap();
     std::fs::write(&host.files.group, groups + "dev:x:998:\n").unwrap();
-    // docker has the operator's word, and dev has not.
+    // The configuration sets `allow_privileged` for docker, and not for dev.
     assert!(host.gids("carol").await.contains(&Gid(998)));
     let without = "[access]\nallow = ['users']\n[groups]\n'devs' = 'dev'";
     let other = Host::with(without);

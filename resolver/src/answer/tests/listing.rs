@@ -54,7 +54,7 @@ async fn the_list_is_read_each_time_and_never_from_memory() {
 #[tokio::test(flavor = "local", start_paused = true)]
 async fn an_account_that_an_import_has_begun_to_make_is_not_refused() {
     let host = Host::new();
-    // The private group is there, the account is not yet.
+    // /etc/group has the private group, and /etc/passwd does not have the account yet.
     let line = format!("alice:x:{}:\n", uid(1).0);
     std::fs::write(&host.files.group, std::fs::read_to_string(&host.files.group).unwrap() + &line).unwrap();
     let roster: Roster = host.ask(Request::Roster).await.into_report().unwrap();

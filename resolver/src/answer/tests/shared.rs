@@ -113,7 +113,7 @@ async fn the_name_of_a_shared_account_is_no_iam_users_and_costs_nothing() {
     assert_eq!(host.user("alice").await, None);
     assert_eq!(host.ask(Request::GroupsOf { name: linux("alice"), known: false }).await, Answer::NotFound);
     assert_eq!(host.iam().take_calls(), [""; 0]);
-    // An account of ours from before: neither keys nor a yes.
+    // A managed account that is older than the shared one gets neither keys nor a login.
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::Local));
     assert_eq!(host.keys("alice", uid(1), None).await, 0);
 }

@@ -18,11 +18,11 @@ async fn an_instance_tag_names_groups_within_what_the_configuration_allows() {
     tag("sudo-groups", "admins");
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup));
     assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (true, Reason::InGroup));
-    // devs is not within the pattern, whoever writes it into the tag.
+    // devs matches no pattern of `within`, so the tag cannot allow it.
     host.iam().change("alice", |alice| alice.groups = vec!["devs".into()]);
     tokio::time::advance(Duration::from_secs(11)).await;
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (false, Reason::NotInGroup));
-    // Who may write tags makes nobody root.
+    // A principal who may write tags cannot make a user root.
     host.iam().change("alice", |alice| alice.groups = vec!["users".into()]);
     tag("sudo-groups", "users, all");
     tokio::time::advance(Duration::from_secs(11)).await;
@@ -56,7 +56,7 @@ async fn a_tag_that_is_missing_or_empty_lets_nobody_in() {
     host.directory.read_roster().await.unwrap();
     assert_eq!(host.decide("alice", uid(1), LOGIN).await, (true, Reason::InGroup), "without sudo-groups");
     assert_eq!(host.decide("carol", uid(3), Policy::Sudo).await, (false, Reason::PolicyNone));
-    // Taken away, it is an answer, and the last value does not serve.
+    // A removed tag is an answer, so the last value does not serve.
     host.iam().tags.borrow_mut().clear();
     assert!(host.directory.read_roster().await.is_err());
     assert!(matches!(host.ask(decide).await, Answer::Error { .. }));
