@@ -1,6 +1,7 @@
-//! Control groups (cgroups(7)): finds the one of a process, freezes one, and kills all processes in one.
+//! Control groups (cgroups(7)): finds the control group of a process, and freezes or kills all processes in a control group.
 //!
-//! A host has the unified hierarchy, the old ones, or both. Where it has both, systemd's tree is in the old hierarchy named `systemd`.
+//! A host has the unified hierarchy (version 2), old hierarchies (version 1), or both. Where it has both, systemd's tree is
+//! in the old hierarchy named `systemd`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -19,7 +20,8 @@ pub fn of_process(pid: i32) -> Option<String> {
     path_in(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cgroup")).ok()?))
 }
 
-/// Finds the path in `ID:CONTROLLERS:PATH` lines. A hierarchy that systemd does not use has the path `/`.
+/// Finds the path in the `ID:CONTROLLERS:PATH` lines of a process: that in the old hierarchy of systemd, or that in the
+/// unified one if systemd does not use the old one, where the path is `/`.
 fn path_in(text: &str) -> Option<String> {
     let of = |wanted: &str| {
         text.lines().find_map(|line| {
@@ -84,7 +86,7 @@ fn unified() -> Option<PathBuf> {
 #[derive(Debug, Default)]
 pub struct Frozen {
     groups: Vec<File>,
-    /// A file that lists them, so that [`thaw_abandoned`] can thaw them if this process is killed first.
+    /// A file that lists the control groups, so that [`thaw_abandoned`] can thaw them if this process is killed first.
     record: Option<PathBuf>,
 }
 
@@ -98,9 +100,9 @@ impl Frozen {
 /// How long to wait for control groups to freeze.
 const FREEZING_MAX: Duration = Duration::from_millis(200);
 
-/// Freezes control groups of the unified hierarchy with all that is below them, forks in progress included. The processes notice only a
-/// pause, and their parents nothing. Returns also which of `paths` are now frozen or gone. The root, a group that this process is in, and
-/// groups of an old hierarchy are never frozen.
+/// Freezes control groups of the unified hierarchy and those below them, forks in progress included. The processes notice
+/// only a pause, and their parents notice nothing. Returns the control groups that it has frozen, and those of `paths` that
+/// are now frozen or gone. The root, a group that this process is in, and groups of an old hierarchy are never frozen.
 pub fn freeze(paths: BTreeSet<String>) -> (Frozen, BTreeSet<String>) {
     match unified() {
         Some(root) if !paths.is_empty() => freeze_in(&root, Path::new(FROZEN), paths),
@@ -117,7 +119,7 @@ fn freeze_in(root: &Path, records: &Path, mut paths: BTreeSet<String>) -> (Froze
         let group = directory(root, path).filter(|_| !is_own);
         group.is_some_and(|group| groups.insert(path.clone(), group).is_none())
     });
-    // A group that somebody else has frozen is not thawed here either.
+    // A group that another process has frozen is not frozen here, and so not thawed either.
     let running: Vec<&PathBuf> =
         groups.values().filter(|group| group.exists() && !is_frozen(group)).collect();
     if !running.is_empty()
@@ -185,7 +187,7 @@ pub fn thaw_abandoned() {
 
 fn thaw_abandoned_in(records: &Path) {
     for record in std::fs::read_dir(records).into_iter().flatten().filter_map(Result::ok) {
-        // The start time tells a process from a later one with its pid.
+        // The start time distinguishes a process from a later one with the same pid.
         let process = record.file_name().to_str().and_then(|name| {
             let (pid, start) = name.split_once('-')?;
             Some(Process { pid: pid.parse().ok()?, start: start.parse().ok()? })
@@ -211,7 +213,7 @@ fn directory(root: &Path, path: &str) -> Option<PathBuf> {
 /// that is not possible: in an old hierarchy, or with a kernel before 5.14.
 pub fn kill(path: &str) -> bool {
     let Some(group) = unified().and_then(|root| directory(&root, path)) else { return false };
-    // Not created: where the file is missing, the kernel or the hierarchy cannot do it.
+    // The file is not created: if it is missing, the kernel or the hierarchy cannot kill a control group.
     let opened = OpenOptions::new().write(true).open(group.join("cgroup.kill"));
     opened.is_ok_and(|mut file| file.write_all(b"1").is_ok())
 }

@@ -24,10 +24,11 @@ const KILLER: &str = "pam_iam-kill";
 /// The most time for all killers together. One does its work in well under 1 ms.
 const KILLERS_MAX: Duration = Duration::from_secs(1);
 
-/// The most time for one killer. Its user can slow it down.
+/// The most time for one killer. The user whose processes it kills can slow it down.
 const KILLER_MAX: Duration = Duration::from_millis(200);
 
-/// Does a killer's work if this process was started as one, and returns None otherwise. Must be called first in `main`.
+/// Does the work of a killer if this process was started as a killer. Returns None otherwise. Must be called first in
+/// `main`.
 pub fn run_if_started_as_killer() -> Option<ExitCode> {
     let mut arguments = std::env::args();
     if arguments.next()? != KILLER {

@@ -1,8 +1,8 @@
 //! Finds and ends a user's processes, for `iamctl` and `iam-importer`.
 //!
-//! One function tells which processes belong to a user ([`owner`]), one ends them ([`termination`]). The user may resist by every means
-//! that an unprivileged user has. So no program is started under the user's uid, nothing here waits for one user longer than a named
-//! limit, and the kernel alone tells which processes have ended.
+//! The module [`owner`] decides which processes belong to a user, and [`termination`] ends them. The user may resist by
+//! every means that an unprivileged user has. So this crate starts no program under the user's uid, limits every wait for a
+//! user's processes by a named constant, and trusts only the kernel about which processes have ended.
 
 pub mod cgroup;
 pub mod killer;

@@ -1,4 +1,4 @@
-//! Requests to systemd-logind to end sessions. Nothing waits for them.
+//! Requests to systemd-logind to end sessions, which nothing waits for, and the session that a process leads.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,11 +10,11 @@ use crate::cgroup;
 /// The time limit of a request, in seconds.
 const LOGIND_SECONDS: &str = "10";
 
-/// Where logind keeps what sd_session_get_leader(3) reads.
+/// The folder in which logind keeps a file about each session, which sd_session_get_leader(3) reads.
 const SESSIONS: &str = "/run/systemd/sessions";
 
-/// Starts `loginctl` with `arguments` and does not wait for it. None if systemd did not boot this host. A child that is dropped runs on
-/// until its time limit.
+/// Starts `loginctl` with `arguments` and does not wait for it. None if systemd did not boot this host or the program cannot
+/// be started. A dropped child keeps running until its time limit.
 pub fn begin(arguments: &[&str]) -> Option<Child> {
     command(arguments)?.stdout(Stdio::null()).spawn().ok()
 }
@@ -29,8 +29,8 @@ fn command(arguments: &[&str]) -> Option<Command> {
     Some(command)
 }
 
-/// Returns the logind session that `pid` leads: its identifier and its control group. None for a process that was started within another
-/// session.
+/// Returns the logind session that `pid` leads: its identifier and its control group. None if another process leads the
+/// session that `pid` is in.
 pub fn session_of(pid: i32) -> Option<(String, String)> {
     let path = cgroup::of_process(pid)?;
     let scope = path.split('/').find(|part| part.starts_with("session-") && part.ends_with(".scope"))?;

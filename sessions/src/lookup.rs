@@ -26,8 +26,8 @@ pub fn was_unanswered() -> bool {
     UNANSWERED.load(Ordering::Relaxed)
 }
 
-/// Whether any service has an account with this uid. None if no answer comes in time, or if a directory may be down, which the C library
-/// reports like a uid without an account.
+/// Whether any service has an account with this uid. None if no answer comes in time, or if there is no such account but
+/// nsswitch.conf lists a directory: the C library reports a directory that is down like a uid without an account.
 pub fn is_account(uid: Uid) -> Option<bool> {
     let is_account = in_time(&SPENT, move || users::get_user_by_uid(uid.0).is_some())?;
     let may_be_down = || {
@@ -44,13 +44,13 @@ pub fn uid_of(name: &str) -> Option<Option<Uid>> {
     in_time(&SPENT, move || users::get_user_by_name(&name).map(|account| Uid(account.uid())))
 }
 
-/// Calls `ask` in a thread and waits for a limited time. A lookup cannot be cancelled, so a late thread is left running: for programs that
-/// end soon. `spent` is the time of all calls, in microseconds.
+/// Calls `ask` in a thread and waits for a limited time. A lookup cannot be cancelled, so a late thread is left running,
+/// which only a program that ends soon can afford. `spent` is the time of all calls, in microseconds.
 fn in_time<T: Send + 'static>(spent: &AtomicU64, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let left = LOOKUPS_MAX.saturating_sub(Duration::from_micros(spent.load(Ordering::Relaxed)));
     let began = Instant::now();
     let (answer, answered) = mpsc::sync_channel(1);
-    // The receiver may be gone by then.
+    // Sending fails if the receiver has stopped waiting.
     let asked = !left.is_zero() && thread::Builder::new().spawn(move || drop(answer.send(ask()))).is_ok();
     let found = asked.then(|| answered.recv_timeout(left.min(LOOKUP_MAX)).ok()).flatten();
     let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -70,7 +70,7 @@ mod tests {
         let spent = AtomicU64::new(0);
         let (_hold, held) = mpsc::channel::<()>();
         let held = std::sync::Arc::new(std::sync::Mutex::new(held));
-        // Each waits until the test is over.
+        // Each lookup waits until the test is over.
         let answers = (0..1000).filter_map(|_| {
             let held = std::sync::Arc::clone(&held);
             in_time(&spent, move || held.lock().is_ok_and(|held| held.recv().is_ok()))

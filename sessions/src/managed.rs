@@ -13,17 +13,17 @@ use crate::owner::{Owned, Owner, SUBORDINATES_MAX, is_killer};
 use crate::table::{Effort, Table, Task};
 use crate::{cgroup, lookup};
 
-/// Returns the managed users who may have processes, each with those that have a mark of the user ([`Owned::mark`]). The set is empty if
-/// only the kernel's count tells that there are some.
+/// Returns the managed users who may have processes, each with the processes that have a mark of the user ([`Owned::mark`]).
+/// The set is empty if only the kernel's count shows that the user has processes.
 ///
-/// A subordinate uid leads to the owner of its range: by number, by the account of that name, or, for a deleted user, by the names in
-/// `served`.
+/// The owner of a range of subordinate uids is a uid or a name. The name is that of a local account, or one in `served`,
+/// which has those of deleted users, or one that a service of nsswitch.conf knows.
 pub fn users(table: &Table, served: &Served) -> BTreeMap<Uid, BTreeSet<Process>> {
     Finder::new(table, served, &local::subordinate(Path::new(paths::SUBUID))).find()
 }
 
-/// Returns the audit sessions of a user's processes, read while the slice of the user is frozen. None if there is no slice or it cannot be
-/// frozen.
+/// Returns the audit sessions of a user's processes, read while the slice of the user is frozen. None if there is no slice,
+/// it cannot be frozen, or a process cannot be read.
 pub fn audit_sessions_of(owner: &Owner) -> Option<BTreeSet<String>> {
     let slice = cgroup::existing_slice(owner.uid)?;
     let (frozen, frozen_paths) = cgroup::freeze(BTreeSet::from([slice.clone()]));
@@ -42,11 +42,12 @@ struct Finder<'a> {
     owned: Owned<'a>,
     served: &'a Served,
     ranges: &'a [Subordinate],
-    /// The uids that the owner of a range stands for, by the name in the range.
+    /// The uids of the owner of a range, by the owner's name or uid in the range.
     named: BTreeMap<&'a str, Vec<Uid>>,
 }
 
-/// A user who may own a process: the uid, and the owner's name in the range that led to it, or nothing.
+/// A user who may own a process: the uid, and the owner's name in the subordinate range that led to the uid, or an empty
+/// string.
 type Candidate<'a> = (Uid, &'a str);
 
 impl<'a> Finder<'a> {
@@ -76,7 +77,8 @@ impl<'a> Finder<'a> {
         users
     }
 
-    /// Returns the managed users under whose subordinate uids the kernel counts processes that are not in the table or may be an account's.
+    /// Returns the managed users under one of whose subordinate uids the kernel counts a process, if the uid has neither an
+    /// account nor a process in the table, or if it is unknown whether it has an account.
     fn owners_at_work(&mut self) -> Vec<Uid> {
         let listed: BTreeSet<Uid> = self.table.0.values().flat_map(Task::all_uids).collect();
         let ranges = self.ranges;
@@ -87,8 +89,8 @@ impl<'a> Finder<'a> {
                 let Some(owner) = Owner::with_ranges(uid, name, ranges).filter(|_| uid.is_managed()) else {
                     continue;
                 };
-                // If no directory tells whether the uid is an account's, a listed process may have ended before its mark could be read. To
-                // list the user is harmless: only a process with a mark is ended.
+                // If it is unknown whether the uid has an account, a process in the table may have ended before its mark was
+                // read. To return the user is harmless: only a process with a mark is ended.
                 let may_be = owner.subordinates_at_work().any(|of| match self.owned.is_account(of) {
                     Some(is_account) => !is_account && !listed.contains(&of),
                     None => true,
@@ -122,8 +124,9 @@ impl<'a> Finder<'a> {
         candidates
     }
 
-    /// Returns the uids of the owner of a range, who is given by number or by name: the local account's, else those that this host has
-    /// served under that name. The services of nsswitch.conf come last, since nss_iam would ask IAM about each deleted user.
+    /// Returns the uids of the owner of a range, which names a uid or a name. A name has the uid of the local account, else
+    /// the uids that this host has served under the name, else the uid that nsswitch.conf leads to. That comes last, since
+    /// nss_iam would ask IAM about each deleted user.
     fn uids_of_owner(&mut self, owner: &'a str) -> &[Uid] {
         let (served, ranges) = (self.served, self.ranges);
         let find = || match owner.parse() {
@@ -131,7 +134,7 @@ impl<'a> Finder<'a> {
             Err(_) => match local::account_by_name(Path::new(paths::PASSWD), owner) {
                 Ok(Some(account)) => vec![account.uid],
                 Ok(None) => match served.uids_of(owner) {
-                    // They are not asked about a range without processes.
+                    // The services of nsswitch.conf are not asked about a range without processes.
                     none if none.is_empty() && is_any_at_work(owner, ranges) => {
                         lookup::uid_of(owner).flatten().into_iter().collect()
                     }

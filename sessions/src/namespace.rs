@@ -18,25 +18,25 @@ const NS_GET_PARENT: libc::c_ulong = 0xb702;
 /// `NS_GET_OWNER_UID` of linux/nsfs.h.
 const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
 
-/// The deepest that the kernel nests user namespaces (user_namespaces(7)).
+/// The most user namespaces from one up to the initial one: the kernel nests 32 levels (user_namespaces(7)).
 const DEPTH_MAX: usize = 33;
 
-/// How many user namespaces are kept open, so that each is asked for its owners once.
+/// The most user namespaces whose owners are cached. Each of these stays open.
 const KEPT_MAX: usize = 256;
 
-/// The owners of user namespaces by inode number, as far as they were asked for.
+/// A cache of the owners of user namespaces.
 #[derive(Debug, Default)]
 pub struct Namespaces {
     own: Option<u64>,
-    /// Each namespace is kept open, since the kernel reuses the inode number of one that is gone.
+    /// The owners by the inode number of the namespace, which stays open so that the kernel does not reuse the number.
     owners: HashMap<u64, (File, Vec<Uid>)>,
 }
 
 impl Namespaces {
-    /// Returns the owners of the user namespace of `pid` and of those above it, up to that of this process. Empty if both are in the same
-    /// namespace.
+    /// Returns the owners of the user namespace of `pid` and of its ancestors below the namespace of this process. Empty if
+    /// `pid` is in the namespace of this process, or its namespace cannot be read.
     pub fn owners(&mut self, pid: i32) -> Vec<Uid> {
-        // Opened rather than read as a link: an open namespace cannot become another one.
+        // Opened, not read as a link: the kernel does not reuse the inode number of an open namespace.
         let Ok(namespace) = File::open(format!("/proc/{pid}/ns/user")) else { return Vec::new() };
         let Some(inode) = inode_of(&namespace) else { return Vec::new() };
         let own = self.own();
@@ -53,8 +53,9 @@ impl Namespaces {
         owners
     }
 
-    /// Whether `pid` is in a pid namespace that root of the host has made, such as a Docker container's. One made by an unprivileged user
-    /// belongs to a user namespace of that user.
+    /// Whether `pid` is in a pid namespace that root of the host has made, such as a Docker container's: it belongs to the
+    /// user namespace of this process. A pid namespace made by an unprivileged user belongs to a user namespace of that
+    /// user.
     pub fn is_in_a_container_of_root(&mut self, pid: i32) -> bool {
         let Ok(namespace) = File::open(format!("/proc/{pid}/ns/pid")) else { return false };
         let own = File::open("/proc/self/ns/pid").ok().and_then(|own| inode_of(&own));
@@ -95,8 +96,8 @@ fn owner(namespace: BorrowedFd<'_>) -> Option<Uid> {
     (done == 0).then_some(Uid(uid))
 }
 
-/// Returns the namespace that `NS_GET_PARENT` or `NS_GET_USERNS` leads to. None above the namespaces of this process, which the kernel does
-/// not show it.
+/// Returns the parent (`NS_GET_PARENT`) or the user namespace (`NS_GET_USERNS`) of a namespace. None if the kernel refuses,
+/// as it does for a namespace above those of this process.
 fn related(namespace: BorrowedFd<'_>, request: libc::c_ulong) -> Option<OwnedFd> {
     // SAFETY: the descriptor is open, and neither request takes an argument.
     let found = unsafe { libc::ioctl(namespace.as_raw_fd(), request as _) };

@@ -1,7 +1,7 @@
-//! Tells which processes belong to a user, by marks that the kernel sets.
+//! Decides which processes belong to a user, by marks that the kernel sets.
 //!
-//! The loginuid (pam_loginuid(8)) is no such mark: it survives sudo, so a database that an admin starts by sudo has the admin's, and where
-//! it is unset, an unprivileged process may set it to any uid.
+//! The loginuid (pam_loginuid(8)) is not such a mark. It survives sudo, so a database that an administrator starts with sudo
+//! has the administrator's loginuid. And an unprivileged process may set an unset loginuid to any uid.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -20,7 +20,7 @@ use crate::{cgroup, lookup};
 /// A user, and the uids that mark processes as the user's.
 #[derive(Clone, Debug)]
 pub struct Owner {
-    /// The uid.
+    /// The user's own uid.
     pub uid: Uid,
     /// The Linux name, or empty if it is unknown.
     pub name: String,
@@ -30,7 +30,7 @@ pub struct Owner {
     of_others: Vec<Range<u32>>,
 }
 
-/// How many subordinate uids of one user are looked up in the kernel's counts; each takes less than 1 us.
+/// How many subordinate uids of one user are looked up in the kernel's counts; each lookup takes less than 1 us.
 pub(crate) const SUBORDINATES_MAX: usize = 200_000;
 
 /// Why a process belongs to a user.
@@ -42,7 +42,7 @@ pub enum Mark {
     SubordinateUid,
     /// It is in a user namespace that the user owns, or in one below that.
     UserNamespace,
-    /// It is in the user's slice, under a uid that has no account.
+    /// It is in the user's slice, and none of its uids has an account.
     Slice,
 }
 
@@ -52,7 +52,8 @@ impl Owner {
         Self::with_ranges(uid, name, &local::subordinate(Path::new(paths::SUBUID)))
     }
 
-    /// Returns the user with `uid`, where `ranges` are the subordinate uids of this host.
+    /// Returns the user with `uid`, where `ranges` are the subordinate uids of this host. None for root and the reserved
+    /// uid.
     pub(crate) fn with_ranges(uid: Uid, name: &str, ranges: &[Subordinate]) -> Option<Self> {
         if uid == Uid::ROOT || uid == Uid::RESERVED {
             return None;
@@ -78,18 +79,19 @@ impl Owner {
 
     pub(crate) fn is_subordinate(&self, uid: Uid) -> bool {
         let is_in = |ranges: &[Range<u32>]| ranges.iter().any(|range| range.contains(&uid.0));
-        // root is nobody's subordinate, whatever the file says.
+        // Root's uid is never a subordinate one, even if subuid(5) lists it.
         uid != Uid::ROOT && is_in(&self.subordinate) && !is_in(&self.of_others)
     }
 }
 
-/// Which uids have accounts, as far as /etc/passwd or a service of nsswitch.conf has answered.
+/// A cache of the uids about which /etc/passwd or the services of nsswitch.conf have answered: true if the uid has an
+/// account.
 #[derive(Debug, Default)]
 pub struct Accounts {
     known: BTreeMap<Uid, bool>,
 }
 
-/// The processes of a table, with what was looked up about each.
+/// A view of the processes of a table, with a cache of what was looked up about them.
 pub struct Owned<'a> {
     table: &'a Table,
     pub(crate) namespaces: Namespaces,
@@ -100,18 +102,18 @@ pub struct Owned<'a> {
 }
 
 impl<'a> Owned<'a> {
-    /// Views the processes of `table`, and may ask the services of nsswitch.conf.
+    /// Creates a view of `table` that may ask the services of nsswitch.conf.
     pub fn new(table: &'a Table) -> Self {
         Self::knowing(table, Accounts::default(), true)
     }
 
-    /// Views the processes of `table`, with the accounts known from an earlier look. `may_look_up` must be false while a user's processes
-    /// are frozen, since a service could wait for one of them.
+    /// Creates a view of `table` with the accounts known from an earlier one. `may_look_up` must be false while a user's
+    /// processes are frozen, since a service could wait for one of them.
     pub fn knowing(table: &'a Table, accounts: Accounts, may_look_up: bool) -> Self {
         Self { table, namespaces: Namespaces::default(), paths: BTreeMap::new(), accounts, may_look_up }
     }
 
-    /// Returns the accounts that are known now, for the next look.
+    /// Returns the accounts that are known now, for the view of a later table.
     pub fn into_accounts(self) -> Accounts {
         self.accounts
     }
@@ -135,12 +137,13 @@ impl<'a> Owned<'a> {
         let pid = task.process.pid;
         let owners = self.namespaces.owners(pid);
         let is_in_own = owners.iter().any(|uid| self.is_owners(*uid, owner));
-        // In a user namespace of root, such as a container's, the same numbers are not the user's.
+        // In a user namespace of root, such as a container's, a uid in the user's range is not the user's.
         let is_elsewhere = !owners.is_empty() && !is_in_own && !self.was_started_by(pid, owner);
         if !is_elsewhere && uids.iter().any(|uid| self.is_subordinate(*uid, owner)) {
             return Some(Mark::SubordinateUid);
         }
-        // Where no directory tells whether the uid is an account's, another sign is needed that it is the user's.
+        // If it is unknown whether a uid in the user's range has an account, a second sign is needed that the process is the
+        // user's.
         let mut may_be = uids.iter().filter(|uid| owner.is_subordinate(**uid));
         if may_be.any(|uid| self.is_account(*uid).is_none()) && (is_in_own || self.was_started_by(pid, owner))
         {
@@ -159,14 +162,14 @@ impl<'a> Owned<'a> {
         uid == owner.uid || self.is_subordinate(uid, owner)
     }
 
-    /// Whether a uid is a subordinate one of the user. A uid with an account is not, though the range includes it: ranges of subuid(5) and
-    /// the uids of a directory may overlap.
+    /// Whether a uid is a subordinate one of the user. A uid that has or may have an account is not, though the range
+    /// includes it: ranges of subuid(5) and the uids of a directory may overlap.
     fn is_subordinate(&mut self, uid: Uid, owner: &Owner) -> bool {
         owner.is_subordinate(uid) && self.is_account(uid) == Some(false)
     }
 
-    /// Whether a uid has an account, by any service of nsswitch.conf. None if that is unknown: then no process is ended because of that uid
-    /// alone.
+    /// Whether a uid is root's, a managed one, or that of an account in /etc/passwd or any service of nsswitch.conf. None if
+    /// that is unknown: then no process is ended because of that uid alone.
     pub(crate) fn is_account(&mut self, uid: Uid) -> Option<bool> {
         if uid == Uid::ROOT || uid.is_managed() {
             return Some(true);
@@ -183,7 +186,7 @@ impl<'a> Owned<'a> {
         Some(is_account)
     }
 
-    /// Returns all processes of a user, but for those of services that the host runs as this user.
+    /// Returns all processes of a user, except those that the host runs as this user, this process, and killers.
     pub fn of(&mut self, owner: &Owner) -> BTreeSet<Process> {
         let table = self.table;
         let own = i32::try_from(std::process::id()).unwrap_or_default();
@@ -208,21 +211,22 @@ impl<'a> Owned<'a> {
         found
     }
 
-    /// Returns the service of the host that a process belongs to, if its unit names the user. Such a process is never ended.
+    /// Returns the service of the host that a process belongs to, if its unit names the user. [`Self::of`] leaves such a
+    /// process out.
     pub fn service_of(&mut self, task: &Task, owner: &Owner) -> Option<String> {
         let path = self.path_of(task.process.pid)?;
         unit::that_names(path, &owner.name, owner.uid)
     }
 
-    /// Whether a process with a mark of the user is the host's: in a service whose unit names the user, or, for a local account, in a
-    /// container made by root, where the number may be anybody's.
+    /// Whether a process with a mark of the user is the host's: in a service whose unit names the user, or, for a local
+    /// account, in a container made by root, where the uid may be another user's.
     fn is_host_process(&mut self, task: &Task, owner: &Owner) -> bool {
         self.service_of(task, owner).is_some()
             || !owner.uid.is_managed() && self.is_in_a_container(task, owner)
     }
 
-    /// Whether a process is in a container made by root that the user did not start. A setuid program may have made it for the user: then
-    /// the loginuid, which cannot be removed, is the user's.
+    /// Whether a process is in a container made by root that the user did not start. A setuid program may have made the
+    /// container for the user: then the loginuid, which cannot be removed, is the user's.
     fn is_in_a_container(&mut self, task: &Task, owner: &Owner) -> bool {
         let pid = task.process.pid;
         self.namespaces.is_in_a_container_of_root(pid) && !self.was_started_by(pid, owner)
@@ -243,7 +247,7 @@ impl<'a> Owned<'a> {
             .any(|task| task.all_uids().any(|uid| uid == owner.uid) && self.is_host_process(task, owner))
     }
 
-    /// Whether a process of `owner` is in an audit session.
+    /// Whether any process of `owner` is in the audit session `audit`.
     pub fn is_in_audit_session(&mut self, owner: &Owner, audit: &str) -> bool {
         let table = self.table;
         table
@@ -253,14 +257,14 @@ impl<'a> Owned<'a> {
             .any(|task| self.mark(task, owner).is_some())
     }
 
-    /// Whether a process is in the control group of a logind session.
+    /// Whether a process is in `scope`, the control group of a logind session, or below it.
     fn is_in_scope(&mut self, pid: i32, scope: &str) -> bool {
         let rest = self.path_of(pid).and_then(|path| path.strip_prefix(scope));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// Returns the processes of sessions: those of `roots` that still run, their descendants, the processes that share a session
-    /// (setsid(2)) with one of these, and the processes of `owner` with a mark of one of `logins`.
+    /// Returns the processes of sessions: those of `roots` that still run, the processes of `owner` with a mark of one of
+    /// `logins`, the descendants of all these, and the processes in a session (setsid(2)) that one of these leads or led.
     pub fn session_processes(
         &mut self,
         roots: &BTreeSet<Process>,
@@ -291,8 +295,8 @@ impl<'a> Owned<'a> {
         let mut unseen: Vec<i32> = pids.iter().copied().collect();
         while let Some(task) = unseen.pop().and_then(|pid| all.get(&pid)) {
             let (pid, session) = (task.process.pid, task.stat.session);
-            // A session counts if its leader is, or was, one of them: one of `roots` may be in the session of the process that started it,
-            // together with unrelated processes.
+            // A session counts if its leader was found, or has ended and is in `roots`. Any other session may be that of the
+            // process that started a root, and have unrelated processes.
             let counts = session == pid || !all.contains_key(&session) && known.contains(&session);
             let of_session = members.get(&session).filter(|_| counts);
             for found in children.get(&pid).into_iter().chain(of_session).flatten() {
@@ -305,7 +309,8 @@ impl<'a> Owned<'a> {
     }
 }
 
-/// Whether a process is a killer ([`crate::killer`]): no other has the reserved uid together with another one.
+/// Whether a process is a killer ([`crate::killer`]): only a killer has the reserved uid as its real and saved uid, and
+/// another one as its effective uid.
 pub(crate) fn is_killer(task: &Task) -> bool {
     task.unread.is_none()
         && task.uids.iter().all(|uids| {
@@ -313,7 +318,7 @@ pub(crate) fn is_killer(task: &Task) -> bool {
         })
 }
 
-/// What marks the processes of one login, apart from descent. It counts only for processes that also have a mark of the user.
+/// The marks of the processes of one login. They count only for processes that also have a [`Mark`] of the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionMarks {
     /// The audit session (pam_loginuid(8)), if the login began one.
@@ -334,7 +339,7 @@ impl SessionMarks {
         Self { audit: Some(audit), scope: None }
     }
 
-    /// Whether only descent tells which processes belong to the login.
+    /// Whether there is no mark, so that processes of the login are found only by descent.
     pub fn is_empty(&self) -> bool {
         self.audit.is_none() && self.scope.is_none()
     }

@@ -21,22 +21,24 @@ use lent::is_lent;
 /// Where proc(5) is mounted.
 const PROC: &str = "/proc";
 
-/// How often the newest processes are looked for, once all have been listed.
+/// How many times the newest processes are looked for after the listed ones were read.
 const CHASES: u32 = 100;
 
-/// How many of the newest pids are read each time: other processes may begin meanwhile.
+/// How many of the newest pids are tried each time: several processes may have begun since the last time.
 const CHASED: usize = 3;
 
-/// The most bytes of a `status` file that are read. A user can lengthen it by 65,536 groups. The list is sorted, and groups that a user can
-/// add come after those of the host.
+/// The most bytes of a `status` file that are read. A user can lengthen it by 65,536 groups. The list is sorted by gid, and
+/// the gids that a user can add are higher than those of the host's groups.
 const STATUS_MAX: u64 = 32 * 1024;
 
-/// How thoroughly processes are read. A user can make this slow for the user's own processes, by many threads with many groups each.
+/// How thoroughly processes are read. A user can make the user's own processes slow to read, by many threads with many
+/// groups each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
-    /// Leaves processes unread that are slow to read, so that they do not delay the end of other users' processes.
+    /// Short time limits: processes that are slow to read stay unread, so that they do not delay the end of other users'
+    /// processes.
     Quick,
-    /// Takes many times as long if necessary.
+    /// Time limits that are several times those of [`Self::Quick`].
     Thorough,
 }
 
@@ -56,11 +58,11 @@ impl Effort {
 /// The most processor time for reading processes.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// For the processes of one user, or for those under the subordinate uids of one.
+    /// For the processes of one user, or for those under the subordinate uids of one user.
     user: Duration,
-    /// For those of root.
+    /// For the processes of root.
     root: Duration,
-    /// For those of all users but root.
+    /// For the processes of all users but root together.
     all: Duration,
 }
 
@@ -78,13 +80,13 @@ pub struct Uids {
 }
 
 impl Uids {
-    /// Returns all four.
+    /// Returns the real, effective, saved and file system uid.
     pub fn all(self) -> [Uid; 4] {
         [self.real, self.effective, self.saved, self.fs]
     }
 
-    /// Whether root lends the other two for a moment, as its daemons do to read a user's files. An unprivileged process cannot have such
-    /// uids.
+    /// Whether the real and saved uids are root's. Then root only lends the other two for a moment, as its daemons do to
+    /// read a user's files. An unprivileged process cannot have such uids.
     pub fn are_lent_by_root(self) -> bool {
         self.real == Uid::ROOT && self.saved == Uid::ROOT
     }
@@ -93,23 +95,26 @@ impl Uids {
 /// A process that has not ended.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// The process.
+    /// The pid and the start time.
     pub process: Process,
     /// Its parent, session and terminal.
     pub stat: Stat,
-    /// The uids of its threads, each set once. The kernel has uids for each thread, though setuid(2) of the C library changes them for all.
+    /// The uids of its threads, without duplicates. In the kernel each thread has its own uids, though setuid(2) of the C
+    /// library changes those of all threads.
     pub uids: Vec<Uids>,
     /// The real gids and supplementary groups of its threads.
     pub groups: BTreeSet<Gid>,
-    /// The effective, saved and file system gids of its threads. A setgid program gets them from its file.
+    /// The effective, saved and file system gids of its threads that are not in `groups`. A setgid program gets them from
+    /// its file.
     pub set_groups: BTreeSet<Gid>,
-    /// Its effective uid, if there was no time to read all its ids. Then `uids` is that uid alone, or has those of some threads.
+    /// Its effective uid, if not all its ids could be read in time. Then `uids` has only that uid, or the uids of some
+    /// threads.
     pub unread: Option<Uid>,
-    /// Whether only its effective uid is known. Root may lend it that, so the process is not signalled by its pid.
+    /// Whether only its effective uid is known. Root may be lending that uid, so no signal is sent to the process.
     pub is_guessed: bool,
-    /// Its audit session. Read together with the rest, since the process may be gone a moment later.
+    /// Its audit session. Read together with the other fields, since the process may be gone a moment later.
     pub audit: Option<String>,
-    /// The name that it gives itself, escaped; at most 15 bytes before that.
+    /// The name that it gives itself (at most 15 bytes), escaped.
     pub command: String,
 }
 
@@ -119,7 +124,8 @@ impl Task {
         self.uids.iter().filter(|uids| !uids.are_lent_by_root()).flat_map(|uids| uids.all())
     }
 
-    /// Whether it has a group of its user's. One that a setgid program of the host lends it, such as crontab(1), does not count.
+    /// Whether it holds the group `gid`. A group that it has only from a setgid program of the host, such as crontab(1),
+    /// does not count.
     pub fn holds(&self, gid: Gid) -> bool {
         self.groups.contains(&gid) || self.set_groups.contains(&gid) && !is_lent(self.process.pid, gid)
     }
@@ -143,11 +149,11 @@ impl fmt::Display for Task {
 pub struct Table(pub BTreeMap<i32, Task>);
 
 impl Table {
-    /// Reads proc(5), the newest processes first: one that forks and ends all the time would be gone before its turn came. Then looks for
-    /// processes that began meanwhile.
+    /// Reads proc(5), the newest processes first: a process that forks and ends all the time would be gone if older ones
+    /// were read before it. Then looks for processes that began during the reading.
     ///
     /// # Errors
-    /// Returns an error if the list of processes cannot be read. A process that ends meanwhile is left out.
+    /// Returns an error if the list of processes cannot be read. A process that ends during the reading is left out.
     pub fn read(effort: Effort) -> io::Result<Self> {
         let mut reader = Reader::new(effort, local::subordinate(Path::new(paths::SUBUID)));
         let mut pids = Vec::new();
@@ -155,7 +161,7 @@ impl Table {
             pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
         }
         let newest = newest_pid();
-        // Pids begin again at the lowest after the highest one.
+        // After the highest pid the kernel begins again with the lowest, so pids above the newest one are the oldest.
         pids.sort_by_key(|pid| (*pid > newest, std::cmp::Reverse(*pid)));
         for pid in pids {
             reader.add(pid, true)?;
@@ -171,12 +177,12 @@ impl Table {
         Ok(reader.table)
     }
 
-    /// Returns how many processes there was no time to read.
+    /// Returns how many processes could not be read completely in time.
     pub fn unread(&self) -> usize {
         self.0.values().filter(|task| task.unread.is_some()).count()
     }
 
-    /// Returns what is known of a process. None if it has ended, or another has its pid.
+    /// Returns the entry of a process. None if its pid is not in the table, or is that of another process.
     pub fn task(&self, process: Process) -> Option<&Task> {
         self.0.get(&process.pid).filter(|task| task.process == process)
     }
@@ -212,7 +218,7 @@ impl Reader {
         let status = if left.is_zero() {
             Some(Status::default())
         } else {
-            // A process that cannot be read for another reason, such as lack of memory, counts as unread.
+            // After any other error, such as lack of memory, the process counts as unread.
             status(pid, stat.threads, began + left).unwrap_or_else(|_| Some(Status::default()))
         };
         self.spend(effective, work_done().saturating_sub(began));
@@ -262,11 +268,11 @@ enum Payer {
     OwnerOfRange(String),
 }
 
-/// Reads the ids of a process and of all its threads, as far as there is time, and its name. None if it is gone. `until` is a time of
-/// [`work_done`].
+/// Reads the ids of a process and of all its threads, as far as there is time, and its name. None if the process is gone, or
+/// `pid` is that of a thread. No more threads are read once [`work_done`] reaches `until`.
 fn status(pid: i32, threads: u32, until: Duration) -> io::Result<Option<Status>> {
     let Some(mut status) = status_at(&format!("{PROC}/{pid}/status"))? else { return Ok(None) };
-    // A thread's number is not a process.
+    // `pid` is that of a thread, not of a process.
     if status.group != pid {
         return Ok(None);
     }
@@ -304,9 +310,9 @@ fn newest_pid() -> i32 {
 /// The fields of a `status` file (proc(5)).
 #[derive(Default)]
 struct Status {
-    /// Whether it was read for all threads.
+    /// Whether the ids of all threads were read.
     is_read: bool,
-    /// The process that the thread belongs to.
+    /// The pid of the process that the thread belongs to.
     group: i32,
     uids: Vec<Uids>,
     groups: BTreeSet<Gid>,
@@ -329,7 +335,7 @@ fn status_at(path: &str) -> io::Result<Option<Status>> {
         status.truncate(end);
     }
     let status = String::from_utf8_lossy(&status);
-    // The name comes first and has its line feeds escaped, so that it cannot pass for another line.
+    // The kernel writes the name first and escapes its line feeds, so that it cannot look like another line.
     let field =
         |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
     let ids = |name: &str| -> Vec<u32> {
@@ -352,8 +358,8 @@ pub fn loginuid(pid: i32) -> Option<Uid> {
     std::fs::read_to_string(format!("{PROC}/{pid}/loginuid")).ok()?.trim().parse().ok().map(Uid)
 }
 
-/// Sends signals to a process, unless another has its pid by now: only while a pidfd is open is that certain. The pidfd is closed at once,
-/// since a user may have thousands of processes.
+/// Sends `signals` to a process, unless another process has its pid by now, which is checked while a pidfd is open. The
+/// pidfd is closed at once, since a user may have thousands of processes.
 pub fn signal(process: Process, signals: &[Signal]) {
     let held = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     if let Some(held) = held
@@ -435,7 +441,7 @@ mod tests {
             32 30 0:45 / /mnt/sshfs rw - fuse.sshfs host rw\n33 30 8:2 / /srv rw,nosuid - ext4 /dev/sda2 rw\n";
         let gives = |mount| gives_groups(mounts, Some(mount), (0, 99));
         assert!(gives(30) && !gives(31) && !gives(32) && !gives(33) && !gives(34));
-        // In another mount namespace, or with a kernel that does not tell the mount.
+        // In another mount namespace, or with a kernel that does not return the mount.
         for mount in [None, Some(34)] {
             let gives = |device| gives_groups(mounts, mount, device);
             assert!(gives((8, 1)) && !gives((0, 44)) && !gives((0, 45)) && !gives((8, 2)) && !gives((0, 99)));

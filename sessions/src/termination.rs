@@ -1,7 +1,8 @@
-//! Ends users and sessions: asks their processes by SIGHUP and SIGTERM, and after a grace period kills until none is left.
+//! Ends the processes of users or sessions: sends SIGHUP and SIGTERM, and after a grace period kills until none is left.
 //!
-//! All terminations of one run go on side by side, so a user who resists does not delay the end of another. A termination is done when two
-//! looks in a row have found nothing.
+//! Terminations run side by side, so that a user who resists does not delay the others. A look reads the process table once.
+//! A termination is done when two looks in a row found nothing and no process can have escaped them, as far as that can be
+//! made sure.
 
 use std::collections::BTreeSet;
 use std::io::{self};
@@ -26,39 +27,39 @@ pub const KILLING_MAX: Duration = Duration::from_secs(20);
 /// The pause between two looks while processes are asked to end.
 const ASKING_PAUSE: Duration = Duration::from_millis(50);
 
-/// The pause between two looks while processes are killed: a process that forks is faster than one look.
+/// The pause between two looks while processes are killed. Short, since a process can fork faster than a look.
 const KILLING_PAUSE: Duration = Duration::from_millis(5);
 
 /// The processes of one user that are to end.
 #[derive(Clone, Debug)]
 pub struct Termination {
-    /// The user.
+    /// The user, with the uids that mark the user's processes.
     pub owner: Owner,
     /// The processes that opened the sessions to end.
     pub openers: Vec<Process>,
-    /// The marks of logins that are over, whose remaining processes end too.
+    /// The marks of closed logins. Their remaining processes end too.
     pub left: Vec<SessionMarks>,
-    /// The user's processes that hold one of these groups end too.
+    /// The groups that the user lost. The user's processes that hold one of them end too.
     pub groups: BTreeSet<Gid>,
-    /// Whether all processes of the user end, or only these sessions.
+    /// Whether all processes of the user end, or only those that `openers`, `left` and `groups` select.
     pub whole_user: bool,
-    /// What is written on the terminals of these sessions.
+    /// The reason that is written on the terminals of the sessions of `openers`.
     pub notice: String,
 }
 
 /// The outcome of a termination.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// The processes that did not end, as a list for the log. Empty if all did.
+    /// The processes that did not end, or the reason why some may be left, for the log. Empty if none is left.
     pub remaining: String,
     /// How many processes ended.
     pub ended: usize,
-    /// Whether nothing was left while the user's slice was frozen.
+    /// Whether the last look during which the user's slice was frozen found no process.
     pub was_frozen: bool,
 }
 
 impl Outcome {
-    /// Whether nothing is left.
+    /// Whether no process is left.
     pub fn is_complete(&self) -> bool {
         self.remaining.is_empty()
     }
@@ -66,14 +67,15 @@ impl Outcome {
 
 /// A step of a termination, for the log.
 pub enum Progress<'a> {
-    /// These processes are asked to end.
+    /// The listed processes are asked to end.
     Asked(&'a Termination, String),
-    /// These did not end when asked, and are killed now.
+    /// The listed processes did not end within the grace period, and are killed now.
     Killed(&'a Termination, String),
 }
 
-/// Ends `terminations` side by side, and returns their outcomes in the same order. Each look reads the processes with `effort`. `is_whole`
-/// tells before each killing whether all processes of the user still are to end: the user may have logged in anew.
+/// Ends `terminations` side by side, and returns their outcomes in the same order. Each look reads the processes with
+/// `effort`. `is_whole` is called before each look at a termination of a whole user. It returns whether all processes of the
+/// user are still to end: the user may have logged in again.
 pub fn end(
     terminations: &[Termination],
     effort: Effort,
@@ -96,7 +98,7 @@ pub fn end(
     loop {
         ending.kill_known_uids(&mut attempts, &mut is_whole, &mut tell);
         let is_over = ending.is_over();
-        // Asked before anything is frozen: the resolver may take its time.
+        // Called before anything is frozen, since `is_whole` may wait for the resolver.
         let whole: Vec<bool> = attempts
             .iter()
             .map(|attempt| {
@@ -122,10 +124,10 @@ pub fn end(
 
 /// The state that all terminations of a run share.
 struct Ending {
-    /// When the processes could first be asked. The grace period begins here.
+    /// When the grace period began.
     began: Instant,
     grace: Duration,
-    /// Whether the grace period was not over when this round began.
+    /// Whether this round began within the grace period: it asks processes to end, and does not kill them.
     is_asking: bool,
     killing_since: Option<Instant>,
     /// The uids whose processes are all killed before the next look.
@@ -133,7 +135,8 @@ struct Ending {
     /// The slices that are frozen during the next look.
     to_freeze: BTreeSet<String>,
     round: usize,
-    /// Requests to logind, which nothing waits for: processes that logind does not end are ended here.
+    /// The `loginctl` processes that were started. Nothing waits for them: processes that logind does not end are ended
+    /// here.
     helpers: Vec<Child>,
     accounts: Accounts,
 }
@@ -157,14 +160,14 @@ impl Ending {
         self.killing_since.is_some_and(|since| since.elapsed() >= KILLING_MAX)
     }
 
-    /// Kills by uid, before a look: reading all processes takes long if a user makes many.
+    /// Kills all processes of the uids in `to_kill`. Done before a look, which takes long if a user has many processes.
     fn kill_known_uids(
         &mut self,
         attempts: &mut [Attempt<'_>],
         is_whole: &mut impl FnMut(&Termination) -> bool,
         tell: &mut impl FnMut(Progress<'_>),
     ) {
-        // Decided once for the round: to ask whether users have logged in anew may take long.
+        // Decided once for the round, since a call of `is_whole` may take long.
         self.is_asking = self.began.elapsed() < self.grace;
         if !self.is_asking && self.killing_since.is_none() {
             self.killing_since = Some(Instant::now());
@@ -182,8 +185,8 @@ impl Ending {
         self.round += 1;
     }
 
-    /// Looks at all processes, asks or kills those that are to end, and notes the uids to kill next. `whole` says for each attempt whether
-    /// all processes of its user end.
+    /// Reads all processes, asks or kills those that are to end, and notes the uids to kill before the next look. `whole`
+    /// says for each attempt whether all processes of its user end.
     fn look(
         &mut self,
         effort: Effort,
@@ -191,7 +194,7 @@ impl Ending {
         whole: &[bool],
         tell: &mut impl FnMut(Progress<'_>),
     ) -> io::Result<()> {
-        // A frozen process can be looked at and killed before it forks.
+        // A frozen process cannot fork before it is found and killed.
         let (frozen, frozen_paths) = cgroup::freeze(std::mem::take(&mut self.to_freeze));
         let table = Table::read(effort)?;
         let mut owned = Owned::knowing(&table, std::mem::take(&mut self.accounts), frozen.is_empty());
@@ -225,8 +228,9 @@ impl Ending {
     }
 }
 
-/// Returns the order in which uids are killed in a round. `users` has the uids of each user, the user's own first. Own uids come before
-/// subordinate ones. Each round begins with another user, so that a user who holds up a killer does not hold up the same others each time.
+/// Returns the order in which uids are killed in a round. `users` has the uids of each user, the user's own first. Own uids
+/// come before subordinate ones. Each round begins with another user, so that a user who slows down a killer does not delay
+/// the same users in every round.
 fn in_turn(users: &[Vec<Uid>], round: usize) -> Vec<Uid> {
     let mut order: Vec<Uid> = users.iter().filter_map(|uids| uids.first().copied()).collect();
     if !order.is_empty() {
@@ -277,7 +281,7 @@ mod tests {
     }
 
     fn session_of(opener: Process) -> Termination {
-        // A uid that no process has: these processes are found by descent alone.
+        // No process has this uid, so the processes of a test are found by descent alone.
         let owner = Owner::new(Uid(3_999_999_998), "nobody-of-that-name").unwrap();
         Termination {
             owner,
@@ -308,7 +312,8 @@ mod tests {
 
     #[test]
     fn a_session_ends_with_its_descendants_and_with_orphans_in_their_sessions() {
-        // The grandchild has a session of its own, in which its child is an orphan.
+        // The inner shell leads a session of its own. A sleep in it becomes an orphan if its parent, the other sleep, ends
+        // first.
         let (_shell, opener) = start("setsid sh -c '(sleep 1000 & echo; exec sleep 1000) & wait'; wait");
         let (outcomes, told) = ended(&[session_of(opener)], Duration::from_secs(10));
         assert!(outcomes[0].is_complete(), "{outcomes:?}");
@@ -327,7 +332,7 @@ mod tests {
         while other.is_running() {
             std::thread::yield_now();
         }
-        // Signals that one process sends take effect in their order.
+        // Signals are sent in the order of pids: a signal to `one` would have been sent before that to `other`.
         assert!(one.is_running());
     }
 

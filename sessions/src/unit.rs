@@ -1,7 +1,7 @@
-//! Services of the host that run as a user because their unit says so.
+//! Services of the host whose unit runs them as a user by `User=`.
 //!
-//! An administrator has written `User=NAME` there, so such a service is the host's. A transient unit, or a specifier like `%i`, can be a
-//! user's own choice and protects nothing.
+//! An administrator has written the user's name or uid into the unit, so the service is the host's, and its processes are
+//! not ended. A transient unit, or a specifier like `%i`, can be a user's own choice and protects no process.
 
 use std::path::PathBuf;
 

@@ -23,7 +23,8 @@ const RELAY_MAX: Duration = Duration::from_secs(5);
 /// The most subordinate uids of one user whose processes are killed at once in one round.
 const UIDS_MAX: usize = 64;
 
-/// The most rounds to make sure that nothing is left: on some hosts nothing can be frozen, and a user can hold up the killer.
+/// The most rounds that [`Attempt::make_sure`] adds without progress: on some hosts nothing can be frozen, and a user can
+/// slow down the killer.
 const TRIES_MAX: u32 = 3;
 
 /// The most processes that a log line lists.
@@ -35,17 +36,18 @@ pub(super) struct Attempt<'a> {
     logins: Vec<SessionMarks>,
     /// The logind sessions of `logins`, each with its control group.
     of_logind: Vec<(String, String)>,
-    /// All processes that were ever found to belong to the sessions that end: once a parent has ended, nothing tells whose child a process
-    /// was.
+    /// All processes that any look found in the sessions to end. Kept, since a process whose parent has ended no longer
+    /// shows whose child it was.
     session_processes: BTreeSet<Process>,
-    /// The sshd processes of sessions that were sent the notice. They are asked once the processes that they serve have ended.
+    /// The sshd processes that send the notice to their clients. They are asked to end only after [`RELAY_MAX`] or half the
+    /// grace period, since they end by themselves after the processes that they serve.
     relays: BTreeSet<Process>,
     asked: BTreeSet<Process>,
     asked_logind: bool,
     told_of_killing: bool,
     /// The processes that the last look found.
     found: BTreeSet<Process>,
-    /// The last processes that a look found, as a list for the log.
+    /// The processes found by the last look that found any, as a list for the log.
     last_list: String,
     /// All processes that any look found.
     seen: BTreeSet<Process>,
@@ -54,28 +56,29 @@ pub(super) struct Attempt<'a> {
     unread: usize,
     /// Whether all processes of the user's uid may be killed at once.
     pub(super) may_kill_all: bool,
-    /// Whether all processes of the user's uid were killed at once, seen or not.
+    /// Whether all processes of the user's uid were once killed at once, including those that no look had found.
     pub(super) killed_all: bool,
-    /// Whether the last look at a frozen slice found nothing.
+    /// Whether the last look during which the slice was frozen found nothing.
     empty_while_frozen: bool,
-    /// How many rounds there were to make sure.
+    /// How many rounds [`Attempt::make_sure`] has added since the last progress.
     tries: u32,
-    /// The processes with a uid of the user's in the last look; `begins_anew` if any look found one that the look before had not.
+    /// The processes that have the user's uid or a subordinate one, in the last look.
     running: BTreeSet<Process>,
+    /// Whether any look found a process of `running` that the look before had not found.
     begins_anew: bool,
     /// How many looks there were.
     looks: u32,
-    /// The user's slice, if it exists. No other control group is frozen: it may be anybody's.
+    /// The user's slice, if it exists. No other control group is frozen, since it may have processes of other users.
     pub(super) slice: Option<String>,
     /// Whether a process that is to end was seen outside the slice.
     is_elsewhere: bool,
 }
 
 impl<'a> Attempt<'a> {
-    /// Notes the result of the last look if the slice was frozen during it: such a look misses no process. `frozen_paths` are the control
-    /// groups that were frozen for it.
+    /// Notes the result of the last look if the slice was frozen during it: such a look misses no process. `frozen_paths`
+    /// are the control groups that were frozen before that look.
     pub(super) fn note_frozen(&mut self, frozen_paths: &BTreeSet<String>) {
-        // Somebody else may have thawed it meanwhile.
+        // Another process may have thawed the slice during the look.
         let was_frozen = self
             .slice
             .as_ref()
@@ -123,7 +126,8 @@ impl<'a> Attempt<'a> {
                 std::slice::from_ref(&marks),
             );
             if notify(termination, &found, table, grace) {
-                // sshd's processes are in another session (setsid(2)) than those that it runs for the user.
+                // The opener is a process of sshd. sshd runs the user's processes in another session (setsid(2)) than its
+                // own.
                 let session = table.task(*opener).map(|task| task.stat.session);
                 let is_sshd =
                     |process: &&Process| table.task(**process).map(|task| task.stat.session) == session;
@@ -161,7 +165,8 @@ impl<'a> Attempt<'a> {
         }
         self.may_kill_all = whole && may_kill_all_of(owned, owner);
         let uid = owner.uid;
-        // Frozen even if no process was seen in it: one that ended before its path was read may have a child there.
+        // Set even if no process was found in the slice: a process that ended before its path was read may have a child
+        // there.
         self.slice = cgroup::existing_slice(uid);
         for process in &self.found {
             let path = owned.path_of(process.pid);
@@ -191,11 +196,11 @@ impl<'a> Attempt<'a> {
         helpers: &mut Vec<Child>,
         tell: &mut impl FnMut(Progress<'_>),
     ) {
-        // Each ends by itself after the processes that it serves, and has sent the notice by then.
+        // A relay ends by itself after the processes that it serves, and sends the notice before that.
         let relays_run = self.found.intersection(&self.relays).next().is_some();
         let relays_wait = relays_run && elapsed < RELAY_MAX.min(grace / 2);
         let is_due = |process: &&Process| !relays_wait || !self.relays.contains(process);
-        // Each is asked once: a shell that handles SIGHUP must not get it again and again.
+        // Each process is asked once: a shell that handles SIGHUP must not get it again and again.
         let new: BTreeSet<Process> = self.found.difference(&self.asked).filter(is_due).copied().collect();
         if self.asked.is_empty() && !new.is_empty() {
             tell(Progress::Asked(self.termination, self.list(owned)));
@@ -207,8 +212,9 @@ impl<'a> Attempt<'a> {
         self.asked.extend(new);
     }
 
-    /// Asks logind to end the sessions in which every process is to end: logind ends all that is in their scopes, even a daemon that the
-    /// user has started by sudo.
+    /// Asks logind to end the sessions, or, for a whole user without known sessions, the user. Leaves out those with a
+    /// process that is not to end: logind ends all processes in a control group, even a daemon that the user has started by
+    /// sudo.
     pub(super) fn ask_logind(&self, owned: &mut Owned<'_>) -> Vec<Child> {
         let uid = self.termination.owner.uid;
         if self.termination.whole_user && self.of_logind.is_empty() {
@@ -222,7 +228,7 @@ impl<'a> Attempt<'a> {
         whole.filter_map(|(id, _)| logind::begin(&["terminate-session", id])).collect()
     }
 
-    /// Whether every process in a control group and below it was found to end.
+    /// Whether every process in a control group and below it is in `found`.
     pub(super) fn has_all_of(&self, owned: &mut Owned<'_>, group: &str) -> bool {
         let below = format!("{group}/");
         owned.table().0.values().all(|task| {
@@ -238,16 +244,18 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Whether no process can have escaped by forking faster than the looks.
+    /// Whether no process can have escaped by forking faster than the looks, or nothing more can be done about such a
+    /// process.
     pub(super) fn is_sure(&self) -> bool {
         let is_killed = self.killed_all || !self.may_kill_all;
-        // Outside the slice nothing can be frozen, and killing all of the uid at once is the most that can be done.
+        // Outside the slice nothing can be frozen. Killing all processes of the uid at once is the most that can be done.
         let is_found = self.slice.is_none() || self.empty_while_frozen && !self.is_elsewhere;
         is_killed && (is_found || self.may_kill_all && self.is_elsewhere)
     }
 
-    /// Begins one more round if a process may have escaped every look: a killing of all at once and a look at the frozen slice, which no
-    /// fork in progress escapes. Returns false if that is not necessary, or was tried [`TRIES_MAX`] times.
+    /// Asks for one more round if a process may have escaped every look. In it all processes of the uid are killed at once
+    /// and the slice is frozen during the look, so that no fork in progress escapes. Returns false if no round is necessary,
+    /// or [`TRIES_MAX`] rounds made no progress.
     pub(super) fn make_sure(&mut self) -> bool {
         if self.is_sure() || self.tries >= TRIES_MAX {
             return false;
@@ -257,8 +265,8 @@ impl<'a> Attempt<'a> {
         true
     }
 
-    /// Returns the uids whose processes may all be killed at once, the user's own first. Subordinate ones are those in use that no other
-    /// process has.
+    /// Returns the uids whose processes may all be killed at once, the user's own first. The subordinate uids among them are
+    /// in use, and no process outside `found` has one of them.
     pub(super) fn uids_to_kill(&self, owned: &mut Owned<'_>) -> Vec<Uid> {
         let owner = &self.termination.owner;
         let tasks = self.found.iter().filter_map(|process| owned.table().task(*process));
@@ -267,7 +275,7 @@ impl<'a> Attempt<'a> {
             .filter(|uid| *uid != owner.uid)
             .collect();
         subordinate.extend(owner.subordinates_at_work().take(UIDS_MAX));
-        // Another process may have the same number, as in a container.
+        // A process of another user may have a subordinate uid too, for example in a container.
         let others = owned.table().0.values().filter(|task| !self.found.contains(&task.process));
         let of_others: BTreeSet<Uid> = others.flat_map(Task::all_uids).collect();
         let mut uids = vec![owner.uid];
@@ -312,7 +320,8 @@ impl<'a> Attempt<'a> {
     pub(super) fn outcome(self) -> Outcome {
         let running: Vec<&Process> = self.seen.iter().filter(|process| process.is_running()).collect();
         let ended = self.seen.len() - running.len();
-        // Processes kept beginning, and neither a killing at once nor a look at a frozen slice made sure that none is left.
+        // New processes kept beginning, and nothing made sure that none is left: a killing of all at once where that is
+        // allowed, or else a look at the frozen slice.
         let may_have_missed = self.begins_anew
             && match self.may_kill_all {
                 true => !self.killed_all,
@@ -340,7 +349,7 @@ fn listed(words: impl Iterator<Item = String>, count: usize) -> String {
     words.join(", ")
 }
 
-/// Sends signals to those processes of which more is known than an effective uid, which root may be lending.
+/// Sends `signals` to `processes`, except to those of which only the effective uid is known: root may be lending it.
 pub(super) fn signal_known(table: &Table, processes: &BTreeSet<Process>, signals: &[Signal]) {
     let tasks = processes.iter().filter_map(|process| table.task(*process));
     for task in tasks.filter(|task| !task.is_guessed) {
@@ -348,17 +357,19 @@ pub(super) fn signal_known(table: &Table, processes: &BTreeSet<Process>, signals
     }
 }
 
-/// Whether all processes of a user's uid may be killed at once: not if the host runs something as this user.
+/// Whether all processes of a user's uid may be killed at once: not if the host runs a process as this user, or if a process
+/// has the reserved uid.
 fn may_kill_all_of(owned: &mut Owned<'_>, owner: &Owner) -> bool {
     !owned.has_host_processes(owner) && !reserved_is_in_use(owned.table())
 }
 
-/// Whether a process has the reserved uid. It would be killed with the rest, and could stop a killer.
+/// Whether the effective uid of a process is the reserved one. A killer would kill such a process too, and could be killed
+/// by it.
 fn reserved_is_in_use(table: &Table) -> bool {
     table.0.values().any(|task| task.uids.iter().any(|uids| uids.effective == Uid::RESERVED))
 }
 
-/// Writes the notice to the terminals of a session that belong to the user. Returns true if one took it.
+/// Writes the notice to those terminals of `processes` that the user owns. Returns true if at least one write succeeded.
 fn notify(termination: &Termination, processes: &BTreeSet<Process>, table: &Table, grace: Duration) -> bool {
     let mut told = false;
     let terminals =
