@@ -1,8 +1,9 @@
 //! Reads and replaces the account files as passwd(1) and the other shadow-utils do: under the lock of lckpwdf(3), each file by a rename
 //! that keeps owner, mode and SELinux label, with the old file left beside it (`passwd-`).
 //!
-//! No tool can do this for many accounts: systemd-sysusers(8) refuses names with a dot or of 32 characters, and with one of them all;
-//! newusers(8) sets passwords and makes home directories; useradd(8) rewrites all files for each user.
+//! No tool can do this for many accounts: systemd-sysusers(8) refuses names with a dot or of 32 characters, and creates no
+//! account if one name is refused; newusers(8) sets passwords and makes home directories; useradd(8) rewrites all files for
+//! each user.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -26,7 +27,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 /// The pause between two tries to get the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// The end of the names of unfinished files. The next run replaces one that was left.
+/// The suffix of files that are not renamed yet. The next run replaces such a file if a run was killed.
 const UNFINISHED: &str = ".pam_iam-new";
 
 /// Why the account files could not be read or replaced.
@@ -40,7 +41,7 @@ pub enum DatabaseError {
     Partly {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file cannot be read or written. No file has been changed.
@@ -48,7 +49,7 @@ pub enum DatabaseError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -56,7 +57,7 @@ pub enum DatabaseError {
 /// The account files, locked against changes by others.
 pub struct Database {
     etc: PathBuf,
-    /// Closing it releases the lock.
+    /// The lock file. Closing it releases the lock.
     _lock: File,
 }
 
@@ -147,7 +148,7 @@ impl Database {
     }
 }
 
-/// Keeps the present file under the name that shadow-utils use for that.
+/// Keeps the present file under the name that shadow-utils give the previous version (`passwd-`).
 fn keep_last(path: &Path) -> io::Result<()> {
     let mut last = path.as_os_str().to_owned();
     last.push("-");

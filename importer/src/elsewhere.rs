@@ -1,5 +1,6 @@
-//! Asks whether another service of nsswitch.conf than passwd(5) has the name or uid of an IAM user. An account in passwd(5) would come
-//! before that service's, so none is made if the service has the name, or does not answer.
+//! Asks the services of nsswitch.conf other than passwd(5) whether they have an account with the name or uid of an IAM user.
+//! An account in passwd(5) would hide theirs, so the importer creates none if a service has such an account or does not
+//! answer.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -11,7 +12,7 @@ use pam_iam_core::nsswitch::{NSSWITCH, has_others};
 use pam_iam_core::wire::Roster;
 use pam_iam_core::{local, paths};
 
-/// The most time for all lookups of a run. A later run makes the rest.
+/// The most time for all lookups of a run. Later runs look up the other users.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether another account has a user's name or uid.
@@ -35,8 +36,8 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// Looks up all users of `roster` who have no account in passwd(5) yet. The account files must not be locked meanwhile: a directory may
-    /// take long to answer.
+    /// Looks up all users of `roster` who have no account in passwd(5) yet. The account files must not be locked during the
+    /// call: a directory may take long to answer.
     pub fn ask(roster: &Roster) -> Self {
         let nsswitch = std::fs::read_to_string(NSSWITCH).unwrap_or_default();
         if !has_others(&nsswitch) {
@@ -80,7 +81,7 @@ impl Directories {
     }
 }
 
-/// Returns where in a list of `count` users a run that begins `now` starts: at any of them.
+/// Returns the index in a list of `count` users at which a run that begins at `now` starts. Differs from run to run.
 fn begin_with(now: SystemTime, count: usize) -> usize {
     let nanoseconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
     usize::try_from(nanoseconds / 1_000 % count.max(1) as u128).unwrap_or_default()

@@ -17,7 +17,8 @@ use pam_iam_sessions::owner::Owner;
 use pam_iam_sessions::table::Effort;
 use pam_iam_sessions::termination::{self, Outcome, Termination};
 
-/// The longest time to archive or remove one home directory, so that it does not delay the others. A later run goes on with a removal.
+/// The most time to archive or to remove one home directory, so that it does not delay the others. A later run continues a
+/// removal.
 const HOME_MAX: Duration = Duration::from_secs(1800);
 
 /// The mode bit of a directory in which users may remove only their own files (inode(7)).
@@ -26,7 +27,7 @@ const STICKY: u32 = 0o1000;
 /// The mounted file systems, see proc(5).
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// Why something that belonged to a departed user is still there.
+/// Why processes or the home directory of a departed user are still there.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaveError {
     /// Processes cannot be listed, or did not end.
@@ -50,12 +51,12 @@ pub enum LeaveError {
         /// Why it cannot be archived.
         why: String,
     },
-    /// The home directory cannot be removed, or not completely. What is left has another name.
+    /// The home directory cannot be removed, or only a part of it. In the second case the rest has another name.
     #[error("{} cannot be removed: {source}", .path.display())]
     Remove {
-        /// What is left.
+        /// The directory that is left.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -69,7 +70,8 @@ impl LeaveError {
     }
 }
 
-/// Ends every process of the user, except in services that the host runs as this user. Processes are asked first, and killed after `grace`.
+/// Ends every process of the user, except in services that the host runs as this user. Processes are first asked to end, and
+/// killed after `grace`.
 ///
 /// # Errors
 /// Returns an error if processes remain.
@@ -87,10 +89,10 @@ pub fn end_sessions(name: &str, uid: Uid, grace: Duration) -> Result<(), LeaveEr
     if outcomes.iter().all(Outcome::is_complete) { Ok(()) } else { Err(LeaveError::StillRunning(uid)) }
 }
 
-/// Whether only root and its user can replace a home directory. False if the directory above does not exist.
+/// Checks that only root and its user can replace a home directory. Returns false if a directory above it does not exist.
 ///
 /// # Errors
-/// Returns an error if others can replace it, or if that cannot be told.
+/// Returns an error if others can replace it, or a directory above it cannot be read.
 pub fn is_in_safe_place(path: &Path) -> Result<bool, LeaveError> {
     let (Some(parent), Some(_), true) = (path.parent(), path.file_name(), path.is_absolute()) else {
         return Err(LeaveError::not_ours(path, "is no home directory"));
@@ -107,10 +109,11 @@ pub fn is_in_safe_place(path: &Path) -> Result<bool, LeaveError> {
     Ok(true)
 }
 
-/// Whether there is a home directory that may be archived and removed: a directory of its user without another file system in it.
+/// Whether there is a home directory that may be archived and removed: a directory that `uid` owns, without a mount point in
+/// it.
 ///
 /// # Errors
-/// Returns an error if there is something else at that place.
+/// Returns an error if anything else is at `home`, or if that cannot be checked.
 pub fn is_there(home: &Path, uid: Uid) -> Result<bool, LeaveError> {
     let not_ours = |problem| LeaveError::not_ours(home, problem);
     let Some(metadata) = look_at(home).map_err(|_| not_ours(UNSEEN))? else { return Ok(false) };
@@ -159,7 +162,7 @@ pub fn archive(home: &Path, folder: &Path, name: &str, uid: Uid, at: u64) -> Res
     let io_failed = |error: io::Error| failed(error.to_string());
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io_failed)?;
     let unfinished = folder.join(format!(".{name}.{uid}.unfinished"));
-    // A new file, not that of a run that was killed: its tar may still be writing.
+    // A new file is made, since the tar of a run that was killed may still be writing to the old one.
     let _ = std::fs::remove_file(&unfinished);
     let mut options = OpenOptions::new();
     let file = options.create_new(true).write(true).mode(0o600).open(&unfinished).map_err(io_failed)?;
@@ -190,7 +193,7 @@ fn pack(home: &Path, to: &File) -> io::Result<()> {
     Err(io::Error::other(format!("tar: {}: {}", done.status, said.trim().replace('\n', "; "))))
 }
 
-/// Removes a home directory. It is renamed first, so that a half removed one is nobody's home.
+/// Removes a home directory. It is renamed first, so that a partly removed directory is not a home directory.
 ///
 /// # Errors
 /// Returns an error if it cannot be removed completely.
@@ -202,14 +205,14 @@ pub fn remove(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
     remove_hidden(home, name, uid)
 }
 
-/// Removes the rest of a home directory that was left by a run which was killed.
+/// Removes a home directory that [`remove`] has renamed, now or in a run that was killed.
 ///
 /// # Errors
 /// Returns an error if it cannot be removed completely.
 pub fn remove_hidden(home: &Path, name: &str, uid: Uid) -> Result<(), LeaveError> {
     let path = hidden(home, name, uid);
     let mut rm = Command::new("rm");
-    // rm(1) follows no link, and descends into any number of directories.
+    // rm(1) follows no link, and removes a tree of any depth.
     rm.args(["-rf", "--one-file-system", "--"]).arg(&path);
     rm.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let failed = |source| LeaveError::Remove { path: path.clone(), source };

@@ -1,4 +1,4 @@
-//! The lock that lets one run of the importer change the host at a time.
+//! The lock by which only one run of the importer at a time changes the host.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// The file that a run has locked until it ends.
+/// The file that a run keeps locked until it ends.
 const LOCK: &str = "/var/lib/pam_iam/importer.lock";
 
 /// How long to wait for another run to end.
@@ -30,7 +30,7 @@ pub enum LockError {
     Busy,
 }
 
-/// Waits until no other run is under way. The lock is given up when the process ends.
+/// Waits until no other run holds the lock, and takes it. The lock is released when the returned file is closed.
 ///
 /// # Errors
 /// Returns an error if the file cannot be locked, or another run holds the lock for longer than [`LOCK_PATIENCE`].

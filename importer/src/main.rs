@@ -1,9 +1,10 @@
 //! `iam-importer`: makes the local accounts equal to the roster of allowed users, for hosts without `libnss_iam.so.2`.
 //!
-//! One run, started by a systemd timer or cron, asks the resolver for the roster, plans the changes ([`plan`]), and replaces the account
-//! files ([`database`]). The account of a user who has left is locked, or archived or deleted if the configuration says so ([`leave`]), but
-//! never because of a list that is incomplete, cut off or empty, and never many at once. If a run is killed at any point, the next one
-//! finishes its work.
+//! One run, started by a systemd timer or cron, asks the resolver for the roster, plans the changes ([`plan`]), and replaces
+//! the account files ([`database`]). The account of a user who has left is locked and, if the configuration says so, removed
+//! with its home directory archived or deleted ([`leave`]). This never happens because of a list that is incomplete, cut off
+//! or empty, and never to many accounts at once without `--force`. If a run is killed at any point, the next one finishes
+//! its work.
 
 mod cli;
 mod database;
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
     if let Some(status) = pam_iam_sessions::killer::run_if_started_as_killer() {
         return status;
     }
-    // clap exits with 2 on a wrong option, which means the same here.
+    // On a wrong option clap exits with 2, which is `NOTHING_DONE`.
     let arguments = Arguments::parse();
     let mut report = Report::new(arguments.dry_run, arguments.quiet);
     match run(&arguments, &mut report) {
@@ -75,12 +76,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// How a run ended that did something.
+/// The outcome of a run that no error stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ImportOutcome {
-    /// All was done.
+    /// Everything was done.
     Done,
-    /// All was done except for some users or accounts.
+    /// Everything was done except for some users or accounts.
     SomeRefused,
 }
 
@@ -143,7 +144,7 @@ fn ask(config: &Config, path: &Path) -> Result<Roster, ImportError> {
     roster.map_err(ImportError::Roster)
 }
 
-/// A run, once it has the roster.
+/// A run that has read the roster.
 struct Import<'a> {
     arguments: &'a Arguments,
     config: &'a Config,
@@ -170,7 +171,7 @@ impl Import<'_> {
                 replaced => replaced?,
             }
         }
-        // To end sessions takes time, and other programs may need the files meanwhile.
+        // The lock is released, since it takes time to end sessions and other programs may need the account files.
         drop(database);
         self.report.changes(&first.changes);
         for (name, missing) in &first.waiting {
@@ -198,7 +199,7 @@ impl Import<'_> {
         Ok(managed_accounts(&last.tables).len())
     }
 
-    /// Removes the accounts of departed users, and plans again: a new user may have been waiting for a name.
+    /// Removes the accounts `gone` and plans again, since a new user may get the name of a removed account.
     fn remove(
         &self,
         gone: &[&Removal],
@@ -236,7 +237,8 @@ impl Import<'_> {
         Ok(adopted)
     }
 
-    /// Counts the users who are missing from the roster, if that is complete. A user who is refused an account counts as present.
+    /// Counts the users who are missing from the roster, if the roster is complete. A user who is refused an account counts
+    /// as present.
     fn count_missing(&self, state: &mut State, tables: &Tables, adopted: &[(String, Uid)]) {
         if !self.roster.complete {
             return;
@@ -256,10 +258,11 @@ impl Import<'_> {
         state.count(managed, |uid| present.contains(&uid));
     }
 
-    /// Saves what the next run has to know if this one is killed: who was missing, and what a lock will overwrite.
+    /// Saves the state that the next run needs if this one is killed: the missing users, the expiry dates that locking will
+    /// overwrite, and the memberships that are set.
     fn remember(&mut self, state: &mut State, plan: &Plan) -> Result<(), ImportError> {
         let mut next = state.clone();
-        // Entries of unlocked accounts stay until these are unlocked.
+        // Extended, not replaced: the entry of an account that the plan unlocks stays until the account files are replaced.
         next.locked.extend(plan.former_expiry.clone());
         next.joined.extend(plan.joined.clone());
         next.groups.extend(self.roster.groups.iter().map(|group| group.name.to_string()));
@@ -268,7 +271,8 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Ends the sessions of locked users, and archives or removes their homes. Returns the accounts that can be removed then.
+    /// Ends the sessions of locked users, and archives or removes their homes. Returns the accounts that can now be removed,
+    /// at most as many as the plan allows.
     fn end_sessions_and_clear_homes<'p>(&mut self, plan: &'p Plan) -> Vec<&'p Removal> {
         if self.arguments.dry_run {
             let mut would = Vec::new();
@@ -322,11 +326,11 @@ impl Import<'_> {
     }
 }
 
-/// Returns the files without the accounts of departed users.
+/// Returns the files without the accounts `gone`.
 fn without(tables: &Tables, gone: &[&Removal]) -> Tables {
     let mut tables = tables.clone();
     for Removal { account, .. } in gone {
-        // Another program may have changed the files meanwhile.
+        // Another program may have changed the files since the plan was made.
         if tables.passwd.get(&account.name).and_then(uid_of) == Some(account.uid.0) {
             tables.remove_account(&account.name, account.uid.0);
         }
@@ -334,7 +338,7 @@ fn without(tables: &Tables, gone: &[&Removal]) -> Tables {
     tables
 }
 
-/// Whether there is a home directory that has to be archived or removed, and may be.
+/// Whether the account has a home directory that is to be archived or removed. Returns an error if that is not allowed.
 fn has_home_to_clear(removal: &Removal) -> Result<bool, leave::LeaveError> {
     let path = Path::new(&removal.home);
     let goes = removal.home_action != HomeAction::Stays && leave::is_in_safe_place(path)?;

@@ -1,5 +1,5 @@
-//! Plans the changes, as a pure function of the roster, the configuration, the account files and the saved state. An interrupted run is
-//! finished by planning again from whatever files it left.
+//! Plans the changes, as a pure function of the roster, the configuration, the account files and the saved state. The next
+//! run finishes an interrupted one by planning from the files that it finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ const NO_PASSWORD: &str = "*";
 /// The password field in passwd(5) if the password is in shadow(5).
 const SHADOWED: &str = "x";
 
-/// The numbers of the fields that are changed, in passwd(5) and shadow(5).
+/// The indexes of the fields that are changed: three in passwd(5), and the expiry date in shadow(5).
 const GECOS: usize = 4;
 const HOME: usize = 5;
 const SHELL: usize = 6;
@@ -34,17 +34,17 @@ const EXPIRY: usize = 7;
 
 /// The input of a plan.
 pub struct PlanInput<'a> {
-    /// The users who may log in, by IAM.
+    /// The users who may log in, according to IAM.
     pub roster: &'a Roster,
     /// The configuration.
     pub config: &'a Config,
-    /// The saved state, with this roster counted.
+    /// The saved state, in which this roster is already counted.
     pub state: &'a State,
     /// Local accounts that are adopted.
     pub adopted: &'a [(String, Uid)],
     /// Whether more accounts may be retired than `importer.max_retire`.
     pub force: bool,
-    /// Days since 1970.
+    /// The current day, in days since 1970.
     pub today: u64,
     /// The answers of other services of nsswitch.conf about the users.
     pub others: &'a Directories,
@@ -55,21 +55,21 @@ pub struct PlanInput<'a> {
 pub struct Plan {
     /// The account files afterwards.
     pub tables: Tables,
-    /// The changes that lead there.
+    /// The changes that lead to `tables`.
     pub changes: Vec<Change>,
-    /// Users who get no account, and other things that are not done.
+    /// The changes that are not made, such as accounts that users do not get.
     pub refused: Vec<Refusal>,
-    /// Accounts whose users are missing, but not yet from enough rosters in a row, with the number of these.
+    /// Accounts whose users are missing, but from too few rosters in a row to be retired, with the number of these rosters.
     pub waiting: Vec<(String, u32)>,
-    /// Accounts that are locked now or by this plan, whose sessions have to end.
+    /// Accounts of departed users, locked before or by this plan. Their sessions have to end.
     pub locked: Vec<Account>,
-    /// The locked accounts that are to be removed afterwards.
+    /// The accounts of `locked` that are to be removed once their sessions have ended.
     pub remove: Vec<Removal>,
-    /// How many of these may be removed in this run.
+    /// How many accounts of `remove` may be removed in this run.
     pub limit: usize,
     /// The next value of [`State::locked`].
     pub former_expiry: BTreeMap<String, String>,
-    /// The next value of [`State::joined`]: the adopted accounts that are in any of the groups.
+    /// The next value of [`State::joined`]: the adopted accounts that IAM puts into any group.
     pub joined: BTreeSet<String>,
 }
 
@@ -94,12 +94,12 @@ pub enum Change {
     Leave { name: String, group: String },
 }
 
-/// Something that is not done, and why.
+/// A change that is not made, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Refusal {
     /// The IAM user, account or group.
     pub who: String,
-    /// Why it is not done.
+    /// The reason.
     pub why: String,
 }
 
@@ -128,13 +128,13 @@ pub struct Removal {
 pub enum HomeAction {
     /// It stays, and belongs to a uid without a user.
     Stays,
-    /// It is archived first.
+    /// It is archived and then removed.
     Archive,
-    /// It is removed.
+    /// It is removed without an archive.
     Delete,
 }
 
-/// Makes the plan.
+/// Plans the changes.
 pub fn plan(input: &PlanInput<'_>, tables: &Tables) -> Plan {
     let mut planner = Planner::new(input, tables);
     planner.rename();
@@ -146,7 +146,7 @@ pub fn plan(input: &PlanInput<'_>, tables: &Tables) -> Plan {
     planner.plan
 }
 
-/// Returns the managed accounts by uid, as the files have them.
+/// Returns the managed accounts in passwd(5), by uid.
 pub fn managed_accounts(tables: &Tables) -> BTreeMap<Uid, String> {
     let mut all = BTreeMap::new();
     for row in tables.passwd.rows() {
@@ -176,7 +176,7 @@ impl<'a> Planner<'a> {
         let plan = Plan {
             tables: tables.clone(),
             refused: refused.collect(),
-            // An account that is gone gets nothing back.
+            // An account that no longer exists needs no date to restore.
             former_expiry: input.state.locked.clone().into_iter().filter(|(name, _)| exists(name)).collect(),
             ..Plan::default()
         };
@@ -194,7 +194,8 @@ impl<'a> Planner<'a> {
         }
         let others = self.input.others;
         let tables = &mut self.plan.tables;
-        // An account that keeps its name may keep another from getting it, and so on.
+        // An account that cannot be renamed keeps its name. Then the account that was to get this name cannot be renamed
+        // either, and so on.
         loop {
             let leaving: BTreeSet<String> = wanted.iter().map(|(_, from, _)| from.clone()).collect();
             let before = wanted.len();
@@ -257,7 +258,7 @@ impl<'a> Planner<'a> {
 
     fn create(&mut self, user: &User) {
         let name = user.name.as_str();
-        // An account in passwd(5) would hide the other directory's.
+        // An account in passwd(5) would hide that of the other directory.
         let why = match self.input.others.of(name) {
             Elsewhere::Nobody => None,
             Elsewhere::Name => Some("its name is that of an account of another directory"),
@@ -273,7 +274,7 @@ impl<'a> Planner<'a> {
             Some(_) => return self.refuse(user, "its name is that of a group on this host".to_owned()),
         }
         if let Some(shadow) = &mut self.plan.tables.shadow {
-            // A line without an account is left over from an earlier one.
+            // A line of this name was left by an earlier account.
             shadow.remove(name);
         }
         let password = if self.ensure_shadow(name) { SHADOWED } else { NO_PASSWORD };
@@ -296,10 +297,11 @@ impl<'a> Planner<'a> {
         true
     }
 
-    /// Updates an account, but not its home directory, since nothing would move the files.
+    /// Unlocks an account and updates its GECOS field and shell. Its home directory stays as it is, since nothing would move
+    /// the files.
     fn update(&mut self, user: &User) {
         let name = user.name.as_str();
-        // An interrupted renaming may have left no line in shadow(5).
+        // An interrupted renaming may have left the account without a line in shadow(5).
         self.ensure_shadow(name);
         let shell = characters(user.shell.as_bytes());
         if self.unlock(name) {
@@ -309,7 +311,7 @@ impl<'a> Planner<'a> {
             [(GECOS, "gecos", characters(user.gecos.as_bytes())), (SHELL, "shell", shell)]
         {
             let now = self.field(name, at);
-            // If an administrator has taken the shell from an account, it stays without.
+            // If an administrator has set the shell of an account to nologin, it stays.
             if now != value && !(at == SHELL && now == NOLOGIN) {
                 self.set_field(name, at, &value);
                 self.plan.changes.push(Change::Update { name: name.to_owned(), field, value });
@@ -321,7 +323,8 @@ impl<'a> Planner<'a> {
         self.plan.refused.push(Refusal { who: user.gecos.clone(), why });
     }
 
-    /// Whether the account is expired and, if it is managed, without a shell.
+    /// Whether the account is expired and, if it is managed, has no login shell. An account without a line in shadow(5)
+    /// counts as expired.
     fn is_locked(&self, name: &str, uid: Uid) -> bool {
         let expired = self.expiry(name).is_none_or(|expiry| expiry == EXPIRED);
         expired && (!uid.is_managed() || self.field(name, SHELL) == NOLOGIN)
@@ -330,7 +333,7 @@ impl<'a> Planner<'a> {
     fn lock(&mut self, account: &Account) {
         let name = &account.name;
         let now = self.expiry(name).unwrap_or_default();
-        // An interrupted run may have saved the former date, and set half of the lock.
+        // If an interrupted run has saved the former date and set the new one, the saved date stays.
         if now != EXPIRED || !self.plan.former_expiry.contains_key(name) {
             self.plan.former_expiry.insert(name.clone(), now);
         }
@@ -340,8 +343,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Gives an account back what the importer's lock has overwritten, by the saved state. An account that an administrator has locked
-    /// stays locked, however that was done.
+    /// Undoes the importer's lock: restores the expiry date from the saved state. Returns false if there is no saved date.
+    /// So an account that an administrator has locked stays locked.
     fn unlock(&mut self, name: &str) -> bool {
         let Some(former) = self.plan.former_expiry.remove(name) else { return false };
         if self.expiry(name).is_some_and(|expiry| expiry == EXPIRED) {

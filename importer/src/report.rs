@@ -1,4 +1,5 @@
-//! Reports a run to the operator: a progress bar on a terminal, lines elsewhere, a summary, and the log.
+//! Reports a run to the operator: a progress bar if standard error is a terminal, a line for each change, a summary, and the
+//! log.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -15,7 +16,7 @@ use crate::plan::{Change, HomeAction, Refusal, Removal};
 /// The most created accounts in one line of the log.
 const NAMES_PER_LINE: usize = 20;
 
-/// How often a bar without steps moves.
+/// The interval at which a bar without steps moves.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The report of a run.
@@ -47,13 +48,13 @@ impl Report {
         Self { log: Log::to_syslog("iam-importer"), bar, dry_run, quiet, counts: Counts::default() }
     }
 
-    /// Shows that something of unknown length begins.
+    /// Shows that an action with an unknown number of steps begins.
     pub fn begin(&self, what: &'static str) {
         self.bar.set_message(what);
         self.bar.enable_steady_tick(TICK);
     }
 
-    /// Shows that something begins, with its number of steps.
+    /// Shows that an action with `steps` steps begins.
     pub fn begin_steps(&self, what: &'static str, steps: usize) {
         if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}") {
             self.bar.set_style(style);
@@ -73,7 +74,7 @@ impl Report {
         self.bar.finish_and_clear();
     }
 
-    /// Reports changes that were made, or would be.
+    /// Reports changes that were made or, in a dry run, would be made.
     pub fn changes(&mut self, changes: &[Change]) {
         let lines: Vec<String> = changes.iter().map(|change| change.text(self.dry_run)).collect();
         if !lines.is_empty() {
@@ -105,7 +106,7 @@ impl Report {
         }
     }
 
-    /// Reports an account that was removed, or would be.
+    /// Reports an account that was removed or, in a dry run, would be removed.
     pub fn removed(&mut self, removal: &Removal) {
         let name = &removal.account.name;
         let (what, home) = match removal.home_action {
@@ -119,7 +120,7 @@ impl Report {
         self.note(Level::Info, import("remove").with("user", name).with("home", home));
     }
 
-    /// Reports who was refused and why. Logs only refusals that are not in `told_before`.
+    /// Reports the refusals and their reasons. Logs only refusals that are not in `told_before`.
     pub fn refused(&mut self, refused: &[Refusal], told_before: &[String]) {
         self.counts.refused += refused.len();
         for refusal in refused {
@@ -147,12 +148,12 @@ impl Report {
         self.note(Level::Error, Event::new("import").with("result", "nothing").with("error", why));
     }
 
-    /// Reports something that the operator should know and that is no failure.
+    /// Tells the operator something that is not a failure.
     pub fn remark(&self, what: impl Display) {
         self.say(what.to_string());
     }
 
-    /// Ends the report with a summary in one line. Returns whether nothing was refused.
+    /// Ends the report with a summary in one line. Returns true if nothing was refused and nothing failed.
     pub fn summary(&mut self, accounts: usize, calls_took: Duration, took: Duration) -> bool {
         self.end();
         let Counts { created, changed, unlocked, locked, removed, refused } = self.counts;

@@ -1,4 +1,4 @@
-//! The state that one run saves for the next: which users were missing, and what has to be changed back.
+//! The state that one run saves for the next: which users were missing, and which changes have to be undone one day.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
@@ -10,7 +10,7 @@ use pam_iam_core::id::Uid;
 use pam_iam_core::replace::replace;
 use serde::{Deserialize, Serialize};
 
-/// The version of the file.
+/// The version of the file's format.
 const VERSION: u32 = 1;
 
 /// The state between two runs.
@@ -27,7 +27,7 @@ pub struct State {
     /// Adopted accounts that were added to groups.
     #[serde(default)]
     pub joined: BTreeSet<String>,
-    /// Every group whose members were ever set.
+    /// Every group whose members any run has set.
     #[serde(default)]
     pub groups: BTreeSet<String>,
     /// The refusals of the last run, so that only new ones are logged.
@@ -49,8 +49,9 @@ impl Default for State {
 }
 
 impl State {
-    /// Reads the state of the last run; before the first run it is empty. A broken file is renamed, unless `look_only`, and gives an empty
-    /// state and a warning: then users are missing from now on, and nobody is retired too early.
+    /// Returns the state of the last run, or an empty state before the first one. If the file is broken, returns an empty
+    /// state and a warning, and renames the file unless `look_only`. Then missing users are counted from zero, so that
+    /// nobody is retired too early.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read or renamed.
@@ -81,14 +82,15 @@ impl State {
     /// Saves the state for the next run. The file is complete on the disk before it replaces the old one.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written. The old one stays.
+    /// Returns an error if it cannot be written. The old file stays.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         replace(path, &serde_json::to_vec_pretty(self)?, 0o600)
     }
 
-    /// Counts one complete roster: each user of a `managed` account who is not `present` was missing once more.
+    /// Counts one complete roster: adds one for each uid of `managed` that is not `present`, and drops the counts of all
+    /// others.
     pub fn count(&mut self, managed: impl IntoIterator<Item = Uid>, present: impl Fn(Uid) -> bool) {
         let absent = managed.into_iter().filter(|uid| !present(*uid));
         self.missing = absent

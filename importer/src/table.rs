@@ -1,6 +1,6 @@
 //! The account files passwd(5), shadow(5), group(5) and gshadow(5), line by line.
 //!
-//! Everything else in a file is kept byte for byte and in its place: lines that make no sense, are not UTF-8, or belong to NIS.
+//! Lines that make no sense, are not UTF-8, or belong to NIS are kept byte for byte and in their place.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ pub struct Table {
     rows: Vec<Option<Row>>,
     /// The index of the first row of each name.
     names: HashMap<String, usize>,
-    /// The first line of NIS (`+`, `-`) and all after it, which are looked up after NIS.
+    /// The first line of NIS (it begins with `+` or `-`) and all lines after it, which the C library reads after NIS.
     rest: Vec<String>,
 }
 
@@ -38,7 +38,7 @@ impl Table {
         if text.is_empty() {
             return table;
         }
-        // `lines` would drop carriage returns.
+        // `str::lines` would drop carriage returns.
         let mut lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
         for line in lines.by_ref() {
             if line.starts_with(['+', '-']) {
@@ -64,7 +64,7 @@ impl Table {
         self.rows.get(*self.names.get(name)?)?.as_ref()
     }
 
-    /// Returns the line of `name`, to be changed. Its name must stay.
+    /// Returns the line of `name`, to be changed except for its name.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Row> {
         self.rows.get_mut(*self.names.get(name)?)?.as_mut()
     }
@@ -74,12 +74,13 @@ impl Table {
         self.rows.iter().flatten()
     }
 
-    /// Returns all lines, to be changed. Their names must stay.
+    /// Returns all lines, to be changed except for their names.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
         self.rows.iter_mut().flatten()
     }
 
-    /// Adds a line at the end. If the name is there already, its first line still counts.
+    /// Adds a line after all others but those in `rest`. If there is a line of the same name, [`Self::get`] still returns
+    /// that one.
     pub fn push(&mut self, row: Row) {
         let at = self.rows.len();
         if let Some(name) = row.first() {
@@ -112,8 +113,8 @@ impl Tables {
         }
     }
 
-    /// Renames an account and its private group everywhere. If an interrupted run has renamed the group already, it has renamed the
-    /// memberships too.
+    /// Renames an account, its private group and its memberships. If an interrupted run has renamed the group, it has
+    /// renamed the memberships with it.
     pub fn rename_account(&mut self, from: &str, to: &str, gid: u32) {
         let renamed = |mut row: Row| {
             if let Some(name) = row.first_mut() {
@@ -123,7 +124,7 @@ impl Tables {
         };
         for table in [Some(&mut self.passwd), self.shadow.as_mut()].into_iter().flatten() {
             if let Some(row) = table.remove(from) {
-                // A line without an account is left over from an earlier one.
+                // A line of the new name was left by an earlier account.
                 table.remove(to);
                 table.push(renamed(row));
             }
@@ -146,7 +147,7 @@ impl Tables {
         }
     }
 
-    /// Changes the members of `group`, and sets the same ones in gshadow(5): an interrupted run may have replaced only one of the files.
+    /// Changes the members of `group`, and copies them to gshadow(5), where an interrupted run may have left others.
     pub fn change_group(&mut self, group: &str, change: impl FnOnce(&mut Vec<String>)) {
         let Some(row) = self.group.get_mut(group) else { return };
         change_members(row, change);
@@ -159,7 +160,7 @@ impl Tables {
     pub fn push_group(&mut self, name: &str, gid: u32) {
         self.group.push([name, "x", &gid.to_string(), ""].map(str::to_owned).to_vec());
         if let Some(gshadow) = &mut self.gshadow {
-            // A line without a group is left over from an earlier one.
+            // A line of this name was left by an earlier group.
             gshadow.remove(name);
             gshadow.push([name, "!", "", ""].map(str::to_owned).to_vec());
         }
@@ -191,7 +192,7 @@ fn change_members(row: &mut Row, change: impl FnOnce(&mut Vec<String>)) {
     let before: Vec<String> = members_of(row).map(str::to_owned).collect();
     let mut members = before.clone();
     change(&mut members);
-    // A line that lacks the field, or has an oddity in it, stays as it is if the members do not change.
+    // If the members do not change, a line stays as it is, even one whose field is missing or malformed.
     if members != before
         && let Some(field) = row.get_mut(3)
     {
@@ -199,7 +200,7 @@ fn change_members(row: &mut Row, change: impl FnOnce(&mut Vec<String>)) {
     }
 }
 
-/// Returns a value as the tables have it: one character for each byte.
+/// Returns a value in the form that the tables store: one character for each byte.
 pub fn characters(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()
 }

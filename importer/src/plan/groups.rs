@@ -1,4 +1,4 @@
-//! Plans who is in which group.
+//! Plans the members of the groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +34,8 @@ impl Planner<'_> {
         let groups: BTreeSet<&str> = set_now.chain(state.groups.iter().map(String::as_str)).collect();
         let locked: Vec<String> = self.plan.locked.iter().map(|account| account.name.clone()).collect();
         for group in groups {
-            // An earlier configuration may have mapped to this group; its members are now the operator's decision.
+            // An earlier configuration may have mapped an IAM group to `adopt_group`. Now an administrator decides who is in
+            // it.
             if self.input.config.accounts.adopt_group == group {
                 continue;
             }
@@ -43,7 +44,7 @@ impl Planner<'_> {
             let mut wanted: BTreeSet<&str> = members.iter().map(LinuxName::as_str).collect();
             wanted.retain(|name| is_entitled(name));
             if group == IAM_USERS {
-                // Locked accounts too: sshd's rule that accepts only keys of IAM is for this group.
+                // Locked accounts are members too, since sshd's rule that accepts only keys of IAM applies to this group.
                 wanted.extend(existing.values().chain(&locked).map(String::as_str));
             }
             self.plan
@@ -75,7 +76,7 @@ impl Planner<'_> {
         let locked: BTreeSet<Uid> = self.plan.locked.iter().map(|account| account.uid).collect();
         let leaves = |name: &str| {
             let Some(uid) = managed.get(name).filter(|_| !wanted.contains(name)) else { return false };
-            // A user who is not listed may only have been left out, and keeps the group until that is certain.
+            // A user who is not on the roster may be missing by mistake, and keeps the group until the account is locked.
             let listed = self.users.contains_key(uid) || !self.is_managed_now(name, *uid);
             listed
                 || locked.contains(uid)
@@ -96,7 +97,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether the account is managed or adopted now, and not only earlier.
+    /// Whether the account is managed, or is still adopted.
     fn is_managed_now(&self, name: &str, uid: Uid) -> bool {
         uid.is_managed() || self.input.adopted.iter().any(|(known, _)| known == name)
     }

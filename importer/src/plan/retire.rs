@@ -4,7 +4,7 @@ use pam_iam_core::config::{Allowed, Importer, Retire};
 
 use super::{Account, Change, HOME, HomeAction, PlanInput, Planner, Refusal, Removal, managed_accounts};
 
-/// The number of accounts that one run may always retire, however few there are.
+/// The number of accounts that one run may retire even if `importer.max_retire` is a smaller part of all.
 const MAX_RETIRE_AT_LEAST: usize = 3;
 
 /// An account whose user has left.
@@ -63,7 +63,7 @@ impl Planner<'_> {
         self.plan.locked.push(account);
     }
 
-    /// Returns what happens to the home directory, if the account is to be removed.
+    /// Returns what happens to the home directory. None if the account is not to be removed.
     fn home_action(&self, account: &Account) -> Option<HomeAction> {
         let PlanInput { config, .. } = self.input;
         if !account.uid.is_managed() {

@@ -105,7 +105,7 @@ impl Host {
         plan(&PlanInput { roster, config, state, adopted, force: *force, today: 20_000, others }, tables)
     }
 
-    /// Makes one whole run, with all sessions ended and all homes cleared.
+    /// Makes one whole run in which all sessions end and all homes are cleared.
     fn run(&mut self) -> Plan {
         if self.roster.complete {
             let present: BTreeSet<Uid> = self.roster.users.iter().map(|user| user.uid).collect();
@@ -211,7 +211,7 @@ fn a_user_whose_name_or_uid_another_directory_has_gets_no_account() {
             "its uid is that of an account of another directory"
         ]
     );
-    // Renamed to a name that the other directory has.
+    // A user is renamed to a name that another directory has.
     host.roster.users[2].name = linux("erin");
     assert!(host.run().changes.is_empty());
 }
@@ -272,7 +272,7 @@ fn five_thousand_users_are_planned_in_one_run() {
     assert_eq!(host.plan().changes.len(), 0);
 }
 
-/// Returns the files as a run leaves them that is killed when it has renamed `put` of the four.
+/// Returns the files that a run leaves if it is killed after it has renamed `put` of the four.
 fn cut_off(before: &Tables, after: &Tables, put: usize) -> Tables {
     let mut tables = before.clone();
     let all: [&dyn Fn(&mut Tables); 4] = [

@@ -40,7 +40,7 @@ fn groups_follow_iam_and_the_configuration() {
     host.run();
     host.roster.groups.iter_mut().find(|group| group.name.as_str() == "iam-sudo").unwrap().members.clear();
     assert_eq!(host.run().changes, [Change::Leave { name: "alice".into(), group: "iam-sudo".into() }]);
-    // The configuration no longer maps anything to docker.
+    // The configuration no longer maps an IAM group to docker.
     host.roster.groups.retain(|group| group.name.as_str() != "docker");
     assert_eq!(host.run().changes, [Change::Leave { name: "alice".into(), group: "docker".into() }]);
     assert_eq!(host.members("docker"), "ec2-user,aduser");

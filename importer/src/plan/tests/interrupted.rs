@@ -34,7 +34,7 @@ fn a_renamed_user_keeps_the_account() {
     host.add("alice", 1, &["iam-users", "docker"]);
     host.add("bob", 2, &["iam-users"]);
     host.run();
-    // They exchange their names.
+    // The two users exchange their names.
     let (mut alice, mut bob) = (host.leave("alice"), host.leave("bob"));
     std::mem::swap(&mut alice.name, &mut bob.name);
     host.roster.users = vec![alice, bob];
@@ -90,7 +90,7 @@ fn an_account_that_cannot_be_renamed_blocks_those_that_need_its_name() {
         host.add(name, u32::try_from(number).unwrap(), &[]);
     }
     host.run();
-    // carol is missing, and not yet retired; bob is called carol now, and alice bob.
+    // carol is missing and not yet retired. bob is renamed to carol, and alice to bob.
     let (mut alice, mut bob) = (host.leave("alice"), host.leave("bob"));
     host.leave("carol");
     (alice.name, bob.name) = (linux("bob"), linux("carol"));
@@ -110,7 +110,7 @@ fn an_interrupted_lock_is_completed_and_keeps_the_former_date() {
     let mut host = Host::with_users("", 5);
     host.adopted = vec![("jonathan".into(), Uid(1001))];
     host.run();
-    // Saved, and not done.
+    // The state is saved, and the account files are not replaced.
     host.state.count([Uid(1001)], |_| false);
     host.state.count([Uid(1001)], |_| false);
     let plan = host.plan();
@@ -123,7 +123,7 @@ fn an_interrupted_lock_is_completed_and_keeps_the_former_date() {
     host.run();
     assert_eq!(host.shadow("jonathan"), Some("jonathan:$6$x:1:0:99999:7::20999:".into()));
 
-    // A managed account: expired, but still with its shell, when its user comes back.
+    // A managed account has expired but still has its shell when its user comes back.
     let shadow = host.tables.shadow.as_mut().unwrap();
     *shadow.get_mut("user0").unwrap().get_mut(EXPIRY).unwrap() = "1".into();
     host.state.locked.insert("user0".into(), "20500".into());

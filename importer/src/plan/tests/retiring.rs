@@ -27,7 +27,7 @@ fn a_user_missing_twice_in_a_row_is_locked_and_unlocked_when_back() {
 
 #[test]
 fn an_account_locked_as_usermod_suggests_stays_locked() {
-    // As `usermod -L -e 1 -s /usr/sbin/nologin` does it.
+    // Does to an account what `usermod -L -e 1 -s /usr/sbin/nologin` does.
     let mut host = Host::with_users("", 3);
     host.tables.passwd.get_mut("user1").unwrap()[SHELL] = NOLOGIN.to_owned();
     host.tables.shadow.as_mut().unwrap().get_mut("user1").unwrap()[EXPIRY] = EXPIRED.to_owned();
@@ -62,7 +62,7 @@ fn an_incomplete_list_retires_nobody() {
     }
     assert!(host.passwd("alice").unwrap().ends_with("/bin/bash") && host.members("docker").contains("alice"));
     assert!(host.passwd("bob").is_some(), "accounts are still created");
-    // Missing often enough before, but this list is incomplete.
+    // The user has been missing often enough, but this list is incomplete.
     host.roster.complete = true;
     host.run();
     host.roster.complete = false;
@@ -101,7 +101,7 @@ fn locked_accounts_do_not_count_towards_the_limit() {
     host.run();
     host.run();
     assert_eq!(host.locked(), 5);
-    // 5 are left, of which 3 may be retired, not half of the 10 that there were.
+    // Of the 5 accounts left, 3 may be retired. Half of the 10 that there were would be 5.
     for number in 5..9 {
         host.leave(&format!("user{number}"));
     }
@@ -174,7 +174,7 @@ fn accounts_that_cannot_be_removed_do_not_keep_others_from_being_locked() {
     for _ in 0..2 {
         host.state.count(uids.clone(), |known| known.0 >= uid(3).0);
     }
-    // Their homes cannot be cleared: in each run nobody is removed.
+    // Their homes cannot be cleared, so no run removes an account.
     for _ in 0..3 {
         let mut plan = host.plan();
         host.tables = std::mem::take(&mut plan.tables);
