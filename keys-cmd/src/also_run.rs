@@ -1,4 +1,4 @@
-//! Further key commands, for every account: what they print goes to sshd as it is.
+//! Further key commands of the configuration, whose output goes to sshd unchanged.
 
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
@@ -16,8 +16,8 @@ use crate::Question;
 /// The exit status of EC2 Instance Connect's command when the instance metadata has no key for the user, which is the usual case.
 const NO_KEY: i32 = 22;
 
-/// Runs `commands` one after the other and prints what they print. As sshd has it, a command that fails has no keys;
-/// one that hangs fails after [`CLIENT_DEADLINE`]. It is logged, and the others count all the same.
+/// Runs `commands` one after the other and prints their output. A command that fails gives no keys, as in sshd. A command
+/// that hangs fails after [`CLIENT_DEADLINE`]. A failure is logged and does not affect the other commands.
 pub fn run(commands: &[String], question: &Question, uid: Uid, log: &mut Log) {
     for command in commands {
         let mut words = command.split_whitespace().map(|word| expand(word, question, uid));
@@ -35,7 +35,7 @@ pub fn run(commands: &[String], question: &Question, uid: Uid, log: &mut Log) {
     }
 }
 
-/// Returns the output of a command that succeeds in time.
+/// Returns the output of a command, or an error if it fails, is too slow or prints too much.
 fn output_of(command: &mut Command) -> io::Result<Vec<u8>> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let done = Running::start(command)?.output(Deadline::after(CLIENT_DEADLINE))?;
@@ -47,8 +47,9 @@ fn output_of(command: &mut Command) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Replaces sshd's tokens: `%u` the user, `%U` the uid, `%h` the home directory, `%f` the fingerprint, `%t` the type and `%k` the
-/// body of the key, `%%` a percent sign. A word never becomes two, and what a client chose is never read for tokens again.
+/// Replaces sshd's tokens: `%u` the user, `%U` the uid, `%h` the home directory, `%f` the fingerprint, `%t` the type and
+/// `%k` the body of the key, `%%` a percent sign. A word stays one word, and tokens in a replacement, which the client may
+/// have chosen, are not replaced.
 fn expand(word: &str, question: &Question, uid: Uid) -> String {
     let mut expanded = String::new();
     let mut rest = word.chars();

@@ -6,9 +6,9 @@
 //! AuthorizedKeysCommand /usr/libexec/pam_iam/iam-authorized-keys --uid %U --home %h --type %t --key %k %u %f
 //! ```
 //!
-//! It prints the active IAM keys of a managed, adopted or shared account, and then the output of the further key commands of the
-//! configuration. sshd ignores all keys of a command that fails, so the exit status is 0 unless the keys of a managed or adopted
-//! account cannot be told.
+//! It prints the active IAM keys of a managed, adopted or shared account, and then the output of the further key commands of
+//! the configuration. sshd ignores all keys of a command that fails, so the exit status is 0 unless the keys of a managed or
+//! adopted account cannot be determined.
 
 mod also_run;
 
@@ -35,7 +35,7 @@ const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] [--h
 /// The request of sshd, from the command line.
 struct Question {
     config: String,
-    /// The uid that sshd is about to log in. Without it, the one that the account has now.
+    /// The uid that sshd is about to log in. If it is not given, the uid that the account has now is used.
     uid: Option<Uid>,
     user: String,
     fingerprint: Option<String>,
@@ -46,7 +46,7 @@ struct Question {
 }
 
 impl Question {
-    /// The fingerprint by which keys are picked. With another `FingerprintHash` than sshd's default there is none, and sshd gets
+    /// Returns the fingerprint by which keys are selected. None if `FingerprintHash` is not sshd's default: then sshd gets
     /// all keys of the account.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Why the keys of an account cannot be told.
+/// Why the keys of an account cannot be determined or printed.
 #[derive(Debug, thiserror::Error)]
 enum KeysError {
     #[error(transparent)]
@@ -111,7 +111,7 @@ fn question(mut arguments: impl Iterator<Item = String>) -> Option<Question> {
 fn run(question: &Question, log: &mut Log) -> Result<(), KeysError> {
     let found = || users::get_user_by_name(&question.user).map(|user| Uid(user.uid()));
     let Some(uid) = question.uid.or_else(found) else { return Ok(()) };
-    // sshd has looked the account up once, at the beginning. PAM would ask about whoever has the name now.
+    // sshd looked up the account once, when the login began. PAM would check the account that has the name now.
     if uid.is_managed() && found().is_some_and(|now| now != uid) {
         let why = "another account has the name than when the login began";
         log.event(Level::Warning, &failed(&question.user, why));
@@ -121,7 +121,7 @@ fn run(question: &Question, log: &mut Log) -> Result<(), KeysError> {
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(error) if uid.is_managed() => return Err(error.into()),
-        // A local account does without; whether it is adopted, PAM asks again and is stricter.
+        // A local account needs no configuration. Whether it is adopted, PAM checks again and more strictly.
         Err(error) => {
             log.write(Level::Error, error);
             also_run::run(&Config::rescue_commands(path), question, uid, log);
@@ -132,7 +132,7 @@ fn run(question: &Question, log: &mut Log) -> Result<(), KeysError> {
     match &kind {
         Ok(AccountKind::Local) => {}
         Ok(AccountKind::Managed | AccountKind::Adopted) => print(&keys(question, uid, &config)?)?,
-        // A shared account is the host's own, which must not lose its other keys.
+        // A shared account must not lose its other keys, which the host gives, so the failure is only logged.
         Ok(AccountKind::Shared) => match keys(question, uid, &config) {
             Ok(lines) => print(&lines)?,
             Err(error) => log.event(Level::Error, &failed(&question.user, &error)),

@@ -1,4 +1,4 @@
-//! The process that looks a name up: whether it is sshd, and for which client.
+//! The process that looks up a name: whether it is sshd, and which client it serves.
 //!
 //! sshd looks a name up before the client is authenticated. The resolver limits the calls that each address can cause, so it needs the
 //! address.
@@ -9,15 +9,15 @@ use std::os::fd::BorrowedFd;
 
 use rustix::net::{SocketAddrAny, getpeername};
 
-/// sshd has the connection at a low number: 0 to 5 in every version since 3.7.
+/// The descriptors that may be sshd's connection to the client. In every version since 3.7 it is one of 0 to 5.
 const DESCRIPTORS: std::ops::Range<i32> = 0..10;
 
 unsafe extern "C" {
-    /// glibc's: what the program is called, without a path.
+    /// The name of the program without a path, set by glibc.
     static program_invocation_short_name: *const c_char;
 }
 
-/// The address of the client, if this is an sshd of root's that serves one.
+/// Returns the address of the client, if this process is an sshd that runs as root and serves a client.
 pub fn client_of_sshd() -> Option<IpAddr> {
     if !rustix::process::getuid().is_root() || !is_sshd() {
         return None;
@@ -25,16 +25,17 @@ pub fn client_of_sshd() -> Option<IpAddr> {
     DESCRIPTORS.filter_map(peer).next()
 }
 
-/// `sshd`, or since 9.8 `sshd-session` and `sshd-auth`.
+/// Whether the program is `sshd` or, since version 9.8, `sshd-session` or `sshd-auth`.
 fn is_sshd() -> bool {
-    // SAFETY: glibc sets it before anything of the program runs, and nobody changes it while we look.
+    // SAFETY: glibc sets the variable before the program's code runs, and nothing changes it during this read.
     let name = unsafe { program_invocation_short_name };
-    // SAFETY: it is null or a C string that lives as long as the program.
+    // SAFETY: `name` is null or a C string that lives as long as the program.
     !name.is_null() && unsafe { CStr::from_ptr(name) }.to_bytes().starts_with(b"sshd")
 }
 
 fn peer(number: i32) -> Option<IpAddr> {
-    // SAFETY: a number that is no descriptor, or not a socket, makes getpeername(2) fail; it is neither kept nor closed.
+    // SAFETY: a number that is no descriptor, or not a socket, makes getpeername(2) fail; the descriptor is neither kept nor
+    // closed.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
     let address = getpeername(descriptor).ok()??;
     address_of(&address)

@@ -1,9 +1,9 @@
-//! `libnss_iam.so.2`: accounts and groups exist the moment IAM has them.
+//! `libnss_iam.so.2`: makes users and groups of IAM exist on this host as soon as IAM has them.
 //!
-//! glibc loads this into every process that looks up a user or group, sshd and sudo among them. It asks the
-//! resolver's socket and nobody else, starts no process and no thread, keeps no descriptor, and never panics across
-//! the boundary. Local accounts do not come here: `files` stands before `iam` in nsswitch.conf. This file is the C
-//! interface of nss(5); [`lookup`] asks and [`reply`] lays out the answer in the caller's memory.
+//! glibc loads this library into every process that looks up a user or group, sshd and sudo among them. It connects only to
+//! the resolver's socket, starts no process and no thread, keeps no descriptor, and lets no panic cross the boundary. glibc
+//! does not ask it about local accounts, since `files` stands before `iam` in nsswitch.conf. This file is the C interface of
+//! nss(5). [`lookup`] asks the resolver, and [`reply`] writes the answer into the caller's memory.
 
 #![expect(unsafe_code, reason = "the C interface of nss(5)")]
 
@@ -23,20 +23,20 @@ use reply::{Area, GroupList};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Look again with a larger buffer, if `errno` is ERANGE.
+    /// The buffer is too small: `errno` is ERANGE, and glibc calls again with a larger one.
     TryAgain = -2,
-    /// This service cannot answer now; the next one may.
+    /// This service cannot answer now. glibc asks the next one.
     Unavailable = -1,
     /// There is no such entry.
     NotFound = 0,
-    /// Here it is.
+    /// The entry was found.
     Success = 1,
 }
 
-/// getpwnam_r(3)
+/// Implements getpwnam_r(3).
 ///
 /// # Safety
-/// As nss(5) has it: `name` is a C string, `result` and `errnop` may be written, `buffer` has `length` bytes.
+/// As nss(5) requires: `name` is a C string, `result` and `errnop` may be written, `buffer` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_iam_getpwnam_r(
     name: *const c_char,
@@ -45,20 +45,20 @@ pub unsafe extern "C" fn _nss_iam_getpwnam_r(
     length: size_t,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: glibc hands over where it wants errno.
+    // SAFETY: `errnop` may be written.
     let errno = unsafe { errnop.as_mut() };
     guard("getpwnam_r", errno, || {
-        // SAFETY: `name` is a C string, and `buffer` has `length` bytes that are ours until we return.
+        // SAFETY: `name` is a C string, and `buffer` has `length` bytes that nothing else uses during the call.
         let (name, area) = unsafe { (text(name), Area::new(buffer, length)) };
-        // SAFETY: glibc hands over a `struct passwd` to be filled.
+        // SAFETY: `result` is a `struct passwd` that may be written.
         answer(lookup::user_by_name(name), |user| unsafe { reply::passwd(&user, result, area) })
     })
 }
 
-/// getpwuid_r(3)
+/// Implements getpwuid_r(3).
 ///
 /// # Safety
-/// As for [`_nss_iam_getpwnam_r`].
+/// As nss(5) requires: `result` and `errnop` may be written, `buffer` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_iam_getpwuid_r(
     uid: uid_t,
@@ -67,20 +67,20 @@ pub unsafe extern "C" fn _nss_iam_getpwuid_r(
     length: size_t,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: glibc hands over where it wants errno.
+    // SAFETY: `errnop` may be written.
     let errno = unsafe { errnop.as_mut() };
     guard("getpwuid_r", errno, || {
-        // SAFETY: `buffer` has `length` bytes that are ours until we return.
+        // SAFETY: `buffer` has `length` bytes that nothing else uses during the call.
         let area = unsafe { Area::new(buffer, length) };
-        // SAFETY: glibc hands over a `struct passwd` to be filled.
+        // SAFETY: `result` is a `struct passwd` that may be written.
         answer(lookup::user_by_uid(Uid(uid)), |user| unsafe { reply::passwd(&user, result, area) })
     })
 }
 
-/// getgrnam_r(3)
+/// Implements getgrnam_r(3).
 ///
 /// # Safety
-/// As for [`_nss_iam_getpwnam_r`].
+/// As nss(5) requires: `name` is a C string, `result` and `errnop` may be written, `buffer` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_iam_getgrnam_r(
     name: *const c_char,
@@ -89,20 +89,20 @@ pub unsafe extern "C" fn _nss_iam_getgrnam_r(
     length: size_t,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: glibc hands over where it wants errno.
+    // SAFETY: `errnop` may be written.
     let errno = unsafe { errnop.as_mut() };
     guard("getgrnam_r", errno, || {
-        // SAFETY: `name` is a C string, and `buffer` has `length` bytes that are ours until we return.
+        // SAFETY: `name` is a C string, and `buffer` has `length` bytes that nothing else uses during the call.
         let (name, area) = unsafe { (text(name), Area::new(buffer, length)) };
-        // SAFETY: glibc hands over a `struct group` to be filled.
+        // SAFETY: `result` is a `struct group` that may be written.
         answer(lookup::group_by_name(name), |found| unsafe { reply::group(&found, result, area) })
     })
 }
 
-/// getgrgid_r(3)
+/// Implements getgrgid_r(3).
 ///
 /// # Safety
-/// As for [`_nss_iam_getpwnam_r`].
+/// As nss(5) requires: `result` and `errnop` may be written, `buffer` has `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_iam_getgrgid_r(
     gid: gid_t,
@@ -111,21 +111,21 @@ pub unsafe extern "C" fn _nss_iam_getgrgid_r(
     length: size_t,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: glibc hands over where it wants errno.
+    // SAFETY: `errnop` may be written.
     let errno = unsafe { errnop.as_mut() };
     guard("getgrgid_r", errno, || {
-        // SAFETY: `buffer` has `length` bytes that are ours until we return.
+        // SAFETY: `buffer` has `length` bytes that nothing else uses during the call.
         let area = unsafe { Area::new(buffer, length) };
-        // SAFETY: glibc hands over a `struct group` to be filled.
+        // SAFETY: `result` is a `struct group` that may be written.
         answer(lookup::group_by_gid(Gid(gid)), |found| unsafe { reply::group(&found, result, area) })
     })
 }
 
-/// initgroups(3) and getgrouplist(3): adds the supplementary groups of `user`, whose primary group is `group`.
+/// Adds the supplementary groups of `user`, whose primary group is `group`, for initgroups(3) and getgrouplist(3).
 ///
 /// # Safety
-/// As nss(5) has it: `user` is a C string; `*groups` was allocated by malloc(3) and has room for `*size` gids, of
-/// which `*start` are taken.
+/// As nss(5) requires: `user` is a C string; `*groups` was allocated by malloc(3) and has room for `*size` gids, of which
+/// `*start` are taken.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_iam_initgroups_dyn(
     user: *const c_char,
@@ -136,20 +136,20 @@ pub unsafe extern "C" fn _nss_iam_initgroups_dyn(
     limit: c_long,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: glibc hands over where it wants errno.
+    // SAFETY: `errnop` may be written.
     let errno = unsafe { errnop.as_mut() };
     guard("initgroups_dyn", errno, || {
         // SAFETY: `user` is a C string.
         let user = unsafe { text(user) };
         answer(lookup::groups_of(user, Gid(group)), |gids| {
-            // SAFETY: glibc hands over its growing list of gids.
+            // SAFETY: the pointers are those of glibc's growing list of gids, as nss(5) requires.
             let mut list = unsafe { GroupList::new(start, size, groups, limit) };
             gids.iter().filter(|gid| gid.0 != group).try_for_each(|gid| list.push(*gid))
         })
     })
 }
 
-/// Runs the body of an entry point, catches its panic and tells `errno` what glibc expects beside each status.
+/// Runs the body of an entry point, catches a panic, and sets `errno` to the value that glibc expects with the status.
 fn guard(
     entry: &str,
     errno: Option<&mut c_int>,
@@ -184,7 +184,7 @@ fn answer<T>(found: Found<T>, fill: impl FnOnce(T) -> Result<(), reply::TooSmall
     }
 }
 
-/// A C string as a name; what is not UTF-8 is nobody's name.
+/// Returns a C string as a name. Empty if it is null or not UTF-8, since no account has such a name.
 ///
 /// # Safety
 /// `name` is null or a C string that outlives the call.

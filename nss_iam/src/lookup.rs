@@ -34,7 +34,7 @@ pub fn user_by_name(name: &str) -> Found<User> {
     }
 }
 
-/// Returns the account with `uid`. A uid outside the managed range has none, and the resolver is not asked.
+/// Returns the account with `uid`. For a uid outside the managed range the resolver is not asked, and there is none.
 pub fn user_by_uid(uid: Uid) -> Found<User> {
     if !uid.is_managed() {
         return Found::No;
@@ -50,7 +50,7 @@ pub fn group_by_name(name: &str) -> Found<Group> {
     }
 }
 
-/// Returns the group with `gid`. A gid outside the managed range has none, and the resolver is not asked.
+/// Returns the group with `gid`. For iam-users, and for a gid outside the managed range, the resolver is not asked.
 pub fn group_by_gid(gid: Gid) -> Found<Group> {
     if gid == Gid::IAM_USERS {
         return iam_users(Path::new(paths::GROUP));
@@ -62,7 +62,7 @@ pub fn group_by_gid(gid: Gid) -> Found<Group> {
 }
 
 /// Returns the group `iam-users`, unless group(5) has one of that name. The resolver is not asked, so that sshd's rule about
-/// authorized_keys, which looks up the names of a user's groups, holds without it.
+/// authorized_keys, which looks up the names of a user's groups, works without the resolver.
 fn iam_users(groups: &Path) -> Found<Group> {
     match (local::group_by_name(groups, IAM_USERS), LinuxName::new(IAM_USERS)) {
         (Ok(None), Ok(name)) => Found::Yes(Group { name, gid: Gid::IAM_USERS, members: Vec::new() }),
@@ -71,14 +71,16 @@ fn iam_users(groups: &Path) -> Found<Group> {
     }
 }
 
-/// Returns the supplementary groups of `user`. They go by the name: a service may run as the user with another primary group.
+/// Returns the supplementary groups of `user`. The name decides, since a service may run as the user with another primary
+/// group.
 ///
-/// A managed account is always in iam-users, whatever the resolver answers: sshd's rule about authorized_keys goes by that group. An
-/// account counts as managed if `primary` is in the managed range and its uid is too, or cannot be told. For other local names the
-/// resolver is not asked, and for other names of directories it does not ask IAM: services start at boot before the network does.
+/// A managed account is always in iam-users, even without an answer of the resolver: sshd's rule about authorized_keys
+/// applies to that group. An account counts as managed if `primary` is in the managed range and its uid is in it too or is
+/// unknown. About other local accounts the resolver is not asked. About other accounts of directories the resolver answers
+/// without IAM, since services start at boot before the network.
 pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     let Ok(name) = LinuxName::new(user) else { return Found::No };
-    // The uid decides: a local account, or one of another directory, may have a primary group of our range.
+    // The uid decides, since a local account or one of another directory may have a primary group in the managed range.
     let seen = if primary.is_managed() { seen_by_all(user) } else { None };
     let is_managed = primary.is_managed() && seen.is_none_or(|(uid, _)| uid.is_managed());
     if let Some((uid, gid)) = seen
@@ -86,8 +88,8 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
         && gid != primary
         && !is_local(Path::new(paths::PASSWD), user)
     {
-        // Another directory answers in our place for an account that was ours a moment ago: it has the group that restricts, and
-        // no other.
+        // The account was managed when the caller looked it up, and now another directory answers for its name. It gets
+        // iam-users, the group that restricts, and no other.
         return groups_in(Ok(None), restricting(), &[]);
     }
     if !is_managed && is_local(Path::new(paths::PASSWD), user) {
@@ -101,13 +103,15 @@ pub fn groups_of(user: &str, primary: Gid) -> Found<Vec<Gid>> {
     groups_in(given, restricting().filter(|_| is_managed), &mapped)
 }
 
-/// Returns the gid of iam-users, which keeps sshd from authorized_keys: the local group's, if there is one of that name.
+/// Returns the gid of iam-users, for whose members sshd does not read authorized_keys: that of the local group, if there is
+/// one of that name.
 fn restricting() -> Option<Gid> {
     let own = local::group_by_name(Path::new(paths::GROUP), IAM_USERS).ok().flatten();
     Some(own.map_or(Gid::IAM_USERS, |group| group.gid))
 }
 
-/// Returns uid and primary gid of the account `user` from the first service that knows it. None if none tells.
+/// Returns uid and primary gid of the account `user` from the first service that knows it. None if no service does, or
+/// passwd(5) cannot be read.
 fn seen_by_all(user: &str) -> Option<(Uid, Gid)> {
     match local::account_by_name(Path::new(paths::PASSWD), user) {
         Ok(Some(account)) => Some((account.uid, account.gid)),
@@ -118,7 +122,7 @@ fn seen_by_all(user: &str) -> Option<(Uid, Gid)> {
     }
 }
 
-/// The groups that IAM gives, with `restricts`, which a managed account has in any case.
+/// Returns the groups that IAM gives and `restricts`, which a managed account has even without an answer.
 fn groups_in(
     given: Result<Option<Vec<Gid>>, ClientError>,
     restricts: Option<Gid>,
@@ -158,7 +162,7 @@ fn user(answer: Result<Option<User>, ClientError>, is_asked_for: impl Fn(&User) 
 /// Returns the group of an answer, if it is in the managed range and the one that was asked for.
 fn group(answer: Result<Option<Group>, ClientError>, is_asked_for: impl Fn(&Group) -> bool) -> Found<Group> {
     match answer {
-        // Members are never listed: newgrp(1) would let in whoever has a listed name.
+        // Members are never listed: newgrp(1) would let any account with a listed name into the group.
         Ok(Some(group)) if group.gid.is_managed() && is_asked_for(&group) => {
             Found::Yes(Group { members: Vec::new(), ..group })
         }
@@ -167,13 +171,13 @@ fn group(answer: Result<Option<Group>, ClientError>, is_asked_for: impl Fn(&Grou
     }
 }
 
-/// Whether NSS may give a user this gid: it is in the managed range, or root has written it down. 0 is never given.
+/// Whether NSS may give a user this gid: it is in the managed range, or in `mapped`. 0 is never given.
 fn is_believed(gid: Gid, mapped: &[Gid]) -> bool {
     gid.is_managed() || gid.0 != 0 && mapped.contains(&gid)
 }
 
-/// Returns the gids outside the managed range that root has written down from the checked configuration. Empty if the file is missing or
-/// could have been written by other users.
+/// Returns the gids of mapped groups outside the managed range, from a file that root writes after checking the
+/// configuration. Empty if the file is missing or could have been written by other users.
 fn mapped_gids(path: &Path) -> Vec<Gid> {
     let Ok(file) = File::open(path) else { return Vec::new() };
     let is_roots = file.metadata().is_ok_and(|found| found.uid() == 0 && found.mode() & 0o022 == 0);
@@ -184,14 +188,14 @@ fn mapped_gids(path: &Path) -> Vec<Gid> {
     text.lines().filter_map(|line| line.parse().ok()).map(Gid).collect()
 }
 
-/// Whether an account is well formed: a home or shell that means something else to the programs that read it is not passed on.
+/// Whether an account is well formed. A home, shell or GECOS field that programs would misread is not passed on.
 fn is_sound(user: &User) -> bool {
     let path_is_sound = |path: &str| {
         path.starts_with('/')
             && !path.contains(|c: char| c == ':' || c.is_control())
             && !path.split('/').any(|part| part == "..")
     };
-    // What does not lie in our range is never believed, whoever says it: uid 0 least of all.
+    // A uid outside the managed range, such as 0, is never passed on, even if the resolver sends it.
     user.uid.is_managed()
         && user.gid == user.uid.private_group()
         && path_is_sound(&user.home)
@@ -199,14 +203,14 @@ fn is_sound(user: &User) -> bool {
         && !user.gecos.contains(|c: char| c == ':' || c.is_control())
 }
 
-/// Whether this process only inspects the host, as `sshd -T` does for doctor and the sweep: its lookups are no login and start no
-/// revalidation. The environment of a setuid program is its caller's, and does not count.
+/// Whether this process only inspects the host, as `sshd -T` does for doctor and the sweep: its lookups are not part of a
+/// login and start no revalidation. The environment of a setuid program comes from its caller and does not count.
 fn looks_only() -> bool {
     let is_setuid = rustix::process::getuid() != rustix::process::geteuid();
     !is_setuid && std::env::var_os(paths::LOOK_ONLY).is_some()
 }
 
-/// The daemon, asked on behalf of the user or the client behind this process. No process is ever started.
+/// The running resolver, asked on behalf of the user of this process or the client of sshd. It is never started.
 struct Nss;
 
 impl Queries for Nss {
@@ -227,7 +231,7 @@ pub fn panic_if_tested(entry: &str) {
     }
 }
 
-/// Nothing, in a build for use.
+/// Does nothing in a build for use.
 #[cfg(not(feature = "test-panic"))]
 pub fn panic_if_tested(_entry: &str) {}
 
@@ -242,7 +246,7 @@ mod tests {
         let believed = [ours, Gid(998), Gid(27), Gid(0)].map(|gid| is_believed(gid, &mapped));
         assert_eq!(believed, [true, true, false, false]);
         assert!(mapped_gids(Path::new("/nonexistent")).is_empty());
-        // A file of somebody else's.
+        // A file that other users may write to.
         let file = std::env::temp_dir().join(format!("pam_iam-mapped-{}", std::process::id()));
         std::fs::write(&file, "27\n").unwrap();
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
@@ -311,7 +315,7 @@ mod tests {
 
     #[test]
     fn names_and_ids_that_cannot_be_managed_are_answered_without_the_resolver() {
-        // With no resolver about, whoever asks gets `Unknown`.
+        // No resolver runs here, so a lookup that asked it would return `Unknown`.
         assert_eq!(user_by_uid(Uid(0)), Found::No);
         assert_eq!(user_by_uid(Uid(1000)), Found::No);
         assert_eq!(group_by_gid(Gid(27)), Found::No);

@@ -1,4 +1,4 @@
-//! Entries laid out in memory that glibc hands over.
+//! Writes entries into memory that glibc provides.
 
 use std::ffi::{CStr, c_char, c_long};
 use std::mem::{align_of, size_of};
@@ -9,11 +9,11 @@ use libc::gid_t;
 use pam_iam_core::id::Gid;
 use pam_iam_core::wire::{Group, User};
 
-/// The memory does not suffice; glibc comes back with more.
+/// The error that the memory does not suffice. glibc calls again with more.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooSmall;
 
-/// The caller's buffer, handed out from its beginning.
+/// The unused rest of the caller's buffer, which is handed out from its beginning.
 pub struct Area {
     next: *mut u8,
     left: usize,
@@ -21,27 +21,27 @@ pub struct Area {
 
 impl Area {
     /// # Safety
-    /// `buffer` has `length` bytes that nobody else uses while the area or what it handed out is in use.
+    /// `buffer` has `length` bytes that nothing else uses while the area or the memory that it handed out is in use.
     pub unsafe fn new(buffer: *mut c_char, length: usize) -> Self {
         Self { next: buffer.cast(), left: if buffer.is_null() { 0 } else { length } }
     }
 
-    /// `count` bytes, of which the first is aligned to `alignment`.
+    /// Returns `count` bytes, of which the first is aligned to `alignment`.
     fn take(&mut self, count: usize, alignment: usize) -> Result<*mut u8, TooSmall> {
         let padding = self.next.align_offset(alignment);
         let used = padding.checked_add(count).ok_or(TooSmall)?;
         self.left = self.left.checked_sub(used).ok_or(TooSmall)?;
-        // SAFETY: `used` bytes were left behind `next`.
+        // SAFETY: at least `used` bytes were left from `next` on.
         let (start, next) = unsafe { (self.next.add(padding), self.next.add(used)) };
         self.next = next;
         Ok(start)
     }
 
-    /// A copy of `text` as a C string. What stands behind a NUL would not be seen and is left out.
+    /// Returns a copy of `text`, up to its first NUL, as a C string.
     fn string(&mut self, text: &str) -> Result<*mut c_char, TooSmall> {
         let bytes = text.as_bytes().split(|&b| b == 0).next().unwrap_or_default();
         let start = self.take(bytes.len() + 1, 1)?;
-        // SAFETY: `start` has room for the bytes and the NUL, and is the caller's memory, not ours.
+        // SAFETY: `start` has room for the bytes and the NUL, and is in the caller's memory, which does not overlap `text`.
         unsafe {
             ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len());
             *start.add(bytes.len()) = 0;
@@ -49,7 +49,7 @@ impl Area {
         Ok(start.cast())
     }
 
-    /// A null-terminated list of C strings.
+    /// Returns a null-terminated list of C strings.
     fn strings<'a>(
         &mut self,
         texts: impl ExactSizeIterator<Item = &'a str>,
@@ -62,13 +62,13 @@ impl Area {
             // SAFETY: `at` is below `end`, and the list has room for `end + 1` pointers.
             unsafe { *list.add(at) = string };
         }
-        // SAFETY: as above.
+        // SAFETY: the list has room for `end + 1` pointers.
         unsafe { *list.add(end) = ptr::null_mut() };
         Ok(list)
     }
 }
 
-/// Lays out `user`. The password field is `*`: there is none, and the account is not locked.
+/// Writes `user` to `result`. The password field is `*`: no password matches, and the account does not count as locked.
 ///
 /// # Safety
 /// `result` may be written.
@@ -87,7 +87,7 @@ pub unsafe fn passwd(user: &User, result: *mut libc::passwd, mut area: Area) -> 
     Ok(())
 }
 
-/// Lays out `found`.
+/// Writes `found` to `result`.
 ///
 /// # Safety
 /// `result` may be written.
@@ -118,10 +118,10 @@ impl GroupList {
         Self { start, size, groups, limit }
     }
 
-    /// Adds a gid, unless the caller's limit is reached (then the rest is dropped, as glibc's own services do) or it
-    /// is there already. gid 0 never gets in, whoever says it.
+    /// Adds a gid, unless it is 0, is already in the list, or the caller's limit is reached. Gids beyond the limit are
+    /// dropped, as by glibc's own services.
     pub fn push(&mut self, gid: Gid) -> Result<(), TooSmall> {
-        // SAFETY: by the contract of `new`; `grow` keeps `*size` the room there is.
+        // SAFETY: by the contract of `new`; `grow` sets `*size` to the room that it has allocated.
         unsafe {
             let taken = usize::try_from(*self.start).map_err(|_| TooSmall)?;
             let known = (0..taken).any(|at| *(*self.groups).add(at) == gid.0);
@@ -158,17 +158,18 @@ impl GroupList {
     }
 }
 
-/// A panic is ours to report, not to be printed on the standard error of whatever program we are loaded into. The
-/// hook is that of the standard library linked into this module, so no other Rust code in the process loses its own.
+/// Keeps a panic from being printed on the standard error of the program that has loaded this library; [`log_panic`] logs
+/// it. The hook is that of the standard library linked into this library, and other Rust code in the process keeps its own
+/// hook.
 pub fn silence_panics() {
-    // Not a Once: in the child of a process whose other thread was at it, nobody would ever finish.
+    // Not a `Once`: in a child that was forked while another thread executed it, a `Once` would wait for ever.
     static DONE: AtomicBool = AtomicBool::new(false);
     if !DONE.swap(true, Ordering::Relaxed) {
         std::panic::set_hook(Box::new(|_| {}));
     }
 }
 
-/// Tells syslog that an entry point panicked.
+/// Logs to syslog that an entry point panicked.
 pub fn log_panic(entry: &str) {
     const FORMAT: &CStr = c"libnss_iam: %.*s panicked; answered \"unavailable\"";
     let length = i32::try_from(entry.len()).unwrap_or(0);
@@ -197,7 +198,7 @@ mod tests {
         }
     }
 
-    /// The smallest buffer that suffices, found by trying every size at every alignment.
+    /// Returns the length of the smallest buffer that suffices, at `shift` bytes from the start of an allocation.
     fn smallest(fill: impl Fn(Area) -> Result<(), TooSmall>, shift: usize) -> usize {
         let mut buffer = vec![0xaa_u8; 4096];
         (0..4000)

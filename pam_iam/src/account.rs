@@ -19,7 +19,7 @@ use crate::target::{QueryError, TargetAccount};
 /// The message to a user about whom the resolver has no answer.
 const UNAVAILABLE: &str = "access cannot be checked with AWS IAM at the moment; try again in a minute";
 
-/// The body of `pam_sm_acct_mgmt`.
+/// Runs the account phase (`pam_sm_acct_mgmt`).
 pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outcome {
     let Some(name) = account_name(application, arguments.policy) else {
         let event = refused(begun(arguments.policy, ""), application, "no-user");
@@ -35,7 +35,7 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
     if arguments.policy == Policy::Sudo && is_of_another(application.process_uid(), &account) {
         return refuse_another(begun, application, &account.name);
     }
-    // To a shared account IAM only adds keys; what else it may do, its cron jobs too, is the host's business.
+    // IAM only adds keys to a shared account. The host alone decides about its logins by other means, and its cron jobs.
     if let AccountKind::Local | AccountKind::Shared = account.account_kind {
         if arguments.policy == Policy::Sudo
             && let Some(group) = group_without_a_right(application, &account)
@@ -79,7 +79,7 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
     }
 }
 
-/// Logs a decision, tells a user who is refused why, and returns what PAM gets.
+/// Logs a decision, shows the reason to a user who is refused, and returns the outcome for PAM.
 fn tell_decision(
     begun: Event,
     application: &mut impl Application,
@@ -97,8 +97,8 @@ fn tell_decision(
     Outcome::Denied
 }
 
-/// Whether sudo was invoked by another uid than the account's: another directory has an account of that name, or the name has changed
-/// hands. Accounts in which IAM has no say are the host's business.
+/// Whether sudo was invoked by another uid than the account's: another directory has an account of that name, or the name
+/// now belongs to another user. For a local or shared account only a managed uid counts, since IAM has no say in the others.
 fn is_of_another(invoker: Uid, account: &TargetAccount) -> bool {
     let is_local = matches!(account.account_kind, AccountKind::Local | AccountKind::Shared);
     invoker != Uid::ROOT && invoker != account.uid && (!is_local || invoker.is_managed())
@@ -117,7 +117,7 @@ fn refuse_another(begun: Event, application: &mut impl Application, user: &str) 
     Outcome::Denied
 }
 
-/// Logs and tells why a user is refused for what the host has set up by the name.
+/// Logs why a user is refused because of what the host has set up for the name, and shows the user a message.
 pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Refusal) {
     application.log(Severity::Warning, &format!("{}; take it out, and {user} can log in", refusal.why));
     application.message(&format!(
@@ -125,7 +125,8 @@ pub fn tell_of_name(application: &mut impl Application, user: &str, refusal: &Re
     ));
 }
 
-/// Returns a group that only IAM gives and that `account`, about which IAM is not asked, holds all the same.
+/// Returns a group that only IAM may give and that `account` holds, although it is local or shared and IAM is not asked
+/// about it.
 fn group_without_a_right(application: &impl Application, account: &TargetAccount) -> Option<String> {
     let (process_gids, account_gids) =
         (application.process_gids(), application.gids_of(&account.name, account.gid));
@@ -149,8 +150,8 @@ fn refuse_group(begun: Event, application: &mut impl Application, user: &str, gr
     Outcome::Denied
 }
 
-/// Returns the name of the account to check. sudo sets `PAM_RUSER` to the user who invoked it; with `targetpw` and the like, `PAM_USER` is
-/// another user.
+/// Returns the name of the account to check. sudo sets `PAM_RUSER` to the user who invoked it. With settings such as
+/// `targetpw`, `PAM_USER` is another user.
 fn account_name(application: &mut impl Application, policy: Policy) -> Option<String> {
     let requesting = application.requesting_user();
     let name =
@@ -163,17 +164,17 @@ fn decide(account: &TargetAccount, policy: Policy) -> Result<Decision, QueryErro
     Ok(resolver.decide(&name, account.uid, policy)?)
 }
 
-/// Returns the event of a decision that is not made yet.
+/// Returns an event with the fields that are known before a decision.
 fn begun(policy: Policy, user: &str) -> Event {
     Event::new(policy.as_str()).with("user", user)
 }
 
-/// Returns the event of a refusal without IAM.
+/// Completes the event of a refusal that IAM did not decide.
 fn refused(event: Event, application: &impl Application, reason: &str) -> Event {
     refused_in(event, application, reason, "")
 }
 
-/// Returns the event of a refusal without IAM, because of a Linux group.
+/// Completes the event of a refusal that IAM did not decide, because of a Linux group.
 fn refused_in(event: Event, application: &impl Application, reason: &str, group: &str) -> Event {
     let nothing = ["iam_name", "iam_id", "key"];
     nothing
@@ -193,7 +194,7 @@ fn decided(event: Event, application: &impl Application, decision: &Decision) ->
     event
         .with("iam_name", text(&decision.iam_name))
         .with("iam_id", text(&decision.iam_id))
-        // sshd tells it to the session only.
+        // sshd gives the key only to the session phase.
         .with("key", "")
         .with("group", text(&decision.group))
         .with("service", application.service())
@@ -211,7 +212,7 @@ pub mod tests {
     use pam_iam_core::wire::{Reason, Source};
     use std::ffi::CStr;
 
-    /// A host that remembers what it was told.
+    /// An application that keeps the messages and log lines that it gets.
     #[derive(Default)]
     pub struct FakeApplication {
         pub user: Option<String>,

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use pam_iam_core::audit::Event;
 use pam_iam_core::id::{Gid, Uid};
 
-/// What the module needs from the application. Tests have a fake.
+/// The calls of this module to the application. Tests have a fake.
 pub trait Application {
     /// Returns `PAM_USER`, if set.
     fn user(&mut self) -> Option<String>;
@@ -25,9 +25,9 @@ pub trait Application {
     fn gids_of(&self, user: &str, gid: u32) -> Vec<Gid>;
     /// Shows a message to the user.
     fn message(&mut self, message: &str);
-    /// Writes an event to the journal, or as a line to syslog, authpriv.
+    /// Writes an event to the journal or, if that fails, as a line to syslog (authpriv). The resolver gets it too.
     fn audit(&mut self, severity: Severity, event: &Event);
-    /// Writes a line to syslog, authpriv.
+    /// Writes a line to syslog (authpriv).
     fn log(&mut self, severity: Severity, line: &str);
 }
 

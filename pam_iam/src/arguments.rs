@@ -1,4 +1,4 @@
-//! The arguments behind the module's name on the PAM line.
+//! The arguments after the module's name on the PAM line.
 
 use std::path::PathBuf;
 
@@ -15,13 +15,13 @@ pub struct Arguments {
     pub policy: Policy,
     /// `debug`: more lines in the log.
     pub debug: bool,
-    /// `sshd`: this stack is sshd's, under whatever name. The stack called sshd needs no such word.
+    /// `sshd`: sshd uses this stack, although PAM's service has another name. Not needed in the stack `sshd`.
     pub is_sshd: bool,
 }
 
 impl Arguments {
-    /// Parses the arguments. An unknown word is logged and ignored, except that an unknown `policy` becomes the stricter of the two: a typo
-    /// must not let anybody use sudo.
+    /// Parses the arguments. Returns also a complaint about each unknown one, which is ignored. But an unknown `policy`
+    /// counts as `sudo`, the stricter policy: a typo must not let anybody use sudo.
     pub fn parse<S: AsRef<str>>(words: impl Iterator<Item = S>) -> (Self, Vec<String>) {
         let mut arguments =
             Self { config: paths::CONFIG.into(), policy: Policy::Login, debug: false, is_sshd: false };

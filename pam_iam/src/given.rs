@@ -1,5 +1,5 @@
-//! Groups that a managed user holds and IAM does not give: by another directory, an earlier import, or a session that has them
-//! from before.
+//! Groups that a managed user holds and IAM does not give. They come from another directory, an earlier import, or a session
+//! that was opened when IAM still gave them.
 
 use std::path::Path;
 
@@ -16,11 +16,11 @@ use crate::application::Application;
 use crate::sudoer::{Groups, NssGroups};
 use crate::target::{QueryError, TargetAccount};
 
-/// Returns a group that means root and that the user has by the name alone, from another directory or an earlier import. For a
-/// user who may do what is asked.
+/// Returns a privileged group that the user has only because another directory or an earlier import lists the name. Called
+/// for a user whom IAM allows.
 ///
 /// # Errors
-/// Returns an error if there is such a group and the resolver does not tell whether it is IAM's.
+/// Returns an error if there is such a group and the resolver does not answer whether IAM gives it.
 pub fn root_group_from_elsewhere<'a>(
     application: &impl Application,
     account: &'a TargetAccount,
@@ -36,11 +36,11 @@ pub fn root_group_from_elsewhere<'a>(
     Ok(found.into_iter().find(|found| !given.contains(&found.gid)))
 }
 
-/// Returns a mapped group that a user who invokes sudo has and IAM no longer gives. sudo goes by the groups of the process, which
-/// the kernel keeps for the life of a session, and a rule for the group may allow more than what IAM allows now.
+/// Returns a mapped group that a user who invokes sudo holds and IAM no longer gives. sudo uses the groups of the process,
+/// which stay while a session lasts, and a sudoers rule for the group may allow more than IAM allows now.
 ///
 /// # Errors
-/// Returns an error if there is a mapped group and the resolver does not tell whether IAM gives it.
+/// Returns an error if there is a mapped group and the resolver does not answer whether IAM gives it.
 pub fn withdrawn_group<'a>(
     application: &impl Application,
     account: &'a TargetAccount,
@@ -72,7 +72,7 @@ pub fn withdrawn_group<'a>(
 #[derive(Debug, PartialEq, Eq)]
 pub struct Withdrawn {
     gid: Gid,
-    /// The name of the group, or its number if no file has a name for it.
+    /// The name of the group, or its gid if group(5) does not have it.
     pub group: String,
     /// Whether an earlier import lists the user in /etc/group, so that a new session has the group too.
     pub is_listed: bool,
@@ -84,7 +84,7 @@ fn by_iam(account: &TargetAccount) -> Result<Vec<Gid>, QueryError<'_>> {
     Ok(resolver.groups_decided_on(&name)?)
 }
 
-/// What this host knows of groups.
+/// The sources of this host about groups.
 struct Host<'a> {
     local: Vec<Group>,
     importer: ImporterRecord,
@@ -92,12 +92,12 @@ struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// Returns those of `held` that only IAM gives the user `name`, whose primary group is `own`.
+    /// Returns those of `held` that only IAM may give to the user `name`, whose primary group is `own`.
     fn mapped(&self, name: &str, own: Gid, held: &[Gid]) -> Vec<Withdrawn> {
         let is_target = |group: &Group| self.config.is_some_and(|config| config.is_mapped(&group.name));
         let others = held.iter().filter(|gid| ![own, Gid::IAM_USERS, Gid::IAM_SUDO].contains(gid));
         let mapped = others.filter_map(|gid| match self.local.iter().find(|group| group.gid == *gid) {
-            // A group of which no file knows, and of our range, is one of ours.
+            // A gid of the managed range that group(5) does not have is that of a mapped group.
             None => {
                 gid.is_managed().then(|| Withdrawn { gid: *gid, group: gid.to_string(), is_listed: false })
             }

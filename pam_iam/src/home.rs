@@ -1,8 +1,9 @@
 //! Makes a home directory so that no crash, race or planted link does harm.
 //!
-//! It is built by file descriptors alone, under another name beside its place, in a directory that only root can enter. Its owner is set
-//! last, and a rename that never replaces puts it in place. So a home directory is there whole or not at all. A builder holds a lock on
-//! what it builds; a directory under construction without a lock was left by a crash and is removed.
+//! It is built by file descriptors alone, under a temporary name in the parent directory, and only root can enter it. Its
+//! owner is set last, and a rename that replaces no home directory puts it in place. So a home directory exists completely
+//! or not at all. A login locks the directory that it builds. A directory under construction without a lock was left by a
+//! crash and is removed.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -22,31 +23,31 @@ mod tests;
 /// The mode of a home directory where login.defs(5) says nothing: that of useradd(8).
 const DEFAULT_MODE: u32 = 0o755;
 
-/// Tries to build a directory that nobody removes under the builder's hands, and to put it in place. Another first login
-/// has to come within microseconds to spoil one.
+/// How often a login tries to build a directory and to put it in place. A try fails only if another first login of the user
+/// comes within microseconds.
 const TRIES: usize = 50;
 
-/// The outcome.
+/// The outcome of [`ensure`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Made {
-    /// The user has a home directory.
+    /// There was a home directory already.
     WasThere,
     /// A home directory was made.
     New,
-    /// Another user's was renamed to this path, and a new one was made.
+    /// Another user's home directory was renamed to this path, and a new one was made.
     Aside(PathBuf),
 }
 
 /// Why there is no home directory.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    /// Another user's home directory is there.
+    /// Another user's directory is at the path.
     #[error("belongs to uid {}; see home.on_mismatch", .owner.as_raw())]
     Foreign {
         /// The owner.
         owner: Uid,
     },
-    /// A file or link is there.
+    /// A file, or a link that root did not make, is at the path.
     #[error("is there and is no directory")]
     NotADirectory,
     /// The path is not absolute, or has no last part.
@@ -68,20 +69,21 @@ pub enum HomeError {
     },
 }
 
-/// Names what failed.
+/// Adds the action that failed to an error.
 fn while_<T>(doing: &'static str, result: Result<T, Errno>) -> Result<T, HomeError> {
     result.map_err(|errno| HomeError::System { doing, errno })
 }
 
-/// Makes the home directory `path` of `owner`, unless it is there. One that root owns counts as there: sshd wants that of a
-/// `ChrootDirectory %h`.
+/// Makes the home directory `path` of `owner`, unless it exists. A directory that root owns is accepted too: sshd requires
+/// it for `ChrootDirectory %h`.
 ///
 /// # Errors
-/// Returns an error if there is none afterwards. Nothing half-made is left.
+/// Returns an error if there is no home directory afterwards. A partly made one is removed, or the next login removes it.
 pub fn ensure(path: &Path, owner: Owner, settings: &Home) -> Result<Made, HomeError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(HomeError::Path) };
     let parent_fd = match open_parent(parent) {
-        // Nothing is made where others may write, as on some network file systems. What is there already and the owner's is used.
+        // Nothing is made where others may write, as on some network file systems. An existing directory of the owner is
+        // used.
         Err(HomeError::Exposed(_)) if is_owners(path, owner) => return Ok(Made::WasThere),
         parent => parent?,
     };
@@ -105,8 +107,8 @@ pub fn ensure(path: &Path, owner: Owner, settings: &Home) -> Result<Made, HomeEr
     Err(HomeError::System { doing: "taking turns with another login", errno: Errno::BUSY })
 }
 
-/// Whether a directory's owner is an earlier IAM user. A directory of root, or of a local user, is never moved: an IAM
-/// user who is called like a directory in /home or /srv must not get its place.
+/// Whether a directory's owner is an earlier IAM user. A directory of root, or of a local user, is never moved: an IAM user
+/// with the name of a directory in /home or /srv must not get its path.
 fn is_former(owner: Uid) -> bool {
     pam_iam_core::id::Uid(owner.as_raw()).is_managed()
 }
@@ -127,7 +129,7 @@ fn is_directory_of(path: &Path, uid: Uid) -> bool {
     })
 }
 
-/// What is found at the place of a home directory.
+/// The result of a look at the path of a home directory.
 enum Place {
     Free,
     Taken,
@@ -139,7 +141,7 @@ fn look(parent: &OwnedFd, name: &OsStr, owner: Owner) -> Result<Place, HomeError
         Err(Errno::NOENT) => return Ok(Place::Free),
         stat => while_("looking for the directory", stat)?,
     };
-    // A link that root made leads where root wants; any other leads nowhere.
+    // A link is followed only if root made it.
     let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
     if link && trusted(Uid::from_raw(stat.st_uid)) {
         stat = while_("following the link", rustix::fs::statat(parent, name, AtFlags::empty()))?;
@@ -147,7 +149,7 @@ fn look(parent: &OwnedFd, name: &OsStr, owner: Owner) -> Result<Place, HomeError
     let holder = Uid::from_raw(stat.st_uid);
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory if holder == owner.uid || holder.is_root() && !link => Ok(Place::Taken),
-        // A link is never moved aside: what it leads to is what belongs to somebody.
+        // A link is never moved aside: only the directory that it leads to belongs to another user.
         FileType::Directory if link => Err(HomeError::Foreign { owner: holder }),
         FileType::Directory => Ok(Place::Foreign(holder)),
         _ => Err(HomeError::NotADirectory),
@@ -176,7 +178,7 @@ fn build(parent: &OwnedFd, name: &OsStr, owner: Owner, settings: &Home) -> Resul
     let Some(building) = Building::start(parent, name)? else { return Ok(false) };
     let made = building.fill(owner, settings).and_then(|()| building.put_in_place(name));
     if !matches!(made, Ok(true)) {
-        // The next login removes what cannot be removed now.
+        // If the directory cannot be removed now, the next login removes it.
         let _ = skeleton::remove_tree(parent, &building.name);
     }
     made
@@ -190,7 +192,7 @@ struct Building<'a> {
 }
 
 impl<'a> Building<'a> {
-    /// Makes and locks the directory. None if a cleaner took it for left over before it was locked.
+    /// Makes and locks the directory. None if another login removed it as a leftover before it was locked.
     fn start(parent: &'a OwnedFd, home: &OsStr) -> Result<Option<Self>, HomeError> {
         let mut random = [0; 8];
         while_(
@@ -209,7 +211,7 @@ impl<'a> Building<'a> {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => return Err(HomeError::System { doing: "locking the new directory", errno }),
         }
-        // The lock may be on a directory that a cleaner has removed before, and let go of.
+        // Another login may have locked, removed and unlocked the directory before this one got the lock.
         let stat = while_("looking at the new directory", rustix::fs::fstat(&fd))?;
         Ok((stat.st_nlink > 0).then_some(Self { parent, name, fd }))
     }
@@ -225,7 +227,7 @@ impl<'a> Building<'a> {
     fn put_in_place(&self, name: &OsStr) -> Result<bool, HomeError> {
         let (from, to) = (self.parent, self.parent);
         let renamed = match rustix::fs::renameat_with(from, &self.name, to, name, RenameFlags::NOREPLACE) {
-            // Not on every file system. A plain rename replaces nothing but an empty directory.
+            // Some file systems do not support NOREPLACE. A plain rename replaces only an empty directory.
             Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(from, &self.name, to, name),
             renamed => renamed,
         };
@@ -237,7 +239,7 @@ impl<'a> Building<'a> {
     }
 }
 
-/// Returns how the names of directories under construction for `home` begin.
+/// Returns the prefix of the names of directories under construction for `home`.
 fn prefix(home: &OsStr) -> OsString {
     let mut prefix = OsString::from(".pam_iam-");
     prefix.push(home);
@@ -245,14 +247,14 @@ fn prefix(home: &OsStr) -> OsString {
     prefix
 }
 
-/// Removes what crashed logins left: directories under construction that nobody holds a lock on.
+/// Removes the directories under construction that crashed logins left: those without a lock.
 fn remove_leftovers(parent: &OwnedFd, home: &OsStr) -> Result<(), HomeError> {
     let prefix = prefix(home);
     let entries = while_("listing the directory", Dir::read_from(parent))?;
     for entry in entries {
         let entry = while_("listing the directory", entry)?;
         let name = entry.file_name().to_bytes();
-        // Exactly our own form: `.pam_iam-bob-` begins the names of bob's and those of a user called `bob-x`.
+        // The form must match exactly, since `.pam_iam-bob-` is also the prefix of a user called `bob-x`.
         let random = name.strip_prefix(prefix.as_bytes()).unwrap_or_default();
         if random.len() != 16 || !random.iter().all(u8::is_ascii_hexdigit) {
             continue;
@@ -261,7 +263,7 @@ fn remove_leftovers(parent: &OwnedFd, home: &OsStr) -> Result<(), HomeError> {
         if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let name = OsString::from_vec(name.to_vec());
             match skeleton::remove_tree(parent, &name) {
-                // Its builder was done in between, and it is somebody's home now.
+                // The login that built the directory has put it in place in between.
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(errno) => {
                     return Err(HomeError::System { doing: "removing what an earlier login left", errno });
@@ -272,8 +274,8 @@ fn remove_leftovers(parent: &OwnedFd, home: &OsStr) -> Result<(), HomeError> {
     Ok(())
 }
 
-/// Opens the directory that home directories are in, and makes it where it is missing. Links on the way are followed
-/// if root made them; a directory that others may write to is an error.
+/// Opens the parent directory of a home directory, and makes the directories of its path that are missing. Links in the path
+/// are followed if root made them. A directory that others may write to is an error.
 fn open_parent(path: &Path) -> Result<OwnedFd, HomeError> {
     let mut at = PathBuf::from("/");
     let mut fd = while_("opening /", rustix::fs::openat(CWD, "/", DIRECTORY, Mode::empty()))?;
@@ -306,7 +308,7 @@ fn make_and_open(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, HomeError> {
     }
     let fd =
         while_("opening the parent directory", rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()))?;
-    // The umask of sshd had its say in mkdirat.
+    // mkdirat has applied the umask of sshd.
     while_("setting the parent's mode", rustix::fs::fchmod(&fd, mode))?;
     Ok(fd)
 }
@@ -322,7 +324,7 @@ fn follow(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, HomeError> {
     while_("opening the parent directory", rustix::fs::openat(parent, name, flags, Mode::empty()))
 }
 
-/// Root, or in tests the user who runs them.
+/// Whether a uid is root's or, in tests, that of the user who runs them.
 fn trusted(uid: Uid) -> bool {
     uid.is_root() || uid == rustix::process::geteuid()
 }

@@ -1,8 +1,8 @@
 //! `pam_iam.so`: IAM group policy in PAM's account phase, the home directory in its session phase.
 //!
-//! sshd and sudo load this. It starts no thread, installs no signal handler, leaves no descriptor or child behind,
-//! prints nothing, and never panics across the boundary: a panic is logged and denies. This file is the boundary to
-//! PAM; what is decided and done is in [`account`] and [`session`], which know PAM only as [`application::Application`].
+//! sshd and sudo load this module. It starts no thread, installs no signal handler, leaves no descriptor or child behind,
+//! prints nothing, and lets no panic cross the boundary to PAM: a panic is logged and denies. This file is that boundary.
+//! The phases are in [`account`] and [`session`], which know PAM only as [`application::Application`].
 
 #![expect(unsafe_code, reason = "the parts of PAM's C interface that pam-bindings lacks")]
 
@@ -61,7 +61,7 @@ impl PamHooks for PamIam {
         guard("close_session", "session", pamh, &args, |_, _| session::close())
     }
 
-    /// Keys are sshd's business. In a stack all the same, this module has no opinion.
+    /// Ignores the call, for a stack that has this module in its auth phase: sshd checks the keys itself.
     fn sm_authenticate(pamh: &mut PamHandle, args: Vec<&CStr>, _flags: PamFlag) -> PamResultCode {
         guard("authenticate", "auth", pamh, &args, |_, _| Outcome::Ignore)
     }
@@ -111,8 +111,8 @@ fn guard(
     }
 }
 
-/// A panic is ours to log, not to be printed on the standard error of sshd or sudo. The hook is that of the standard
-/// library linked into this module; other Rust code in the process keeps its own.
+/// Keeps a panic from being printed on the standard error of sshd or sudo; [`guard`] logs it. The hook is that of the
+/// standard library linked into this module, and other Rust code in the process keeps its own hook.
 fn silence_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
@@ -134,10 +134,10 @@ unsafe extern "C" {
     fn pam_syslog(pamh: *const PamHandle, priority: c_int, format: *const c_char, ...);
 }
 
-/// The application that called, through PAM.
+/// The application that called this module, reached through PAM's handle.
 struct PamHost<'a> {
     handle: &'a mut PamHandle,
-    /// As pam_syslog(3) calls it.
+    /// The name that pam_syslog(3) has for the phase.
     phase: &'static str,
 }
 
@@ -171,7 +171,7 @@ impl Application for PamHost<'_> {
         if value.is_null() {
             return None;
         }
-        // SAFETY: pam_getenv(3) returns a C string, which we copy before anything else is asked of PAM.
+        // SAFETY: pam_getenv(3) returns a C string, which is copied before the next call to PAM.
         Some(unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
     }
 
@@ -198,13 +198,13 @@ impl Application for PamHost<'_> {
 
     fn audit(&mut self, severity: Severity, event: &Event) {
         let service = self.service();
-        // As pam_syslog(3) begins its lines.
+        // The line begins like those of pam_syslog(3).
         let message = format!("pam_iam({}:{}): {event}", Value(&service), self.phase);
         let priority = u8::try_from(priority(severity)).unwrap_or_default();
         if !event.to_journal(Path::new(paths::JOURNAL), priority, &service, &message) {
             self.log(severity, &event.to_string());
         }
-        // A flood of the journal may lose the line above; the resolver's unit has no rate limit.
+        // journald may drop the line above in a flood. The resolver logs it too, and its unit has no rate limit.
         let request = Request::Record { line: event.to_string() };
         let _ = client::ask(Path::new(paths::SOCKET), &request, Deadline::after(request.patience()));
     }
@@ -217,7 +217,7 @@ impl Application for PamHost<'_> {
     }
 }
 
-/// getgrouplist(3): the groups that a login of `user` would get.
+/// Returns the groups that a login of `user` would get, by getgrouplist(3).
 fn group_list(user: &CStr, gid: u32) -> Vec<u32> {
     let mut count: c_int = 64;
     loop {
@@ -229,7 +229,7 @@ fn group_list(user: &CStr, gid: u32) -> Vec<u32> {
             gids.truncate(usize::try_from(count).unwrap_or_default());
             return gids;
         }
-        // It has told how many there are, and filled what room there was.
+        // `count` is now the number of all groups, and `gids` has those for which there was room.
         if count <= room {
             return Vec::new();
         }

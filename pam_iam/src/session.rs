@@ -25,7 +25,7 @@ use crate::home::{self, HomeError, Made};
 use crate::skeleton::Owner;
 use crate::target::TargetAccount;
 
-/// The body of `pam_sm_open_session`.
+/// Opens a session (`pam_sm_open_session`).
 pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcome {
     let Some(name) = application.user().filter(|name| !name.is_empty()) else { return Outcome::UnknownUser };
     let Some(account) = TargetAccount::look_up(name, &arguments.config) else { return Outcome::UnknownUser };
@@ -40,7 +40,7 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
             return Outcome::SessionFailed;
         }
     };
-    // The account phase refuses the user too, where the stack asks it.
+    // The account phase refuses the user too, if this module is in the stack's account phase.
     if let Some(refusal) = account.leftovers().refusal(&account.name) {
         let event = Event::new("session").with("user", &account.name).with("service", application.service());
         application.audit(Severity::Warning, &event.with("result", "deny").with("reason", refusal.reason));
@@ -56,7 +56,7 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
             Severity::Error,
             &format!("the session of {} cannot be registered: {error}", Value(&account.name)),
         );
-        // A sweep would not see it.
+        // Without an entry, a sweep does not know by which keys the session was opened.
         if account.account_kind == AccountKind::Managed
             && config.sessions.unregistered == Unregistered::Refuse
         {
@@ -70,7 +70,7 @@ pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcom
     outcome
 }
 
-/// Refuses a session by what opened it, or else makes the home directory.
+/// Refuses a session because of the keys that opened it, or makes the home directory.
 fn admit(
     application: &mut impl Application,
     account: &TargetAccount,
@@ -98,12 +98,12 @@ fn admit(
     }
     match account.account_kind {
         AccountKind::Managed => make_home(application, account, config),
-        // Its home, and the keys in it, are the business of whoever made the account.
+        // The administrator who made such an account also made its home directory.
         AccountKind::Adopted | AccountKind::Shared | AccountKind::Local => Outcome::Success,
     }
 }
 
-/// The body of `pam_sm_close_session`.
+/// Closes a session (`pam_sm_close_session`).
 pub fn close() -> Outcome {
     let left = Process::this().and_then(|process| {
         match SessionRegistry::open_if_made(Path::new(paths::SESSIONS))? {
@@ -112,16 +112,17 @@ pub fn close() -> Outcome {
             None => Ok(()),
         }
     });
-    // An entry that stays is removed by the sweep, when the process is gone.
+    // If the entry could not be changed, the sweep removes it once the process has ended.
     if left.is_ok() { Outcome::Success } else { Outcome::Ignore }
 }
 
-/// Whether sweeps run on this host. They read, and remove, the entries of sessions that are over.
+/// Whether sweeps run on this host: the last one, or else the boot, was less than an hour ago. A sweep reads and removes the
+/// entries of closed sessions.
 fn a_sweep_will_come() -> bool {
     const RECENT: Duration = Duration::from_secs(3600);
     let last = std::fs::metadata(paths::SWEPT).and_then(|record| record.modified());
     match last {
-        // A clock that was set back tells nothing.
+        // If the clock was set back, the age is unknown and the sweep counts as recent.
         Ok(last) => last.elapsed().map_or(true, |age| age < RECENT),
         Err(_) => registry::since_boot() < RECENT.as_secs(),
     }
@@ -136,8 +137,9 @@ struct Opened {
     by_certificate: bool,
 }
 
-/// Logs the fingerprint of each key that opened the session, and whose it is. A key that is not an active IAM key of the user is foreign:
-/// IAM cannot withdraw it, and sshd's rule that keeps such keys out (`Match Group iam-users`) did not hold.
+/// Logs the fingerprint and the owner of each key that opened the session. A key that is not an active IAM key of the user
+/// is foreign: IAM cannot withdraw it, and for a managed account sshd's rule against such keys (`Match Group iam-users`) has
+/// failed.
 fn opened_by(application: &mut impl Application, account: &TargetAccount, config: &Config) -> Opened {
     let info = application.environment(c"SSH_AUTH_INFO_0").unwrap_or_default();
     let (service, rhost) = (application.service(), application.remote_host());
@@ -153,7 +155,7 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
         };
         let (severity, word) = match origin {
             Origin::Iam => (Severity::Info, "iam"),
-            // The host's own keys of a shared account are nothing to warn of.
+            // The host's own keys of a shared account need no warning.
             Origin::Foreign if account.account_kind == AccountKind::Shared => (Severity::Info, "foreign"),
             Origin::Foreign => (Severity::Warning, "foreign"),
             Origin::Unknown | Origin::None => (Severity::Warning, "unknown"),
@@ -165,11 +167,12 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
             severity,
             &event.with("result", if is_refused(account, config, origin) { "deny" } else { "allow" }),
         );
-        // Of a shared account's session, the keys of members alone can be withdrawn.
+        // In a session of a shared account, only the keys of IAM users can be withdrawn.
         if !(account.account_kind == AccountKind::Shared && origin == Origin::Foreign) {
             opened.keys.push(key);
         }
-        // One foreign key makes the session foreign; one of IAM tells whose it is, if nobody can tell of the others.
+        // One foreign key makes a session foreign, but an IAM key makes a session of a shared account one of IAM's. Beside
+        // an IAM or foreign key, a key of unknown origin changes nothing.
         opened.origin = match (opened.origin, origin) {
             (Origin::Iam, Origin::Foreign) | (Origin::Foreign, Origin::Iam)
                 if account.account_kind == AccountKind::Shared =>
@@ -187,7 +190,8 @@ fn opened_by(application: &mut impl Application, account: &TargetAccount, config
     opened
 }
 
-/// Whether this is a login to a managed account by sshd: by a key, or by Kerberos, a trusted host or a password, of which IAM knows nothing.
+/// Whether this is a login to a managed account by sshd. Without a key it is one by Kerberos, a trusted host or a password,
+/// which IAM does not know.
 fn is_ssh_of_managed(application: &impl Application, account: &TargetAccount, arguments: &Arguments) -> bool {
     account.account_kind == AccountKind::Managed && (arguments.is_sshd || application.service() == "sshd")
 }
@@ -207,7 +211,7 @@ fn registry(application: &mut impl Application, account: &TargetAccount, opened:
         return Ok(());
     }
     if account.uid.is_managed() {
-        // The registered session says it too.
+        // A failure is only logged, since the registered session has the uid and the name too.
         if let Err(error) = Served::new(Path::new(paths::SERVED)).add(account.uid, &account.name) {
             application.log(Severity::Warning, &format!("{}: {error}", paths::SERVED));
         }
@@ -235,29 +239,29 @@ fn registry(application: &mut impl Application, account: &TargetAccount, opened:
     })
 }
 
-/// Whose key opened a session.
+/// The owner of a key that opened a session.
 enum KeyOwner {
-    /// The active key of these IAM users, who may use the account.
+    /// IAM users who may use the account and have the key as an active key: their names, separated by commas.
     Iam(String),
-    /// No key of such a user.
+    /// No such user.
     Foreign,
     /// The resolver did not answer.
     Unknown,
 }
 
-/// Returns whose active key this is.
+/// Returns the owner of a key.
 fn owner(account: &TargetAccount, config: &Config, key: &SessionKey) -> KeyOwner {
     let Some(fingerprint) = key.fingerprint() else { return KeyOwner::Foreign };
     let Ok(name) = LinuxName::new(&account.name) else { return KeyOwner::Unknown };
     let Ok(keys) = account.resolver(config).keys(&name, account.uid, Some(fingerprint)) else {
         return KeyOwner::Unknown;
     };
-    // Two users may have uploaded one key.
+    // Two users may have uploaded the same key.
     let owners: Vec<String> = keys.into_iter().map(|key| key.iam_name).collect();
     if owners.is_empty() { KeyOwner::Foreign } else { KeyOwner::Iam(owners.join(",")) }
 }
 
-/// Whether another account of this host has the same home directory, or that cannot be told.
+/// Whether another account in passwd(5) has the same home directory, or the file cannot be read.
 fn is_home_of_another(account: &TargetAccount) -> bool {
     let others = local::accounts(Path::new(paths::PASSWD));
     others.map_or(true, |all| {
@@ -271,7 +275,7 @@ fn make_home(application: &mut impl Application, account: &TargetAccount, config
     let event = |result: &str| {
         Event::new("home").with("user", &account.name).with("path", &path).with("result", result)
     };
-    // A directory of root's, as sshd wants one that it confines a user to, does not say whose the content is.
+    // If root owns the directory, as sshd requires of a `ChrootDirectory`, its owner does not show whose files it contains.
     if let Some(former) = Owners::of_host().former(&account.name, account.uid)
         && home::is_roots(&account.home)
     {
@@ -286,7 +290,7 @@ fn make_home(application: &mut impl Application, account: &TargetAccount, config
         return Outcome::SessionFailed;
     }
     let mut settings = config.home.clone();
-    // Who was renamed in IAM may live on in what is called as before.
+    // A user who was renamed in IAM may still have the home directory with the former name.
     if settings.on_mismatch == OnMismatch::Aside && is_home_of_another(account) {
         settings.on_mismatch = OnMismatch::Refuse;
     }

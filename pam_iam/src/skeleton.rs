@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-/// The flags to open a directory with: never through a link.
+/// The flags for opening a directory. They refuse a symbolic link.
 pub const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -51,8 +51,8 @@ pub enum SkeletonError {
     TooLarge,
 }
 
-/// Copies what is in `skeleton` into the empty directory `target`, all of it owned by `owner`. Links are copied as
-/// links, set-id and sticky bits are dropped, and what is neither file, directory nor link is left out.
+/// Copies the entries of `skeleton` into the empty directory `target`, with `owner` as their owner. Links are copied as
+/// links, set-id and sticky bits are dropped, and entries of other types than file, directory and link are left out.
 pub fn copy(skeleton: &Path, target: &OwnedFd, owner: Owner) -> Result<(), SkeletonError> {
     // The skeleton itself may be a link: the operator named it.
     let flags = DIRECTORY.difference(OFlags::NOFOLLOW);
@@ -85,7 +85,7 @@ impl Copy {
     ) -> Result<(), SkeletonError> {
         let fail = |errno: Errno| entry_error(name, errno.into());
         let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
-        // Permission bits alone: a set-id bit in a skeleton would be one in every home.
+        // Only the permission bits: a set-id bit in the skeleton would be copied to every home directory.
         let mode = Mode::from_raw_mode(stat.st_mode & 0o777);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.file(source, target, name, mode).map_err(|e| entry_error(name, e)),
@@ -102,7 +102,7 @@ impl Copy {
     }
 
     fn file(&self, source: &OwnedFd, target: &OwnedFd, name: &CString, mode: Mode) -> std::io::Result<()> {
-        // NONBLOCK, should the file have become a fifo since it was looked at.
+        // NONBLOCK, in case the file was replaced by a fifo after its type was read.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut from = File::from(rustix::fs::openat(source, name, flags, Mode::empty())?);
         if !from.metadata()?.is_file() {
@@ -122,7 +122,8 @@ impl Copy {
         rustix::fs::chownat(target, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Owner, then mode, then to disk: a crash must not leave a home whose files are empty.
+    /// Sets the owner, then the mode, and writes the file to the disk: a crash must not leave a home directory with empty
+    /// files.
     fn finish(&self, fd: impl AsFd, mode: Mode) -> Result<(), Errno> {
         rustix::fs::fchown(&fd, Some(self.owner.uid), Some(self.owner.gid))?;
         rustix::fs::fchmod(&fd, mode)?;
@@ -142,7 +143,7 @@ fn remove(parent: &OwnedFd, name: &OsStr, depth: usize) -> Result<(), Errno> {
     let fd = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
     for entry in names(&fd)? {
         match rustix::fs::unlinkat(&fd, &entry, AtFlags::empty()) {
-            // EISDIR on Linux; POSIX has EPERM.
+            // The entry is a directory. Linux returns EISDIR, and POSIX says EPERM.
             Err(Errno::ISDIR | Errno::PERM) => remove(&fd, OsStr::from_bytes(entry.as_bytes()), depth)?,
             removed => removed?,
         }
@@ -150,7 +151,7 @@ fn remove(parent: &OwnedFd, name: &OsStr, depth: usize) -> Result<(), Errno> {
     rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
 }
 
-/// Returns the entries of a directory, read to its end before any of them is changed.
+/// Returns the names in a directory. It is read to its end, so that the caller can change it afterwards.
 fn names(directory: &OwnedFd) -> Result<Vec<CString>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {

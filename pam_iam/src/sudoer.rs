@@ -1,9 +1,9 @@
-//! Refuses sudo to accounts that hold a group which only IAM gives, and about which IAM is not asked.
+//! Refuses sudo to local and shared accounts that hold a group which only IAM may give.
 //!
-//! The rule in sudoers goes by the group `iam-sudo`, and this module goes by the account. An account that is neither
-//! managed nor adopted gets no answer from IAM, so it must not hold the group: an account of another directory with an
-//! admin's name could enter it by newgrp(1), a former adopted account could still be in it, an administrator could
-//! have put the name there by hand.
+//! The rule in sudoers allows the members of the group `iam-sudo`, and IAM is not asked about an account that is neither
+//! managed nor adopted. So such an account must not hold the group. Yet an account of another directory with an admin's name
+//! could enter it by newgrp(1), an account that is no longer adopted could still be in it, and an administrator could have
+//! put the name there by hand.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use pam_iam_core::local::{self, Group};
 use pam_iam_core::name::IAM_SUDO;
 use pam_iam_core::name::LinuxName;
 
-/// An account that IAM is not asked about, and that invokes sudo.
+/// A local or shared account that invokes sudo. IAM is not asked about it.
 pub struct Invoker<'a> {
     /// The name.
     pub name: &'a str,
@@ -23,8 +23,8 @@ pub struct Invoker<'a> {
     pub uid: Uid,
     /// The gids of the process.
     pub process_gids: &'a [Gid],
-    /// The gids that the host gives the account: the primary one, and those of initgroups(3) in every service of nsswitch.conf. Ours
-    /// gives nothing to such an account.
+    /// The gids that the host gives the account: the primary one, and those of initgroups(3) in every service of
+    /// nsswitch.conf. libnss_iam gives such an account no group.
     pub account_gids: &'a [Gid],
 }
 
@@ -34,14 +34,14 @@ impl Invoker<'_> {
     }
 }
 
-/// The names of groups outside our range, from every service of nsswitch.conf. Our own service is never asked: a local
-/// account's sudo must not wait for a resolver that does not answer.
+/// The names of groups outside the managed range, from every service of nsswitch.conf. For such gids libnss_iam does not ask
+/// the resolver: a local account's sudo must not wait for a resolver that does not answer.
 pub trait Groups {
     /// Returns the name of a group.
     fn name_of(&self, gid: Gid) -> Option<String>;
 }
 
-/// The groups as NSS has them.
+/// The groups that NSS finds.
 pub struct NssGroups;
 
 impl Groups for NssGroups {
@@ -50,8 +50,8 @@ impl Groups for NssGroups {
     }
 }
 
-/// Returns the group by which `invoker` must not use sudo, if there is one: `iam-sudo`, or a mapped group that the host does not
-/// give the account. uid 0 is never refused: `sudo -P` gives root its caller's groups.
+/// Returns the group because of which `invoker` must not use sudo: `iam-sudo`, or a mapped group that the host does not give
+/// the account. None if there is no such group. uid 0 is never refused: `sudo -P` gives root its caller's groups.
 pub fn refused_for(
     invoker: &Invoker<'_>,
     config: Option<&Config>,
@@ -68,7 +68,7 @@ pub fn refused_for(
     }
     let targets: BTreeSet<&str> =
         config.into_iter().flat_map(Config::mapped_groups).map(LinuxName::as_str).collect();
-    // A mapped group that no file has is one of ours, and so is its gid.
+    // A mapped group that is not in a file has a gid of the managed range.
     let of_ours = invoker.gids().find(|gid| gid.is_managed() && !is_in_files(invoker, *gid, &local, files));
     if let Some(gid) = of_ours.filter(|_| !targets.is_empty()) {
         return Some(gid.to_string());
@@ -111,7 +111,7 @@ fn is_in_files(invoker: &Invoker<'_>, gid: Gid, local: &[Group], files: &Files) 
 mod tests {
     use super::*;
 
-    /// `files`, and another directory behind it.
+    /// The groups of `files`, and those of another directory.
     struct FakeGroups;
 
     impl Groups for FakeGroups {

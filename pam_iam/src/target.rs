@@ -45,7 +45,8 @@ pub struct TargetAccount {
 }
 
 impl TargetAccount {
-    /// Looks the account `name` up by NSS, as the application does. None also if the lookup fails, and that is refused.
+    /// Looks up the account `name` by NSS, as the application does. None if there is no such account or the lookup fails.
+    /// The caller refuses the user in both cases.
     pub fn look_up(name: String, config: &Path) -> Option<Self> {
         let user = users::get_user_by_name(&name)?;
         let uid = Uid(user.uid());
@@ -55,7 +56,8 @@ impl TargetAccount {
         Some(Self { name, uid, gid, home, account_kind, config: loaded, config_path: config.to_owned() })
     }
 
-    /// Returns what the host has set up by the name of an IAM user.
+    /// Returns what the user of a managed account would inherit, since this host has set it up for the name.
+    /// [`Leftovers::None`] for other accounts.
     pub fn leftovers(&self) -> Leftovers {
         match self.account_kind {
             AccountKind::Managed => {
@@ -66,7 +68,7 @@ impl TargetAccount {
         }
     }
 
-    /// Returns what a request about the account needs: its name and the resolver.
+    /// Returns the name and the resolver for a request about the account.
     ///
     /// # Errors
     /// Returns an error if the configuration has a mistake, or no IAM user can have the name.

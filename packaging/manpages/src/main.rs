@@ -63,7 +63,8 @@ fn write_pages(out: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces a line by what it names: `@heading@`, `@options@` and `@commands@` of the program, or `@configuration@`.
+/// Replaces the lines `@heading@`, `@options@` and `@commands@` by those parts of the program's page, `@configuration@` by
+/// the documented configuration, and `@DATE@` in any other line.
 fn expand(line: &str, page: &str, repository: &Path) -> io::Result<String> {
     match line {
         "@heading@" => heading(command(page)?),
@@ -86,13 +87,13 @@ fn command(page: &str) -> io::Result<Command> {
     }
 }
 
-/// What clap_mangen begins each text with: the apostrophe by its name.
+/// The lines with which clap_mangen begins each text. They define the string `Aq` as an apostrophe.
 const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
 
 fn rendered(render: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<String> {
     let mut text = Vec::new();
     render(&mut text)?;
-    // Each section comes with a preamble that defines the apostrophe; mandoc warns about the breaks around an empty line.
+    // Each section comes with the preamble. The breaks around an empty line are replaced, since mandoc warns about them.
     let text = String::from_utf8_lossy(&text).replace(PREAMBLE, "").replace("\\*(Aq", "\\(aq");
     Ok(text.replace(".br\n\n.br\n", ".sp\n"))
 }
@@ -132,7 +133,7 @@ fn commands(program: &Command) -> io::Result<String> {
     Ok(section)
 }
 
-/// Returns the example configuration in mdoc(7): a subsection for each table, and each key under what its comment says.
+/// Returns the example configuration in mdoc(7): a subsection for each table, and each key below the text of its comment.
 fn configuration(example: &str) -> String {
     let mut section = String::new();
     let mut comment = Vec::new();
@@ -157,7 +158,7 @@ fn configuration(example: &str) -> String {
     section + &paragraph(&comment)
 }
 
-/// Returns a comment with one sentence a line, as mdoc(7) wants it.
+/// Returns a comment with one sentence per line, as mdoc(7) requires.
 fn paragraph(comment: &[&str]) -> String {
     let mut text = String::new();
     for word in comment.join(" ").split(' ').filter(|word| !word.is_empty()) {

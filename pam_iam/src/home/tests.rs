@@ -31,7 +31,7 @@ impl Host {
         ensure(&self.path(home), self.owner, &self.settings)
     }
 
-    /// What lies in the parent of the home directories.
+    /// Returns the names in the parent of the home directories.
     fn homes(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.path("home"))
             .unwrap()
@@ -88,11 +88,11 @@ fn a_directory_of_another_user_is_refused() {
     let mut host = Host::new();
     fs::create_dir(host.path("home/alice")).unwrap();
     fs::write(host.path("home/alice/secret"), "old").unwrap();
-    // Root's own is nobody else's, so as root the directory is given to somebody.
+    // A directory of root is accepted, so if root runs the test, the directory gets another owner.
     let other = if host.owner.uid.is_root() { Uid::from_raw(4242) } else { host.owner.uid };
     rustix::fs::chown(host.path("home/alice"), Some(other), None).unwrap();
     host.owner.uid = Uid::from_raw(other.as_raw() + 1);
-    // Moved aside is only what an earlier IAM user left: this one is root's or a local user's.
+    // Only a directory of an earlier IAM user is moved aside. This one belongs to a local user.
     for on_mismatch in [OnMismatch::Refuse, OnMismatch::Aside] {
         host.settings.on_mismatch = on_mismatch;
         assert!(matches!(host.ensure("home/alice"), Err(HomeError::Foreign { owner }) if owner == other));
@@ -107,7 +107,7 @@ fn a_directory_that_others_write_to_is_no_place_for_homes() {
     fs::set_permissions(host.path("home"), fs::Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(host.ensure("home/alice"), Err(HomeError::Exposed(path)) if path == host.path("home")));
     assert!(host.homes().is_empty());
-    // As on a network file system whose folder belongs to its server: what is there and the owner's is used.
+    // As on a network file system whose folder belongs to its server: an existing directory of the owner is used.
     fs::create_dir(host.path("home/alice")).unwrap();
     assert_eq!(host.ensure("home/alice").unwrap(), Made::WasThere);
     fs::write(host.path("home/bob"), "a file").unwrap();
