@@ -1,4 +1,4 @@
-//! Adopted accounts: local accounts that the IAM user of the name may log in to, and that no failure opens to others.
+//! Adopted accounts: local accounts that the IAM user of the same name may log in to, and that no failure opens to others.
 
 use pam_iam_tests::Machine;
 
@@ -31,7 +31,7 @@ fn a_broken_configuration_opens_no_adopted_account_to_its_local_keys() {
         machine.authorize_key(name, "/root/own");
     }
     machine.ssh_with("/root/own", "erin", "true").fails();
-    // This is not UTF-8.
+    // The configuration cannot be parsed: it is not UTF-8.
     machine.sh(r"printf '# caf\xe9\n' >>/etc/pam_iam/config.toml").succeeds();
     machine.ssh_with("/root/own", "erin", "true").fails();
     machine.ssh_with("/root/own", "ec2-user", "true").succeeds();

@@ -1,5 +1,4 @@
-//! Attacks that a hostile user of the host can make, as programs that really do them. Each proves that it was at
-//! work.
+//! Attacks by a hostile user of the host. Programs carry them out, and each writes a proof that it did.
 //!
 //! The programs are in `attacks/*.c`. They are compiled in the box and run as an unprivileged user.
 
@@ -28,10 +27,10 @@ mod trail;
 
 use pam_iam_tests::{Done, Machine, repository};
 
-/// Where the compiled attacks are.
+/// The folder of the compiled attacks.
 const FOLDER: &str = "/opt/attacks";
 
-/// Settings by which a sweep asks IAM about each user, and kills a second after it has asked processes to end.
+/// Settings with which a sweep asks IAM about each user, and kills processes one second after it has asked them to end.
 const PROMPT: &str = "[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n";
 
 fn start_machine() -> Machine {
@@ -42,14 +41,14 @@ fn start_booted_machine() -> Machine {
     Machine::new().settings(PROMPT).booted().start()
 }
 
-/// A machine that has a local account `alice` with the uid 1500 and adopts it.
+/// Starts a box that has a local account `alice` with the uid 1500 and adopts it.
 fn start_machine_that_adopts_alice() -> Machine {
     let machine = Machine::new().settings(&format!("{PROMPT}[accounts]\nadopt = ['alice']")).start();
     add_local_alice(&machine);
     machine
 }
 
-/// Makes a local account `alice` with the uid 1500, as useradd(8) does not while an IAM user has the name.
+/// Makes a local account `alice` with the uid 1500. useradd(8) refuses to while an IAM user has the name.
 fn add_local_alice(machine: &Machine) {
     machine.file("/etc/passwd").append("alice:*:1500:1500::/home/alice:/bin/bash\n");
     machine.file("/etc/group").append("alice:x:1500:\n");
@@ -69,14 +68,14 @@ fn compile(machine: &Machine, attack: &str) -> String {
     program
 }
 
-/// Has `user` run an attack in a session, and waits until its proof says `proof` and a number.
+/// Runs an attack in a session of `user`, and waits until a proof file has the word `proof` and a positive number.
 fn start_attack(machine: &Machine, user: &str, attack: &str, arguments: &str, proof: &str) {
     let program = compile(machine, attack);
     machine.ssh_in_background(user, &format!("{program} {arguments}"));
     machine.wait_until(&format!("grep -qs '{proof} *[1-9]' /tmp/proof.*"));
 }
 
-/// How many seconds an attack goes on: 10, or the value of `PAM_IAM_ATTACK_SECONDS`.
+/// Returns how many seconds an attack lasts: 10, or the value of `PAM_IAM_ATTACK_SECONDS`.
 fn seconds() -> u32 {
     std::env::var("PAM_IAM_ATTACK_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(10)
 }
@@ -86,13 +85,12 @@ fn withdraw(machine: &Machine, user: &str) {
     machine.iam().remove_from_group(user, "ssh-users");
 }
 
-/// Runs `iamctl sweep`. It fails if it takes longer than a minute.
+/// Runs `iamctl sweep`. The result is a failure if the sweep takes longer than a minute.
 fn sweep(machine: &Machine) -> Done {
     machine.run(&["timeout", "60", "iamctl", "sweep"])
 }
 
-/// Starts a program as `user` by SSH, for instance `sleep 4001`, that goes on after the session. Returns the user's
-/// uid.
+/// Starts a program as `user` by SSH, for instance `sleep 4001`, that outlives the session. Returns the user's uid.
 fn leave_running(machine: &Machine, user: &str, command: &str) -> u32 {
     machine.leave_running(user, user, command);
     machine.uid_of(user)
@@ -103,7 +101,8 @@ fn slow_down_proc(machine: &Machine) {
     machine.sh("for n in $(seq 400); do setsid -f sleep 3000 </dev/null >/dev/null 2>&1; done").succeeds();
 }
 
-/// Lists the processes and threads one of whose uids is `uid`, zombies aside. Does not use the product's code.
+/// Lists the processes and threads whose real or saved uid is `uid`, or whose effective uid is while the real one is not
+/// root's. Omits zombies. Does not use the product's code.
 fn processes_under(machine: &Machine, uid: u32) -> String {
     machine
         .sh(&format!(
@@ -117,7 +116,7 @@ done; true"#
         .succeeds()
 }
 
-/// Users whose processes nothing may end, and the program that each runs.
+/// Users whose processes no test may end, and the program that each runs.
 const BYSTANDERS: [(&str, &str); 5] = [
     ("nobody", "sleep 7001"),
     ("www-data", "sleep 7002"),

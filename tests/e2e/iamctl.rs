@@ -7,7 +7,7 @@ mod doctor;
 use pam_iam_tests::{Builder, Machine};
 use serde_json::{Value, json};
 
-/// Starts to build a box with users for every reason to allow or to refuse a login.
+/// Returns a builder of a box with a user for each reason to allow or to refuse a login.
 fn users_of_every_kind() -> Builder {
     Machine::new().fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
         {"name": "alice", "groups": ["ssh-users"], "keys": [{}, {"status": "Inactive"}]},
@@ -20,7 +20,7 @@ fn users_of_every_kind() -> Builder {
         {"name": "daemon", "groups": [], "keys": [{}]}]}))
 }
 
-/// Starts to build a box whose only user is alice, and has nothing to complain about.
+/// Sets fixtures whose only user is alice, about whom doctor and lint have no complaint.
 fn only_alice(builder: Builder) -> Builder {
     builder.fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
         {"name": "alice", "groups": ["ssh-users"], "keys": [{}]}]}))
@@ -34,7 +34,7 @@ fn explain_json(machine: &Machine, arguments: &str) -> (i32, Value) {
     (done.status, json.unwrap_or_default())
 }
 
-/// Replaces ids, fingerprints, uids and ages, which differ between users and runs, by words.
+/// Replaces ids, fingerprints, uids, ages and the source, which differ between users and runs, by words.
 const NORMALIZE: &str = r"s/AIDA[A-Z0-9]+/AIDA/g; s/APKA[A-Z0-9]+/APKA/g; s/SHA256:[^ ]+/SHA256/g; s/(uid )[0-9]+/\1N/g; s/[0-9]+ s old/N s old/; s/(source +)(iam|cache)/\1fresh/";
 
 /// Returns the text of `iamctl explain` about a name, normalized.
@@ -83,7 +83,7 @@ fn explain_says_whether_a_user_may_log_in_and_why() {
     assert_eq!(explain(&machine, "a.at.b"), AMBIGUOUS_NAME);
     assert_eq!(explain(&machine, "nobody-there"), UNKNOWN_NAME);
 
-    // In an outage a cached user is explained from the cache, and any other not at all.
+    // In an outage explain answers about a cached user from the cache, and fails for any other.
     machine.fault("fail=reset");
     machine.iamctl("flush bob").succeeds();
     let bob = machine.iamctl("explain bob");
@@ -132,7 +132,8 @@ fn explain_has_a_json_document_and_an_exit_status_for_programs() {
     assert!(status == 2 && error.contains("IAM cannot be reached"), "{json}");
 }
 
-/// Asserts that the exit status is 0 for alice's active key, 1 for her inactive key and another user's, and 2 for no key.
+/// Asserts that the exit status is 0 for alice's active key, 1 for her inactive key and for another user's key, and 2 if the
+/// key file does not exist.
 fn assert_explain_decides_about_keys(machine: &Machine) {
     for (key, status) in [("alice", 0), ("alice.2", 1), ("bob", 1)] {
         machine.file("/tmp/key.pub").write(&machine.public_key(key));
@@ -164,7 +165,7 @@ fn status_counts_and_flush_forgets() {
     assert_flush_forgets_a_user(&machine);
 }
 
-/// Asserts that a login makes no call to IAM within `max_age`, and that it does after a flush.
+/// Asserts that within `max_age` a login makes calls to IAM only after a flush.
 fn assert_flush_forgets_a_user(machine: &Machine) {
     machine.clear_calls();
     machine.ssh("alice", "true").succeeds();

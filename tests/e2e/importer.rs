@@ -1,4 +1,5 @@
-//! Accounts by import, on a host without the NSS module. Accounts of former users have a module of their own.
+//! Accounts that the importer makes on a host without the NSS module. The module `retire` tests the accounts of former
+//! users.
 
 mod retire;
 
@@ -226,7 +227,8 @@ fn systemd_accepts_the_timer_and_the_cron_line_waits_less_than_two_minutes() {
 
     let crontab = machine.file("/usr/share/pam_iam/cron.d/iam-importer").text();
     let line = crontab.lines().find(|line| !line.starts_with('#') && !line.contains('=')).unwrap();
-    // The command comes after five times and a user. cron removes the backslashes before percent signs, see crontab(5).
+    // A line has five fields for the time and one for the user before its command. cron removes the backslashes before
+    // percent signs, see crontab(5).
     let command = line.splitn(7, ' ').nth(6).unwrap().replace("\\%", "%");
     assert!(command.starts_with("sleep $((") && command.ends_with("iam-importer --quiet"), "{command}");
     let wait = command.split(';').next().unwrap().replace("sleep", "echo");

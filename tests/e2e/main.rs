@@ -1,5 +1,5 @@
-//! The end-to-end tests, by what they are about. Each has a box of its own, so they run side by side; `load.rs` and `attacks.rs`,
-//! which keep the machine busy, are programs of their own and run after them, one by one.
+//! The end-to-end tests, a module for each subject. Each test has a box of its own, so the tests run side by side. `load.rs`
+//! and `attacks.rs` keep the machine busy: they are programs of their own, whose tests run afterwards, one by one.
 
 mod accounts;
 mod adopted;

@@ -102,7 +102,7 @@ fn set_account_option(machine: &Machine, option: &str) {
 
 #[test]
 fn a_uid_in_use_gets_no_name_and_no_right_of_the_next_owner_of_its_name() {
-    // Each change has a box of its own. Two run at a time.
+    // Each change has a box of its own. Two boxes run at a time.
     std::thread::scope(|scope| {
         for changes in CHANGES.chunks(CHANGES.len().div_ceil(2)) {
             scope.spawn(|| changes.iter().for_each(assert_that_uid_gains_nothing_by));
@@ -145,7 +145,7 @@ fn a_recreated_user_is_refused_while_a_sudo_rule_of_the_earlier_user_is_there() 
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     let rule = machine.file("/etc/sudoers.d/app");
     rule.write(RULE);
-    // The rule is probably meant for the first owner of the name.
+    // A rule that is there before the first owner of the name counts as meant for that user.
     machine
         .doctor_says("alice may log in, has not yet done so, and will get: /etc/sudoers.d/app names alice");
     machine.ssh("alice", "true").succeeds();
@@ -168,7 +168,7 @@ fn a_recreated_user_is_refused_while_a_sudo_rule_of_the_earlier_user_is_there() 
     );
     rule.remove();
     machine.ssh("alice", "true").succeeds();
-    // A rule that is added now is meant for the new owner.
+    // A rule that is added after that login counts as meant for the new owner.
     rule.write(RULE);
     machine.ssh("alice", "true").succeeds();
 }

@@ -1,10 +1,11 @@
-//! While IAM is out of reach, known users and local accounts log in and nobody else does.
+//! While IAM is out of reach, known users (those in the cache) and local accounts log in, and nobody else does.
 
 use pam_iam_tests::Machine;
 
 const FRESH: &str = "[freshness]\nmax_age = 0";
 
-/// Asserts it for one fault of IAM: alice is known from a login, carol is only on the roster, and bob is not on it.
+/// Asserts that during `fault` alice and the local root log in, and carol does not: alice has logged in before, carol is
+/// only on the roster. bob, who is not on the roster, has no account.
 #[track_caller]
 fn assert_only_known_users_and_local_accounts_log_in_during(fault: &str) {
     let machine = Machine::new().settings(&format!("{FRESH}\n[aws]\ntotal_timeout = '2s'")).start();

@@ -3,7 +3,7 @@
 use pam_iam_tests::Machine;
 use serde_json::json;
 
-/// A machine whose local account deploy is shared by alice and bob, the members of the IAM group deployers.
+/// Starts a box whose local account deploy is shared by alice and bob, the members of the IAM group deployers.
 fn machine_with_shared_account() -> Machine {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "deployers"], "users": [

@@ -1,4 +1,4 @@
-//! The shipped files for sshd and sudo, and the shipped systemd units, as those programs read them.
+//! The shipped files for sshd and sudo and the shipped systemd units, as sshd, sudo and systemd read them.
 
 use pam_iam_tests::Machine;
 
@@ -46,7 +46,7 @@ fn systemd_accepts_the_units() {
 fn the_resolvers_unit_exposes_next_to_nothing() {
     let machine = Machine::new().start();
     let unit = format!("{UNITS}/iam-resolver.service");
-    // The threshold is in tenths: at most 1.5.
+    // The exposure may be at most 1.5. The option takes tenths.
     let options = ["--offline=yes", "--no-pager", "--threshold=15"];
     machine.run(&[["systemd-analyze", "security"].as_slice(), &options, &[&unit]].concat()).succeeds();
 }

@@ -3,7 +3,7 @@
 use pam_iam_tests::Machine;
 use serde_json::json;
 
-/// IAM is asked at each decision, and a session that is to end has a second to do so.
+/// Each decision asks IAM, and a session that is to end has one second before it is killed.
 const SETTINGS: &str = "[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'";
 
 #[test]
@@ -24,7 +24,7 @@ fn a_withdrawn_user_loses_sudo_at_once_and_the_session_with_the_next_sweep() {
     machine.iamctl("sweep").succeeds();
     assert_eq!(machine.users_with_sessions(), ["alice", "carol"], "the loss of sudo ends no session");
 
-    // Once carol may not log in, the uid has no name.
+    // Looked up now, since the uid has no name once carol may not log in.
     let uid = machine.uid_of("carol");
     machine.iam().remove_from_group("carol", "ssh-users");
     let said = machine.iamctl("sweep").succeeds();
@@ -42,7 +42,7 @@ fn a_withdrawn_user_loses_sudo_at_once_and_the_session_with_the_next_sweep() {
     alice.run("true").succeeds();
 }
 
-/// A machine on which alice has two keys.
+/// Starts a box in which alice has two keys and `sessions.grace` is `grace`.
 fn machine_with_two_keys(grace: &str) -> Machine {
     Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
@@ -51,8 +51,8 @@ fn machine_with_two_keys(grace: &str) -> Machine {
         .start()
 }
 
-/// Sweeps while the sshd of alice's terminal is stopped until her shell has ended. On a busy machine sshd may not run
-/// in that time, and the terminal has to get the message nevertheless.
+/// Sweeps while the sshd of alice's terminal is stopped, and lets sshd continue once her shell has ended. On a busy machine
+/// sshd may not run in that time, and the terminal has to get the message nevertheless.
 const SWEEP_WITH_SSHD_STOPPED: &str = "
 shell=$(ps -o pid= -o tty= -u alice | awk '$2 ~ /^pts/ { print $1; exit }') && sshd=$(ps -o ppid= -p $shell) || exit
 kill -STOP $sshd
@@ -97,7 +97,8 @@ fn with_sweep_login_only_withdrawn_users_lose_their_sessions_and_with_sweep_off_
     assert_eq!(machine.users_with_sessions(), [""; 0]);
 }
 
-/// Ignores the end of its session, and notes in the home directory that it runs and that it is asked to end.
+/// Ignores SIGHUP and SIGTERM. In the home directory it makes the file `waits` when it runs, and `asked` when it gets
+/// SIGTERM.
 const STUBBORN: &str = "exec >/dev/null 2>&1
 trap 'touch asked' TERM
 trap '' HUP
@@ -124,8 +125,8 @@ fn a_login_with_another_key_during_the_sweep_outlives_the_session_of_the_withdra
     assert_eq!(machine.users_with_sessions(), ["alice"]);
 }
 
-/// Makes alice's session look as if it had been confirmed four minutes ago. The modification time of an entry counts
-/// from boot.
+/// Makes alice's session look as if it had been confirmed four minutes ago. The modification time of a registry entry is in
+/// seconds since boot.
 const LAST_CONFIRMED_FOUR_MINUTES_AGO: &str = "at=$(($(cut -d. -f1 /proc/uptime) - 240))
 entry=$(grep -l '\"alice\"' /run/pam_iam/sessions/*) && touch -d @$at $entry";
 
@@ -178,7 +179,7 @@ fn a_sweep_without_sessions_makes_no_calls_and_removes_entries_without_a_session
     machine.clear_calls();
     machine.iamctl("sweep").succeeds();
     assert_eq!(machine.actions(), [""; 0]);
-    // A crash can leave these.
+    // A crash can leave such entries behind.
     machine.file("/run/pam_iam/sessions/77").write("{}\n");
     machine.file("/run/pam_iam/sessions/78").write("nonsense\n");
     machine.iamctl("sweep").succeeds();

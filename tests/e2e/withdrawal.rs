@@ -1,8 +1,8 @@
-//! What is withdrawn in IAM opens no further login. `max_age = 0` asks IAM at each one.
+//! A user, key or group membership that is withdrawn in IAM opens no further login. With `max_age = 0` each login asks IAM.
 
 use pam_iam_tests::Machine;
 
-/// A machine that alice has logged in to.
+/// Starts a box and logs alice in once.
 fn machine_with_known_user() -> Machine {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").start();
     machine.ssh("alice", "true").succeeds();

@@ -19,7 +19,7 @@ pub struct AsUser<'machine> {
     groups: Vec<String>,
 }
 
-/// A PAM application: one transaction for each call.
+/// A PAM application, pamtester(1), for one service and user. Each call is a transaction of its own.
 pub struct Pam<'machine> {
     machine: &'machine Machine,
     words: Vec<String>,
@@ -27,34 +27,34 @@ pub struct Pam<'machine> {
     user: String,
 }
 
-/// A line of passwd(5) as NSS answers it.
+/// An entry of passwd(5) that NSS has returned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Passwd {
     /// The name.
     pub name: String,
-    /// The uid.
+    /// The user id.
     pub uid: u32,
-    /// The primary gid.
+    /// The id of the primary group.
     pub gid: u32,
-    /// The home directory.
+    /// The path of the home directory.
     pub home: String,
-    /// The login shell.
+    /// The path of the login shell.
     pub shell: String,
 }
 
-/// A line of group(5) as NSS answers it.
+/// An entry of group(5) that NSS has returned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// The name.
     pub name: String,
-    /// The gid.
+    /// The group id.
     pub gid: u32,
-    /// The names of the members.
+    /// The names of the members that the entry lists.
     pub members: Vec<String>,
 }
 
 impl Machine {
-    /// Runs `iamctl` as root with these words, which are separated by spaces.
+    /// Runs `iamctl` as root. `words` are its arguments, separated by spaces.
     pub fn iamctl(&self, words: &str) -> Done {
         let mut argv = vec!["iamctl"];
         argv.extend(words.split_whitespace());
@@ -75,51 +75,51 @@ impl Machine {
         assert!(!said.contains(text), "{text}\n--- is in\n{said}");
     }
 
-    /// The lines of `iamctl doctor` that are not ok.
+    /// Returns the lines of `iamctl doctor` that do not begin with `ok`.
     pub fn doctor_complaints(&self) -> String {
         let report = self.iamctl("doctor").stdout;
         report.lines().filter(|line| !line.starts_with("ok")).collect::<Vec<_>>().join("\n")
     }
 
-    /// The keys that sshd gets for `user`, or an empty text.
+    /// Returns the keys that the key command prints for `user`, one a line. Empty if it prints none.
     pub fn authorized_keys(&self, user: &str) -> String {
         self.run(&["/usr/libexec/pam_iam/iam-authorized-keys", user]).stdout
     }
 
-    /// Runs the key command as sshd does for a login of `user` that found `uid`.
+    /// Runs the key command for a login as `user` for whom sshd has looked up `uid`.
     pub fn key_command(&self, user: &str, uid: u32) -> Done {
         self.run(&["/usr/libexec/pam_iam/iam-authorized-keys", "--uid", &uid.to_string(), user])
     }
 
-    /// A file or folder.
+    /// Returns a handle to the file or folder `path`, which need not exist.
     pub fn file(&self, path: &str) -> File<'_> {
         File { machine: self, path: path.to_owned() }
     }
 
-    /// The public half of a fixture key: its type and body.
+    /// Returns the public half of the fixture key `name`: its type and body.
     #[track_caller]
     pub fn public_key(&self, name: &str) -> String {
         let line = self.sh(&format!("ssh-keygen -y -f $BOX_KEYS/{name}")).succeeds();
         line.split(' ').take(2).collect::<Vec<_>>().join(" ")
     }
 
-    /// The configuration of pam_iam.
+    /// Returns a handle to the configuration of pam_iam.
     pub fn config(&self) -> File<'_> {
         self.file("/etc/pam_iam/config.toml")
     }
 
-    /// Commands run as `user` (a name or a uid), without supplementary groups.
+    /// Returns a handle to run commands as `user` (a name or a uid), by default without supplementary groups.
     pub fn as_user(&self, user: &str) -> AsUser<'_> {
         let groups = vec!["--clear-groups".to_owned()];
         AsUser { machine: self, user: user.to_owned(), gid: None, groups }
     }
 
-    /// An application of the PAM service `service` that handles `user`.
+    /// Returns a PAM application of the service `service` that handles `user`.
     pub fn pam(&self, service: &str, user: &str) -> Pam<'_> {
         Pam { machine: self, words: Vec::new(), service: service.to_owned(), user: user.to_owned() }
     }
 
-    /// Looks up a name or uid as getpwnam(3) and getpwuid(3) do.
+    /// Looks up an account by name or uid, as getpwnam(3) and getpwuid(3) do.
     pub fn passwd(&self, user: &str) -> Option<Passwd> {
         let found = self.run(&["getent", "passwd", "--", user]);
         if found.status != 0 {
@@ -136,7 +136,7 @@ impl Machine {
         })
     }
 
-    /// Looks up a group by name or gid as getgrnam(3) and getgrgid(3) do.
+    /// Looks up a group by name or gid, as getgrnam(3) and getgrgid(3) do.
     pub fn group(&self, group: &str) -> Option<Group> {
         let found = self.run(&["getent", "group", "--", group]);
         if found.status != 0 {
@@ -152,19 +152,19 @@ impl Machine {
         })
     }
 
-    /// The uid of a user that exists.
+    /// Returns the uid of a user. Fails the test if the user does not exist.
     #[track_caller]
     pub fn uid_of(&self, user: &str) -> u32 {
         self.passwd(user).expect("the user exists").uid
     }
 
-    /// The gid of a group that exists.
+    /// Returns the gid of a group. Fails the test if the group does not exist.
     #[track_caller]
     pub fn gid_of(&self, group: &str) -> u32 {
         self.group(group).expect("the group exists").gid
     }
 
-    /// The names of all groups of a user that exists.
+    /// Returns the names of all groups of a user. Fails the test if the user does not exist.
     #[track_caller]
     pub fn groups_of(&self, user: &str) -> Vec<String> {
         let names = self.run(&["id", "-Gn", user]).succeeds();
@@ -186,7 +186,7 @@ impl Machine {
         file.write(&(others.collect::<String>() + &format!("{name}:x:{gid}:\n")));
     }
 
-    /// Adds a name, which need not be that of a user, to the members of a local group.
+    /// Adds `user` to the members of a local group. No account has to have that name.
     #[track_caller]
     pub fn add_to_local_group(&self, user: &str, group: &str) {
         let (file, start) = (self.file("/etc/group"), format!("{group}:"));
@@ -196,7 +196,7 @@ impl Machine {
         file.replace(&format!("{line}\n"), &format!("{line}{separator}{user}\n"));
     }
 
-    /// Takes `iam` out of the line of a database, such as `passwd`, in `/etc/nsswitch.conf`.
+    /// Removes `iam` from the end of the line of a database, such as `passwd`, in `/etc/nsswitch.conf`.
     #[track_caller]
     pub fn remove_from_nsswitch(&self, database: &str) {
         let file = self.file("/etc/nsswitch.conf");
@@ -211,7 +211,7 @@ impl Machine {
         self.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path]).succeeds();
     }
 
-    /// Lets the key `path` of [`Machine::make_key`] in as `user` by `~/.ssh/authorized_keys`.
+    /// Makes the key `path` of [`Machine::make_key`] the only one in `~/.ssh/authorized_keys` of `user`.
     #[track_caller]
     pub fn authorize_key(&self, user: &str, path: &str) {
         self.sh(&format!(
@@ -227,7 +227,7 @@ impl Machine {
         self.wait_until_running(command);
     }
 
-    /// Whether a process runs whose command line begins with `command`.
+    /// Returns whether a process runs whose command line begins with `command`.
     pub fn is_running(&self, command: &str) -> bool {
         self.run(&["pgrep", "-f", &format!("^{command}")]).status == 0
     }
@@ -244,17 +244,17 @@ impl Machine {
         self.wait_until(&format!("! pgrep -f '^{command}' >/dev/null"));
     }
 
-    /// Whether a process runs under this effective uid, zombies aside.
+    /// Returns whether a process runs under this effective uid. Zombies do not count.
     pub fn has_processes(&self, uid: u32) -> bool {
         self.sh(&format!("ps -o stat= -u {uid} | grep -qv ^Z")).status == 0
     }
 
-    /// Whether `user` (a name or a uid) runs a process whose command line begins with `command`.
+    /// Returns whether a process whose command line begins with `command` has the real uid of `user` (a name or a uid).
     pub fn is_running_as(&self, user: &str, command: &str) -> bool {
         self.run(&["pgrep", "-U", user, "-f", &format!("^{command}")]).status == 0
     }
 
-    /// Starts a shell script as root and does not wait for it to end. What it prints is lost.
+    /// Starts a shell script as root and does not wait for it to end. Its output is discarded.
     #[track_caller]
     pub fn start_in_background(&self, script: &str) {
         let start = "(bash -c \"$1\" </dev/null >/dev/null 2>&1 &) >/dev/null 2>&1";
@@ -267,7 +267,7 @@ impl Machine {
         self.run(&["systemctl", "restart", "iam-resolver.service"]).succeeds();
     }
 
-    /// The process id of the resolver.
+    /// Returns the process id of the resolver. Fails the test if none runs.
     #[track_caller]
     pub fn resolver_pid(&self) -> String {
         self.run(&["pgrep", "-x", "iam-resolver"]).succeeds()
@@ -291,7 +291,7 @@ impl Machine {
         assert_eq!(self.ssh_with("/root/local", "root", "id -u").succeeds(), "0");
     }
 
-    /// Sends a signal to the resolver and does not wait for what follows.
+    /// Sends a signal, such as `STOP`, to the resolver and does not wait for its effect.
     #[track_caller]
     pub fn signal_resolver(&self, signal: &str) {
         self.run(&["pkill", &format!("-{signal}"), "-f", "iam-resolver serve"]).succeeds();
@@ -299,7 +299,7 @@ impl Machine {
 }
 
 impl File<'_> {
-    /// The whole text. Fails the test if the file cannot be read.
+    /// Returns the text of the file. Fails the test if the file cannot be read.
     #[track_caller]
     pub fn text(&self) -> String {
         let done = self.machine.run(&["cat", "--", &self.path]);
@@ -325,7 +325,7 @@ impl File<'_> {
         self.machine.ask(&request, &self.path).succeeds();
     }
 
-    /// Replaces each `old` by `new`. Fails the test if there is none.
+    /// Replaces every occurrence of `old` by `new`. Fails the test if the file does not contain `old`.
     #[track_caller]
     pub fn replace(&self, old: &str, new: &str) {
         let text = self.text();
@@ -333,7 +333,7 @@ impl File<'_> {
         self.write(&text.replace(old, new));
     }
 
-    /// Removes the lines that contain `part`. Fails the test if there is none.
+    /// Removes the lines that contain `part`. Fails the test if no line does.
     #[track_caller]
     pub fn remove_lines(&self, part: &str) {
         let text = self.text();
@@ -354,19 +354,19 @@ impl File<'_> {
         self.machine.run(&["cp", "-p", "--", &self.path, path]).succeeds();
     }
 
-    /// The names in the folder, sorted, also those that begin with a dot.
+    /// Returns the names in the folder, sorted, with those that begin with a dot.
     #[track_caller]
     pub fn names(&self) -> Vec<String> {
         let names = self.machine.run(&["ls", "-A", "--", &self.path]).succeeds();
         names.lines().map(str::to_owned).collect()
     }
 
-    /// Whether the file or folder exists.
+    /// Returns whether the file or folder exists.
     pub fn exists(&self) -> bool {
         self.machine.run(&["test", "-e", &self.path]).status == 0
     }
 
-    /// Removes the file, or the folder with all that is in it.
+    /// Removes the file, or the folder with its contents.
     #[track_caller]
     pub fn remove(&self) {
         self.machine.run(&["rm", "-r", "--", &self.path]).succeeds();
@@ -390,7 +390,7 @@ impl File<'_> {
         self.machine.run(&["chown", owner, "--", &self.path]).succeeds();
     }
 
-    /// What stat(1) prints for a format, for instance `%U %a`.
+    /// Returns the output of stat(1) for a format, for instance `%U %a`.
     #[track_caller]
     pub fn stat(&self, format: &str) -> String {
         self.machine.run(&["stat", "-c", format, "--", &self.path]).succeeds()
@@ -398,7 +398,7 @@ impl File<'_> {
 }
 
 impl AsUser<'_> {
-    /// Sets the primary group, which is root's by default.
+    /// Sets the primary group. By default it is that of root.
     #[must_use]
     pub fn with_gid(mut self, gid: u32) -> Self {
         self.gid = Some(gid);
@@ -412,7 +412,7 @@ impl AsUser<'_> {
         self
     }
 
-    /// Sets the supplementary groups that NSS has for the user, as initgroups(3) does.
+    /// Sets the supplementary groups that NSS returns for the user, as initgroups(3) does.
     #[must_use]
     pub fn with_groups_of_nss(mut self) -> Self {
         self.groups = vec!["--init-groups".to_owned()];
@@ -453,7 +453,7 @@ impl Pam<'_> {
         self.call("open_session")
     }
 
-    /// Calls another function of pam(3) by the name that pamtester(1) has for it.
+    /// Calls the function of pam(3) that pamtester(1) calls `function`.
     pub fn call(&self, function: &str) -> Done {
         let mut argv = vec!["pamtester"];
         argv.extend(self.words.iter().map(String::as_str));

@@ -1,11 +1,11 @@
-//! Changes to the box's IAM, and what it was asked.
+//! The box's IAM: changes to it, faults of it, and the calls that it has received.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::Machine;
 
-/// The box's IAM, as an administrator of the account changes it.
+/// A client of the box's IAM with the rights of the AWS account's administrator.
 #[derive(Clone, Copy)]
 pub struct Iam<'machine> {
     machine: &'machine Machine,
@@ -16,46 +16,47 @@ pub struct Iam<'machine> {
 pub struct Call {
     /// The API action, or `IMDS` for a metadata request.
     pub action: String,
-    /// Its parameters.
+    /// The parameters of the action, or the `path` of a metadata request.
     pub params: Value,
 }
 
 impl Machine {
-    /// The box's IAM.
+    /// Returns a client of the box's IAM.
     pub fn iam(&self) -> Iam<'_> {
         Iam { machine: self }
     }
 
-    /// Sets a fault or delay of IAM: `fail=throttle`, `delay=2&only=GetUser`.
+    /// Sends a query such as `fail=throttle` or `delay=2&only=GetUser` to the control address of the box's IAM
+    /// (tests/README.md).
     pub fn fault(&self, query: &str) {
         self.sh(&format!("curl -sSf \"$BOX_CTL?{query}\"")).succeeds();
     }
 
-    /// Limits what the role of the instance may do to this IAM policy.
+    /// Gives the role of the instance the permissions of this IAM policy and no others.
     #[track_caller]
     pub fn limit_role(&self, policy: &Value) {
         let script = "curl -sSf -G \"$BOX_CTL\" --data-urlencode \"policy=$1\"";
         self.run(&["bash", "-c", script, "bash", &policy.to_string()]).succeeds();
     }
 
-    /// Forgets the calls that IAM received.
+    /// Empties the list of calls that IAM has received.
     pub fn clear_calls(&self) {
         self.fault("clear");
     }
 
-    /// The calls that IAM received.
+    /// Returns the calls that IAM has received since the list was last emptied.
     pub fn calls(&self) -> Vec<Call> {
         let log = self.sh("curl -sSf \"$BOX_CTL?log\"").succeeds();
         let log: Value = serde_json::from_str(&log).expect("a log");
         serde_json::from_value(log["calls"].clone()).expect("calls")
     }
 
-    /// How many calls of an API action IAM received.
+    /// Returns the number of received calls of an API action.
     pub fn count_calls(&self, action: &str) -> usize {
         self.calls().iter().filter(|call| call.action == action).count()
     }
 
-    /// The API actions among them, sorted.
+    /// Returns the API actions of the received calls, sorted, without requests for metadata.
     pub fn actions(&self) -> Vec<String> {
         let mut actions: Vec<String> = self.calls().into_iter().map(|call| call.action).collect();
         actions.retain(|action| action != "IMDS");
@@ -65,11 +66,11 @@ impl Machine {
 }
 
 impl Iam<'_> {
-    /// Runs Python in which `iam` is a boto3 client. Returns what it printed.
+    /// Runs a Python script in which `iam` is a boto3 client. Returns its output.
     #[track_caller]
     pub fn python(self, script: &str) -> String {
         let script = format!("import boto3, json\niam = boto3.client('iam')\n{script}\n");
-        // A booted box need not have the Python with boto3.
+        // The file system of a booted box may lack this Python, so the script runs beside the box.
         let request = json!({"argv": ["bash", "-c", "exec $BOX_PYTHON -"], "stdin": script, "beside": true});
         self.machine.ask(&request, "exec $BOX_PYTHON").succeeds()
     }
@@ -121,7 +122,7 @@ iam.delete_user(UserName='{user}')"
         ));
     }
 
-    /// Deletes a user and creates one with the same name, keys and groups, and a UserId of its own.
+    /// Deletes a user and creates one with the same name, keys and groups, and with another UserId.
     #[track_caller]
     pub fn recreate_user(self, user: &str) {
         self.python(&format!(
@@ -164,7 +165,7 @@ iam.update_ssh_public_key(UserName='{user}', SSHPublicKeyId=key, Status='Inactiv
         ));
     }
 
-    /// The UserId of a user.
+    /// Returns the UserId of a user.
     #[track_caller]
     pub fn user_id(self, user: &str) -> String {
         self.python(&format!("print(iam.get_user(UserName='{user}')['User']['UserId'])"))

@@ -1,5 +1,5 @@
-//! The test box as the end-to-end tests use it: `tests/box run` with an agent in it that runs one command after the
-//! other.
+//! A test box for the end-to-end tests: `tests/box run` with the agent `tests/lib/agent.py`, which runs one command at a
+//! time.
 //!
 //! ```no_run
 //! let machine = pam_iam_tests::Machine::new().start();
@@ -30,19 +30,19 @@ pub use host::{AsUser, File, Group, Pam, Passwd};
 pub use iam::{Call, Iam};
 pub use session::Session;
 
-/// The repository.
+/// Returns the path of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
 }
 
-/// A file of the built release.
+/// Returns the path of a file of the release build.
 pub fn built(name: &str) -> PathBuf {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
     target.join("release").join(name)
 }
 
-/// The package for this machine that `packaging/build` made.
+/// Returns the path of the Debian package for this machine. Fails the test if `packaging/build` has not made it.
 pub fn package() -> PathBuf {
     let folder = repository().join("target/packages");
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
@@ -52,7 +52,7 @@ pub fn package() -> PathBuf {
     package
 }
 
-/// A box to be started.
+/// The settings of a box that has not been started.
 #[derive(Default)]
 pub struct Builder {
     fixtures: Option<Value>,
@@ -65,68 +65,67 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// These users and groups instead of the default ones.
+    /// Sets the users and groups of the box's IAM, in the place of the default ones.
     #[must_use]
     pub fn fixtures(mut self, fixtures: Value) -> Self {
         self.fixtures = Some(fixtures);
         self
     }
 
-    /// The default `[access]` and then `more`.
+    /// Sets the configuration: the default `[access]`, followed by `more`.
     #[must_use]
     pub fn settings(self, more: &str) -> Self {
         self.config(&format!("[access]\nallow = ['ssh-users']\nsudo = ['ssh-admins']\n{more}\n"))
     }
 
-    /// This text as the whole configuration.
+    /// Sets the text of the whole configuration.
     #[must_use]
     pub fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());
         self
     }
 
-    /// No daemon: a process per question.
+    /// Runs no daemon, so that each request to the resolver starts a process.
     #[must_use]
     pub fn without_daemon(mut self) -> Self {
         self.once = true;
         self
     }
 
-    /// Accounts from the importer instead of NSS.
+    /// Takes accounts from the importer instead of NSS.
     #[must_use]
     pub fn importer(mut self) -> Self {
         self.importer = true;
         self
     }
 
-    /// A sweep every 2 s, as the timer does it every minute.
+    /// Sweeps every 2 s, as `iam-sweep.service` does every minute. By default only the test itself sweeps.
     #[must_use]
     pub fn sweeping(mut self) -> Self {
         self.sweeping = true;
         self
     }
 
-    /// A box that systemd has booted: its logs are in its journal, and nothing sweeps before a timer is started.
+    /// Boots the box with systemd: its logs are in its journal, and nothing sweeps until `iam-sweep.service` is started.
     #[must_use]
     pub fn booted(mut self) -> Self {
         self.booted = true;
         self
     }
 
-    /// A box that systemd has booted, with nothing of pam_iam but the configuration.
+    /// Boots the box with systemd, with nothing of pam_iam but the configuration.
     #[must_use]
     pub fn bare(mut self) -> Self {
         self.bare = true;
         self.booted()
     }
 
-    /// Starts the box.
+    /// Starts the box and waits until it runs commands.
     pub fn start(self) -> Machine {
         let dir =
             std::env::temp_dir().join(format!("pam_iam-e2e-{}-{:p}", std::process::id(), &raw const self));
         std::fs::create_dir_all(&dir).expect("a folder for the box's files");
         let mut command = Command::new(repository().join("tests/box"));
-        // A test sweeps when it means to.
         command.args(["run", "--sweep", if self.sweeping { "2" } else { "0" }]);
         if let Some(fixtures) = &self.fixtures {
             std::fs::write(dir.join("fixtures.json"), fixtures.to_string()).expect("fixtures");
@@ -144,7 +143,7 @@ impl Builder {
         }
         if self.booted {
             command.arg("--boot");
-            // Of another distribution: tests/debian.
+            // tests/debian sets this to the file system of another distribution.
             if let Some(root) = std::env::var_os("PAM_IAM_ROOT") {
                 command.arg("--root").arg(root);
             }
@@ -163,29 +162,29 @@ impl Builder {
     }
 }
 
-/// A box at work. It ends with this value.
+/// A running box. It ends when this value is dropped.
 pub struct Machine {
     child: RefCell<Child>,
     pipes: RefCell<Option<(ChildStdin, BufReader<ChildStdout>)>>,
     dir: PathBuf,
 }
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug, Deserialize)]
 pub struct Done {
-    /// Its exit status, or the negative number of the signal that killed it.
+    /// The exit status, the negative number of the signal that killed the command, or 124 after 15 minutes.
     pub status: i32,
-    /// What it printed.
+    /// The text on standard output.
     pub stdout: String,
-    /// What it printed on standard error.
+    /// The text on standard error.
     pub stderr: String,
     #[serde(skip)]
     what: String,
 }
 
 impl Machine {
-    /// A box with the default fixtures: alice in ssh-users, carol in ssh-users and ssh-admins, bob in neither, and IAM
-    /// users called root and daemon in both.
+    /// Returns the settings of a box with the default fixtures: alice in ssh-users, carol in ssh-users and ssh-admins, bob
+    /// in neither, and IAM users called root and daemon in both.
     #[expect(clippy::new_ret_no_self, reason = "a builder is where a box begins")]
     pub fn new() -> Builder {
         Builder::default()
@@ -216,42 +215,45 @@ impl Machine {
         self.run(&["bash", "-c", script])
     }
 
-    /// Logs in as `user` with the first fixture key and runs a command.
+    /// Logs in as `user` with the first fixture key, which is the first key that the fixtures give to that user, and runs a
+    /// command.
     pub fn ssh(&self, user: &str, command: &str) -> Done {
         self.run(&["box-ssh", user, command])
     }
 
-    /// Logs in as `user` with the fixture key `key`, or with the key file at the path `key`, and runs a command.
+    /// Logs in as `user` and runs a command. `key` is a fixture key, for instance `alice` or `alice.2`, or the absolute path
+    /// of a key file.
     pub fn ssh_with(&self, key: &str, user: &str, command: &str) -> Done {
         let folder = if key.starts_with('/') { "" } else { "$BOX_KEYS/" };
         let script = format!("box-ssh -i {folder}\"$1\" \"$2\" \"$3\"");
         self.run(&["bash", "-c", &script, "bash", key, user, command])
     }
 
-    /// Has a box that systemd has booted do it again.
+    /// Reboots a box that systemd has booted, and waits until it is up again.
     pub fn reboot(&self) {
         self.ask(&json!({"argv": ["box-reboot"], "beside": true}), "box-reboot").succeeds();
     }
 
-    /// Gives the local root a key to log in with, `/root/local` in the box.
+    /// Makes the key `/root/local` in the box, with which the local root can log in.
     #[track_caller]
     pub fn let_root_in(&self) {
         self.make_key("/root/local");
         self.authorize_key("root", "/root/local");
     }
 
-    /// Ends the resolver by a signal, and waits until the one that is started in its place answers.
+    /// Ends the resolver by a signal, such as `TERM`, and waits until its successor answers, at most 20 s.
     #[track_caller]
     pub fn restart_resolver_by(&self, signal: &str) {
         self.sh(&format!("before=$(pgrep -x iam-resolver); kill -{signal} $before; until now=$(pgrep -x iam-resolver) && [ $now != $before ] && iamctl status >/dev/null; do [ $SECONDS -lt 20 ] || exit 1; sleep 0.02; done")).succeeds();
     }
 
-    /// A log of the box: `sshd`, `resolver`, `authpriv` or `iam`.
+    /// Returns a log of the box: `sshd`, `resolver`, `authpriv` or `iam`.
     pub fn log(&self, name: &str) -> String {
         self.sh(&format!("cat $BOX_LOG/{name}.log")).succeeds()
     }
 
-    /// Waits until a log of the box holds `text`. A program does not wait until its line is written.
+    /// Waits until a log of the box contains `text`, at most 10 s. The line of a program may appear after the program has
+    /// ended.
     #[track_caller]
     pub fn wait_for_log(&self, name: &str, text: &str) {
         let script = format!(
@@ -261,7 +263,7 @@ impl Machine {
         assert_eq!(done.status, 0, "{text}\n--- is not in\n{}", self.log(name));
     }
 
-    /// Has the box's sshd read its files again, and waits until it listens anew.
+    /// Makes the box's sshd reload its configuration, and waits until it listens again.
     pub fn reload_sshd(&self) {
         let listening = "grep -c 'Server listening' $BOX_LOG/sshd.log";
         let before = self.sh(listening).stdout;
@@ -283,12 +285,12 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // A box that is over has shown its logs itself.
+        // A box that has already ended has shown its logs itself.
         if std::thread::panicking() && matches!(self.child.borrow_mut().try_wait(), Ok(None)) {
             let logs = self.sh("if [ -d /run/systemd/system ]; then journalctl -q --no-pager -n 60; else tail -n 12 $BOX_LOG/{authpriv,resolver,sshd}.log; fi; tail -n 12 $BOX_LOG/iam.log");
             eprintln!("{}", logs.stdout);
         }
-        // The agent ends with its input, and the box with the agent.
+        // The agent ends at the end of its input, and the box ends with the agent.
         self.pipes.take();
         let _ = self.child.borrow_mut().wait();
         let _ = std::fs::remove_dir_all(&self.dir);
@@ -296,14 +298,14 @@ impl Drop for Machine {
 }
 
 impl Done {
-    /// Returns what it printed, without the last line feed. Fails the test if the command failed.
+    /// Returns standard output without the line feeds at its end. Fails the test if the command failed.
     #[track_caller]
     pub fn succeeds(self) -> String {
         assert_eq!(self.status, 0, "{}\nstdout: {}\nstderr: {}", self.what, self.stdout, self.stderr);
         self.stdout.trim_end_matches('\n').to_owned()
     }
 
-    /// Returns what it printed on both streams. Fails the test if the command succeeded or was killed.
+    /// Returns standard output followed by standard error. Fails the test if the command succeeded or was killed.
     #[track_caller]
     pub fn fails(self) -> String {
         assert!(self.status > 0, "{} ended with {}\nstdout: {}", self.what, self.status, self.stdout);

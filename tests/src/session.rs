@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{Done, Machine};
 
-/// An open SSH session: a shell that reads one line after the other from `~/todo`.
+/// An open SSH session: a shell that runs each line that is appended to `~/todo`.
 pub struct Session<'machine> {
     machine: &'machine Machine,
     user: String,
@@ -25,7 +25,7 @@ impl Machine {
         session
     }
 
-    /// Logs `user` in with the first fixture key. Returns the names of the groups of that session, sorted.
+    /// Logs `user` in with the first fixture key. Returns the names of the session's groups, sorted.
     #[track_caller]
     pub fn login_groups(&self, user: &str) -> Vec<String> {
         let names = self.ssh(user, "id -Gn").succeeds();
@@ -34,14 +34,16 @@ impl Machine {
         names
     }
 
-    /// Starts `command` in a session of its own and does not wait for it to end. What it prints is in `/tmp/USER.said`.
+    /// Logs `user` in with the first fixture key, starts `command`, and does not wait for it to end. Its output is in
+    /// `/tmp/USER.said`.
     #[track_caller]
     pub fn ssh_in_background(&self, user: &str, command: &str) {
         let script = r#"(box-ssh "$1" "$2" </dev/null >"/tmp/$1.said" 2>&1 &) >/dev/null 2>&1"#;
         self.run(&["bash", "-c", script, "bash", user, command]).succeeds();
     }
 
-    /// Starts `command` in a session that is opened with a key as [`Machine::ssh_with`] takes it, and does not wait.
+    /// Logs `user` in with a key as [`Machine::ssh_with`] takes it, starts `command`, and does not wait for it to end. Its
+    /// output is discarded.
     #[track_caller]
     pub fn ssh_with_in_background(&self, key: &str, user: &str, command: &str) {
         let folder = if key.starts_with('/') { "" } else { "$BOX_KEYS/" };
@@ -50,7 +52,8 @@ impl Machine {
         self.run(&["bash", "-c", &script, "bash", key, user, command]).succeeds();
     }
 
-    /// Logs in with a fixture key, starts a program that outlives the session, for instance `sleep 4001`, and logs out.
+    /// Logs `user` in with a key as [`Machine::ssh_with`] takes it, starts a program that outlives the session, for instance
+    /// `sleep 4001`, and logs out.
     #[track_caller]
     pub fn leave_running(&self, key: &str, user: &str, command: &str) {
         let start = format!("setsid -f {command} </dev/null >/dev/null 2>&1");
@@ -58,17 +61,17 @@ impl Machine {
         self.wait_until_running(command);
     }
 
-    /// The sessions in `iamctl sessions --json`.
+    /// Returns the open sessions in `iamctl sessions --json`.
     #[track_caller]
     pub fn sessions(&self) -> Vec<Value> {
         let listed = self.iamctl("sessions --json").succeeds();
         let mut sessions: Vec<Value> = serde_json::from_str(&listed).expect("a list of sessions");
-        // Users who have processes and no session are listed too.
+        // The list also has the users who run processes without a session.
         sessions.retain(|session| session["pid"].is_number());
         sessions
     }
 
-    /// The users of the sessions in `iamctl sessions`, sorted.
+    /// Returns the user of each session in `iamctl sessions`, sorted.
     #[track_caller]
     pub fn users_with_sessions(&self) -> Vec<String> {
         let sessions = self.sessions();
@@ -80,14 +83,14 @@ impl Machine {
 }
 
 impl Session<'_> {
-    /// Hands a shell line to the session and does not wait for it.
+    /// Starts a shell line in the session and does not wait for it to end.
     #[track_caller]
     pub fn begin(&self, command: &str) {
         let script = "echo \"$1\" >>/home/$2/todo";
         self.machine.run(&["bash", "-c", script, "bash", command, &self.user]).succeeds();
     }
 
-    /// Runs a shell line in the session. Both streams are in `stdout`.
+    /// Runs a shell line in the session, and waits until it has ended, at most 20 s. Both output streams are in `stdout`.
     #[track_caller]
     pub fn run(&self, command: &str) -> Done {
         let number = self.count.replace(self.count.get() + 1);
@@ -105,7 +108,7 @@ impl Session<'_> {
         }
     }
 
-    /// Whether the user is still connected.
+    /// Returns whether the user is still connected.
     pub fn is_open(&self) -> bool {
         !self.machine.file(&format!("/tmp/{}.over", self.user)).exists()
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::only_alice;
 
-/// Where a file is kept while the host is broken.
+/// The copy of a file that a test has broken.
 const SAVED: &str = "/tmp/saved";
 
 /// Starts a box without faults, with a user who may use sudo and one who may not.
@@ -52,7 +52,7 @@ fn assert_finds(machine: &Machine, fault: &str, break_host: impl Fn(), repair: i
     assert_eq!(machine.doctor_complaints(), "", "repaired: {fault}");
 }
 
-/// Calls [`assert_finds`] with a change of one file by `command`, to which the path is added.
+/// Calls [`assert_finds`]: `command` with `path` as its last argument breaks the host, and a copy of that file repairs it.
 #[track_caller]
 fn assert_finds_after(machine: &Machine, command: &[&str], path: &str, fault: &str) {
     let break_host = || {
@@ -62,7 +62,7 @@ fn assert_finds_after(machine: &Machine, command: &[&str], path: &str, fault: &s
     assert_finds(machine, fault, break_host, || machine.file(SAVED).copy_to(path));
 }
 
-/// Calls [`assert_finds`] with a change of one file by sed(1).
+/// Calls [`assert_finds`]: an edit of one file by sed(1) breaks the host, and a copy of that file repairs it.
 #[track_caller]
 fn assert_finds_edit(machine: &Machine, path: &str, sed: &str, fault: &str) {
     assert_finds_after(machine, &["sed", "-i", sed], path, fault);
@@ -267,14 +267,14 @@ fn find_users_and_groups_that_cannot_work(machine: &Machine) {
     assert_eq!(machine.doctor_complaints(), "");
 }
 
-/// Listens at /tmp/squat.
+/// Listens on the socket /tmp/squat and answers nothing.
 const SQUATTER: &str = "import socket, time
 listener = socket.socket(socket.AF_UNIX)
 listener.bind('/tmp/squat')
 listener.listen()
 time.sleep(1000)";
 
-/// Puts another user's socket in the place of the resolver's, and then none.
+/// Asserts that doctor reports a socket of another user in the place of the resolver's, and a socket that is missing.
 fn find_who_listens_at_the_socket(machine: &Machine) {
     let socket = machine.file("/run/pam_iam/resolver.sock");
     socket.move_to("/run/pam_iam/real");
