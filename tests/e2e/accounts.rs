@@ -1,12 +1,12 @@
-//! Which IAM user has which account: names that cannot be used, names and uids that two users claim.
+//! Accounts of IAM users whose names are unusable, or who have the name or the uid of another user.
 
 use pam_iam_tests::Machine;
 use serde_json::{Value, json};
 
-/// The least uid of a managed user.
+/// The first uid of the managed range.
 const FIRST_MANAGED_UID: u32 = 2_013_265_920;
 
-/// IAM users with these names in ssh-users and ssh-admins, each with a key.
+/// Returns fixtures with IAM users of these names, each with a key and in ssh-users and ssh-admins.
 fn users(names: &[&str]) -> Value {
     let user = |name: &&str| json!({"name": name, "groups": ["ssh-users", "ssh-admins"], "keys": [{}]});
     json!({"groups": ["ssh-users", "ssh-admins"], "users": names.iter().map(user).collect::<Vec<_>>()})
@@ -46,7 +46,7 @@ const REFUSED_NAMES: [&str; 13] = [
     "",
 ];
 
-/// Why the resolver and the importer refuse each IAM name.
+/// The unusable IAM names, each with the reason that the resolver and the importer give for the refusal.
 const REASONS: [(&str, &str); 10] = [
     ("root", "its name is that of a local account"),
     ("ec2-user", "its name is that of a local account"),
@@ -60,18 +60,18 @@ const REASONS: [(&str, &str); 10] = [
     ("a.at.b", "a.at.b and a@b would all be called a.at.b"),
 ];
 
-/// Adds a local account of a name that an IAM user has, which useradd(8) refuses to do.
+/// Adds the local account ec2-user. useradd(8) refuses to, since an IAM user has the name.
 fn add_ec2_user(machine: &Machine) {
     machine.file("/etc/passwd").append("ec2-user:x:1000:1000::/home/ec2-user:/bin/bash\n");
     machine.file("/etc/shadow").append("ec2-user:*:20000::::::\n");
     machine.run(&["install", "-d", "-o", "1000", "/home/ec2-user"]).succeeds();
 }
 
-/// Asserts that no name of `REFUSED_NAMES` is a managed user's for the key command, sshd, PAM or NSS.
+/// Asserts that the key command, sshd, PAM and NSS treat no name of [`REFUSED_NAMES`] as that of a managed user.
 fn assert_that_names_are_refused(machine: &Machine) {
     for name in REFUSED_NAMES {
         assert_eq!(machine.authorized_keys(name), "", "{name:?}");
-        // The keys of the IAM user whose name it is, and those of all others.
+        // Tries the keys of all IAM users, among them the key of the user whose name this is.
         let any_key_opens = format!(
             "for key in $BOX_KEYS/*; do timeout 10 box-ssh -i $key -- '{name}' true && exit 0; done; exit 1"
         );
@@ -100,7 +100,7 @@ fn unusable_names_are_refused_by_nss_pam_and_sshd() {
 #[test]
 fn unusable_names_are_refused_by_the_importer() {
     let machine = Machine::new().fixtures(users(&IAM_NAMES)).importer().start();
-    // The importer has run once, and has made an account of the name.
+    // The box has run the importer, which has made an account ec2-user.
     machine.run(&["userdel", "ec2-user"]).succeeds();
     add_ec2_user(&machine);
     let before = passwd_without_bob(&machine);

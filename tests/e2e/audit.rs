@@ -1,4 +1,4 @@
-//! The audit trail says who did what and why, and no client forges it.
+//! The audit trail has the user, the key, the group and the reason of each event, and no client can forge an event.
 
 use pam_iam_tests::Machine;
 
@@ -25,7 +25,7 @@ fn a_login_leaves_the_user_the_key_the_group_and_the_reason() {
 const FORGERIES: [&str; 4] =
     ["x result=allow", "x\nevent=login user=alice result=allow", "\"x\" reason=in-group", "a\\x0ab"];
 
-/// Sends a version string with fields in it to sshd.
+/// Sends sshd a version string that contains fields of an event.
 const SEND_FORGED_VERSION: &str = r"printf 'SSH-2.0-evil result=allow event=login user=root\r\n' |
     timeout 2 bash -c 'exec 3<>/dev/tcp/127.0.0.1/22; cat >&3; cat <&3' >/dev/null
 true";
@@ -51,7 +51,7 @@ fn nothing_that_a_user_chooses_forges_a_line_or_a_field() {
     assert!(!log.lines().any(|line| line.starts_with("event=")), "{log}");
 }
 
-/// Appends what programs send to journald's socket to `/tmp/journal`.
+/// Appends each message that journald's socket receives to `/tmp/journal`.
 const JOURNALD: &str = r#"import os, socket
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 s.bind("/run/systemd/journal/socket")

@@ -1,4 +1,5 @@
-//! The shipped IAM policies suffice, each of their actions is needed, and the shipped stack makes a host that lets users in.
+//! The shipped IAM policies suffice, each of their actions is needed, and the shipped CloudFormation stack makes a host that
+//! lets users in.
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
@@ -22,7 +23,7 @@ fn restart_with_policy(machine: &Machine, policy: &Value) {
     machine.restart_resolver_by("KILL");
 }
 
-/// Starts a box in which alice and carol are under the path /ssh/, and dave is not.
+/// Starts a box in which alice and carol are under the IAM path /ssh/, and dave is not.
 fn machine_with_paths() -> Machine {
     Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
@@ -97,7 +98,7 @@ fn assert_each_action_is_needed(machine: &Machine, policy: &Value) {
     }
 }
 
-/// Returns the policy without an action that it has.
+/// Returns the policy without `action`. Fails the test if the policy does not have it.
 fn without_action(policy: &Value, action: &str) -> Value {
     let mut less = policy.clone();
     for statement in less["Statement"].as_array_mut().expect("statements") {
@@ -125,7 +126,7 @@ fn filled_policy(name: &str) -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// Makes the role ssh-directory anew, with these policies, in the account of the users.
+/// Deletes the roles in the account of the users, and makes the role ssh-directory with these policies.
 fn make_directory_role(machine: &Machine, trust: &Value, permissions: &Value) {
     machine.iam().python(&format!(
         "for role in iam.list_roles()['Roles']:

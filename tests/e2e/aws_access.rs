@@ -1,5 +1,5 @@
-//! How a host reaches AWS: by a proxy, with certificates of its own authority, with a role, or with credentials
-//! from a program or from IAM Identity Center.
+//! How a host reaches AWS: through a proxy, with certificates of a private authority, with a role, or with credentials from
+//! a program or from IAM Identity Center.
 
 use pam_iam_tests::{Machine, repository};
 
@@ -11,11 +11,11 @@ printf 'subjectAltName=DNS:*.amazonaws.com,DNS:sts.eu-central-1.amazonaws.com,DN
 openssl x509 -req -in aws.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out aws.pem 2>/dev/null
 install -m 644 ca.pem /etc/pam_iam/ca.pem";
 
-/// The environment of the resolver.
+/// The file with the resolver's environment variables.
 const ENVIRONMENT: &str = "/etc/pam_iam/environment";
 
-/// A booted machine whose IAM is at 127.0.0.9, behind TLS with a certificate of the host's own authority, and that
-/// has a proxy at 127.0.0.1:3128. The names of AWS do not resolve.
+/// Boots a box whose IAM is at 127.0.0.9, behind TLS with a certificate of a private authority, and which has a proxy at
+/// 127.0.0.1:3128. The names of AWS do not resolve.
 fn machine_behind_tls() -> Machine {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").booted().start();
     let way = repository().join("tests/lib/way.py");
@@ -35,7 +35,7 @@ fn run_way(machine: &Machine, words: &str) {
     machine.run(&argv).succeeds();
 }
 
-/// Lets the names of AWS resolve to the box's IAM.
+/// Makes the names of AWS resolve to the box's IAM.
 fn resolve_names_of_aws(machine: &Machine) {
     machine.file("/etc/hosts").append("127.0.0.9 iam.amazonaws.com sts.eu-central-1.amazonaws.com\n");
 }
@@ -45,7 +45,7 @@ fn restart_resolver_without_cache(machine: &Machine) {
     machine.restart_resolver();
 }
 
-/// Asserts that alice logs in, and that her keys can be read without a daemon. Returns what doctor says about IAM.
+/// Asserts that alice logs in, and that her keys can be read without a daemon. Returns doctor's line about IAM.
 #[track_caller]
 fn assert_that_iam_is_reached(machine: &Machine) -> String {
     assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");
@@ -129,7 +129,7 @@ const CREDENTIAL_PROCESS: &str = r#"#!/bin/sh
 echo '{"Version": 1, "AccessKeyId": "AKIAADMINISTRATOR000", "SecretAccessKey": "administrator-secret-of-the-box"}'
 "#;
 
-/// What the portal of Identity Center answers to the bearer of a token.
+/// The answer of Identity Center's portal to a request with a valid token.
 const ROLE_CREDENTIALS: &str = r#"{"roleCredentials": {"accessKeyId": "AKIAADMINISTRATOR000",
  "secretAccessKey": "administrator-secret-of-the-box", "sessionToken": "", "expiration": 99999999999000}}"#;
 
@@ -140,12 +140,12 @@ sso_account_id = 123456789012
 sso_role_name = hosts
 ";
 
-/// A token of Identity Center, in the file that `aws sso login` would write: its name is the SHA-1 of the start URL.
+/// Saves a token of Identity Center in the file that `aws sso login` would write: its name is the SHA-1 of the start URL.
 const SAVE_TOKEN: &str = r#"folder=/etc/pam_iam/home/.aws/sso/cache; mkdir -p $folder
 name=$(printf https://x.awsapps.com/start | sha1sum | cut -d' ' -f1)
 echo '{"accessToken": "token", "expiresAt": "2999-01-01T00:00:00Z", "region": "eu-central-1", "startUrl": "https://x.awsapps.com/start"}' >$folder/$name.json"#;
 
-/// A machine without an instance role, whose credentials come from the AWS profile `program`.
+/// Boots a box without an instance role, whose credentials come from the AWS profile `program`.
 fn machine_with_profiles() -> Machine {
     let machine = machine_behind_tls();
     resolve_names_of_aws(&machine);

@@ -1,14 +1,14 @@
-//! On a machine that systemd has booted: logind's sessions, units and timers, and a reboot.
+//! A machine that systemd has booted: logind's sessions, units and timers, and a reboot.
 
 use pam_iam_tests::Machine;
 
-/// A loginctl that notes its arguments in `/run/asked`.
+/// A loginctl that appends its arguments to `/run/asked` and runs the real one.
 const NOTING_LOGINCTL: &str = "#!/bin/sh
 echo \"$*\" >>/run/asked
 exec /usr/bin/loginctl \"$@\"
 ";
 
-/// Notes from now on what loginctl is asked for.
+/// Replaces loginctl by [`NOTING_LOGINCTL`].
 fn spy_on_loginctl(machine: &Machine) {
     machine.file("/usr/local/bin/loginctl").write(NOTING_LOGINCTL);
     machine.file("/usr/local/bin/loginctl").chmod("755");
@@ -33,18 +33,18 @@ RandomizedDelaySec=0
 AccuracySec=100ms
 ";
 
-/// The id that logind has for the login session of a user.
+/// Returns the id that logind has for the login session of a user, or an empty text.
 fn logind_session_of(machine: &Machine, user: &str) -> String {
     let property = |kind: &str, of: &str, name: &str| {
         machine.run(&["loginctl", kind, of, "--property", name, "--value"]).succeeds()
     };
-    // Newer versions count the user's manager as a session too.
+    // Newer versions of logind count the user's manager as a session too.
     let sessions = property("show-user", user, "Sessions");
     let mut ids = sessions.split_whitespace().filter(|id| property("show-session", id, "Class") == "user");
     ids.next().unwrap_or_default().to_owned()
 }
 
-/// Whether logind lists a session of the user.
+/// Returns whether logind lists a session of the user.
 fn logind_lists(machine: &Machine, user: &str) -> bool {
     machine.run(&["loginctl", "list-sessions", "--no-legend"]).succeeds().contains(user)
 }
@@ -117,7 +117,7 @@ fn a_machine_boots_and_the_local_root_logs_in_while_iam_hangs() {
     let machine = Machine::new().settings("[freshness]\nmax_age = 0").booted().start();
     machine.let_root_in();
     machine.run(&["systemctl", "stop", "iam-resolver.socket", "iam-resolver.service"]).succeeds();
-    // As on a host that nobody has logged in to.
+    // The cache is empty on a host that nobody has logged in to.
     machine.sh("rm -f /var/cache/pam_iam/*").succeeds();
     machine.fault("fail=hang");
     machine.reboot();
@@ -129,7 +129,7 @@ fn a_machine_boots_and_the_local_root_logs_in_while_iam_hangs() {
     assert!(status.contains("\"last_answer\": null"), "{status}");
     assert!(machine.ssh("alice", "true").fails().contains("Permission denied"));
     machine.fault("fail=");
-    // Nothing is restarted.
+    // No service has to be restarted.
     machine.wait_until_login_succeeds("alice");
 }
 
@@ -146,7 +146,7 @@ fn the_resolver_is_sandboxed_and_one_that_hangs_is_replaced() {
     machine.signal_resolver("STOP");
     machine.ssh("alice", "true").succeeds();
     machine.wait_until("journalctl -q | grep -q 'iam-resolver.service: Watchdog timeout'");
-    // The next client starts it.
+    // The next client starts the resolver through its socket.
     machine.run(&["systemctl", "stop", "iam-resolver.service"]).succeeds();
     machine.run(&["pgrep", "-x", "iam-resolver"]).fails();
     machine.ssh("alice", "true").succeeds();

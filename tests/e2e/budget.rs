@@ -1,4 +1,4 @@
-//! What a login, the roster and unknown names cost in calls to IAM.
+//! The calls to IAM that a login, the roster and unknown names cost.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ fn a_login_makes_the_documented_calls_and_no_others() {
     machine.ssh("alice", "true").succeeds();
     assert_eq!(machine.actions(), [""; 0], "within max_age: none");
 
-    // Until the entry is stale.
+    // Waits until the entry is stale.
     machine.run(&["sleep", "12"]).succeeds();
     machine.clear_calls();
     machine.ssh("alice", "true").succeeds();
@@ -58,10 +58,10 @@ fn guessed_names_make_no_more_calls_than_the_rate_limit_and_a_new_user_logs_in()
     let began = Instant::now();
     machine.run(&["python3", "-c", GUESS_NAMES]).succeeds();
     let minutes = usize::try_from(began.elapsed().as_secs().div_ceil(60)).unwrap();
-    // The lookup of an unknown name calls GetUser once. Ten lookups are free at first, and ten more each minute.
+    // The lookup of an unknown name calls GetUser once. The limit allows ten lookups at first, and ten more each minute.
     let users = machine.count_calls("GetUser");
     assert!(users <= 10 + 10 * minutes, "{users}");
-    // The roster, which is two groups, is read again every 30 s at most.
+    // The roster consists of two groups, and is read at most every 30 s.
     let rosters = machine.count_calls("GetGroup");
     assert!(rosters <= 2 * 2 * (1 + minutes), "{rosters}");
     machine.iam().create_user_with_key("newcomer", &["ssh-users"]);

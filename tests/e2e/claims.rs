@@ -1,14 +1,14 @@
-//! A user who may not log in does not exist on this host, and neither does one whose name the host claims for itself.
+//! A user who may not log in has no account on this host, nor has a user whose name the host claims.
 
 use std::time::Instant;
 
 use pam_iam_tests::{Builder, Machine};
 use serde_json::{Value, json};
 
-/// The uids of managed users.
+/// The managed range.
 const MANAGED_UIDS: std::ops::RangeInclusive<u32> = 2_013_265_920..=2_147_352_575;
 
-/// IAM users of programs, with the names that packages give to the accounts of their daemons.
+/// Names of IAM users that packages also give to the accounts of their daemons.
 const DAEMONS: [&str; 30] = [
     "jenkins",
     "redis",
@@ -42,7 +42,7 @@ const DAEMONS: [&str; 30] = [
     "dovecot",
 ];
 
-/// A machine in an AWS account with 5,000 users, of whom dev0 to dev49 may log in. newbie is one of the others.
+/// Starts a box in an AWS account with 5,000 users, of whom dev0 to dev49 may log in. newbie is one of the others.
 fn machine_with_five_thousand_users(builder: Builder) -> Machine {
     let mut users: Vec<Value> =
         DAEMONS.iter().map(|name| json!({"name": name, "groups": [], "keys": []})).collect();
@@ -61,7 +61,7 @@ fn developers() -> Vec<String> {
     (0..50).map(|number| format!("dev{number}")).collect()
 }
 
-/// Has root look up each of the daemons' names 30 times.
+/// Looks up each of the daemons' names 30 times as root. Asserts that nothing is found.
 fn look_up_daemons(machine: &Machine) {
     let script = format!(
         "for n in 1 2 3 4 5 6 7 8 9 10; do for name in {}; do getent passwd $name; getent group $name; id $name; done; done 2>/dev/null",
@@ -70,7 +70,7 @@ fn look_up_daemons(machine: &Machine) {
     assert_eq!(machine.sh(&script).stdout, "", "no daemon has an account or a group");
 }
 
-/// Makes system accounts with names of IAM users as the installation scripts of packages do.
+/// Makes system accounts with names of IAM users, as the installation scripts of packages do.
 fn add_system_accounts(machine: &Machine) {
     machine.run(&["adduser", "--quiet", "--system", "jenkins"]).succeeds();
     machine.run(&["useradd", "-r", "redis"]).succeeds();
@@ -96,7 +96,7 @@ fn of_five_thousand_users_only_those_who_may_log_in_have_accounts_and_names() {
     look_up_daemons(&machine);
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap();
     let calls = machine.count_calls("GetUser");
-    // The limit of a minute, and what was added to it during the look-ups.
+    // The limit is 30 at first, and grows by one every two seconds.
     assert!(calls <= 31 + seconds / 2, "{calls} calls in {seconds} s");
 
     add_system_accounts(&machine);
@@ -139,7 +139,8 @@ fn of_five_thousand_users_the_importer_adds_only_those_who_may_log_in() {
     assert_eq!(machine.ssh("newbie", "id -un").succeeds(), "newbie");
 }
 
-/// The names in /etc/passwd whose uid is one of managed users, in the order of their numbers.
+/// Returns the names in /etc/passwd whose uid is in the managed range, by length and then by the alphabet, so that dev2
+/// precedes dev10.
 fn managed_accounts(machine: &Machine) -> Vec<String> {
     let text = machine.file("/etc/passwd").text();
     let managed = text.lines().filter(|line| {
@@ -180,7 +181,7 @@ fn an_iam_user_whose_name_the_host_claims_is_refused_and_explain_and_lint_say_wh
         let line = lint.lines().find(|line| line.contains(name));
         assert!(line.is_some_and(|line| line.contains("this host needs its name for itself")), "{lint}");
     }
-    // A unit that an administrator wrote may be meant for the IAM user.
+    // A unit in /etc does not claim the name, since its administrator may mean the IAM user.
     machine.ssh("erin", "true").succeeds();
 }
 

@@ -19,8 +19,8 @@ fn two_iam_groups_that_map_to_one_linux_group_both_give_it() {
     }
 }
 
-/// A machine on which ssh-dev maps to a group that does not exist, and ssh-web to the local group webteam. alice is
-/// in both, bob in neither.
+/// Starts a box in which ssh-dev maps to a group that no file has, and ssh-web to the local group webteam. alice is in both
+/// IAM groups, bob in neither.
 fn machine_with_mapped_groups(builder: Builder) -> Machine {
     let machine = builder
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "ssh-dev", "ssh-web"], "users": [
@@ -96,7 +96,7 @@ fn a_privileged_group_needs_the_operators_consent_and_the_group_root_is_never_gi
         let message = machine.run(&["iam-resolver", "check-config", "/tmp/c.toml"]).fails();
         assert!(message.contains(why), "{target}: {message}");
     }
-    // A group of another name that has the gid 0.
+    // Gives the gid 0 to a group that is not called root.
     machine.file("/etc/group").replace("disk:x:6:", "disk:x:0:");
     let gids = machine.ssh("alice", "id -G").succeeds();
     assert!(!gids.split(' ').any(|gid| gid == "0"), "{gids}");

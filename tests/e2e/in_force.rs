@@ -1,11 +1,12 @@
-//! Lines and settings that must be in force: what happens on a host that loses one, and how an operator hears of it.
+//! Lines of PAM and NSS and settings of sshd that must be in force: the effect on a host that loses one, and the report to
+//! its operator.
 
 use pam_iam_tests::Machine;
 use serde_json::{Value, json};
 
 const DROP_IN: &str = "/etc/ssh/sshd_config.d/10-pam_iam.conf";
 
-/// The file and the setting of the package ec2-instance-connect, which takes the place of pam_iam's key command.
+/// The drop-in of the package ec2-instance-connect. Its setting takes the place of pam_iam's key command.
 const EIC: &str = "/etc/ssh/sshd_config.d/00-eic.conf";
 const EIC_SETTING: &str =
     "AuthorizedKeysCommand /usr/share/ec2-instance-connect/eic_run_authorized_keys %u %f\n";
@@ -13,7 +14,7 @@ const EIC_SETTING: &str =
 /// Succeeds if sshd takes no keys from the home directory at a login of alice.
 pub const SSHD_TAKES_NO_KEYS_FROM_HOME: &str = "sshd -T -C user=alice,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22 | grep -qx 'authorizedkeysfile none'";
 
-/// A machine on which alice is in a group that may log in, and bob, who has a key too, is in none.
+/// Starts a box in which alice is in a group that may log in, and bob, who also has a key, is in none. Logs alice in once.
 fn machine_with_member_and_outsider() -> Machine {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins"], "users": [
@@ -24,7 +25,7 @@ fn machine_with_member_and_outsider() -> Machine {
     machine
 }
 
-/// Sweeps. Returns what the sweep found not to be in force.
+/// Sweeps. Returns the lines and settings that the sweep has found not to be in force.
 fn not_in_force(machine: &Machine) -> Vec<String> {
     machine.iamctl("sweep").succeeds();
     let status = machine.iamctl("status --json").succeeds();
@@ -42,7 +43,7 @@ fn assert_metric(machine: &Machine, line: &str) {
     assert!(metrics.lines().any(|found| found == line), "{line}\n--- is not in\n{metrics}");
 }
 
-/// A file, a change to it that puts something out of force, and what the sweep says then.
+/// A file, a change to it that puts a line or setting out of force, and the sweep's report of that.
 type Break = (&'static str, fn(&Machine), &'static str);
 
 const BREAKS: [Break; 5] = [
@@ -62,7 +63,7 @@ const BREAKS: [Break; 5] = [
         |machine| machine.remove_from_nsswitch("passwd"),
         "/etc/nsswitch.conf does not ask IAM for accounts",
     ),
-    // The sweep asks sshd about a user of IAM for this, although nobody is logged in.
+    // To find this, the sweep asks sshd for the settings of an IAM user, although nobody is logged in.
     (
         DROP_IN,
         |machine| machine.file(DROP_IN).remove_lines("AuthorizedKeysFile"),
@@ -126,11 +127,11 @@ fn without_pam_iam_in_pam_sshd_gives_no_session_sftp_or_forwarding_to_a_user_in_
 #[test]
 fn reading_sshds_settings_for_a_user_makes_no_call_to_iam() {
     let machine = machine_with_member_and_outsider();
-    // Until the calls that the login began in the background have ended.
+    // Repeated, since the login may have begun calls in the background that have not ended.
     machine.wait_until(&format!(
         "curl -sSf \"$BOX_CTL?clear\" >/dev/null; PAM_IAM_LOOK_ONLY=1; export PAM_IAM_LOOK_ONLY; {SSHD_TAKES_NO_KEYS_FROM_HOME} && ! curl -sSf \"$BOX_CTL?log\" | grep -q GetUser"
     ));
-    // Without the variable there would be calls.
+    // Without the variable, the same command makes calls.
     machine.sh(SSHD_TAKES_NO_KEYS_FROM_HOME).succeeds();
     machine.wait_until("curl -sSf \"$BOX_CTL?log\" | grep -q GetUser");
 }

@@ -72,14 +72,16 @@ fn a_key_in_the_home_directory_opens_no_session_even_if_sshds_rule_for_the_group
     assert_eq!(machine.ssh("alice", "echo in").succeeds(), "in");
 }
 
-/// A key command that prints its first two arguments and one key, and notes the other three.
+/// A key command that prints its first two arguments and the key /etc/also.pub, and writes its other three arguments to
+/// /tmp/tokens.
 const FURTHER_COMMAND: &str = "#!/bin/sh
 echo \"# $1 $2\"
 echo \"$3 $4 $5\" >/tmp/tokens
 cat /etc/also.pub
 ";
 
-/// A machine with that command for local accounts, one of which is called local. `/root/also` is its key.
+/// Starts a box that runs [`FURTHER_COMMAND`] for local accounts, and adds the account `local`. The command prints the key
+/// `/root/also`.
 fn machine_with_further_key_command() -> Machine {
     let machine = Machine::new()
         .settings("[freshness]\nmax_age = 0\n[keys]\nalso_run_for = 'local'\nalso_run = ['/usr/local/bin/also %u %f %t %k %h']")
@@ -124,7 +126,7 @@ echo 'TrustedUserCAKeys /etc/ssh/ca.pub' >/etc/ssh/sshd_config.d/50-ca.conf &&
 install -m 600 $BOX_KEYS/alice /root/alice && ssh-keygen -y -f /root/alice >/root/alice.pub &&
 ssh-keygen -q -s /root/ca -I alice -n alice /root/alice.pub";
 
-/// Logs in as alice with that certificate and nothing else.
+/// Logs in as alice with the certificate of [`CERTIFY_ALICE`] and nothing else.
 fn ssh_with_certificate(machine: &Machine) -> Done {
     let only = "PubkeyAcceptedAlgorithms=rsa-sha2-512-cert-v01@openssh.com";
     machine.run(&["box-ssh", "-i", "/root/alice", "alice", "-o", only, "true"])
@@ -135,12 +137,12 @@ fn a_certificate_opens_no_account_of_an_iam_user_and_the_refusal_says_so() {
     let machine = Machine::new().start();
     machine.sh(CERTIFY_ALICE).succeeds();
     machine.reload_sshd();
-    // In a Match block, sshd takes `AuthorizedPrincipalsFile none` for this file.
+    // In a Match block, sshd would take the value `none` of AuthorizedPrincipalsFile for the name of this file.
     machine.ssh("alice", "echo alice >none").succeeds();
     let refused = ssh_with_certificate(&machine);
     assert_eq!(refused.status, 255, "{refused:?}");
     assert!(refused.stderr.contains("Permission denied"), "{refused:?}");
-    // If the drop-in is of an older version, PAM refuses the session.
+    // The drop-in of an older version lacks this line. Then PAM refuses the session.
     machine.file(DROP_IN).remove_lines("AuthorizedPrincipalsFile");
     machine.reload_sshd();
     let said = ssh_with_certificate(&machine).fails();
@@ -148,7 +150,7 @@ fn a_certificate_opens_no_account_of_an_iam_user_and_the_refusal_says_so() {
     machine.ssh("alice", "true").succeeds();
 }
 
-/// PAM's stack for an application that has authenticated the user itself.
+/// A PAM stack for an application that has authenticated the user itself.
 const SESSION_ALONE: &str = "account required pam_permit.so
 session requisite pam_iam.so
 session required pam_permit.so
@@ -163,7 +165,7 @@ fn sshd_opens_no_session_without_a_key_unless_the_configuration_allows_it() {
     machine.wait_for_log("authpriv", "event=session user=alice origin=none service=sshd result=deny");
     machine.config().replace("'refuse'", "'allow'");
     machine.pam("sshd", "alice").open_session().succeeds();
-    // The setting is about sshd: su and cron never have a key.
+    // The setting applies to sshd alone: su and cron never have a key.
     machine.config().replace("'allow'", "'refuse'");
     machine.file("/etc/pam.d/su").write(SESSION_ALONE);
     machine.pam("su", "alice").open_session().succeeds();

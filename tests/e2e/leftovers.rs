@@ -3,7 +3,7 @@
 use pam_iam_tests::Machine;
 use serde_json::json;
 
-/// IAM is asked at each decision, and a process that is to end has a second to do so.
+/// Each decision asks IAM, and a process that is to end has one second before it is killed.
 const SETTINGS: &str = "[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'";
 
 #[test]
@@ -13,7 +13,7 @@ fn processes_left_behind_end_with_the_key_of_their_session_and_those_of_another_
         .settings(SETTINGS)
         .booted()
         .start();
-    // Entries of ended sessions are kept only on a host that has swept.
+    // The registry keeps entries of ended sessions only on a host that has swept.
     machine.iamctl("sweep").succeeds();
     machine.leave_running("alice", "alice", "sleep 4020");
     machine.leave_running("alice.2", "alice", "sleep 4021");
@@ -27,7 +27,7 @@ fn processes_left_behind_end_with_the_key_of_their_session_and_those_of_another_
     assert!(!machine.is_running("sleep 4020"));
     assert!(machine.is_running("sleep 4021"));
 
-    // An entry is removed after 60 sweeps that have found no process of its session.
+    // A registry entry is removed after 60 sweeps that have found no process of its session.
     machine.run(&["pkill", "-f", "^sleep 4021"]).succeeds();
     machine.run(&["loginctl", "terminate-user", "alice"]).succeeds();
     machine.wait_until("! pgrep -u alice");

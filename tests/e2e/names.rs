@@ -3,7 +3,7 @@
 use pam_iam_tests::Machine;
 use serde_json::{Value, json};
 
-/// A machine whose IAM has these users, each with a key and in all groups.
+/// Starts a box whose IAM has these users, each with a key and in all groups.
 fn machine_with_users(names: &[&str]) -> Machine {
     let users: Vec<Value> = names
         .iter()

@@ -1,4 +1,4 @@
-//! Users have their groups behind other set-ups of the name service, and doctor says what is wrong with one.
+//! Users have their groups with a line initgroups and behind nscd, and doctor reports what is wrong there.
 
 use pam_iam_tests::{Machine, repository};
 
@@ -15,7 +15,7 @@ fn a_user_has_local_and_managed_groups_with_a_line_initgroups_that_asks_both() {
     machine.doctor_says("the line initgroups: of /etc/nsswitch.conf does not ask IAM");
 }
 
-/// Installs nscd from its package, without the scripts that would start it by an init, and starts it.
+/// Installs nscd from its package and starts it. The package's scripts do not run, since they would need an init.
 fn start_nscd(machine: &Machine) {
     let packages = repository().join("target/nscd");
     machine
@@ -28,7 +28,7 @@ fn start_nscd(machine: &Machine) {
     machine.wait_until("nscd -g | grep -q 'cache is enabled'");
 }
 
-/// Prints alice's groups as for a service that runs as alice with the primary group 100.
+/// Prints the groups of a service that runs as alice with the primary group 100.
 const GROUPS_WITH_PRIMARY_100: &str =
     "import grp, os; print([grp.getgrgid(gid).gr_name for gid in os.getgrouplist('alice', 100)])";
 
@@ -39,7 +39,7 @@ fn behind_nscd_users_have_their_groups_and_doctor_says_that_it_caches() {
     assert_eq!(said, "['users', 'iam-users']");
     start_nscd(&machine);
     assert_eq!(machine.login_groups("alice"), ["alice", "iam-users"]);
-    // nscd looks up the groups without the user's primary one, and answers every caller from that.
+    // nscd looks up the groups without the user's primary one, and gives that answer to every caller.
     machine.run(&["nscd", "-i", "group"]).succeeds();
     machine.run(&["nscd", "-i", "passwd"]).succeeds();
     assert_eq!(machine.groups_of("alice"), ["alice", "iam-users"]);

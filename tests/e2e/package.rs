@@ -13,10 +13,10 @@ mod upgrade;
 use pam_iam_tests::{Builder, Machine, package};
 use serde_json::{Value, json};
 
-/// Where a bare machine keeps a copy of its /etc.
+/// The copy of /etc on a bare machine.
 const ORIGINAL_ETC: &str = "/root/etc";
 
-/// Where a bare machine keeps the configuration that the box has written for it.
+/// The folder on a bare machine with the configuration that the box has written for it.
 const CONFIGURATION: &str = "/root/configuration";
 
 /// Lists the files of the machine outside /etc, except those that the system itself adds and removes.
@@ -52,7 +52,7 @@ fn machine_with_package() -> Machine {
     machine
 }
 
-/// alice in ssh-users, and carol in ssh-users and ssh-admins.
+/// Returns fixtures with alice in ssh-users, and carol in ssh-users and ssh-admins.
 fn alice_and_carol() -> Value {
     json!({"groups": ["ssh-users", "ssh-admins"], "users": [
         {"name": "alice", "groups": ["ssh-users"], "keys": [{}]},
@@ -64,7 +64,8 @@ fn record_etc(machine: &Machine) {
     machine.run(&["cp", "-a", "/etc", ORIGINAL_ETC]).succeeds();
 }
 
-/// Compares /etc with its copy, except the backups that shadow-utils leaves of the account files.
+/// Returns the differences between /etc and its copy, except the lock and the backups of account files that shadow-utils
+/// leaves.
 fn etc_changes(machine: &Machine) -> String {
     let diff = ["diff", "-r", "--no-dereference", "-x", "*-", "-x", ".pwd.lock", ORIGINAL_ETC, "/etc"];
     let changes = machine.run(&diff);
@@ -87,7 +88,7 @@ fn keep_root_logged_in(machine: &Machine) {
     machine.wait_until_running("sleep 4200");
 }
 
-/// Asserts that systemctl(1) answers `yes` to `question`, such as `is-active`, for every unit.
+/// Asserts that `systemctl QUESTION`, such as `is-active`, prints `yes`, such as `active`, for every unit.
 fn assert_each_unit(machine: &Machine, question: &str, yes: &str, units: &[&str]) {
     let argv = [["systemctl", question].as_slice(), units].concat();
     let answers = machine.run(&argv);
@@ -95,7 +96,7 @@ fn assert_each_unit(machine: &Machine, question: &str, yes: &str, units: &[&str]
     assert_eq!(answers.status, 0, "{answers:?}");
 }
 
-/// Whether systemctl(1) answers yes to `question` for the unit.
+/// Returns whether `systemctl QUESTION` succeeds for the unit.
 fn unit(machine: &Machine, question: &str, name: &str) -> bool {
     machine.run(&["systemctl", question, "--quiet", name]).status == 0
 }

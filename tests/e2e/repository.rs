@@ -54,7 +54,7 @@ fn locked_crates() -> Vec<Value> {
     metadata["packages"].as_array().expect("packages").clone()
 }
 
-/// Returns the numbers of the Rust version that a crate states.
+/// Returns the numbers of the Rust version that a crate requires. None if its manifest has none.
 fn rust_version(package: &Value) -> Option<Vec<u32>> {
     let version = package["rust_version"].as_str()?;
     Some(version.split('.').filter_map(|part| part.parse().ok()).collect())

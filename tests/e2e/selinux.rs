@@ -2,8 +2,8 @@
 
 use pam_iam_tests::{Machine, repository};
 
-/// Prints `yes` or `no` for each line of `RULE SOURCE TARGET CLASS PERMISSIONS`, in which `-` stands for any target or
-/// permission.
+/// Prints for each line of `RULE SOURCE TARGET CLASS PERMISSIONS` whether the policy has such a rule with one of these
+/// permissions: `yes` or `no`. `-` stands for any target or permission.
 const QUERY: &str = r#"
 import functools, glob, sys, setools
 policy = setools.SELinuxPolicy(glob.glob("/etc/selinux/default/policy/policy.*")[0])
@@ -24,10 +24,10 @@ for question in questions:
     print(answers[question])
 "#;
 
-/// The domains that connect to the resolver.
+/// The SELinux domains that connect to the resolver.
 const CLIENTS: [&str; 4] = ["sshd_t", "sysadm_sudo_t", "crond_t", "system_dbusd_t"];
 
-/// What each client needs.
+/// The rules that each client needs, without `allow` and the client's domain.
 const NEEDED_BY_CLIENTS: [&str; 3] = [
     "pam_iam_resolver_t unix_stream_socket connectto",
     "pam_iam_runtime_t sock_file write",
@@ -66,7 +66,7 @@ fn machine_with_policy() -> Machine {
     let machine = Machine::new().start();
     let source = repository().join("packaging/selinux");
     let packages = repository().join("target/selinux-debs");
-    // Their installation scripts would load the whole policy once without the module.
+    // The installation scripts of these packages would load the whole policy once without the module.
     let unpack = "for package in '{}'/*.deb; do dpkg-deb --fsys-tarfile $package | tar -x -C / --keep-directory-symlink || exit 1; done";
     machine.sh(&unpack.replace("{}", &packages.to_string_lossy())).succeeds();
     machine.run(&["cp", "-r", &source.to_string_lossy(), "/root/policy"]).succeeds();
@@ -77,7 +77,7 @@ fn machine_with_policy() -> Machine {
     machine
 }
 
-/// Returns each rule with whether the policy should have it.
+/// Returns each rule with the answer that [`QUERY`] should give.
 fn expected_rules() -> Vec<(String, &'static str)> {
     let of_clients = CLIENTS
         .iter()

@@ -4,28 +4,28 @@
 use pam_iam_tests::{Builder, Machine};
 use serde_json::{Value, json};
 
-/// A box whose local account deploy is shared by the members of an IAM group.
+/// Returns a builder of a box whose local account deploy is shared by the members of an IAM group.
 fn shared_by(group: &str) -> Builder {
     Machine::new().settings(&format!(
         "[freshness]\nmax_age = 0\n[sessions]\ngrace = '1s'\n[shared.deploy]\ngroups = ['{group}']"
     ))
 }
 
-/// Users who may log in to the shared account alone.
+/// Returns fixtures with users who may log in to the shared account and to no other.
 fn deployers(names: &[&str]) -> Value {
     let users: Vec<Value> =
         names.iter().map(|name| json!({"name": name, "groups": ["deployers"], "keys": [{}]})).collect();
     json!({"groups": ["ssh-users", "ssh-admins", "deployers"], "users": users})
 }
 
-/// Starts the box and adds the account.
+/// Starts the box and adds the account deploy.
 fn start_with_account(builder: Builder) -> Machine {
     let machine = builder.start();
     machine.add_account("deploy", 1600);
     machine
 }
 
-/// Lets the key `/root/local` in as deploy by the account's own `authorized_keys`.
+/// Makes the key `/root/local`, and writes it into deploy's own `authorized_keys`.
 fn add_local_key(machine: &Machine) {
     machine.make_key("/root/local");
     machine.authorize_key("deploy", "/root/local");
@@ -59,7 +59,7 @@ fn a_session_by_a_local_key_outlives_an_outage_of_iam() {
     assert!(machine.is_running("sleep 4008"));
 }
 
-/// Logs in as deploy with the local key and alice's key, both of which sshd wants, and waits there.
+/// Logs in as deploy with both the local key and alice's key, since sshd requires two, and stays logged in.
 const LOG_IN_WITH_TWO_KEYS: &str = "box-ssh -i /root/local deploy true
 ssh -F none -i /root/local -i $BOX_KEYS/alice -o IdentitiesOnly=yes -o BatchMode=yes \
     -o UserKnownHostsFile=/run/box/known_hosts -o ConnectionAttempts=5 -l deploy 127.0.0.1 'sleep 4010'";
@@ -101,7 +101,7 @@ fn the_session_of_a_member_who_left_ends_and_those_of_others_stay_until_the_acco
     assert_eq!(open.len(), 1, "{open:?}");
     assert_eq!(open[0]["iam_name"], "bob");
 
-    // Then a key of IAM opens the account no longer, and what came without one stays.
+    // Now no key of IAM opens the account, and only sessions that were opened without one go on.
     machine.config().replace("[shared.deploy]\ngroups = ['deployers']\n", "");
     machine.iamctl("sweep").succeeds();
     assert!(!machine.is_running("sleep 4005"));

@@ -29,7 +29,7 @@ fn a_user_removed_from_the_sudo_group_cannot_sudo_in_an_open_session() {
     assert!(refused.stdout.contains("none of the IAM groups that may use sudo"), "{refused:?}");
 }
 
-/// A machine on which sudo lets ssh-ops run id, and ssh-admins everything.
+/// Starts a box in which sudo lets ssh-ops run id, and ssh-admins everything.
 fn machine_with_two_rules() -> Machine {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "ssh-ops"], "users": [
@@ -61,7 +61,7 @@ fn mapped_groups_have_rules_of_their_own_and_a_withdrawn_group_refuses_sudo_in_a
     assert!(machine.ssh("alice", "sudo -n -l").succeeds().contains("(root) NOPASSWD: /usr/bin/id"));
     machine.ssh("first.last", "sudo -n cat /etc/shadow").succeeds();
 
-    // An open session keeps the Linux group, whose rule would allow everything.
+    // An open session keeps the Linux group, whose sudo rule would allow everything.
     let carol = machine.open_session("carol");
     machine.iam().remove_from_group("carol", "ssh-admins");
     let said = carol.run("sudo -n cat /etc/shadow").fails();

@@ -52,7 +52,7 @@ fn log_in(machine: &Machine, user: &str, command: &str) -> Done {
 #[test]
 fn users_of_the_local_iam_log_in_also_after_a_reboot() {
     let machine = machine_to_provision();
-    // The IAM of the test has the addresses that the machine's own takes.
+    // The machine's own IAM needs the addresses of the box's IAM.
     machine
         .iam()
         .python("import subprocess; subprocess.run(['pkill', '-f', 'lib/iam_server.py'], check=True)");

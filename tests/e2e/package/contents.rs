@@ -67,7 +67,7 @@ fn the_binaries_need_no_newer_c_library_than_2_34() {
 fn a_build_for_another_architecture_names_what_is_missing() {
     let machine = bare_machine();
     let build = |architecture: &str| build_for(&machine, architecture);
-    // A compiler that has no other target.
+    // A compiler that has no libraries for another architecture.
     machine.run(&["mkdir", "/root/bin"]).succeeds();
     let rustc = machine.file("/root/bin/rustc");
     rustc.write("#!/bin/sh\necho /nowhere\n");
@@ -84,7 +84,7 @@ fn a_build_for_another_architecture_names_what_is_missing() {
     assert!(build("vax").contains("amd64 or arm64"));
 }
 
-/// Runs `packaging/build`, which fails, with the programs in /root/bin before all others.
+/// Runs `packaging/build` with /root/bin first in PATH. Asserts that it fails, and returns its output.
 fn build_for(machine: &Machine, architecture: &str) -> String {
     let build = repository().join("packaging/build");
     let script = format!("PATH=/root/bin:$PATH '{}' --arch {architecture} deb", build.display());

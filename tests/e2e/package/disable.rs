@@ -1,17 +1,17 @@
 //! `iamctl disable`, which the package's removal runs: it removes every line that refers to the module, and keeps the
-//! administrator's own.
+//! administrator's own lines.
 
 use pam_iam_tests::Machine;
 use serde_json::Value;
 
 use super::machine_with_package;
 
-/// Asserts that no PAM stack refers to the module, which would keep everybody out once it is removed.
+/// Asserts that no PAM stack refers to the module: such a line would keep everybody out once the module is removed.
 fn assert_no_stack_has_the_module(machine: &Machine) {
     assert_eq!(machine.run(&["grep", "-r", "pam_iam.so", "/etc/pam.d"]).stdout, "");
 }
 
-/// Returns the paths by which systemd starts units of pam_iam.
+/// Returns the paths of the links by which systemd starts units of pam_iam at boot.
 fn enabled_units(machine: &Machine) -> String {
     let find = ["find", "/etc/systemd/system", "-path", "*.wants/iam-*"];
     machine.run(&find).succeeds()
@@ -49,7 +49,8 @@ fn purge_removes_every_line_with_the_module_and_keeps_an_edited_sudo_rule() {
 
 #[test]
 fn disable_undoes_an_installation_by_hand_and_names_users_who_stay() {
-    // As docs/install-by-hand.md does it with imported accounts. The machine is not booted, like an image being built.
+    // An installation as in docs/install-by-hand.md with imported accounts. The machine is not booted, like an image being
+    // built.
     let machine = Machine::new().importer().start();
     machine.iamctl("enable").succeeds();
     assert!(enabled_units(&machine).contains("iam-resolver.socket"));

@@ -26,7 +26,7 @@ fn follow(machine: &Machine, block: &str) -> String {
     machine.sh(&format!("set -e; {environment}; cd '{}'\n{block}", repository().display())).succeeds()
 }
 
-/// Copies the file that says where the box's IAM is, as an administrator outside EC2 writes it.
+/// Copies the file that says where the box's IAM is, which an administrator outside EC2 would write.
 fn configure_endpoint(machine: &Machine) {
     machine.file(&format!("{CONFIGURATION}/environment")).copy_to("/etc/pam_iam/environment");
 }
@@ -41,7 +41,7 @@ fn the_installation_chapter_of_the_readme_works() {
     let blocks = shell_blocks(chapter.expect("a chapter on installation"));
     let [build, configure, enable, remove] = blocks.as_slice() else { panic!("{blocks:?}") };
 
-    // The file system of another distribution has no compiler.
+    // The file system of another distribution has no compiler to build the package with.
     let skipped = if std::env::var_os("PAM_IAM_ROOT").is_some() { "packaging/build deb\n" } else { "" };
     follow(&machine, build.strip_prefix(skipped).unwrap_or(build));
     follow(&machine, configure);
@@ -89,8 +89,8 @@ fn the_migration_page_brings_over_a_host_whose_accounts_a_script_made() {
     assert_iam_decides(&machine);
 }
 
-/// Makes accounts as such a script does: uids in the order of creation, a group of the script's own, a sudoers file for
-/// each administrator, homes with work in them. alice has a key of her own in hers, and dave has left IAM.
+/// Makes accounts as a script does: uids in the order of creation, a group of the script's own, a sudoers file for each
+/// administrator, homes with files in them. alice has another key in her home, and dave is not in IAM.
 fn make_accounts_as_a_script_does(machine: &Machine) {
     machine.run(&["groupadd", "iam-synced-users"]).succeeds();
     for user in ["alice", "carol", "dave"] {

@@ -35,8 +35,8 @@ fn enable_or_disable_killed_at_any_step_leaves_a_host_that_the_next_call_finishe
     assert_eq!(etc_changes(&machine), configured);
 }
 
-/// Kills `iamctl VERB` at its first rename(2), then at its second, until a run reaches its end. Returns the number of runs.
-/// By rename(2) files get into their places, so that each is whole before and after.
+/// Kills `iamctl VERB` at its first rename(2), in the next run at its second, and so on until a run ends by itself. Returns
+/// the number of runs. Each file is replaced by rename(2), so it is whole before and after that call.
 fn kill_at_each_rename(machine: &Machine, verb: &str) -> u32 {
     for step in 1..=40 {
         if verb == "disable" {
@@ -46,7 +46,7 @@ fn kill_at_each_rename(machine: &Machine, verb: &str) -> u32 {
         let strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=rename", "-e", &inject, "--"];
         let killed = machine.run(&[strace.as_slice(), &["iamctl", verb]].concat()).status == -9;
         machine.local_root_logs_in();
-        // Every second time the next call is `enable`, else `disable`.
+        // After every second kill the next call is `enable`, else `disable`.
         if step % 2 == 0 {
             machine.iamctl("enable").succeeds();
             machine.ssh("alice", "true").succeeds();
@@ -93,7 +93,7 @@ fn users_log_in_on_hosts_laid_out_like_debian_and_ubuntu_and_doctor_finds_nothin
             {"name": "bob", "groups": [], "keys": [{}]}]});
         let machine = start_bare(Machine::new().settings("[freshness]\nmax_age = 0").fixtures(fixtures));
         lay_out(&machine);
-        // As the README says in its limits.
+        // As docs/limits.md says.
         machine.file("/etc/login.defs").append("LASTLOG_UID_MAX 60000\n");
         record_etc(&machine);
         install(&machine);
@@ -112,7 +112,7 @@ fn users_log_in_on_hosts_laid_out_like_debian_and_ubuntu_and_doctor_finds_nothin
     }
 }
 
-/// The machine has Debian's layout already, but for the first user.
+/// Adds the first user. Everything else on the machine has Debian's layout already.
 fn lay_out_like_debian(machine: &Machine) {
     machine.run(&["useradd", "--create-home", "ubuntu"]).succeeds();
 }

@@ -27,7 +27,7 @@ fn assert_refused(machine: &Machine, reason: &str, break_host: impl Fn(), repair
     repair();
 }
 
-/// Restores a file of /etc from the copy.
+/// Restores a file of /etc from the copy in [`ORIGINAL_ETC`].
 fn restore(machine: &Machine, path: &str) {
     let original = path.replacen("/etc", ORIGINAL_ETC, 1);
     machine.file(&original).copy_to(path);
@@ -111,7 +111,7 @@ fn assert_refused_for_pam_and_configuration(machine: &Machine) {
     );
 }
 
-/// PAM uses the stack `other` for a service that has none, so enable writes a stack for sudo-i.
+/// Asserts that enable writes a stack for sudo-i if there is none, since PAM would use the stack `other`.
 fn assert_missing_sudo_stack_is_written(machine: &Machine) {
     let stack = machine.file("/etc/pam.d/sudo-i");
     stack.move_to("/root/sudo-i");

@@ -15,7 +15,7 @@ fn rpm_package() -> String {
     package.expect("an RPM package").to_string_lossy().into_owned()
 }
 
-/// Installs or erases a package with rpm(8), whatever the distribution.
+/// Installs or erases a package with rpm(8), on any distribution.
 fn change_packages(machine: &Machine, mode: &str, package: &str) -> Done {
     // Some versions of Debian's rpm refuse to work without this option.
     let force = machine.run(&["rpm", "--help"]).stdout.contains("--force-debian");
@@ -25,7 +25,7 @@ fn change_packages(machine: &Machine, mode: &str, package: &str) -> Done {
     machine.run(&argv)
 }
 
-/// Replaces the folders whose paths differ between the distributions.
+/// Maps the folders whose paths differ between the distributions to one path.
 fn normalize(path: &str) -> String {
     path.replace("/usr/lib64/", "/LIB/")
         .replace("/usr/lib/x86_64-linux-gnu/", "/LIB/")

@@ -1,5 +1,5 @@
-//! Upgrades with a session open. `PAM_IAM_FORMER_PACKAGE` names the package to upgrade from; without it, that is the
-//! present one.
+//! Upgrades with a session open. `PAM_IAM_FORMER_PACKAGE` is the path of the package to upgrade from. By default it is the
+//! present package.
 
 use std::path::PathBuf;
 
