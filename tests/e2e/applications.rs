@@ -1,4 +1,4 @@
-//! Applications of PAM that call the module in unusual states: the answer is right or a refusal, and the application goes on.
+//! PAM applications that call the module in unusual states: the answer is right or a refusal, and the application goes on.
 
 use pam_iam_tests::{Machine, repository};
 
@@ -18,7 +18,7 @@ fn machine_with_probe_service() -> Machine {
     machine
 }
 
-/// Calls PAM in the way that the first argument names in tests/lib/pam_probe.py. Returns the results.
+/// Calls PAM in the situation of tests/lib/pam_probe.py that the first argument names. Returns the results that it prints.
 fn probe(machine: &Machine, arguments: &[&str]) -> String {
     let script = repository().join("tests/lib/pam_probe.py");
     let script = script.to_string_lossy();
@@ -124,7 +124,7 @@ fn an_application_that_ignores_or_reaps_children_gets_its_answer_without_a_daemo
 const CALL_IN_PREPARED_ENVIRONMENT: &str = "cd /tmp; umask 0; exec 7</etc/shadow 9>/tmp/mine
 AWS_ENDPOINT_URL=http://evil AWS_PROFILE=evil LD_LIBRARY_PATH=/tmp HTTPS_PROXY=evil TMPDIR=/tmp iam-authorized-keys alice";
 
-/// Waits until the resolver for one question waits for IAM. Prints its environment, folder, descriptors and umask.
+/// Waits until the resolver for one request waits for IAM. Prints its environment, working directory, descriptors and umask.
 const LOOK_AT_RESOLVER: &str = r"until pid=$(pgrep -nx iam-resolver) && grep -q once /proc/$pid/cmdline && ls -l /proc/$pid/fd | grep -q eventpoll; do
     [ $SECONDS -lt 20 ] || exit 1
     sleep 0.05
@@ -136,7 +136,7 @@ fn the_resolver_for_one_question_gets_nothing_of_its_callers_environment() {
     let machine = Machine::new().importer().start();
     machine.run(&["pkill", "-STOP", "-x", "iam-resolver"]).succeeds();
     machine.config().prepend(WITHOUT_DAEMON);
-    // It lives as long as it waits for IAM.
+    // The resolver for one request lives as long as it waits for IAM.
     machine.fault("fail=hang");
     machine.start_in_background(CALL_IN_PREPARED_ENVIRONMENT);
     let seen = machine.sh(LOOK_AT_RESOLVER).succeeds();

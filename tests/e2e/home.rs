@@ -1,10 +1,11 @@
-//! Home directories under attack: whatever is planted, full or killed, no file goes to a wrong owner or place, and no home is
-//! left incomplete.
+//! The making of home directories: with planted files, on a full disk or after a kill, no file gets a wrong owner or place,
+//! and no home is left incomplete.
 
 use pam_iam_tests::Machine;
 
-/// Shell functions that check /home. `consistent`: alice's home is complete and hers, or absent, and nothing of hers is
-/// elsewhere. `complete`: the home is there too, and nothing else is in /home. `$open` runs the session phase as sshd does.
+/// Shell functions that check /home. `consistent`: alice's home is complete and hers, or absent, and no file of hers is
+/// elsewhere. `complete`: `consistent`, her home exists, and nothing else is in /home. `$open` runs the session phase as
+/// sshd does.
 const CHECKS: &str = r#"
 open='pamtester -I rhost=127.0.0.1 home alice open_session'
 uid=$(id -u alice)
@@ -33,7 +34,8 @@ fn machine_with_skeleton() -> Machine {
     machine
 }
 
-/// Kills the session phase at its first call of $1, then at its second, until it reaches its end. Prints the number of calls.
+/// Kills the session phase at its first call of the system call $1, in the next run at its second, and so on until a run
+/// ends by itself. Prints the number of runs that were killed.
 const KILL_AT_EACH_CALL: &str = r#"
 call=$1
 # The calls before the first one on a home or the skeleton load libraries.
@@ -55,7 +57,7 @@ echo $((at - first))"#;
 #[test]
 fn a_login_killed_at_any_step_leaves_no_partial_home_and_the_next_one_makes_it() {
     let machine = machine_with_skeleton();
-    // Every system call that changes a file, or opens one that is changed next.
+    // The system calls by which the session phase reads and changes files.
     for call in [
         "mkdirat",
         "openat",
@@ -78,7 +80,8 @@ fn a_login_killed_at_any_step_leaves_no_partial_home_and_the_next_one_makes_it()
     }
 }
 
-/// Has the first call of $1 in the session phase fail with $2, then the second, until no call is left.
+/// Makes the first call of the system call $1 in the session phase fail with $2, in the next run the second, until there is
+/// none.
 const FAIL_AT_EACH_CALL: &str = r#"
 call=$1 errno=$2
 for at in $(seq 60); do
@@ -132,7 +135,7 @@ fn a_file_system_without_room_or_inodes_gets_no_partial_home_and_the_user_is_tol
         let message = machine.ssh("alice", "true").fails();
         assert!(message.contains("alice: the home directory /home/alice could not be made"), "{message}");
         assert_eq!(machine.file("/home").names(), [""; 0]);
-        // With room it is made, on another file system than the skeleton.
+        // With room the home is made, although the skeleton is on another file system.
         machine.run(&["mount", "-o", "remount,size=10m,nr_inodes=100", "/home"]).succeeds();
         assert_eq!(machine.ssh("alice", "pwd; cat .config/deep/file").succeeds(), "/home/alice\ntext");
     }
@@ -168,8 +171,8 @@ fn a_planted_file_or_link_is_neither_used_nor_followed() {
     assert_unfinished_home_with_planted_links_is_replaced(&machine);
 }
 
-/// Plants links in a folder that looks like an unfinished home. Asserts that a login removes no more than the links, and makes
-/// the home.
+/// Plants links in a folder that looks like an unfinished home. Asserts that a login removes the links but not their
+/// targets, and makes the home.
 fn assert_unfinished_home_with_planted_links_is_replaced(machine: &Machine) {
     let unfinished = "/home/.pam_iam-alice-0123456789abcdef";
     machine.sh("rm -rf /home/*; chmod 755 /home").succeeds();
@@ -183,7 +186,7 @@ fn assert_unfinished_home_with_planted_links_is_replaced(machine: &Machine) {
     assert!(machine.file("/etc/ssh").exists());
 }
 
-/// Logs alice in twelve times at once. Fails if a session was elsewhere than in her home.
+/// Logs alice in twelve times at once. Fails if a session began elsewhere than in her home, or if /home has anything else.
 const LOG_IN_TWELVE_TIMES: &str = r#"
 for n in $(seq 12); do box-ssh alice 'stat -c %u .; pwd' >/run/out.$n 2>&1 & done
 wait
@@ -204,7 +207,7 @@ Match User alice
     ForceCommand internal-sftp
 ";
 
-/// Sends a client's first message of version 3, and prints the type and version of the answer without its length.
+/// Sends the first message of an SFTP client of version 3. Prints the answer's type and version, without its length.
 const TALK_SFTP: &str = "import subprocess
 pipe = subprocess.PIPE
 sftp = subprocess.Popen(['box-ssh', 'alice', '-s', 'sftp'], stdin=pipe, stdout=pipe)

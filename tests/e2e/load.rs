@@ -1,12 +1,13 @@
-//! Many clients at once, and hostile ones: everybody else is served, IAM is asked no more than it must be, and the
-//! resolver does not grow.
+//! Many clients at once and hostile clients: everybody else is served, IAM gets no more calls than necessary, and the
+//! resolver's memory does not grow.
 
 use std::time::Instant;
 
 use pam_iam_tests::{Done, Machine};
 use serde_json::json;
 
-/// A client of the resolver's socket in Python: `connect()` returns a connection, `ask()` sends a request on one.
+/// A client of the resolver's socket in Python: `connect()` returns a connection, `ask()` sends a request on it and returns
+/// the answer.
 const CLIENT: &str = "import socket, struct, time
 def connect():
     client = socket.socket(socket.AF_UNIX)
@@ -20,31 +21,31 @@ def ask(client, body):
 ALICE = b'{\"v\":1,\"ask\":\"user-by-name\",\"name\":\"alice\"}'
 ";
 
-/// Runs Python as `user` with what [`CLIENT`] defines.
+/// Runs Python as `user`, after the definitions of [`CLIENT`].
 fn run_client(machine: &Machine, user: &str, script: &str) -> Done {
     machine.as_user(user).with_gid(65534).run(&["python3", "-c", &format!("{CLIENT}{script}")])
 }
 
-/// The resolver's resident memory in KiB.
+/// Returns the resolver's resident memory in KiB.
 fn memory(machine: &Machine) -> u64 {
     let status = machine.file(&format!("/proc/{}/status", machine.resolver_pid())).text();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
     line.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or_default()
 }
 
-/// Asserts that the resolver has grown by at most `limit` KiB since it had `before`.
+/// Asserts that the resolver's memory is at most `limit` KiB more than `before`.
 #[track_caller]
 fn assert_memory_grew_at_most(machine: &Machine, before: u64, limit: u64) {
     let after = memory(machine);
     assert!(after > 0 && before > 0 && after <= before + limit, "{before} KiB, then {after} KiB");
 }
 
-/// A variable that makes a test last longer, or the default that suits `./test`.
+/// Returns the environment variable `variable`, which makes a test last longer, or `default`, which suits `./test`.
 fn setting(variable: &str, default: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| default.to_owned())
 }
 
-/// Logs in 200 times at once, as each of 50 users. Prints the number and output of logins that failed.
+/// Logs in 200 times at once, four times as each of 50 users. Prints the number and output of logins that failed.
 const LOG_IN_200_TIMES: &str = "
 for n in $(seq 0 199); do
     (box-ssh user$((n % 50)) id -un >/run/out.$n 2>&1 </dev/null || true) &
@@ -67,7 +68,7 @@ fn two_hundred_logins_of_fifty_users_at_once_all_succeed_and_share_their_calls()
     let began = Instant::now();
     assert_eq!(machine.sh(LOG_IN_200_TIMES).succeeds(), "");
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap();
-    // Each of 200 clients that wait at once has its buffers.
+    // The limit allows for the buffers of 200 clients that wait at once.
     assert_memory_grew_at_most(&machine, before, 24 * 1024);
     assert_eq!(machine.count_calls("GetSSHPublicKey"), 50, "one for each key, once and for all");
     // An answer serves for max_age, which is 10 s.
@@ -75,7 +76,7 @@ fn two_hundred_logins_of_fifty_users_at_once_all_succeed_and_share_their_calls()
     assert!(users <= 50 * (1 + seconds / 10), "{users} in {seconds} s");
 }
 
-/// Looks alice up 625 times a second for the seconds in its argument. Prints the number of lookups.
+/// Looks alice up 625 times a second for the number of seconds in its argument. Prints the number of lookups.
 const LOOK_UP: &str = "import pwd, sys, time
 seconds = float(sys.argv[1])
 began, done = time.monotonic(), 0
@@ -88,7 +89,7 @@ while (now := time.monotonic()) - began < seconds:
 print(done)
 ";
 
-/// Runs it in eight processes at once, which makes 5,000 a second. Prints the number of all lookups.
+/// Runs [`LOOK_UP`] in eight processes at once, which makes 5,000 lookups a second. Prints the number of all lookups.
 const LOOK_UP_IN_EIGHT_PROCESSES: &str = "
 for n in 1 2 3 4 5 6 7 8; do
     python3 /run/look_up.py $1 >/run/done.$n & pids=\"$pids $!\"
@@ -96,7 +97,7 @@ done
 for pid in $pids; do wait $pid || exit; done
 cat /run/done.* | awk '{ sum += $1 } END { print sum }'";
 
-/// `PAM_IAM_LOAD_SECONDS=60 ./test lookups` runs it for a minute.
+/// `PAM_IAM_LOAD_SECONDS=60 ./test lookups` makes each of the two rounds last a minute.
 #[test]
 fn lookups_by_many_processes_never_fail_and_do_not_make_the_resolver_grow() {
     let machine = Machine::new().start();
@@ -112,7 +113,7 @@ fn lookups_by_many_processes_never_fail_and_do_not_make_the_resolver_grow() {
     println!("{sum} lookups in {seconds} s");
 }
 
-/// What hostile clients send on each of 400 connections, which they leave open.
+/// A name for each hostile client, and the Python that it runs on each of its 400 connections `c`, which it leaves open.
 const HOSTILE: [(&str, &str); 4] = [
     ("silent", "pass"),
     ("half a frame", r#"c.sendall(b'\0\0\0\x40{"v":')"#),
@@ -120,7 +121,7 @@ const HOSTILE: [(&str, &str); 4] = [
     ("never reading", r#"send(c, b'{"v":1,"ask":"group-by-name","name":"iam-users"}')"#),
 ];
 
-/// Starts a client that opens 400 connections, sends something on each, and begins anew as fast as they are closed.
+/// Starts a client that opens 400 connections, runs `send` on each, and begins anew. Waits until the first 400 are open.
 #[track_caller]
 fn start_hostile_client(machine: &Machine, send: &str) {
     machine.file("/run/hostile.py").write(&format!(
@@ -173,7 +174,7 @@ fn no_answer_that_every_user_may_ask_for_grows_with_the_number_of_users() {
     }
 }
 
-/// Opens and closes `count` connections one after the other. Then asks for alice on a twentieth as many.
+/// Opens and closes `count` connections one after the other. Then looks alice up on a twentieth as many connections.
 fn connect_many_times(machine: &Machine, count: &str) {
     run_client(machine, "nobody", &format!("for _ in range({count}): connect().close()")).succeeds();
     // There may be no room for another connection before the resolver has closed the last ones.
@@ -182,7 +183,7 @@ fn connect_many_times(machine: &Machine, count: &str) {
     run_client(machine, "nobody", &ask).succeeds();
 }
 
-/// `PAM_IAM_CONNECTIONS=1000000 ./test connections` makes a million.
+/// `PAM_IAM_CONNECTIONS=1000000 ./test connections` makes a million connections.
 #[test]
 fn many_short_connections_are_served_and_leave_neither_descriptors_nor_memory_behind() {
     let machine = Machine::new().start();
@@ -196,8 +197,9 @@ fn many_short_connections_are_served_and_leave_neither_descriptors_nor_memory_be
     assert_memory_grew_at_most(&machine, before, 1024);
 }
 
-/// Kills the resolver five times a second, until the number of its argument is reached or 200 s are over. Meanwhile logs in
-/// as alice again and again, and prints "in" or "out" each time. At the end prints the number of kills that are left.
+/// Kills the resolver five times a second, as often as its argument says, for at most 200 s. Meanwhile logs in as alice
+/// again and again, and prints "in" if that succeeds or else "out". At the end prints the number of kills that were not
+/// made.
 const LOG_IN_WHILE_KILLING: &str = "
 (left=$1
 while [ $left -gt 0 ] && [ $SECONDS -lt 200 ]; do
@@ -209,7 +211,7 @@ until [ -e /run/killed ]; do box-ssh alice true && echo in || echo out; done
 wait
 cat /run/killed";
 
-/// `PAM_IAM_KILLS=300 ./test killed_repeatedly` goes on for a minute.
+/// `PAM_IAM_KILLS=300 ./test killed_repeatedly` makes this test last a minute.
 #[test]
 fn all_logins_succeed_while_the_resolver_is_killed_repeatedly() {
     let machine = Machine::new().start();

@@ -18,12 +18,12 @@ fn add_accounts_by_hand(machine: &Machine) {
     machine.run(&["usermod", "-a", "-G", "iam-sudo", "carol"]).succeeds();
 }
 
-/// A box with the NSS module, and one with the importer.
+/// Starts a box with the NSS module, and one with the importer.
 fn machine_of_each_kind() -> [Machine; 2] {
     [Machine::new().start(), Machine::new().importer().start()]
 }
 
-/// Asserts what does not depend on where accounts come from and whether a daemon runs.
+/// Asserts that alice and carol log in, that only carol may use sudo, and that bob, root and daemon are refused.
 #[track_caller]
 fn assert_logins_are_right(machine: &Machine) {
     assert_eq!(machine.ssh("alice", "id -un").succeeds(), "alice");

@@ -79,7 +79,8 @@ fn the_pam_line_may_set_policy_and_configuration_and_unknown_arguments_are_logge
     calls_with(elsewhere, "carol").succeeds();
 }
 
-/// Starts a box with modules that panic in the entry point that an environment variable names. `./test` builds them.
+/// Starts a box with modules that panic in the entry point that an environment variable names. `./test` builds these
+/// modules.
 fn machine_with_panicking_modules() -> Machine {
     let machine = Machine::new().start();
     let folder = repository().join("target/test-panic");

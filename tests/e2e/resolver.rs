@@ -1,4 +1,5 @@
-//! The resolver and its socket: what clients may ask, and what they do while it hangs, is dead or is an impostor.
+//! The resolver and its socket: the requests that each client may send, and logins while the resolver hangs, is dead or is
+//! an impostor.
 
 use pam_iam_tests::Machine;
 use serde_json::{Value, json};
@@ -54,7 +55,7 @@ fn only_root_and_the_key_command_get_keys_and_only_root_gets_decisions() {
     assert!(ask("root", &json!({"v": 2, "ask": "status"})).contains("protocol version 2"));
 }
 
-/// Serves in the resolver's place: every uid is a user eve's, and everybody is allowed everything.
+/// Serves in the resolver's place: every lookup of an account returns the user eve, and every decision allows.
 const IMPOSTOR: &str = "import json, os, socket
 listener = socket.socket(socket.AF_UNIX)
 listener.bind('/run/pam_iam/mine')
@@ -77,7 +78,7 @@ while True:
 fn a_socket_of_another_user_than_the_resolvers_is_not_believed() {
     let machine = Machine::new().start();
     machine.ssh("alice", "true").succeeds();
-    // As if every user could write to the folder.
+    // As if a user other than root could write to the folder.
     machine.file("/run/pam_iam/resolver.sock").remove();
     machine.file("/run/pam_iam").chown("nobody");
     machine.file("/tmp/impostor.py").write(IMPOSTOR);

@@ -1,4 +1,4 @@
-//! sudo-rs, which Ubuntu 25.10 and newer have as sudo, decides as sudo does by the shipped rule and PAM line.
+//! sudo-rs, which is the sudo of Ubuntu 25.10 and newer, decides as sudo does by the shipped rule and PAM line.
 
 use pam_iam_tests::{Machine, repository};
 
@@ -28,7 +28,7 @@ fn sudo_rs_asks_iam_at_each_use_as_sudo_does() {
     machine.ssh("carol", "sudo -n true").fails();
 }
 
-/// Adds a local account to a local group iam-sudo, as an administrator could by mistake.
+/// Asserts that sudo refuses a local account in a local group iam-sudo, which an administrator could make by mistake.
 fn assert_local_member_of_iam_sudo_is_refused(machine: &Machine) {
     machine.add_account("mallory", 1500);
     machine.set_local_group("iam-sudo", 990);

@@ -40,7 +40,8 @@ fn a_box_ends_with_its_command_and_leaves_nothing_behind() {
     assert!(!std::fs::read_to_string("/etc/passwd").expect("accounts").contains("left-over"));
 }
 
-/// Fails twice because of another apt, as in the first minutes of a machine in the cloud, and then succeeds.
+/// An apt-get that fails twice because another apt runs, as in the first minutes of a machine in the cloud, and then
+/// succeeds.
 const BUSY_TWICE: &str = "#!/bin/sh
 echo x >>/opt/apt/calls
 if [ $(wc -l </opt/apt/calls) -lt 3 ]; then
@@ -49,7 +50,7 @@ if [ $(wc -l </opt/apt/calls) -lt 3 ]; then
 fi
 ";
 
-/// Runs the function `apt` of `tests/setup` with the programs in /opt/apt before all others.
+/// Runs the function `apt` of `tests/setup` with /opt/apt, where `apt_get` is the program apt-get, first in PATH.
 fn run_apt_of_setup(machine: &Machine, apt_get: &str) -> Done {
     let program = machine.file("/opt/apt/apt-get");
     program.write(apt_get);

@@ -1,4 +1,4 @@
-//! No user of the host can make it use up the calls to IAM that the whole AWS account has.
+//! No user can make a host use up the calls to IAM that are there for the whole AWS account.
 
 use std::time::Instant;
 
@@ -6,18 +6,18 @@ use pam_iam_tests::Machine;
 
 use super::seconds;
 
-/// How many calls a host may make in `seconds` for `known` users whose entries it revalidates every `max_age`
-/// seconds: the figure that docs/operations.md publishes.
+/// Returns the number of calls that a host may make in `seconds` by docs/operations.md, if `known` users exist in IAM and
+/// their entries are revalidated every `max_age` seconds.
 fn budget(seconds: u64, known: u64, max_age: u64) -> u64 {
     let unknown = 30 + 30 * seconds.div_ceil(60);
     let revalidations = known * (seconds.div_ceil(max_age) + 1);
-    // Reading the list of users takes a call for each of the two groups.
+    // The roster is read every 270 s or less often, with a call for each of the two groups.
     let rosters = 2 * (seconds / 270 + 1);
     3 * (unknown + revalidations) + rosters
 }
 
-/// Loops by which a stranger or a local user can ask for known, allowed, refused and unknown names: the program
-/// that runs a script, and the script.
+/// Loops in which two local users and a stranger ask for known, allowed, refused and unknown names: the program that runs a
+/// script, and the script.
 const LOOPS: [(&str, &str); 3] = [
     ("su mallory -c", "for name in alice carol bob root ghost$RANDOM; do su $name -c true </dev/null; done"),
     (
@@ -27,7 +27,7 @@ const LOOPS: [(&str, &str); 3] = [
     ("bash -c", "for name in alice carol bob ghost$RANDOM; do box-ssh -i /root/stranger $name true; done"),
 ];
 
-/// Starts all loops for `seconds`. Each writes how many turns it has made to `/tmp/loop.NUMBER`.
+/// Starts all loops for `seconds`. Each writes the number of its turns so far to `/tmp/loop.NUMBER`.
 fn start_loops(machine: &Machine, seconds: u32) {
     for (number, (runner, script)) in LOOPS.iter().enumerate() {
         machine.start_in_background(&format!(

@@ -1,4 +1,4 @@
-//! Other directories of accounts beside IAM: with accounts that have an IAM user's name, or that never answer.
+//! Other directories of accounts beside IAM: they have accounts with the name of an IAM user, or never answer.
 
 use pam_iam_tests::{Machine, repository};
 
@@ -6,10 +6,10 @@ use super::{
     leave_running, processes_under, slow_down_proc, start_booted_machine, start_machine, sweep, withdraw,
 };
 
-/// Where libnss-extrausers reads the accounts of another directory.
+/// The folder in which libnss-extrausers reads the accounts of another directory.
 const DIRECTORY: &str = "/var/lib/extrausers";
 
-/// Fills the directory with accounts, and has NSS ask these services for accounts and groups.
+/// Adds accounts (name and uid) to the other directory, and makes NSS ask `services` for accounts and groups.
 pub fn add_directory(machine: &Machine, accounts: &[(&str, u32)], services: &str) {
     machine.run(&["mkdir", "-p", DIRECTORY]).succeeds();
     machine.file(&format!("{DIRECTORY}/shadow")).write("");
@@ -60,7 +60,8 @@ fn an_account_of_another_directory_keeps_its_name_and_gets_no_groups_of_the_iam_
         machine.run(&["id", "carol"]).succeeds(),
         "uid=5000(carol) gid=5000(carol) groups=5000(carol)"
     );
-    // A login that began while the directory was down found the uid of IAM's carol. It gets no key.
+    // A login that began while the directory was down has found the uid of IAM's carol. The key command prints no key for
+    // it.
     assert_eq!(machine.key_command("carol", uid).succeeds(), "");
     machine.wait_for_log("authpriv", "another account has the name than when the login began");
     let explained = machine.iamctl("explain carol").fails();
@@ -85,14 +86,15 @@ fn assert_that_user_in_group_of_directory_is_refused(machine: &Machine) {
     machine.wait_for_log("authpriv", REASON);
     let explained = machine.iamctl("explain alice").fails();
     assert!(explained.contains(REASON), "{explained}");
-    // A local group has the gid too.
+    // She is also refused if a local group has the gid too.
     machine.file("/etc/group").append("docker:x:7000:\n");
     machine.ssh("alice", "true").fails();
     groups.remove_lines("docker");
     machine.ssh("alice", "true").succeeds();
 }
 
-/// Asserts that an account of the directory uses sudo by a rule of its own, though IAM maps to one of its groups.
+/// Asserts that an account of the directory can use sudo by a rule of its own, even if an IAM group maps to one of its
+/// groups.
 fn assert_that_account_of_directory_keeps_its_sudo_rule(machine: &Machine) {
     let accounts = machine.file(&format!("{DIRECTORY}/passwd"));
     accounts.append("dana:*:5002:5002::/:/bin/bash\n");
@@ -104,7 +106,7 @@ fn assert_that_account_of_directory_keeps_its_sudo_rule(machine: &Machine) {
         dana.run(&["sudo", "-n", "id", "-u"]).succeeds()
     };
     assert_eq!(sudo(5002), "0");
-    // No list of members shows the primary group.
+    // Now the mapped group is the primary one, whose list of members does not have the account.
     accounts.replace(":5002:5002:", ":5002:100:");
     machine.config().replace("'ops'", "'users'");
     assert_eq!(sudo(100), "0");
@@ -143,7 +145,7 @@ fn a_directory_that_never_answers_protects_no_withdrawn_user() {
     add_directory_that_hangs(&machine);
     assert_eq!(machine.passwd("777777"), None);
     machine.start_as("777777", "sleep 4621");
-    // A uid in alice's range may be that of an account of the directory.
+    // A uid in alice's range of subordinate uids may be that of an account of the directory.
     machine.file("/etc/subuid").write("alice:777000:1000\n");
     withdraw(&machine, "alice");
     // The sweep fails, since it cannot know that it is complete.

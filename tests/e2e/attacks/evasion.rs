@@ -111,9 +111,9 @@ fn threads_that_fork_and_a_parent_that_waits_for_vfork_are_ended() {
     assert_that_sweep_ends("vfork_park", "forks");
 }
 
-/// Freezes processes of the user $1 by version 1 of control groups, so that they cannot be killed, and sweeps. Says
-/// the sweep's status and output, `alice lives` if these processes do, and `carol ended` if the user $2 has none.
-/// Thaws them in any case, since the box could not end otherwise.
+/// Freezes the attack's processes under the uid $1 by version 1 of control groups, so that they cannot be killed, and
+/// sweeps. Prints the sweep's status and output, `alice lives` if these processes still exist, and `carol ended` if the uid
+/// $2 has none. Always thaws them, since the box could not end otherwise.
 const SWEEP_WHILE_FROZEN: &str = "
 mkdir /tmp/freezer && mount -t cgroup -o freezer none /tmp/freezer && mkdir /tmp/freezer/box.$$ && cd /tmp/freezer/box.$$ || exit
 trap 'echo THAWED >freezer.state; until echo $$ >../cgroup.procs && rmdir $PWD 2>/dev/null; do sleep 0.1; done' EXIT
@@ -151,7 +151,7 @@ fn a_user_who_cannot_be_ended_does_not_delay_the_end_of_others() {
     machine.wait_for_log("authpriv", "result=fail");
 }
 
-/// A program of one of ten users who are withdrawn together.
+/// The attack of one of the ten users, its argument, and the word that its proof has before a number.
 struct Resistance {
     attack: &'static str,
     argument: &'static str,
@@ -163,7 +163,7 @@ const fn resistance(attack: &'static str, argument: &'static str, proof: &'stati
 }
 
 const RESISTANCES: [Resistance; 10] = [
-    // Slower than it is alone, since init has to wait for each of its processes.
+    // With this argument it forks more slowly than in its own test, since init has to wait for each of its processes.
     resistance("fork_loop", "20000", "forks"),
     resistance("stop_loop", "", "stops"),
     resistance("trace_loop", "", "traces"),
@@ -173,11 +173,11 @@ const RESISTANCES: [Resistance; 10] = [
     resistance("kernel_name", "", "beats"),
     resistance("renice_pin", "", "looks"),
     resistance("subordinate", "300000", "hops"),
-    // Comes last: while it works, every fork waits for the kernel's lock of control groups.
+    // This attack begins last: while it runs, every fork waits for the kernel's lock of control groups.
     resistance("cgroup_move", "", "moves"),
 ];
 
-/// The interval of the sweep (60 s), the grace (10 s), and five seconds.
+/// The published time limit: the interval of the sweep (60 s), the default grace (10 s), and five seconds.
 const PUBLISHED_SECONDS: u32 = 75;
 
 #[test]
@@ -200,7 +200,7 @@ fn ten_users_who_resist_are_ended_within_the_published_time() {
     let none_runs: Vec<String> =
         uids.iter().map(|uid| format!("! ps -L -o stat= -U {uid} | grep -qv ^Z")).collect();
     let began = Instant::now();
-    // Looks five times a second, so as not to keep the machine busy itself.
+    // Looks only five times a second, so that the test does not keep the machine busy itself.
     machine
         .sh(&format!(
             "until {}; do [ $SECONDS -lt {PUBLISHED_SECONDS} ] || exit 1; sleep 0.2; done",
@@ -215,9 +215,9 @@ fn ten_users_who_resist_are_ended_within_the_published_time() {
     machine.run(&["systemctl", "is-failed", "iam-sweep.service"]).fails();
 }
 
-/// Has user0 to user9 run an attack each, and waits for all proofs. Returns their uids.
+/// Starts an attack as each of user0 to user9, and waits for all proofs. Returns the users' uids.
 fn start_resistances(machine: &Machine) -> Vec<u32> {
-    // Compiled before any attack keeps the machine busy.
+    // All attacks are compiled before one of them keeps the machine busy.
     for resistance in &RESISTANCES {
         compile(machine, resistance.attack);
     }
@@ -238,7 +238,7 @@ fn start_resistances(machine: &Machine) -> Vec<u32> {
     uids
 }
 
-/// A unit of the user's own systemd that starts whenever it does.
+/// Adds a unit to the user's own systemd that starts whenever this systemd does.
 const RESTARTING_UNIT: &str = "folder=.config/systemd/user; mkdir -p $folder/default.target.wants
 printf '[Service]\nExecStart=/bin/sleep 5200\nRestart=always\n' >$folder/back.service
 ln -s ../back.service $folder/default.target.wants/";
@@ -255,7 +255,7 @@ fn a_lingering_user_does_not_come_back_after_the_withdrawal() {
     withdraw(&machine, "alice");
     machine.iamctl("sweep").succeeds();
     assert_eq!(processes_under(&machine, uid), "");
-    // systemd starts it for a lingering user at boot.
+    // At boot, systemd starts this unit for a lingering user.
     machine.run(&["systemctl", "start", &manager]).fails();
     assert!(!machine.is_running("/bin/sleep 5200"));
 }
@@ -264,7 +264,7 @@ fn a_lingering_user_does_not_come_back_after_the_withdrawal() {
 fn a_user_who_came_without_pam_is_listed_and_ended_when_withdrawn() {
     let machine = start_machine();
     let uid = machine.ssh("alice", "id -u").succeeds();
-    // Run As of Session Manager sets uid and groups and does not use PAM.
+    // Like Run As of Session Manager, this sets uid and groups and does not use PAM.
     let alice = machine.as_user("alice").with_gid(uid.parse().unwrap()).with_groups_of_nss();
     alice.sh("setsid -f sleep 4800 </dev/null >/dev/null 2>&1").succeeds();
     machine.wait_until_running("sleep 4800");

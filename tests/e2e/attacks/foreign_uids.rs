@@ -1,4 +1,4 @@
-//! A withdrawn user's processes and threads that have another uid, wholly or in part.
+//! Processes and threads of a withdrawn user of whose uids all, or all but one, are not the user's.
 
 use pam_iam_tests::Machine;
 
@@ -14,7 +14,7 @@ fn set_subordinate_ids(machine: &Machine, lines: &str) {
     }
 }
 
-/// Starts `sleep 7448` under the uid 300200 in a user namespace of root's.
+/// Starts `sleep 7448` under the uid 300200 in a user namespace that root owns.
 fn start_in_user_namespace_of_root(machine: &Machine) {
     machine.start_in_background("exec unshare --user sleep 7447");
     machine.wait_until_running("sleep 7447");
@@ -39,7 +39,7 @@ fn processes_under_a_users_subordinate_uids_are_ended_and_those_of_others_live()
     set_subordinate_ids(&machine, "alice:300000:65536\nben:400000:65536\n");
     machine.start_as("400005", "sleep 7444");
     start_in_user_namespace_of_root(&machine);
-    // An account whose uid lies in alice's range.
+    // An account whose uid lies in alice's range of subordinate uids.
     machine.add_account("corp", 300_123);
     machine.start_as("corp", "sleep 7445");
     start_attack(&machine, "alice", "subordinate", "300000", "hops");
@@ -56,9 +56,8 @@ fn processes_under_a_users_subordinate_uids_are_ended_and_those_of_others_live()
     assert_that_bystanders_live(&machine);
 }
 
-/// Asserts that a process under 300004, in the range that subuid(5) gives to `range_owner`, ends with the
-/// withdrawal of alice, leaves nothing that could become alice again, and that a process in the range of another
-/// user lives.
+/// Asserts that a sweep after `withdrawal` ends alice's process under the uid 300004, which is in the range that subuid(5)
+/// gives to `range_owner`, leaves nothing that could become alice again, and spares a process in the range of another user.
 fn assert_that_sweep_ends_subordinate_process(range_owner: fn(&Machine) -> String, withdrawal: fn(&Machine)) {
     let machine = start_machine();
     start_bystanders(&machine);
@@ -73,7 +72,7 @@ fn assert_that_sweep_ends_subordinate_process(range_owner: fn(&Machine) -> Strin
 
     withdrawal(&machine);
     sweep(&machine).succeeds();
-    // Has the attack become alice again, and prove it, if any of it is left.
+    // If any of the attack is left, it now becomes alice again and writes a proof.
     machine.run(&["touch", "/tmp/come-back"]).succeeds();
     for uid in [uid, 300_004] {
         assert_eq!(processes_under(&machine, uid), "", "uid {uid}");
@@ -87,7 +86,7 @@ fn assert_that_sweep_ends_subordinate_process(range_owner: fn(&Machine) -> Strin
 fn a_process_with_only_a_subordinate_uid_is_ended_and_cannot_come_back() {
     let alice: fn(&Machine) -> String = |_| "alice".to_owned();
     assert_that_sweep_ends_subordinate_process(alice, |machine| withdraw(machine, "alice"));
-    // A range that is given by name is no account's once the user is deleted.
+    // Once the user is deleted, the name in subuid(5) is that of no account.
     assert_that_sweep_ends_subordinate_process(alice, |machine| machine.iam().delete_user("alice"));
     let uid_of_alice = |machine: &Machine| machine.uid_of("alice").to_string();
     assert_that_sweep_ends_subordinate_process(uid_of_alice, |machine| machine.iam().delete_user("alice"));
@@ -109,7 +108,7 @@ fn an_accomplices_process_that_has_the_users_uid_is_ended() {
     assert!(machine.is_running("sleep 4400"));
 }
 
-/// Starts a process of the local account bobby in which one thread has alice's uid. Returns that uid.
+/// Starts a process of the local account bobby in which one thread has alice's uid. Returns alice's uid.
 fn start_thread_of_alice_in_process_of_bobby(machine: &Machine) -> u32 {
     let lent = format!("{FOLDER}/lent");
     machine.add_account("bobby", 1600);
@@ -132,7 +131,7 @@ fn a_single_thread_with_the_users_uid_is_ended() {
     assert!(machine.is_running_as("bobby", "sleep 4410"));
 }
 
-/// Has a local user start processes that take milliseconds each to read, with these arguments of the attack.
+/// Starts processes of a local user that take milliseconds each to read, by the attack `many_groups` with these arguments.
 fn start_processes_that_are_slow_to_read(machine: &Machine, user: &str, arguments: &str) {
     let program = compile(machine, "many_groups");
     set_subordinate_ids(machine, &format!("{user}:500000:65536\n"));
@@ -148,7 +147,7 @@ fn start_processes_that_are_slow_to_read(machine: &Machine, user: &str, argument
 fn a_thread_with_the_users_uid_is_ended_beside_processes_that_are_slow_to_read() {
     let machine = start_machine();
     let alice = start_thread_of_alice_in_process_of_bobby(&machine);
-    // They are newer than the thread, so the sweep reads them first.
+    // These processes are newer than the thread, so the sweep reads them first.
     start_processes_that_are_slow_to_read(&machine, "bobby", "400 500000 own");
     withdraw(&machine, "alice");
     sweep(&machine).succeeds();
@@ -164,13 +163,13 @@ fn another_users_processes_that_are_slow_to_read_protect_no_withdrawn_user() {
     machine.add_account("mallory", 1600);
     start_processes_that_are_slow_to_read(&machine, "mallory", "4000 500000");
     withdraw(&machine, "alice");
-    // The next sweep would be due soon after.
+    // The sweep has to end before the next one would begin.
     machine.run(&["timeout", "45", "iamctl", "sweep"]).succeeds();
     assert!(!has_processes_by_kernel(&machine, alice));
     assert!(has_processes_by_kernel(&machine, 500_100));
 }
 
-/// Asks the kernel, since reading thousands of these processes would take long in a test too.
+/// Asks the kernel whether the uid has processes. Reading thousands of slow processes would take a test as long as a sweep.
 fn has_processes_by_kernel(machine: &Machine, uid: u32) -> bool {
     let script = format!("import os; os.getpriority(os.PRIO_USER, {uid})");
     let done = machine.run(&["python3", "-c", &script]);

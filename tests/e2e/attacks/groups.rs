@@ -5,10 +5,10 @@ use serde_json::json;
 
 use super::{PROMPT, leave_running};
 
-/// The gid of docker where it is a local group.
+/// The gid of docker on machines that have it as a local group.
 const DOCKER_GID: u32 = 4998;
 
-/// The builder of a machine on which alice and carol get the group docker from the IAM group ssh-docker.
+/// Returns a builder of a box in which alice and carol get the group docker from the IAM group ssh-docker.
 fn new_machine_with_docker() -> Builder {
     let user = |name: &str| json!({"name": name, "groups": ["ssh-users", "ssh-docker"], "keys": [{}]});
     Machine::new()
@@ -19,7 +19,7 @@ fn new_machine_with_docker() -> Builder {
         ))
 }
 
-/// Answers of IAM that say nothing about a user's groups.
+/// Faults of IAM that leave a user's groups unknown.
 const FAULTS: [&str; 3] =
     ["fail=reset", "fail=throttle&only=ListGroupsForUser", "fail=denied&only=ListGroupsForUser"];
 
@@ -42,8 +42,7 @@ fn assert_that_faults_end_no_session(machine: &Machine) {
     }
 }
 
-/// Asserts that a sweep ends alice's session and processes once IAM has withdrawn her group docker, and nothing of
-/// carol.
+/// Asserts that a sweep ends alice's session and processes once IAM has withdrawn her group docker, and spares carol's.
 fn assert_that_session_ends_with_group(machine: &Machine) {
     let [alice, carol] = ["alice", "carol"].map(|user| machine.open_session(user));
     for session in [&alice, &carol] {
@@ -55,7 +54,7 @@ fn assert_that_session_ends_with_group(machine: &Machine) {
     assert!(alice.is_open() && carol.is_open());
 
     machine.iam().remove_from_group("alice", "ssh-docker");
-    // The resolver does not ask again for a moment after a failure.
+    // After a failure the resolver does not ask IAM again for a moment.
     machine.wait_until("iamctl flush && box-ssh carol true");
     let said = machine.iamctl("sweep").succeeds();
     assert!(said.contains("ended the session of alice") && said.contains("group-withdrawn"), "{said}");
@@ -68,7 +67,7 @@ fn assert_that_session_ends_with_group(machine: &Machine) {
 
 #[test]
 fn a_session_with_a_withdrawn_privileged_group_is_ended() {
-    // A local group, and one that exists only because IAM's maps to it.
+    // A local group, and a group that exists only because an IAM group maps to it.
     for is_local in [true, false] {
         let machine = new_machine_with_docker().start();
         machine.sh("sed -i /^docker:/d /etc/group").succeeds();
@@ -80,17 +79,17 @@ fn a_session_with_a_withdrawn_privileged_group_is_ended() {
     }
 }
 
-/// Makes a program that gives anybody who runs it the group of its owner, and starts a service of the user's.
+/// Makes a program with the group docker and the set-group-ID bit, and starts a service of the user's own systemd.
 const KEEP_GROUP: &str = "cp /bin/sleep mine && chgrp docker mine && chmod g+s mine
 systemd-run --quiet --user /bin/sleep 4951";
 
-/// Asserts that a sweep ends every process of alice that keeps the group docker after `withdrawal`, and no other.
+/// Asserts that a sweep after `withdrawal` ends every process of alice that keeps the group docker, and spares others.
 fn assert_that_processes_end_with_group(withdrawal: fn(&Machine)) {
     let machine = new_machine_with_docker().booted().start();
     machine.set_local_group("docker", DOCKER_GID);
     machine.iamctl("write-mapped-gids").succeeds();
     machine.iamctl("sweep").succeeds();
-    // A program of the host that gives the group to everybody.
+    // A program of the host that gives the group docker to everybody.
     machine
         .run(&["install", "-o", "root", "-g", "docker", "-m", "2755", "/bin/sleep", "/usr/local/bin/hosts"])
         .succeeds();

@@ -1,5 +1,5 @@
-//! Processes that hop, so that most looks at /proc miss them: each forks a successor and ends at once. The sweep
-//! may not kill all processes of the user, since some may go on.
+//! Processes that hop, so that most looks at /proc miss them: each forks a successor and ends at once. The sweep may not
+//! kill all processes of the user, since those that are not withdrawn have to live on.
 
 use pam_iam_tests::Machine;
 use serde_json::json;
@@ -9,7 +9,7 @@ use super::{
     start_machine, sweep, withdraw,
 };
 
-/// A booted machine with many processes, whose user alice has two keys and the group docker.
+/// Boots a box with many processes, whose user alice has two keys and the group docker.
 fn start_machine_with_many_processes(settings: &str) -> Machine {
     let machine = Machine::new()
         .fixtures(json!({"groups": ["ssh-users", "ssh-admins", "ssh-docker"], "users": [
@@ -24,8 +24,7 @@ fn start_machine_with_many_processes(settings: &str) -> Machine {
     machine
 }
 
-/// Succeeds if one of thirty looks finds a hopping process. Zombies do not count: nobody may have waited for them
-/// yet.
+/// Succeeds if one of thirty looks finds a hopping process. Zombies do not count: they have ended.
 const HOPS: &str =
     "for n in $(seq 30); do ps -C hop_many -o stat= | grep -v '^[ZX]' && exit; sleep 0.05; done; exit 1";
 
@@ -99,7 +98,7 @@ fn hopping_processes_that_a_closed_session_left_are_ended_with_its_key() {
         machine.ssh_with_in_background("alice.2", "alice", "exec sleep 4976");
         machine.ssh("alice", &format!("{program} {life} 1")).succeeds();
         machine.wait_until("grep -qs 'hops [1-9]' /tmp/proof.* && pgrep -u alice -f '^sleep 4976'");
-        // Each sweep may miss it.
+        // Each sweep may miss the hopping process.
         for _ in 0..3 {
             sweep(&machine).succeeds();
         }
@@ -122,19 +121,19 @@ fn processes_that_hop_under_a_subordinate_uid_are_ended_also_beside_a_silent_dir
         }
         machine.file("/tmp/hop").write("");
         machine.sh(&format!("sed -i '/^passwd:/s/iam/{services}/' /etc/nsswitch.conf")).succeeds();
-        // Nothing keeps the user's own uid, not even the user's systemd.
+        // Leaves no process under the user's own uid, not even the user's systemd.
         let leave = "</dev/null >/dev/null 2>&1; pkill -KILL -x systemd";
         let _ = machine.ssh("alice", &format!("{program} 300000 {leave}"));
         machine.wait_until("grep -qs 'hops [1-9]' /tmp/proof.300004.hops");
         withdraw(&machine, "alice");
-        // The second sweep has to succeed. The first may find that it has missed something.
+        // The first sweep may fail, since it may find that it has missed something. The second has to succeed.
         sweep(&machine);
         sweep(&machine).succeeds();
         machine.sh(COUNT_GROWS).fails();
     }
 }
 
-/// Has the unit of the sweep sweep every 3 s.
+/// The drop-in with which the sweep's unit sweeps every 3 s.
 const SWEEP_EVERY_3_SECONDS: &str = "[Service]\nExecStart=\nExecStart=/usr/sbin/iamctl sweep --every 3s\n";
 
 #[test]
@@ -176,7 +175,7 @@ fn without_systemds_slices_a_sweep_that_may_have_missed_hopping_processes_fails(
     start_hopping(&machine, "1000");
     machine.iam().deactivate_first_key("alice");
     let swept = sweep(&machine);
-    // The sweep may have ended all of them, and may fail all the same, since it is not sure.
+    // If none of them is left, the sweep may still have failed, since it cannot be sure of that.
     if machine.sh(HOPS).status == 0 {
         assert_ne!(swept.status, 0, "{}", swept.stdout);
         assert!(

@@ -1,4 +1,4 @@
-//! What an operator does about sessions by hand, and sees of a sweep that takes too long.
+//! The commands by which an operator ends sessions, and the reports of a sweep that takes too long.
 
 use super::{PROMPT, leave_running, processes_under, start_machine};
 use pam_iam_tests::Machine;
@@ -56,7 +56,7 @@ fn sessions_end_ends_a_users_sessions_in_shared_accounts() {
     assert!(left.contains("\"carol\"") && !left.contains("\"alice\""), "{left}");
 }
 
-/// Writes that a sweep is at work for 90 s, or since boot.
+/// Makes the sweep's state file say that a sweep has run for 90 s, or since boot.
 const RUN_FOR_90_SECONDS: &str = "now=$(cut -d. -f1 /proc/uptime)
 echo \"{\\\"running_since\\\": $((now > 90 ? now - 90 : 0))}\" >/run/pam_iam/sweep.json";
 
@@ -64,7 +64,7 @@ echo \"{\\\"running_since\\\": $((now > 90 ? now - 90 : 0))}\" >/run/pam_iam/swe
 fn a_sweep_of_more_than_a_minute_is_an_error_that_status_shows() {
     let machine = start_machine();
     machine.ssh("alice", "true").succeeds();
-    // A sweep that was stopped by a signal keeps the lock.
+    // A sweep that was stopped by a signal keeps this lock.
     machine.start_in_background("flock /run/pam_iam/sessions sleep 1000");
     machine.wait_until("! flock -n /run/pam_iam/sessions true");
     assert!(machine.iamctl("sweep").succeeds().contains("another sweep is running"));

@@ -1,4 +1,5 @@
-//! A compromised resolver, and what it or a user of the host may do to the registry of sessions and the socket.
+//! A compromised resolver gives nobody rights, and neither it nor a user can change the registry of sessions or the socket's
+//! folder.
 
 use pam_iam_tests::Machine;
 
@@ -12,7 +13,7 @@ fn neither_a_user_nor_the_resolver_can_change_the_session_registry_or_the_socket
     assert!(machine.ssh("alice", &program).succeeds().starts_with("tried 40 worked 0"));
     let resolver = machine.as_user("iam-resolver").with_gid(machine.gid_of("iam-resolver"));
     let said = resolver.run(&[&program]).succeeds();
-    // The resolver may change its cache.
+    // Only the attempts on its own cache may work.
     assert!(["tried 40 worked 1", "tried 40 worked 2"].contains(&said.as_str()), "{said}");
     assert_eq!(machine.file("/run/pam_iam").stat("%U %a"), "root 755");
     assert_eq!(machine.file("/run/pam_iam/sessions").stat("%U %a"), "root 700");
@@ -34,7 +35,8 @@ fn a_managed_session_that_cannot_be_registered_is_refused_unless_the_configurati
     assert_eq!(machine.ssh("alice", "echo in").succeeds(), "in");
 }
 
-/// Answers requests on /run/liar/sock by the dict ANSWERS. If an answer is None, the connection is cut.
+/// Answers requests on /run/liar/sock from the dict ANSWERS. A request that is not in it gets not-found, and an answer None
+/// cuts the connection.
 const LIAR: &str = r#"
 import json, os, socket
 s = socket.socket(socket.AF_UNIX); s.bind('/run/liar/sock'); os.chmod('/run/liar/sock', 0o666); s.listen(100)
@@ -49,7 +51,8 @@ while True:
     c.close()
 "#;
 
-/// Replaces the resolver by a program of its user that answers requests by `answers`, a Python dict by the request.
+/// Replaces the resolver by a program that runs as the resolver's user and answers from `answers`, a Python dict from the
+/// name of a request to its answer.
 fn replace_resolver_by_liar(machine: &Machine, answers: &str) {
     let socket = machine.file("/run/pam_iam/resolver.sock");
     socket.move_to("/run/pam_iam/real");
@@ -73,14 +76,14 @@ fn sshd_reads_no_authorized_keys_file_of_a_user_whose_groups_are_unknown() {
     let user = format!(
         r#"{{"answer": "user", "name": "alice", "uid": {uid}, "gid": {uid}, "gecos": "", "home": "/home/alice", "shell": "/bin/sh"}}"#
     );
-    // A resolver that is killed between getpwnam(3) and initgroups(3) would answer so.
+    // To sshd a resolver that is killed between getpwnam(3) and initgroups(3) looks like this one.
     let answers = format!(r#"{{"user-by-name": {user}, "user-by-uid": {user}, "groups-of": None}}"#);
     replace_resolver_by_liar(&machine, &answers);
     machine.run(&["id", "alice"]).succeeds();
     machine.ssh_with("/root/planted", "alice", "true").fails();
 }
 
-/// Answers that would make their users root, if they were believed. 2044996577 is a managed uid.
+/// Answers that would give users the rights of root if NSS believed them. 2044996577 is in the managed range.
 const ANSWERS_THAT_MAKE_ROOT: &str = r#"{
     "groups-of": {"answer": "groups", "gids": [0, 27, 4, 2121148082, 2044996577]},
     "user-by-name": {"answer": "user", "name": ask.get("name"), "gecos": "", "shell": "/bin/sh", **(
@@ -94,10 +97,10 @@ fn a_lying_resolver_cannot_give_unmanaged_uids_gids_or_names() {
     let machine = Machine::new().start();
     machine.ssh("alice", "true").succeeds();
     replace_resolver_by_liar(&machine, ANSWERS_THAT_MAKE_ROOT);
-    // initgroups(3) of a managed user passes a managed gid.
+    // For a managed user, initgroups(3) passes a gid in the managed range.
     let list_groups = "import os; print(sorted(os.getgrouplist('alice', 2044996577)))";
     let groups = machine.run(&["python3", "-c", list_groups]).succeeds();
-    // The first is iam-users, which is added to any answer.
+    // The first gid is that of iam-users, which NSS adds to any answer.
     assert_eq!(groups, "[2018472259, 2044996577, 2121148082]");
     for user in ["zoe", "alice", "2044996577"] {
         assert_eq!(machine.passwd(user), None, "{user}");

@@ -4,8 +4,8 @@ use pam_iam_tests::{Machine, repository};
 
 use super::directories::add_directory;
 
-/// Adds the local administrator ann with a sudo rule, in the groups that mistakes used to lock out, and the local
-/// accounts dan and ben. ann and dan log in with the key /root/local.
+/// Adds the local administrator ann with a sudo rule, in groups that earlier mistakes locked out, and the local accounts dan
+/// and ben. ann and dan log in with the key /root/local.
 fn add_local_administrators(machine: &Machine) {
     machine.make_key("/root/local");
     for (user, uid) in [("ann", 1600), ("dan", 1601)] {
@@ -20,7 +20,7 @@ fn add_local_administrators(machine: &Machine) {
     machine.add_account("ben", 1602);
 }
 
-/// The example configuration with a mapped group, the account ben adopted, and the members of synced adopted.
+/// Returns the example configuration with a mapped group, in which ben and the members of synced are adopted.
 fn example_with_adoption() -> String {
     let example = std::fs::read_to_string(repository().join("docs/config.example.toml")).unwrap_or_default();
     let replacements = [
@@ -37,14 +37,15 @@ fn example_with_adoption() -> String {
     })
 }
 
-/// A configuration that lacks a quote, has an unknown key, has a value of another type, or has a backslash in a line.
+/// A configuration with one mistake: a missing quote, an unknown key, a value of another type, or a backslash at the end of
+/// a line.
 struct Broken {
     what: String,
     line: String,
     text: String,
 }
 
-/// All such configurations that can be made of each line of `text` in turn.
+/// Returns a [`Broken`] for each of these mistakes in each line of `text`.
 fn break_each_line(text: &str) -> Vec<Broken> {
     let lines: Vec<&str> = text.lines().collect();
     let mut all = Vec::new();
@@ -74,7 +75,7 @@ fn replace_line(lines: &[&str], at: usize, new: &str) -> String {
     replaced.flat_map(|line| [line, "\n"]).collect()
 }
 
-/// Asserts that sshd and sudo admit local accounts. pamtester uses their PAM stacks much faster than a login does.
+/// Asserts that the PAM stacks of sshd and sudo admit local accounts. pamtester calls them much faster than a login does.
 fn assert_that_local_accounts_are_let_in(machine: &Machine, what: &str) {
     for (service, user) in [("sshd", "ann"), ("sudo", "ann"), ("sshd", "dan"), ("sshd", "root")] {
         let done = machine.pam(service, user).item("ruser", user).acct_mgmt();
@@ -94,7 +95,7 @@ fn a_mistake_in_any_line_of_the_configuration_keeps_no_local_account_out() {
     for Broken { what, line, text } in all {
         machine.config().write(&text);
         assert_that_local_accounts_are_let_in(&machine, &what);
-        // The accounts that a readable part of the file adopts are refused, and so are IAM users.
+        // Unless the mistake is in a line about adoption, it keeps adopted accounts out, as it does IAM users.
         let check = ["iam-resolver", "check-config", "/etc/pam_iam/config.toml"];
         if !line.contains("adopt") && machine.run(&check).status != 0 {
             for user in ["ben", "eve", "alice"] {
@@ -130,7 +131,7 @@ fn a_local_account_in_iam_sudo_gets_no_sudo_by_it_and_is_told_why() {
     }
     let said = machine.run(&["su", "ann", "-c", "sudo -n id -u"]).succeeds();
     assert_eq!(said, "0", "ann has a rule and is not in iam-sudo");
-    // With -P, root keeps the groups of carol, iam-sudo too. sudo never refuses root.
+    // With -P, root keeps carol's groups, iam-sudo among them. pam_iam must not refuse sudo to root.
     let nested = "sudo -n -P bash -c 'id -Gn | grep -q iam-sudo; sudo -n id -u'";
     assert_eq!(machine.ssh("carol", nested).succeeds(), "0");
 }
@@ -139,7 +140,7 @@ fn a_local_account_in_iam_sudo_gets_no_sudo_by_it_and_is_told_why() {
 fn an_account_that_only_has_an_admins_name_gets_no_sudo_by_iam_sudo() {
     let machine = Machine::new().start();
     machine.ssh("carol", "true").succeeds();
-    // NSS finds the account of another service first.
+    // NSS finds an account of another directory before that of the IAM user.
     add_directory(&machine, &[("carol", 5000)], "files extrausers iam");
     assert_eq!(machine.uid_of("carol"), 5000);
     let gid = machine.gid_of("iam-sudo");
@@ -167,7 +168,7 @@ fn an_account_that_is_no_longer_adopted_loses_sudo_before_the_next_import() {
         Machine::new().settings("[freshness]\nmax_age = 0\n[accounts]\nadopt = ['carol']").importer().start();
     machine.sh("userdel carol 2>/dev/null; true").succeeds();
     machine.add_account("carol", 1600);
-    // It refuses the IAM users root and daemon, and so fails.
+    // The importer fails, since it refuses the IAM users root and daemon.
     machine.run(&["iam-importer", "-q"]);
     assert!(machine.groups_of("carol").contains(&"iam-sudo".to_owned()));
     let sudo = ["su", "carol", "-c", "sudo -n id -u"];
@@ -183,8 +184,8 @@ fn doctor_and_enable_start_no_program_under_another_uid() {
         let calls = "trace=setuid,setreuid,setresuid,execve";
         machine.sh(&format!("strace -f -qq -e {calls} -o {trace} iamctl {command}"));
         assert!(machine.file(trace).text().contains("execve"), "{command} was traced");
-        // doctor asks sudo for its rules. sudo opens its files with the effective uid 1 and the real and saved uid
-        // 0, so that no process of uid 1 can signal or trace it.
+        // doctor runs sudo to list its rules. sudo opens its files with the effective uid 1 and the real and saved uid 0, so
+        // that no process of uid 1 can signal or trace it.
         let changes = machine
             .sh(&format!(
                 "grep -hE 'set(re|res)?uid\\(' {trace} | grep -vE -e 'uid\\((0|-1)(, (0|-1))*\\)' -e 'setresuid\\(-1, 1, -1\\)'"

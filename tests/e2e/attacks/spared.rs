@@ -40,12 +40,12 @@ fn a_container_that_uses_the_uid_of_an_adopted_account_lives_on() {
     let machine = start_machine_that_adopts_alice();
     machine.open_session("alice");
     machine.leave_running("alice", "alice", "sleep 4520");
-    // A container of Docker is in a pid namespace of root's, and its uids mean no user of the host.
+    // Like a container of Docker: root owns its pid namespace, and its uids stand for no user of the host.
     machine.start_in_background(
         "unshare --pid --fork --mount-proc setpriv --reuid alice --clear-groups sleep 4521",
     );
     machine.wait_until_running("sleep 4521");
-    // A pid namespace of the user's own.
+    // A pid namespace that the user owns.
     machine
         .ssh(
             "alice",
@@ -64,7 +64,7 @@ fn a_container_that_uses_the_uid_of_an_adopted_account_lives_on() {
 fn a_daemon_that_forged_the_loginuid_of_a_withdrawn_user_lives_on() {
     let machine = start_machine();
     let uid = machine.uid_of("alice");
-    // Where the loginuid is not set, any process may set its own to any uid.
+    // While its loginuid is not set, a process may set it to any uid.
     machine.start_in_background(&format!(
         "exec setpriv --reuid www-data --clear-groups bash -c 'echo {uid} >/proc/self/loginuid; exec sleep 4600'"
     ));
@@ -109,7 +109,7 @@ fn a_unit_that_names_the_user_lives_on_and_units_that_anybody_could_start_are_en
 #[test]
 fn processes_of_a_uid_whose_user_is_unknown_live_on_and_are_reported() {
     let machine = start_machine();
-    // A uid of another directory, and one that only the host's list of served users knows.
+    // The first uid may be that of another directory. The second is in the host's record of uids that IAM users have had.
     machine.start_as("2100000123", "sleep 4700");
     machine.start_as("2100000124", "sleep 4701");
     machine.run(&["mkdir", "-p", "-m", "700", "/var/lib/pam_iam/served"]).succeeds();

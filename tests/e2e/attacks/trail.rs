@@ -8,8 +8,8 @@ use super::seconds;
 const FLOOD: &str =
     "sh -c 'yes this is a line of a flood | systemd-cat -t flood; yes another line | logger -t flood'";
 
-/// Has mallory, in a unit, and carol, in her session, flood the journal for `seconds`. carol uses sudo three times
-/// meanwhile. Returns once she has.
+/// Floods the journal for `seconds` as mallory, in a unit, and as carol, in her session. Returns once carol has used sudo
+/// three times meanwhile.
 fn start_flood(machine: &Machine, seconds: u32) {
     let flood = format!("timeout {seconds} {FLOOD}");
     machine.start_in_background(&format!("systemd-run --quiet --uid=mallory --scope {flood}"));
@@ -18,7 +18,7 @@ fn start_flood(machine: &Machine, seconds: u32) {
     machine.wait_until("test -e /home/carol/sudoed");
 }
 
-/// The sequence numbers of the audit trail. `field` is what stands before the number in each line.
+/// Returns the sequence numbers in an audit trail. `field` is the text before the number in each line.
 fn sequence_numbers(trail: &str, field: &str) -> Vec<u64> {
     let words = trail.lines().filter_map(|line| line.split_once(field)?.1.split(' ').next());
     words.filter_map(|word| word.parse().ok()).collect()
@@ -55,7 +55,7 @@ fn a_flood_of_the_journal_leaves_no_gap_in_the_audit_trail() {
     }
 }
 
-/// Sends journald large messages that cannot be compressed: its rate limit counts messages and not their size.
+/// Sends journald large messages of random digits. journald's rate limit counts messages and not their size.
 const SEND_LARGE_MESSAGES: &str = r#"
 import array, fcntl, os, socket, sys
 journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -69,7 +69,7 @@ for count in range(150):
 print("sent")
 "#;
 
-/// Whether the journal has the first entry of the audit trail.
+/// Returns whether the journal has the first entry of the audit trail.
 fn journal_has_first_entry(machine: &Machine) -> bool {
     machine.run(&["journalctl", "--sync"]).succeeds();
     let journal = machine.run(&["journalctl", "-q", "-o", "cat", "-u", "iam-resolver.service"]).succeeds();

@@ -30,7 +30,7 @@ fn an_incomplete_or_empty_list_retires_nobody() {
     machine.fault("fail=");
     assert_eq!(account_files(&machine), before);
 
-    // A user is locked by the second complete list without them.
+    // The second complete list in a row that lacks a user locks the account.
     let (status, output) = import(&machine);
     assert_eq!((status, locked_accounts(&machine).len()), (0, 0), "{output}");
     assert!(output.contains("user7 is missing for the 1. of 2 times"), "{output}");
@@ -151,7 +151,7 @@ fn deleting_a_user_spares_a_home_that_is_another_users_or_has_a_mount_in_it() {
     assert_eq!(locked_accounts(&machine), ["user1", "user2"], "until an administrator looks at the homes");
 }
 
-/// The first three users, with 303 files each in their homes: the home, d, numbers and 300 more.
+/// The first three users, with at least 303 files each in their homes: the home, d, numbers and 300 more.
 const WITH_FILES: [&str; 3] = ["user0", "user1", "user2"];
 const MAKE_FILES: &str = "mkdir d; seq 200000 >d/numbers; for f in $(seq 300); do echo $f >d/$f; done";
 
@@ -188,8 +188,8 @@ fn other_accounts(machine: &Machine) -> String {
     others.collect::<Vec<_>>().join("\n")
 }
 
-/// Kills imports from their first millisecond to well after the end of a complete one, which takes about 100 ms and the
-/// packing. Asserts that the account files are valid each time. Returns how many were killed before their end.
+/// Kills imports after 2 ms, after 9 ms and so on up to 400 ms. A complete import takes about 100 ms plus the packing of
+/// homes. Asserts that the account files are valid each time. Returns how many imports were killed before their end.
 fn kill_runs_at_every_moment(machine: &Machine) -> usize {
     let mut killed = 0;
     for milliseconds in (2..=400).step_by(7) {
