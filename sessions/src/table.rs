@@ -31,12 +31,10 @@ const CHASED: usize = 3;
 /// the gids that a user can add are higher than those of the host's groups.
 const STATUS_MAX: u64 = 32 * 1024;
 
-/// How thoroughly processes are read. A user can make the user's own processes slow to read, by many threads with many
-/// groups each.
+/// How thoroughly processes are read. A user can make reading slow, by many threads with many groups each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
-    /// Short time limits: processes that are slow to read stay unread, so that they do not delay the end of other users'
-    /// processes.
+    /// Short time limits: processes that are slow to read stay unread, and do not delay the end of other users' processes.
     Quick,
     /// Time limits that are several times those of [`Self::Quick`].
     Thorough,

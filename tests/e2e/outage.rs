@@ -61,7 +61,8 @@ fn a_denied_roster_is_logged_with_the_missing_permission_and_users_log_in() {
     let machine = Machine::new().settings(FRESH).start();
     machine.fault("fail=denied&only=GetGroup");
     machine.restart_resolver_by("KILL");
-    machine.wait_for_log("resolver", "cannot be read, since IAM denies the call; allow this host iam:GetGroup");
+    machine
+        .wait_for_log("resolver", "cannot be read, since IAM denies the call; allow this host iam:GetGroup");
     machine.ssh("alice", "true").succeeds();
     machine.ssh("bob", "true").fails();
 }

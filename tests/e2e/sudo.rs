@@ -65,7 +65,10 @@ fn mapped_groups_have_rules_of_their_own_and_a_withdrawn_group_refuses_sudo_in_a
     let carol = machine.open_session("carol");
     machine.iam().remove_from_group("carol", "ssh-admins");
     let said = carol.run("sudo -n cat /etc/shadow").fails();
-    assert!(said.contains("IAM no longer gives you the group") && said.contains("; log in again to use sudo"), "{said}");
+    assert!(
+        said.contains("IAM no longer gives you the group") && said.contains("; log in again to use sudo"),
+        "{said}"
+    );
     machine.wait_for_log("authpriv", "event=sudo user=carol iam_name= iam_id= key= group=");
     machine.wait_for_log("authpriv", "reason=group-withdrawn");
     assert_eq!(machine.ssh("carol", "sudo -n id -u").succeeds(), "0");

@@ -126,8 +126,7 @@ impl<'a> Attempt<'a> {
                 std::slice::from_ref(&marks),
             );
             if notify(termination, &found, table, grace) {
-                // The opener is a process of sshd. sshd runs the user's processes in another session (setsid(2)) than its
-                // own.
+                // The opener is sshd's. sshd runs the user's processes in another session (setsid(2)) than its own.
                 let session = table.task(*opener).map(|task| task.stat.session);
                 let is_sshd =
                     |process: &&Process| table.task(**process).map(|task| task.stat.session) == session;
@@ -165,8 +164,7 @@ impl<'a> Attempt<'a> {
         }
         self.may_kill_all = whole && may_kill_all_of(owned, owner);
         let uid = owner.uid;
-        // Set even if no process was found in the slice: a process that ended before its path was read may have a child
-        // there.
+        // Set even if no process was found in the slice: one that ended before its path was read may have a child there.
         self.slice = cgroup::existing_slice(uid);
         for process in &self.found {
             let path = owned.path_of(process.pid);
