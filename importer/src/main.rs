@@ -1,6 +1,6 @@
 //! `iam-importer`: makes the local accounts equal to the roster of allowed users, for hosts without `libnss_iam.so.2`.
 //!
-//! One run, started by a systemd timer or cron, asks the resolver for the roster, plans the changes ([`plan`]), and replaces
+//! One run, started by a systemd timer or cron, asks the resolver for the roster, plans the changes ([`mod@plan`]), and replaces
 //! the account files ([`database`]). The account of a user who has left is locked and, if the configuration says so, removed
 //! with its home directory archived or deleted ([`leave`]). This never happens because of a list that is incomplete, cut off
 //! or empty, and never to many accounts at once without `--force`. If a run is killed at any point, the next one finishes
