@@ -15,6 +15,7 @@ pub mod client;
 pub mod config;
 pub mod deadline;
 pub mod escape;
+pub mod file_version;
 pub mod fingerprint;
 pub mod frame;
 pub mod id;
@@ -27,6 +28,7 @@ pub mod leftovers;
 pub mod local;
 #[cfg(feature = "log")]
 pub mod log;
+pub mod map;
 pub mod name;
 pub mod nsswitch;
 pub mod once;

@@ -87,6 +87,18 @@ pub fn asks_us(text: &str, database: &str) -> bool {
     }
 }
 
+/// Whether `files` is asked for accounts before our module, and beside it no service but `systemd`: then a name that reaches our
+/// module is not that of a local account.
+pub fn asks_files_first(text: &str) -> bool {
+    let words = words_of(text, "passwd").unwrap_or_default();
+    let before = words.iter().take_while(|placed| placed.word != Word::Service(SERVICE));
+    let mut services = before.filter_map(|placed| match placed.word {
+        Word::Service(name) => Some(name),
+        Word::Action(_) => None,
+    });
+    services.next() == Some("files") && services.all(|name| name == "systemd")
+}
+
 /// Whether our module is in a line and glibc reaches it; in `initgroups`, also for a user whom an earlier service knows.
 fn is_asked(database: &str, words: &[Placed<'_>]) -> bool {
     let Some(at) = words.iter().position(|placed| placed.word == Word::Service(SERVICE)) else {
@@ -289,6 +301,20 @@ mod tests {
         }
         for other in ["passwd: files sss", " passwd : files [!UNAVAIL = return] ldap", "passwd:winbind"] {
             assert!(has_directory(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_reaches_our_module_is_not_local_if_files_alone_is_asked_before() {
+        for first in
+            ["passwd: files iam", "passwd: files systemd iam sss", "passwd: files [SUCCESS=merge] iam"]
+        {
+            assert!(asks_files_first(first), "{first}");
+        }
+        for other in
+            ["passwd: iam files", "passwd: sss files iam", "passwd: files sss iam", "group: files iam", ""]
+        {
+            assert!(!asks_files_first(other), "{other}");
         }
     }
 

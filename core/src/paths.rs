@@ -10,6 +10,9 @@ pub const ENVIRONMENT: &str = "/etc/pam_iam/environment";
 /// The resolver's socket.
 pub const SOCKET: &str = "/run/pam_iam/resolver.sock";
 
+/// The map: what NSS may tell anybody about managed accounts. The resolver writes it.
+pub const MAP: &str = "/run/pam_iam/map/nss.map";
+
 /// The program of the resolver.
 pub const RESOLVER: &str = "/usr/libexec/pam_iam/iam-resolver";
 
@@ -25,6 +28,13 @@ pub const SWEPT: &str = "/run/pam_iam/sweep.json";
 /// The gids of the local groups that IAM groups map to, and of the groups iam-users and iam-sudo if they are local, one
 /// a line. Root writes the file: outside the managed range, the NSS module accepts no other gid.
 pub const MAPPED_GIDS: &str = "/run/pam_iam/mapped-gids";
+
+/// The shell of managed accounts, as root read it in the configuration. The NSS module accepts no other, but for those of
+/// shells(5).
+pub const SHELL: &str = "/run/pam_iam/shell";
+
+/// The shells that users may have, see shells(5).
+pub const SHELLS: &str = "/etc/shells";
 
 /// The folder with a file `PID-START` for each process that keeps control groups frozen at the moment. The file lists
 /// these groups, one a line.
