@@ -113,6 +113,24 @@ pub fn ask_on_behalf(
     })
 }
 
+/// Sends `request` without waiting for the answer, which the resolver then cannot deliver. Never blocks.
+///
+/// # Errors
+/// Returns an error if nothing listens, an untrusted user listens, or the resolver cannot take another request at once.
+pub fn notify(socket: &Path, request: &Request, behalf: Behalf) -> Result<(), ClientError> {
+    let address = SocketAddrUnix::new(socket)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let connection = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&connection, &address).map_err(|errno| not_connected(errno, socket))?;
+    check_owner(&connection, socket)?;
+    let frame = encode(request, behalf)?;
+    match send(&connection, &frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        Ok(sent) if sent == frame.len() => Ok(()),
+        Ok(_) | Err(Errno::AGAIN) => Err(ClientError::TimedOut),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Calls `ask` again if the connection was cut, up to `retries` times. systemd restarts a resolver that was killed,
 /// behind the same socket. The number is bounded, so that a request which crashes the resolver cannot crash it in a
 /// loop.
@@ -149,29 +167,37 @@ pub fn exchange(
     behalf: Behalf,
     deadline: Deadline,
 ) -> Result<Answer, ClientError> {
+    send_all(connection, &encode(request, behalf)?, deadline)?;
+
+    let body = receive(connection, deadline)?;
+    serde_json::from_slice(&body).map_err(|error| ClientError::Malformed(error.to_string()))
+}
+
+/// Returns a request as a frame.
+fn encode(request: &Request, behalf: Behalf) -> Result<Vec<u8>, ClientError> {
     let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
     let caller = behalf.caller.or_else(|| (real != effective).then(|| Uid(real.as_raw())));
     let envelope = Envelope { v: VERSION, caller, client: behalf.client, request: request.clone() };
     let body = serde_json::to_vec(&envelope).map_err(|error| ClientError::Malformed(error.to_string()))?;
-    let frame =
-        frame::encode(&body, REQUEST_MAX).map_err(|error| ClientError::Malformed(error.to_string()))?;
-    send_all(connection, &frame, deadline)?;
+    frame::encode(&body, REQUEST_MAX).map_err(|error| ClientError::Malformed(error.to_string()))
+}
 
-    let body = receive(connection, deadline)?;
-    serde_json::from_slice(&body).map_err(|error| ClientError::Malformed(error.to_string()))
+/// Returns the error that a failed connect(2) stands for.
+fn not_connected(errno: Errno, path: &Path) -> ClientError {
+    match errno {
+        Errno::NOENT | Errno::CONNREFUSED => ClientError::NoListener(path.to_owned()),
+        // The backlog of the socket is full, or stayed full until the timeout.
+        Errno::AGAIN => ClientError::TimedOut,
+        errno => errno.into(),
+    }
 }
 
 fn open(path: &Path, deadline: Deadline) -> Result<OwnedFd, ClientError> {
     let address = SocketAddrUnix::new(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(deadline.left()?))?;
-    match connect(&socket, &address) {
-        Ok(()) => Ok(socket),
-        Err(Errno::NOENT | Errno::CONNREFUSED) => Err(ClientError::NoListener(path.to_owned())),
-        // connect(2): the backlog of the socket stayed full until the timeout.
-        Err(Errno::AGAIN) => Err(ClientError::TimedOut),
-        Err(errno) => Err(errno.into()),
-    }
+    connect(&socket, &address).map_err(|errno| not_connected(errno, path))?;
+    Ok(socket)
 }
 
 /// Returns an error unless the socket was made by root, as systemd does, or by the resolver's user.

@@ -99,6 +99,11 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         known: bool,
     },
+    /// To start the revalidation of a user who is about to log in, without waiting for it.
+    Revalidate {
+        /// The Linux name.
+        name: LinuxName,
+    },
     /// The active public keys of a user.
     Keys {
         /// The Linux name.
@@ -158,6 +163,7 @@ impl Request {
             Self::GroupByName { .. } => "group-by-name",
             Self::GroupByGid { .. } => "group-by-gid",
             Self::GroupsOf { .. } => "groups-of",
+            Self::Revalidate { .. } => "revalidate",
             Self::Keys { .. } => "keys",
             Self::Decide { .. } => "decide",
             Self::Roster => "roster",
@@ -335,6 +341,7 @@ mod tests {
             Request::GroupByName { name: name.clone() },
             Request::GroupByGid { gid: Gid(1) },
             Request::GroupsOf { name: name.clone(), known: false },
+            Request::Revalidate { name: name.clone() },
             Request::Keys { name: name.clone(), uid: Uid(1), fingerprint: None },
             Request::Decide { name: name.clone(), uid: Uid(1), policy: Policy::Login },
             Request::Roster,

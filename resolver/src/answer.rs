@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::claims::Claims;
 use crate::limits::Origin;
 use crate::locals::Locals;
 use crate::lookup::Directory;
+use crate::publish::Publisher;
 use crate::source::{Iam, IamError};
 use crate::trail::Trail;
 
@@ -25,6 +26,7 @@ mod eligibility;
 mod groups;
 mod keys;
 mod listing;
+mod map;
 mod names;
 mod report;
 #[cfg(test)]
@@ -38,6 +40,7 @@ pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
     claims: Claims,
+    map: Publisher,
     /// The users on the roster who have no account on this host, each with the reason. All of them were logged.
     logged_ineligible: RefCell<Vec<(IamName, &'static str)>>,
     /// For each name, the last reason that was logged why its IAM user has no account or no keys on this host.
@@ -100,6 +103,7 @@ impl<I: Iam> Answerer<I> {
             directory,
             locals,
             claims,
+            map: Publisher::none(),
             logged_ineligible: RefCell::default(),
             logged_not_shown: RefCell::default(),
             requests: RefCell::default(),
@@ -108,9 +112,14 @@ impl<I: Iam> Answerer<I> {
         }
     }
 
+    /// Returns the answerer, which from now on keeps a map up to date.
+    pub fn with_map(self, map: Publisher) -> Self {
+        Self { map, ..self }
+    }
+
     /// Returns whether `uid` is that of `keys.user`, which runs the key command.
     pub fn is_key_user(&self, uid: Uid) -> bool {
-        self.locals.refresh();
+        self.refresh();
         self.locals.uid_of(&self.config().keys.user).is_ok_and(|known| known == Some(uid))
     }
 
@@ -123,12 +132,14 @@ impl<I: Iam> Answerer<I> {
             _ => self.config().aws.total_timeout.0 + GRACE,
         };
         let late = |_| Answer::Error { kind: Failure::Unavailable, message: "no answer in time".to_owned() };
-        tokio::time::timeout(limit, self.dispatch(request, asker)).await.unwrap_or_else(late)
+        let answer = tokio::time::timeout(limit, self.dispatch(request, asker)).await.unwrap_or_else(late);
+        // No answer may tell of a withdrawal that is not in the map yet.
+        self.publish();
+        answer
     }
 
     async fn dispatch(&self, request: &Request, asker: Asker) -> Answer {
-        self.locals.refresh();
-        self.directory.notice_sleep();
+        self.refresh();
         *self.requests.borrow_mut().entry(request.kind()).or_default() += 1;
         let answer = match request {
             Request::UserByName { name } => self.user_by_name(name, asker.origin).await,
@@ -136,6 +147,7 @@ impl<I: Iam> Answerer<I> {
             Request::GroupByName { name } => self.group_by_name(name, asker.origin).await,
             Request::GroupByGid { gid } => self.group_by_gid(*gid, asker.origin).await,
             Request::GroupsOf { name, known } => self.groups_of(name, *known, asker).await,
+            Request::Revalidate { name } => self.revalidate(name, asker.origin),
             Request::Keys { name, uid, fingerprint } => {
                 self.keys(name, *uid, fingerprint.as_ref(), asker.origin).await
             }
@@ -155,6 +167,16 @@ impl<I: Iam> Answerer<I> {
             }
         };
         answer.unwrap_or_else(Answer::from)
+    }
+
+    /// Returns the folders of units and of sysusers.d(5), which claim names.
+    pub fn claiming_folders(&self) -> impl Iterator<Item = PathBuf> {
+        self.claims.folders()
+    }
+
+    /// Returns the folder of the map, which another program may damage.
+    pub fn map_folder(&self) -> Option<PathBuf> {
+        self.map.folder().map(Path::to_owned)
     }
 
     async fn flush(&self, name: Option<&LinuxName>) -> Answer {

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use pam_iam_core::unit::runs_as;
 use tokio::time::Instant;
 
-/// How long the claims are used before they are read again. A changed folder is noticed at once, a file that is edited in
-/// place only after this time.
+/// How long the claims are used before they are read again. A change in one of the folders is noticed at once, a change in a folder
+/// of drop-ins only after this time.
 const SERVES: Duration = Duration::from_secs(60);
 
 /// The folders of packages' units, in which `User=` claims a name. In a unit under /etc it does not: the administrator
@@ -49,23 +49,43 @@ struct Read {
 impl Claims {
     /// Returns the claims of the host whose files are under `root`.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), read: RefCell::default() }
+        let claims = Self { root: root.to_owned(), read: RefCell::default() };
+        claims.refresh();
+        claims
+    }
+
+    /// Reads the claims again if a folder has changed, or the last read is [`SERVES`] ago. To be called at the start of a request,
+    /// since [`Self::of`] does not check. Returns whether the claims have changed.
+    pub fn refresh(&self) -> bool {
+        let versions = self.versions();
+        let mut read = self.read.borrow_mut();
+        let serves = |read: &Read| read.versions == versions && read.at.elapsed() < SERVES;
+        if read.as_ref().is_some_and(serves) {
+            return false;
+        }
+        let before = read.replace(Read { at: Instant::now(), versions, names: self.names() });
+        before.map(|before| before.names) != read.as_ref().map(|read| read.names.clone())
+    }
+
+    /// Has the next [`Self::refresh`] read the claims again: a file has changed whose folder looks the same.
+    pub fn distrust(&self) {
+        if let Some(read) = self.read.borrow_mut().as_mut() {
+            read.versions.clear();
+        }
     }
 
     /// Returns the unit or the file of sysusers.d(5) that claims `name`.
     pub fn of(&self, name: &str) -> Option<String> {
-        let versions = self.versions();
-        let mut read = self.read.borrow_mut();
-        let serves = |read: &Read| read.versions == versions && read.at.elapsed() < SERVES;
-        if !read.as_ref().is_some_and(serves) {
-            *read = Some(Read { at: Instant::now(), versions, names: self.names() });
-        }
-        read.as_ref()?.names.get(name).cloned()
+        self.read.borrow().as_ref()?.names.get(name).cloned()
+    }
+
+    /// Returns the folders whose changes may change the claims.
+    pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
+        UNITS.iter().chain(&SYSUSERS).map(|folder| self.root.join(folder))
     }
 
     fn versions(&self) -> Vec<Option<SystemTime>> {
-        let folders = UNITS.iter().chain(&SYSUSERS);
-        folders.map(|folder| std::fs::metadata(self.root.join(folder)).ok()?.modified().ok()).collect()
+        self.folders().map(|folder| std::fs::metadata(folder).ok()?.modified().ok()).collect()
     }
 
     fn names(&self) -> BTreeMap<String, String> {
@@ -156,10 +176,13 @@ mod tests {
         for name in ["alice", "carol", "no", "%i", "run@", "job@", "own", "dynamic"] {
             assert_eq!(claims.of(name), None, "{name}");
         }
+        claims.distrust();
+        assert!(!claims.refresh(), "read again, and found to be the same");
         assert!(claims.of("jenkins").unwrap().contains("usr/lib/systemd/system/ci.service"));
         // A package that is installed later.
         write("usr/lib/systemd/system/bob.service", "[Service]\nUser=bob\n");
         tokio::time::advance(SERVES).await;
+        assert!(claims.refresh() && !claims.refresh());
         assert!(claims.of("bob").is_some());
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,7 +14,6 @@ use pam_iam_core::log::{Level, Log};
 use pam_iam_core::paths;
 use pam_iam_core::wire::{Answer, Failure};
 use sd_notify::NotifyState;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -24,9 +23,11 @@ use tokio::time::timeout;
 use crate::answer::Answerer;
 use crate::lookup::Directory;
 use crate::persist::CacheWriter;
+use crate::publish::Publisher;
 use crate::server::{self, Listener};
 use crate::source::Iam;
 use crate::source::iam::AwsIam;
+use crate::watch::{Watch, readable};
 
 /// The mode of the socket: every user may connect, and the server reads the client's credentials.
 const SOCKET_MODE: u32 = 0o666;
@@ -36,6 +37,15 @@ const LAST_SAVE_MAX: Duration = Duration::from_secs(2);
 
 /// How often a configuration that has an error is read again.
 const MENDED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it is checked whether the map has to be written although nothing was reported to have changed.
+const MAP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The same if the folders of the host's own names cannot be watched.
+const MAP_INTERVAL_UNWATCHED: Duration = Duration::from_secs(1);
+
+/// The folder of passwd(5), group(5) and nsswitch.conf(5).
+const ETC: &str = "/etc";
 
 /// The pause after a failed read of the roster.
 const ROSTER_RETRY: Duration = Duration::from_secs(30);
@@ -71,7 +81,12 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
         let (stop, stopped) = oneshot::channel::<()>();
         let writer = CacheWriter::new(Rc::clone(&directory), cache, self::log());
         let writing = spawn_local(writer.run(async { drop(stopped.await) }));
-        let answerer = Rc::new(Answerer::new(Rc::clone(&directory)));
+        let map = Publisher::beside(socket, self::log());
+        let answerer = Rc::new(Answerer::new(Rc::clone(&directory)).with_map(map));
+        // Before the first answer, the map is that of this resolver's cache and configuration.
+        answerer.distrust_map();
+        answerer.publish();
+        spawn_local(keep_map(Rc::clone(&directory), Rc::clone(&answerer)));
         spawn_local(keep_roster(directory, Rc::clone(&answerer)));
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -119,16 +134,7 @@ fn listen(path: &Path) -> io::Result<(AsyncFd<OwnedFd>, bool)> {
         }
     };
     listener.set_nonblocking(true)?;
-    Ok((watched(listener.into())?, ours))
-}
-
-#[expect(
-    unsafe_code,
-    reason = "tokio's own listener registers each connection with epoll, which most never need"
-)]
-fn watched(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the `AsyncFd` owns the listener, so its descriptor stays open, and is not reused, while it is registered.
-    Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
+    Ok((readable(listener.into())?, ours))
 }
 
 #[expect(unsafe_code, reason = "there is no safe way from a passed number to a descriptor")]
@@ -189,6 +195,45 @@ async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<
             Err(_) => ROSTER_RETRY,
         };
         tokio::time::sleep(pause.mul_f64(1.0 - JITTER + 2.0 * JITTER * random())).await;
+    }
+}
+
+/// Keeps the map up to date when something changes without a request: a revalidation ends, the roster was read, or the host's own
+/// names change.
+async fn keep_map<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<I>>) {
+    let local = watch([PathBuf::from(ETC)].into_iter().chain(answerer.map_folder()));
+    let claiming = watch(answerer.claiming_folders());
+    let interval = if local.is_some() && claiming.is_some() { MAP_INTERVAL } else { MAP_INTERVAL_UNWATCHED };
+    loop {
+        tokio::select! {
+            () = directory.changes.marked() => {}
+            () = change_in(local.as_ref()) => {}
+            () = change_in(claiming.as_ref()) => answerer.reread(),
+            () = tokio::time::sleep(answerer.map_pause().unwrap_or(interval).min(interval)) => {}
+        }
+        answerer.refresh();
+        answerer.publish();
+        answerer.publish_ages();
+    }
+}
+
+/// Watches `folders`, or logs why that is not possible.
+fn watch(folders: impl Iterator<Item = PathBuf>) -> Option<Watch> {
+    let watch = Watch::on(folders);
+    let watch = watch.inspect_err(|error| {
+        log().write(
+            Level::Warning,
+            format!("the folders of this host's own names cannot be watched, so they are read every second: {error}"),
+        );
+    });
+    watch.ok()
+}
+
+/// Waits for a change in a watched folder; for ever if there is no watch.
+async fn change_in(watch: Option<&Watch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
     }
 }
 

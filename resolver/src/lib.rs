@@ -17,10 +17,12 @@ mod lookup;
 mod once;
 mod persist;
 mod policy;
+mod publish;
 mod rate_limit;
 mod server;
 mod source;
 mod trail;
+mod watch;
 
 pub use persist::file as cache_file;
 pub use persist::snapshot::{Snapshot, setup as cache_setup};

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pam_iam_core::account_kind::Files;
 use pam_iam_core::config::{PRIVILEGED_GROUPS, groups_of_root};
+use pam_iam_core::file_version::FileVersion;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::local;
 
@@ -25,15 +25,7 @@ pub struct Locals {
     privileged: RefCell<Cached<()>>,
 }
 
-/// Metadata that differs between two versions of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-type Cached<T> = Option<(Version, Names<T>)>;
+type Cached<T> = Option<(FileVersion, Names<T>)>;
 
 /// The names in a file, and the value that each stands for.
 #[derive(Debug)]
@@ -99,16 +91,17 @@ impl Locals {
     }
 
     /// Reads the files again if they have changed. To be called at the start of a request: the look-ups do not check for
-    /// changes.
-    pub fn refresh(&self) {
+    /// changes. Returns whether a file has changed.
+    pub fn refresh(&self) -> bool {
         let users = || Ok(first(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid))));
         let groups = || Ok(first(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid))));
-        refresh(&self.users, &self.files.passwd, users);
-        refresh(&self.groups, &self.files.group, groups);
+        let mut has_changed = refresh(&self.users, &self.files.passwd, users);
+        has_changed |= refresh(&self.groups, &self.files.group, groups);
         let members = || Ok(first(privileged_members(local::groups(&self.files.group)?)));
-        refresh(&self.members, &self.files.group, members);
+        has_changed |= refresh(&self.members, &self.files.group, members);
         let privileged = || Ok(first(privileged_names(&local::groups(&self.files.group)?)));
-        refresh(&self.privileged, &self.files.group, privileged);
+        has_changed |= refresh(&self.privileged, &self.files.group, privileged);
+        has_changed
     }
 
     /// Returns the uid of the local account `name`.
@@ -240,19 +233,15 @@ fn unreadable(path: &Path) -> io::Error {
     io::Error::other(format!("{} cannot be read", path.display()))
 }
 
-fn refresh<T>(cached: &RefCell<Cached<T>>, path: &Path, read: impl FnOnce() -> io::Result<Names<T>>) {
-    let Ok(metadata) = std::fs::metadata(path) else {
-        *cached.borrow_mut() = None;
-        return;
-    };
-    let version = Version {
-        inode: metadata.ino(),
-        size: metadata.size(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-    };
-    if cached.borrow().as_ref().is_none_or(|(known, _)| *known != version) {
-        *cached.borrow_mut() = read().ok().map(|names| (version, names));
+fn refresh<T>(cached: &RefCell<Cached<T>>, path: &Path, read: impl FnOnce() -> io::Result<Names<T>>) -> bool {
+    let Ok(version) = FileVersion::of(path) else { return cached.take().is_some() };
+    if cached.borrow().as_ref().is_some_and(|(known, _)| *known == version) {
+        return false;
     }
+    let now = read().ok().map(|names| (version, names));
+    let is_readable = now.is_some();
+    // A file that stays unreadable does not change.
+    cached.replace(now).is_some() || is_readable
 }
 
 #[cfg(test)]
@@ -287,7 +276,9 @@ mod tests {
         let claim = |name| locals.privileged_group_of(name).unwrap();
         assert_eq!(["carol", "dave", "erin"].map(claim), [Some("docker"), None, None]);
         std::fs::remove_file(&passwd).unwrap();
-        locals.refresh();
+        assert!(locals.refresh() && !locals.refresh());
+        std::fs::create_dir(&passwd).unwrap();
+        assert!(!locals.refresh(), "it can be read neither before nor now");
         assert!(locals.uid_of("ann").is_err());
     }
 }

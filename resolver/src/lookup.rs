@@ -8,12 +8,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pam_iam_core::config::{Access, Config};
+use pam_iam_core::id::Uid;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{self, IamName, LinuxName};
 use pam_iam_core::wire::Source;
 use tokio::time::Instant;
 
-use self::cache::{Cache, CacheEntry, Identity, Lookup, UserEntry};
+use self::cache::{Cache, CacheEntry, Identity, Lookup};
+use self::changes::Changes;
 use self::fetch::Fetches;
 pub use self::names::Named;
 use self::roster::Roster;
@@ -21,9 +23,10 @@ use crate::limits::{Limits, Origin};
 use crate::persist::dirty::{Dirty, DirtyState};
 use crate::persist::file;
 use crate::persist::snapshot::Snapshot;
-use crate::source::{CallStats, Iam, IamError};
+use crate::source::{CallStats, Iam, IamError, IamUser};
 
 pub mod cache;
+pub mod changes;
 mod fetch;
 mod names;
 mod query;
@@ -71,6 +74,8 @@ pub struct Directory<I> {
     pub started: Instant,
     /// The changes of the cache that are not on the disk yet.
     pub dirty: DirtyState,
+    /// The names that NSS may show differently since the map was last brought up to date.
+    pub changes: Changes,
     /// The rules of access of the configuration, which hold if no instance tag is involved.
     fixed_access: Rc<Access>,
     log: RefCell<Log>,
@@ -91,6 +96,7 @@ impl<I: Iam> Directory<I> {
             config,
             started: Instant::now(),
             dirty: DirtyState::default(),
+            changes: Changes::default(),
             log: RefCell::new(log),
             cache: RefCell::default(),
             fetches: RefCell::default(),
@@ -227,15 +233,22 @@ impl<I: Iam> Directory<I> {
     }
 
     /// Returns the cached roster if it is younger than `freshness.offline`.
-    fn serving_roster(&self) -> Option<Rc<Roster>> {
+    pub fn serving_roster(&self) -> Option<Rc<Roster>> {
         self.cached_roster().filter(|roster| roster.age() < self.config.freshness.offline.0)
     }
 
     /// Stores an entry that was just fetched, marks the change for the disk, and logs if the name goes to no user.
     fn insert(&self, name: &LinuxName, entry: &Rc<CacheEntry>) {
         let before = self.cache.borrow_mut().insert(name, Rc::clone(entry));
+        self.changes.mark(name);
+        // The entry may take the account of a user who has the same uid.
         if let Identity::User(user) = &entry.identity
-            && !self.uid_belongs_to_older_user(user)
+            && self.cache.borrow().is_uid_of_another(user.uid, name)
+        {
+            self.changes.mark_all();
+        }
+        if let Identity::User(user) = &entry.identity
+            && !self.uid_belongs_to_older_user(user.uid, &user.user)
         {
             self.cache.borrow_mut().set_name_of(user.uid, name.clone());
         }
@@ -269,10 +282,10 @@ impl<I: Iam> Directory<I> {
         }
     }
 
-    /// Returns whether an IAM user who was created earlier has the uid of `user`, by the roster or by an entry younger
+    /// Returns whether an IAM user who was created earlier than `user` has `uid` too, by the roster or by an entry younger
     /// than `freshness.roster`.
-    pub fn uid_belongs_to_older_user(&self, user: &UserEntry) -> bool {
-        self.cache.borrow().uid_belongs_to_older_user(user, self.config.freshness.roster.0)
+    pub fn uid_belongs_to_older_user(&self, uid: Uid, user: &IamUser) -> bool {
+        self.cache.borrow().uid_belongs_to_older_user(uid, user, self.config.freshness.roster.0)
     }
 
     /// Returns the source of users.
@@ -307,6 +320,7 @@ impl<I: Iam> Directory<I> {
             }
         };
         self.dirty.mark(Dirty::Revoked);
+        self.changes.mark_all();
         forgotten
     }
 
@@ -319,6 +333,7 @@ impl<I: Iam> Directory<I> {
     /// Adds a snapshot that was saved `ago` to the cache.
     pub fn restore(&self, snapshot: Snapshot, ago: Duration) {
         snapshot.restore(&mut self.cache.borrow_mut(), &self.config, ago);
+        self.changes.mark_all();
     }
 
     /// Adds the time that the machine has slept since the last check to all ages: the clock of [`Instant`] does not count
@@ -337,6 +352,7 @@ impl<I: Iam> Directory<I> {
         self.warn(format!("the machine slept for {} s; what is known is older by that", span.as_secs()));
         self.cache.borrow_mut().age_by(span);
         self.fetches.borrow_mut().tags.age_by(span);
+        self.changes.mark_all();
         // A snapshot taken before the sleep and written after it has ages that are too small.
         self.dirty.mark(Dirty::Revoked);
     }

@@ -251,7 +251,8 @@ fn may_ask(peer: Uid, trusted: bool, request: &Request) -> bool {
         | Request::GroupByGid { .. }
         | Request::GroupsOf { .. } => true,
         Request::Keys { .. } => trusted,
-        Request::Decide { .. }
+        Request::Revalidate { .. }
+        | Request::Decide { .. }
         | Request::Roster
         | Request::Status
         | Request::Explain { .. }

@@ -82,7 +82,7 @@ impl<I: Iam> Answerer<I> {
     pub(super) fn is_uid_taken(&self, name: &LinuxName, user: &UserEntry) -> Result<bool, AnswerError> {
         let gid = user.uid.private_group();
         let mut mapped = user.groups.iter().filter(|group| self.config().groups.contains_key(&group.name));
-        Ok(self.directory.uid_belongs_to_older_user(user)
+        Ok(self.directory.uid_belongs_to_older_user(user.uid, &user.user)
             || self.locals.is_uid_of_another(user.uid, name.as_str())?
             || self.group_with_uid(name, user.uid)?.is_some()
             || mapped.any(|group| ids::gid_of(group.id.as_str()) == gid))
@@ -230,5 +230,5 @@ pub(super) fn verdict_by(access: &Access, policy: Policy, user: &UserEntry) -> V
 
 /// Returns whether `gid` is that of iam-users or iam-sudo: no user gets a private group with it.
 fn is_gid_of_own_group(gid: Gid) -> bool {
-    [IAM_USERS, IAM_SUDO].map(ids::gid_of).contains(&gid)
+    [Gid::IAM_USERS, Gid::IAM_SUDO].contains(&gid)
 }

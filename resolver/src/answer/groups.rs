@@ -18,7 +18,7 @@ use crate::lookup::roster::Roster;
 use crate::source::{Iam, IamGroup, IamId};
 
 static IAM_USERS_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_USERS));
-static IAM_SUDO_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_SUDO));
+pub(super) static IAM_SUDO_NAME: LazyLock<LinuxName> = LazyLock::new(|| constant(IAM_SUDO));
 
 #[expect(clippy::expect_used, reason = "a constant, parsed in every test run")]
 fn constant(name: &str) -> LinuxName {
@@ -119,14 +119,27 @@ impl<I: Iam> Answerer<I> {
         Ok(Answer::Groups { gids })
     }
 
+    /// Starts the revalidation of a user who is about to log in.
+    pub(super) fn revalidate(&self, name: &LinuxName, origin: Origin) -> Result<Answer, AnswerError> {
+        if !self.is_local_or_shared(name)? {
+            self.directory.start_revalidation(name, origin);
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Returns whether a Linux group is a privileged one: iam-sudo, or one that the host knows as such.
+    pub(super) fn is_privileged_group(&self, group: &LinuxName) -> Result<bool, AnswerError> {
+        Ok(group.as_str() == IAM_SUDO || self.locals.is_privileged(group.as_str())?)
+    }
+
     /// Returns the Linux groups of a user who is known from the roster alone.
-    fn listed_groups(
+    pub(super) fn listed_groups(
         &self,
         name: &LinuxName,
         roster: &Roster,
     ) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
-        let is_in = |group: &IamName| roster.members(group).contains(name);
+        let is_in = |group: &IamName| roster.is_member(group, name);
         if roster.access.sudo == Allowed::All || roster.access.sudo.groups().iter().any(is_in) {
             groups.push((&IAM_SUDO_NAME, self.gid_of_own(IAM_SUDO)?));
         }
@@ -155,15 +168,30 @@ impl<I: Iam> Answerer<I> {
     /// sshd's rule about the keys of IAM users needs that group; the others are left out, since cron, for example, does
     /// not ask whether a user may log in.
     async fn linux_groups(&self, user: &UserEntry) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
-        let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
         let access = self.directory.access().await.ok();
-        let may = |policy| access.as_ref().is_some_and(|access| allowed(access, policy, user));
+        let mut targets = user.groups.iter().filter_map(|group| self.config().groups.get(&group.name));
+        let roster = match targets.any(|target| !self.is_only_source(&target.group)) {
+            true => self.directory.roster().await.ok(),
+            false => None,
+        };
+        self.linux_groups_by(user, access.as_deref(), roster.as_deref())
+    }
+
+    /// Returns the Linux groups of a user, except for the private one, by these rules of access and this roster.
+    pub(super) fn linux_groups_by(
+        &self,
+        user: &UserEntry,
+        access: Option<&Access>,
+        roster: Option<&Roster>,
+    ) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
+        let mut groups: Vec<(&LinuxName, Gid)> = vec![(&IAM_USERS_NAME, self.gid_of_own(IAM_USERS)?)];
+        let may = |policy| access.is_some_and(|access| allowed(access, policy, user));
         if may(Policy::Sudo) {
             groups.push((&IAM_SUDO_NAME, self.gid_of_own(IAM_SUDO)?));
         }
         for IamGroup { name, id } in user.groups.iter().filter(|_| may(Policy::Login)) {
             if let Some(target) = self.config().groups.get(name) {
-                groups.extend(self.gid_of_target(&target.group, id).await?.map(|gid| (&target.group, gid)));
+                groups.extend(self.gid_of_target(&target.group, id, roster)?.map(|gid| (&target.group, gid)));
             }
         }
         // No user gets gid 0, whatever the name of the local group is.
@@ -172,19 +200,25 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Returns the gid of the Linux group `group`, to which the IAM group with the id `iam` maps. If several IAM groups
-    /// map to it and there is no local group, returns the gid of the first that exists, and None if the roster cannot be
-    /// read.
-    async fn gid_of_target(&self, group: &LinuxName, iam: &IamId) -> Result<Option<Gid>, AnswerError> {
+    /// map to it and there is no local group, returns the gid of the first that exists, and None without a roster.
+    fn gid_of_target(
+        &self,
+        group: &LinuxName,
+        iam: &IamId,
+        roster: Option<&Roster>,
+    ) -> Result<Option<Gid>, AnswerError> {
         if let Some(local) = self.locals.gid_of(group.as_str())? {
             return Ok(self.may_be_mapped(group)?.then_some(local));
         }
-        if self.config().groups.values().filter(|target| target.group == *group).count() == 1 {
+        if self.is_only_source(group) {
             return Ok(Some(ids::gid_of(iam.as_str())));
         }
-        match self.directory.roster().await {
-            Ok(roster) => self.mapped_gid(&roster, group),
-            Err(_) => Ok(None),
-        }
+        roster.map_or(Ok(None), |roster| self.mapped_gid(roster, group))
+    }
+
+    /// Returns whether only one IAM group maps to the Linux group `group`.
+    fn is_only_source(&self, group: &LinuxName) -> bool {
+        self.config().groups.values().filter(|target| target.group == *group).count() == 1
     }
 
     /// Returns all groups that IAM gives, with their members, for the importer.
@@ -204,7 +238,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Returns the gid of iam-users or iam-sudo. A local group of the name has precedence over the computed gid.
-    fn gid_of_own(&self, name: &str) -> Result<Gid, AnswerError> {
+    pub(super) fn gid_of_own(&self, name: &str) -> Result<Gid, AnswerError> {
         Ok(self.locals.gid_of(name)?.unwrap_or_else(|| ids::gid_of(name)))
     }
 
@@ -214,7 +248,7 @@ impl<I: Iam> Answerer<I> {
     }
 
     /// Returns the Linux groups that IAM groups map to, each once, with their gids.
-    fn mapped(&self, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
+    pub(super) fn mapped(&self, roster: &Roster) -> Result<Vec<(&LinuxName, Gid)>, AnswerError> {
         let names: BTreeSet<&LinuxName> = self.config().mapped_groups().collect();
         let mut groups = Vec::new();
         for name in names {

@@ -47,7 +47,7 @@ impl<I: Iam> Answerer<I> {
     /// Logs the users of the roster who get no account on this host, if the last call did not log them for the same
     /// reason.
     pub fn log_ineligible(&self, roster: &Roster) {
-        self.locals.refresh();
+        self.refresh();
         let why = |name, user: &IamUser| {
             self.ineligible_because(name, ids::uid(&self.config().accounts, user)).ok().flatten()
         };

@@ -82,6 +82,7 @@ impl<I: Iam> Answerer<I> {
         let Some(user) = roster.user(name) else { return Ok(None) };
         let uid = ids::uid(&self.config().accounts, user);
         let is_refused = self.refusal_of_name(name, Some(uid))?.is_some()
+            || self.directory.uid_belongs_to_older_user(uid, user)
             || self.locals.is_uid_of_another(uid, name.as_str())?
             || self.group_with_uid(name, uid)?.is_some();
         Ok((!is_refused).then(|| (uid, user.name.clone())))

@@ -102,6 +102,11 @@ impl CacheEntry {
         self.fetched_at.elapsed()
     }
 
+    /// Returns when the identity was last changed by an answer, even a partial one.
+    pub fn changed_at(&self) -> Instant {
+        self.fetched_at.max(self.revoked_at)
+    }
+
     fn older_by(&self, span: Duration) -> Option<Self> {
         let (fetched_at, revoked_at) =
             (self.fetched_at.checked_sub(span)?, self.revoked_at.checked_sub(span)?);
@@ -206,7 +211,7 @@ impl Cache {
 
     /// Returns the entries that were fetched, or from which a partial answer took something away, at `since` or later.
     pub fn changed_since(&self, since: Instant) -> Vec<(LinuxName, Rc<CacheEntry>)> {
-        let changed = |entry: &CacheEntry| entry.fetched_at.max(entry.revoked_at) >= since;
+        let changed = |entry: &CacheEntry| entry.changed_at() >= since;
         let entries = self.entries.iter().filter(|(_, entry)| changed(entry));
         entries.map(|(name, entry)| (name.clone(), Rc::clone(entry))).collect()
     }
@@ -250,18 +255,23 @@ impl Cache {
         self.names_by_uid.remove(&uid);
     }
 
+    /// Returns whether `uid` is that of a user of another name than `name`, by an entry or by the roster.
+    pub fn is_uid_of_another(&self, uid: Uid, name: &LinuxName) -> bool {
+        let listed = self.roster.as_ref().and_then(|roster| roster.name_of(uid));
+        [self.names_by_uid.get(&uid), listed].into_iter().flatten().any(|other| other != name)
+    }
+
     /// Returns whether an IAM user who was created before `user` has the same uid, by the roster or by an entry younger
     /// than `recent`. An older entry may describe a deleted user; if the user still exists, the roster has them.
-    pub fn uid_belongs_to_older_user(&self, user: &UserEntry, recent: Duration) -> bool {
-        let is_older = |other: &IamUser| {
-            other.id != user.user.id && (other.created, &other.id) < (user.user.created, &user.user.id)
-        };
-        let entry = self.names_by_uid.get(&user.uid).and_then(|name| self.entries.get(name));
+    pub fn uid_belongs_to_older_user(&self, uid: Uid, user: &IamUser, recent: Duration) -> bool {
+        let is_older =
+            |other: &IamUser| other.id != user.id && (other.created, &other.id) < (user.created, &user.id);
+        let entry = self.names_by_uid.get(&uid).and_then(|name| self.entries.get(name));
         let seen = entry.filter(|entry| entry.age() < recent).is_some_and(|entry| match &entry.identity {
-            Identity::User(other) => other.uid == user.uid && is_older(&other.user),
+            Identity::User(other) => other.uid == uid && is_older(&other.user),
             _ => false,
         });
-        seen || self.roster.as_ref().and_then(|roster| roster.holder_of(user.uid)).is_some_and(is_older)
+        seen || self.roster.as_ref().and_then(|roster| roster.holder_of(uid)).is_some_and(is_older)
     }
 
     /// Returns the body of a key, if it was fetched before. The inner value is None for a key that sshd would not accept.

@@ -100,7 +100,7 @@ impl<I: Iam> Directory<I> {
 
     /// Returns whether IAM is silent: the last fetch of `name` or, if the name has no entry, a fetch of any user failed
     /// less than [`OUTAGE`] ago, without an answer since.
-    fn is_silent_about(&self, name: &LinuxName) -> bool {
+    pub(super) fn is_silent_about(&self, name: &LinuxName) -> bool {
         let is_unknown = self.entry(name).is_none();
         let fetches = self.fetches.borrow();
         let failed_at = fetches.failures.get(name).map(|(at, _)| *at);
@@ -132,6 +132,7 @@ impl<I: Iam> Directory<I> {
                     Err(error) => {
                         let is_shared = this.config.shared.contains_key(&fetched);
                         this.fetches.borrow_mut().note_failure(&fetched, error, is_shared);
+                        this.changes.mark(&fetched);
                         this.warn(format!("user {fetched}: {error}"));
                     }
                 }

@@ -1,6 +1,7 @@
 //! Finds the users behind names and uids for NSS, which only shows them. Names are not decisions: a cached answer serves
 //! without a call to IAM.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use pam_iam_core::id::Uid;
@@ -100,6 +101,19 @@ impl<I: Iam> Directory<I> {
         };
         let named = self.lookup_name(&name, origin).await?;
         Ok(named.has_uid(&name, uid).then_some((name, named)))
+    }
+
+    /// Returns the names of all users whom the roster lists, or who have an entry.
+    pub fn user_names(&self) -> BTreeSet<LinuxName> {
+        let cache = self.cache.borrow();
+        let of_users = cache.entries().filter(|(_, entry)| matches!(entry.identity, Identity::User(_)));
+        let listed = cache.roster.iter().flat_map(|roster| roster.users());
+        listed.map(|(name, _)| name).chain(of_users.map(|(name, _)| name)).cloned().collect()
+    }
+
+    /// Returns whether the last call to IAM about `name`, or about all users, got no answer.
+    pub fn is_unreachable_about(&self, name: &LinuxName) -> bool {
+        self.fetches.borrow().roster_failure.is_some() || self.is_silent_about(name)
     }
 
     /// Returns whether `identity` is a user who may log in.

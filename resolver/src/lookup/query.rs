@@ -108,6 +108,7 @@ impl<I: Iam> Directory<I> {
     fn evict_unless(&self, name: &LinuxName, user: &IamName, holds: impl Fn(&UserEntry) -> bool) {
         if self.cache.borrow_mut().evict_unless(name, user, holds) {
             self.dirty.mark(Dirty::Revoked);
+            self.changes.mark(name);
         }
     }
 
@@ -151,6 +152,7 @@ impl<I: Iam> Directory<I> {
     fn replace_identity(&self, name: &LinuxName, change: impl FnOnce(&Identity) -> Option<Identity>) {
         if self.cache.borrow_mut().revoke(name, change) {
             self.dirty.mark(Dirty::Revoked);
+            self.changes.mark(name);
         }
     }
 

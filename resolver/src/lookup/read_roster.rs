@@ -75,6 +75,7 @@ impl<I: Iam> Directory<I> {
 
     /// Stores the roster of a finished read, or records and logs the error.
     fn apply_roster(&self, result: &Result<Rc<Roster>, IamError>) {
+        self.changes.mark_all();
         {
             let mut fetches = self.fetches.borrow_mut();
             // This drops the fetch that runs this function. Its task has nothing left to await.

@@ -194,6 +194,12 @@ impl Roster {
         self.groups.get(group).map_or(&[], |group| &group.names)
     }
 
+    /// Returns whether `name` is among the members of `group` who may log in.
+    pub fn is_member(&self, group: &IamName, name: &LinuxName) -> bool {
+        // The names are sorted, also those of a saved roster.
+        self.members(group).binary_search(name).is_ok()
+    }
+
     /// Returns the gid that follows from the GroupId of `group`. None if the configuration does not name the group, or
     /// IAM has none.
     pub fn gid_of(&self, group: &IamName) -> Option<Gid> {

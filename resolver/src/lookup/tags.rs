@@ -28,6 +28,14 @@ pub(super) struct TagFetches {
     allow_failure: Option<IamError>,
 }
 
+/// How much longer the rules of access serve if no tag is read. `Duration::MAX` for rules that stand in the configuration.
+pub struct RulesServe {
+    /// The rules of login.
+    pub login: Duration,
+    /// The rules of sudo.
+    pub sudo: Duration,
+}
+
 impl TagFetches {
     /// Makes the last read older by `span`.
     pub(super) fn age_by(&mut self, span: Duration) {
@@ -60,6 +68,29 @@ impl<I: Iam> Directory<I> {
             self.dirty.wait_until_persisted().await;
         }
         self.access_by_tags()
+    }
+
+    /// Returns the rules of access as they are known now, without a call.
+    ///
+    /// # Errors
+    /// Returns an error if [`Self::access`] would.
+    pub fn known_access(&self) -> Result<Rc<Access>, IamError> {
+        if self.has_tags() { self.access_by_tags() } else { Ok(Rc::clone(&self.fixed_access)) }
+    }
+
+    /// Returns how much longer the rules of access serve as they are known now.
+    pub fn tags_serve(&self) -> RulesServe {
+        let left = |allowed: &Allowed, value: &TagValue, limit: Duration| match (allowed, value) {
+            (Allowed::Tag(_), Some((_, read_at))) => limit.saturating_sub(read_at.elapsed()),
+            (Allowed::Tag(_), None) => Duration::ZERO,
+            _ => Duration::MAX,
+        };
+        let (cache, freshness) = (self.cache.borrow(), &self.config.freshness);
+        let Access { allow, sudo, .. } = &self.config.access;
+        RulesServe {
+            login: left(allow, &cache.allow_tag, freshness.offline.0),
+            sudo: left(sudo, &cache.sudo_tag, freshness.offline_sudo.0),
+        }
     }
 
     fn has_tags(&self) -> bool {
@@ -147,6 +178,7 @@ impl<I: Iam> Directory<I> {
         }
         let now = value.as_ref().map(|(allowed, _)| allowed.clone());
         drop(cache);
+        self.changes.mark_all();
         match (before, now) {
             (None, None) => {}
             (None, Some(_)) => self.dirty.mark(Dirty::Added),

@@ -166,7 +166,7 @@ async fn after_renamings_each_name_has_its_present_user() {
     find(&directory, "alice").await.unwrap();
     let alicia = find(&directory, "alicia").await.unwrap();
     let Identity::User(person) = &alicia.entry.identity else { panic!() };
-    assert_eq!((person.uid, directory.uid_belongs_to_older_user(person)), (uid(2), false));
+    assert_eq!((person.uid, directory.uid_belongs_to_older_user(person.uid, &person.user)), (uid(2), false));
     for (number, name) in [(1, "alice"), (2, "alicia")] {
         let found = directory.lookup_uid(uid(number), Origin::Host).await.unwrap();
         assert_eq!(found.map(|(name, _)| name), Some(linux(name)));
