@@ -3,12 +3,18 @@
 //! glibc loads this library into every process that looks up a user or group, sshd and sudo among them. It connects only to
 //! the resolver's socket, starts no process and no thread, keeps no descriptor, and lets no panic cross the boundary. glibc
 //! does not ask it about local accounts, since `files` stands before `iam` in nsswitch.conf. This file is the C interface of
-//! nss(5). [`lookup`] asks the resolver, and [`reply`] writes the answer into the caller's memory.
+//! nss(5). [`lookup`] finds the answer: [`map`] reads it in the map, or the resolver gives it. [`filter`] decides what may be passed
+//! on, and [`reply`] writes it into the caller's memory.
 
 #![expect(unsafe_code, reason = "the C interface of nss(5)")]
 
+mod filter;
+mod frequency;
 mod host;
+mod kept;
 mod lookup;
+mod map;
+mod recent;
 mod reply;
 
 use std::ffi::{CStr, c_char, c_int, c_long};
@@ -158,6 +164,7 @@ fn guard(
     reply::silence_panics();
     let status = catch_unwind(|| {
         lookup::panic_if_tested(entry);
+        frequency::count();
         body()
     });
     let status = status.unwrap_or_else(|_| {
