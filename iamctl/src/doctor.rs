@@ -3,6 +3,7 @@
 mod aws;
 mod files;
 mod machine;
+mod map;
 mod pam;
 mod sshd;
 
@@ -108,6 +109,7 @@ pub fn run(context: &Context) -> Result<Reply, Error> {
             findings.extend(files::owners(&config, &context.config_path));
             findings.extend(files::sudo_group(&config));
             findings.extend(files::lastlog());
+            findings.extend(map::look(context));
             findings.extend(machine::look(&config, roster.as_ref()));
             findings.extend(sweep_service(&config));
             findings.extend(sweeps());

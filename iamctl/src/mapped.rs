@@ -1,4 +1,5 @@
-//! The gids of the local groups to which IAM groups map, written by root from the checked configuration.
+//! The gids of the local groups to which IAM groups map, and the shell of managed accounts, written by root from the checked
+//! configuration.
 //!
 //! The NSS module accepts no other gid outside the managed range, even from the resolver: a compromised resolver must not put a user into
 //! the group `sudo`.
@@ -15,11 +16,13 @@ use pam_iam_core::{local, paths};
 use crate::Context;
 use crate::host::FileError;
 
-/// Writes the file. Without a usable configuration the file is empty.
+/// Writes both files. Without a usable configuration they are empty.
 pub fn write(context: &Context) -> Result<(), FileError> {
     let config = context.config();
     let gids = config.as_ref().map(gids).unwrap_or_default();
-    write_gids(Path::new(paths::MAPPED_GIDS), &gids)
+    write_gids(Path::new(paths::MAPPED_GIDS), &gids)?;
+    let shell = config.map(|config| format!("{}\n", config.accounts.shell.0.display())).unwrap_or_default();
+    write_text(Path::new(paths::SHELL), &shell)
 }
 
 /// Writes a list of gids, one a line, unless the file `path` has the same already.
@@ -28,6 +31,10 @@ pub fn write(context: &Context) -> Result<(), FileError> {
 /// Returns an error that names the file if it cannot be written.
 pub fn write_gids(path: &Path, gids: &BTreeSet<Gid>) -> Result<(), FileError> {
     let text: String = gids.iter().map(|gid| format!("{gid}\n")).collect();
+    write_text(path, &text)
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
     if std::fs::read(path).is_ok_and(|known| known == text.as_bytes()) {
         return Ok(());
     }
