@@ -20,7 +20,7 @@ const DECISION: &[&str] = &[
 pub const EVENTS: &[(&str, &[&str])] = &[
     ("login", DECISION),
     ("sudo", DECISION),
-    ("session", &["user", "iam_name", "key", "origin", "service", "rhost", "result", "error"]),
+    ("session", &["user", "iam_name", "key", "origin", "service", "rhost", "result", "reason", "error"]),
     ("home", &["user", "path", "result", "moved_to", "error"]),
     ("keys", &["user", "result", "error"]),
     ("also-run", &["command", "error"]),
