@@ -28,16 +28,20 @@ for question in questions:
 const CLIENTS: [&str; 4] = ["sshd_t", "sysadm_sudo_t", "crond_t", "system_dbusd_t"];
 
 /// The rules that each client needs, without `allow` and the client's domain.
-const NEEDED_BY_CLIENTS: [&str; 3] = [
+const NEEDED_BY_CLIENTS: [&str; 5] = [
     "pam_iam_resolver_t unix_stream_socket connectto",
     "pam_iam_runtime_t sock_file write",
     "pam_iam_runtime_t dir search",
+    "pam_iam_map_t dir search",
+    "pam_iam_map_t file read",
 ];
 
-const NEEDED: [&str; 14] = [
+const NEEDED: [&str; 16] = [
     "allow pam_iam_resolver_t http_port_t tcp_socket name_connect",
     "allow pam_iam_resolver_t pam_iam_resolver_t udp_socket connect",
     "allow pam_iam_resolver_t pam_iam_cache_t file create",
+    "allow pam_iam_resolver_t pam_iam_map_t file rename",
+    "allow pam_iam_resolver_t etc_t dir watch",
     "allow pam_iam_resolver_t cert_t file read",
     "allow pam_iam_resolver_t init_t unix_dgram_socket sendto",
     "allow pam_iam_resolver_t sshd_t unix_stream_socket read",
@@ -51,11 +55,13 @@ const NEEDED: [&str; 14] = [
     "type_transition sshd_t home_root_t dir -",
 ];
 
-const FORBIDDEN: [&str; 7] = [
+const FORBIDDEN: [&str; 9] = [
     "allow pam_iam_resolver_t shadow_t file -",
     "allow pam_iam_resolver_t user_home_t file -",
     "allow pam_iam_resolver_t etc_t file write",
     "allow pam_iam_resolver_t - capability dac_override,kill,sys_admin,sys_ptrace",
+    "allow pam_iam_resolver_t pam_iam_runtime_t file write",
+    "allow sshd_t pam_iam_map_t file write",
     "allow sshd_t pam_iam_cache_t file -",
     "allow user_t pam_iam_cache_t file -",
     "allow user_t pam_iam_runtime_t file write",
@@ -101,6 +107,7 @@ fn the_selinux_policy_allows_what_every_part_needs_and_no_more() {
     let contexts = "/etc/selinux/default/contexts/files/file_contexts";
     for (path, label) in [
         ("/run/pam_iam/resolver.sock", "pam_iam_runtime_t"),
+        ("/run/pam_iam/map/nss.map", "pam_iam_map_t"),
         ("/var/cache/pam_iam/cache.json", "pam_iam_cache_t"),
         ("/usr/libexec/pam_iam/iam-resolver", "pam_iam_resolver_exec_t"),
     ] {
