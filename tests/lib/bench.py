@@ -126,6 +126,95 @@ def nss():
         print(f"{what:18}{a:13.1f} us{b:13.1f} us{a - b:13.1f} us")
 
 
+class Table:
+    """Rows of a value, the value of the other system, and a bar; at the end a verdict and the same as JSON."""
+
+    def __init__(self, title, other):
+        self.title, self.other, self.rows = title, other, []
+
+    def add(self, what, value, other, bar, unit="us"):
+        """`bar` is the greatest value that is good enough. None if there is no bar."""
+        self.rows.append({"what": what, "value": value, "other": other, "bar": bar, "unit": unit})
+
+    def show(self):
+        print(self.title)
+        print(f"{'':34}{'pam_iam':>12}{self.other:>14}{'bar':>12}")
+        for row in self.rows:
+            other = "" if row["other"] is None else f"{row['other']:.2f} {row['unit']}"
+            bar = "" if row["bar"] is None else f"{row['bar']:.2f} {row['unit']}"
+            row["met"] = row["bar"] is None or row["value"] <= row["bar"]
+            print(f"{row['what']:34}{row['value']:9.2f} {row['unit']}{other:>14}{bar:>12}{'' if row['met'] else '  MISSED'}")
+        print("JSON " + json.dumps({"title": self.title, "other": self.other, "rows": self.rows}))
+
+
+SSSD = """[sssd]
+services = nss
+domains = local
+
+[domain/local]
+id_provider = proxy
+auth_provider = none
+proxy_lib_name = files
+"""
+
+
+def start_sssd():
+    """Starts Debian's sssd, which serves the local accounts, and waits until its memory cache has one of them."""
+    for package in sorted((Path(__file__).parents[2] / "target/sssd-debs").glob("*.deb")):
+        unpack = f"dpkg-deb --fsys-tarfile '{package}' | tar -x -C / --keep-directory-symlink"
+        subprocess.run(unpack, shell=True, check=True)
+    subprocess.run(["ldconfig"], check=True)
+    Path("/etc/sssd").mkdir(exist_ok=True)
+    Path("/etc/sssd/sssd.conf").write_text(SSSD)
+    os.chmod("/etc/sssd/sssd.conf", 0o600)
+    subprocess.run(["useradd", "-m", "local"], check=True)
+    subprocess.Popen(["/usr/sbin/sssd", "-i"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 30
+    while subprocess.run(["getent", "-s", "sss", "passwd", "local"], stdout=subprocess.DEVNULL).returncode != 0:
+        if time.monotonic() > end:
+            sys.exit("sssd does not answer")
+        time.sleep(0.1)
+
+
+def sssd():
+    start_sssd()
+    program = Path(__file__).parents[2] / "target/nss_bench"
+    users = {"iam": "alice", "sss": "local"}
+
+    def entry(service, what, key, count=LOOKUPS * 20, threads=1, status=1):
+        """The microseconds of the first lookup of a process, and of the others; medians of 5 processes."""
+        library = glob.glob(f"/usr/lib/*/libnss_{service}.so.2")[0]
+        gid = subprocess.check_output(["id", "-g", users[service]], text=True).strip()
+        runs = []
+        for _ in range(5):
+            command = [program, library, service, what, key, gid, str(count), str(threads)]
+            words = list(map(float, subprocess.check_output(command, text=True).split()))
+            if words[1 + threads] != status:
+                sys.exit(f"{service} {what} {key}: status {words[1 + threads]:.0f}")
+            runs.append((words[0] / 1000, sum(words[1:1 + threads]) / threads / 1000))
+        return [median(column) for column in zip(*runs)]
+
+    def both(what, key, **kwargs):
+        return [entry(service, what, key(user), **kwargs) for service, user in users.items()]
+
+    def uid(user):
+        return subprocess.check_output(["id", "-u", user], text=True).strip()
+
+    table = Table("entry points of the NSS modules, called directly; medians of 5 processes", "libnss_sss")
+    known, known_sss = both("passwd", str)
+    table.add("getpwnam, known", known[1], known_sss[1], min(1, 0.6 * known_sss[1]))
+    unknown, unknown_sss = both("passwd", lambda _: "nobody-has-this-name", status=0)
+    table.add("getpwnam, unknown, repeated", unknown[1], unknown_sss[1], 2)
+    by_uid, by_uid_sss = both("uid", uid)
+    table.add("getpwuid, known", by_uid[1], by_uid_sss[1], 6)
+    groups, groups_sss = both("initgroups", str)
+    table.add("initgroups, fresh", groups[1], groups_sss[1], 3)
+    many, many_sss = both("passwd", str, count=LOOKUPS, threads=8)
+    table.add("getpwnam, known, each of 8 threads", many[1], many_sss[1], None)
+    table.add("getpwnam, the first of a process", known[0], known_sss[0], 15)
+    table.show()
+
+
 def load(path):
     start = time.perf_counter_ns()
     ctypes.CDLL(path)
@@ -220,4 +309,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "load":
         print(load(sys.argv[2]))
     else:
-        {"login": login, "busy": busy, "nss": nss, "size": size, "once": once, "import": imports, "sdk": sdk}[sys.argv[1]]()
+        {"login": login, "busy": busy, "nss": nss, "size": size, "once": once, "import": imports, "sdk": sdk, "sssd": sssd}[sys.argv[1]]()
