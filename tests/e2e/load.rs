@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use pam_iam_tests::{Done, Machine};
+use pam_iam_tests::{Done, Machine, repository};
 use serde_json::json;
 
 /// A client of the resolver's socket in Python: `connect()` returns a connection, `ask()` sends a request on it and returns
@@ -221,4 +221,46 @@ fn all_logins_succeed_while_the_resolver_is_killed_repeatedly() {
     let mut lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.pop(), Some("0"), "{said}");
     assert!(lines.len() >= 3 && lines.iter().all(|line| *line == "in"), "{said}");
+}
+
+/// Replaces the map 1000 times by a copy of it, and then ends.
+const REPLACE_MAP: &str = "import os, pwd
+path = '/run/pam_iam/map/nss.map'
+content, owner = open(path, 'rb').read(), pwd.getpwnam('iam-resolver').pw_uid
+for _ in range(1000):
+    with open(path + '.new', 'wb') as file:
+        file.write(content)
+    os.chown(path + '.new', owner, owner)
+    os.rename(path + '.new', path)
+open('/run/replaced', 'w')";
+
+#[test]
+fn a_million_lookups_in_32_threads_are_right_while_the_map_is_replaced_and_leave_nothing_behind() {
+    let program = repository().join("target/nss_load");
+    let source = repository().join("tests/lib/nss_bench.c");
+    let compile = ["-O2", "-o", &program.to_string_lossy(), &source.to_string_lossy(), "-ldl", "-lpthread"];
+    assert!(std::process::Command::new("cc").args(compile).status().is_ok_and(|status| status.success()));
+
+    let machine = Machine::new().start();
+    machine.signal_resolver("STOP");
+    machine.start_in_background(&format!("python3 -c \"{REPLACE_MAP}\""));
+    let look_up = |threads: u32, lookups: u32| {
+        let library = "/usr/lib/*/libnss_iam.so.2";
+        let said =
+            machine.sh(&format!("{} {library} iam passwd alice 0 {lookups} {threads}", program.display()));
+        let words: Vec<i64> = said.succeeds().split(' ').filter_map(|word| word.parse().ok()).collect();
+        words.get(1 + threads as usize..).map(<[i64]>::to_vec).unwrap_or_default()
+    };
+    let many = look_up(32, 31_250);
+    let few = look_up(32, 10);
+    // The status of success, no other result, and the three standard descriptors.
+    assert_eq!(
+        (many.get(..3), few.get(..3)),
+        (Some(&[1, 0, 3][..]), Some(&[1, 0, 3][..])),
+        "{many:?} {few:?}"
+    );
+    let grown = many.last().unwrap() - few.last().unwrap();
+    assert!(grown < 4096, "{grown} KiB more than after ten lookups");
+    machine.wait_until("test -e /run/replaced");
+    machine.signal_resolver("CONT");
 }

@@ -22,6 +22,7 @@ mod in_force;
 mod keys;
 mod leftovers;
 mod login;
+mod map;
 mod modules;
 mod name_owners;
 mod names;

@@ -46,7 +46,8 @@ const CHANGES: &[Change] = &[
         machine.iam().remove_from_group("alice", "ssh-users");
     }),
     takes_name("alice is denied", |machine| machine.iam().add_to_group("alice", "denied")),
-    takes_name("alice is removed from the group while the resolver cannot be reached", |machine| {
+    // The map outlives the resolver. PAM denies sudo without it.
+    keeps_name("alice is removed from the group while the resolver cannot be reached", |machine| {
         machine.iam().remove_from_group("alice", "ssh-users");
         machine.file("/run/pam_iam/resolver.sock").move_to("/run/aside.sock");
     }),

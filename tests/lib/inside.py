@@ -261,6 +261,8 @@ def start_resolver():
         sys.stderr.write(f"tests/box: the resolver answers nobody: {check.stderr}")
     os.makedirs("/run/pam_iam", mode=0o755, exist_ok=True)
     # As the unit does it before each start.
+    os.makedirs("/run/pam_iam/map", mode=0o755, exist_ok=True)
+    shutil.chown("/run/pam_iam/map", "iam-resolver", "iam-resolver")
     run("/usr/sbin/iamctl", "write-mapped-gids")
     os.makedirs("/var/cache/pam_iam", mode=0o700)
     shutil.chown("/var/cache/pam_iam", "iam-resolver", "iam-resolver")

@@ -56,6 +56,9 @@ while True:
 fn replace_resolver_by_liar(machine: &Machine, answers: &str) {
     let socket = machine.file("/run/pam_iam/resolver.sock");
     socket.move_to("/run/pam_iam/real");
+    // What the real resolver has written would answer first.
+    machine.signal_resolver("STOP");
+    machine.file("/run/pam_iam/map/nss.map").remove();
     machine.run(&["install", "-d", "-o", "iam-resolver", "/run/liar"]).succeeds();
     machine.file("/run/liar/liar.py").write(&LIAR.replace("ANSWERS", answers));
     machine.start_in_background(
@@ -88,7 +91,7 @@ const ANSWERS_THAT_MAKE_ROOT: &str = r#"{
     "groups-of": {"answer": "groups", "gids": [0, 27, 4, 2121148082, 2044996577]},
     "user-by-name": {"answer": "user", "name": ask.get("name"), "gecos": "", "shell": "/bin/sh", **(
         {"uid": 0, "gid": 0, "home": "/"} if ask.get("name") == "zoe" else {"uid": 2044996577, "gid": 2044996577, "home": "/root:x"})},
-    "user-by-uid": {"answer": "user", "name": "root", "uid": 0, "gid": 2044996577, "gecos": "", "home": "/", "shell": "/bin/sh"},
+    "user-by-uid": {"answer": "user", "name": "daemon", "uid": ask.get("uid"), "gid": ask.get("uid"), "gecos": "", "home": "/x", "shell": "/bin/sh"} if ask.get("uid") == 2044996577 else {"answer": "user", "name": "root", "uid": 0, "gid": 2044996577, "gecos": "", "home": "/", "shell": "/bin/sh"},
     "group-by-name": {"answer": "group", "name": "iam-sudo", "gid": 27, "members": ["nobody"]},
 }"#;
 
