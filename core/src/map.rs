@@ -152,5 +152,27 @@ pub enum MapError {
     OtherBoot,
 }
 
+/// Reads any bytes as a map and as a record, for the fuzzer. Returns the number of records that were found.
+///
+/// A header and a checksum that are right are put before the bytes, since the fuzzer would not find them.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) -> usize {
+    let boot = BootedAt::default();
+    let mut found = 0;
+    for bytes in [data.to_vec(), format::with_right_header(data)] {
+        let Ok(map) = reader::Map::new(bytes, boot) else { continue };
+        found += usize::from(matches!(map.by_id(crate::id::FIRST), Ok(Some(_))));
+        if let Ok(name) = LinuxName::new("alice") {
+            found += usize::from(matches!(map.by_name(&name), Ok(Some(_))));
+        }
+    }
+    if let Some(record) = format::decode_record(&format::with_right_checksum(data)) {
+        let again = format::encode_record(&record).and_then(|bytes| format::decode_record(&bytes));
+        assert!(again.is_none_or(|again| again == record), "a record is read as it was written");
+        found += 1;
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests;

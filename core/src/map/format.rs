@@ -270,6 +270,21 @@ pub fn record_id(record: &Record) -> u32 {
     }
 }
 
+/// Returns `body` as a map of one bucket for each table, with a header that is right.
+pub fn with_right_header(body: &[u8]) -> Vec<u8> {
+    let layout = Layout { length: HEADER + body.len().max(2 * BUCKET), buckets: 1 };
+    let mut bytes = encode_header(layout, &About::default()).to_vec();
+    bytes.extend(body);
+    bytes.resize(layout.length, 0);
+    bytes
+}
+
+/// Returns `body` as a record with a checksum that is right.
+pub fn with_right_checksum(body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(PREFIX + body.len()).unwrap_or_default();
+    [&length.to_le_bytes(), &checksum(body).to_le_bytes(), body].concat()
+}
+
 /// The rest of a sequence of fields.
 struct Fields<'a>(&'a [u8]);
 

@@ -226,6 +226,12 @@ fn any_account() -> impl Strategy<Value = AccountRecord> {
     )
 }
 
+#[test]
+fn the_seeds_of_the_fuzzer_are_a_record_and_a_map_of_the_present_layout() {
+    assert_eq!(super::fuzz(include_bytes!("../../../fuzz/seeds/map/record")), 1);
+    assert_eq!(super::fuzz(include_bytes!("../../../fuzz/seeds/map/map")), 2, "by name and by id");
+}
+
 proptest! {
     #[test]
     fn any_records_are_found_as_they_were_written(accounts in prop::collection::vec(any_account(), 0..40)) {
