@@ -130,8 +130,9 @@ FAULTS = {
     "list denied": (lambda: control("fail=denied&only=GetGroup"), {"known": True, "roster": False, "limit": 2.0}),
     "empty lists": (lambda: control("fail=empty"), {"known": False, "roster": False, "limit": 2.0, "nss": True, "sweeps": True}),
     "resolver killed": (lambda: resolver("KILL"), {"known": True, "roster": True, "limit": 2.0}),
-    "resolver stopped": (lambda: resolver("STOP"), {"known": False, "roster": False, "limit": 11.0}),
-    "socket squatted": (squat, {"known": False, "roster": False, "limit": 2.0}),
+    # Names come from the map.
+    "resolver stopped": (lambda: resolver("STOP"), {"known": False, "nss": True, "roster": False, "limit": 11.0}),
+    "socket squatted": (squat, {"known": False, "nss": True, "roster": False, "limit": 2.0}),
     "configuration broken": (typo, {"known": False, "roster": False, "limit": 2.0, "nss": True}),
     "disk full": (full_disk, {"known": True, "roster": True, "limit": 2.0}),
     "cache broken": (broken_cache, {"known": True, "roster": True, "limit": 2.0}),
