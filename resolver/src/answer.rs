@@ -40,7 +40,8 @@ pub struct Answerer<I> {
     directory: Rc<Directory<I>>,
     locals: Locals,
     claims: Claims,
-    map: Publisher,
+    /// The map. None if none is kept, as in `iam-resolver --once`.
+    map: Option<Publisher>,
     /// The users on the roster who have no account on this host, each with the reason. All of them were logged.
     logged_ineligible: RefCell<Vec<(IamName, &'static str)>>,
     /// For each name, the last reason that was logged why its IAM user has no account or no keys on this host.
@@ -103,7 +104,7 @@ impl<I: Iam> Answerer<I> {
             directory,
             locals,
             claims,
-            map: Publisher::none(),
+            map: None,
             logged_ineligible: RefCell::default(),
             logged_not_shown: RefCell::default(),
             requests: RefCell::default(),
@@ -114,7 +115,7 @@ impl<I: Iam> Answerer<I> {
 
     /// Returns the answerer, which from now on keeps a map up to date.
     pub fn with_map(self, map: Publisher) -> Self {
-        Self { map, ..self }
+        Self { map: Some(map), ..self }
     }
 
     /// Returns whether `uid` is that of `keys.user`, which runs the key command.
@@ -176,7 +177,7 @@ impl<I: Iam> Answerer<I> {
 
     /// Returns the folder of the map, which another program may damage.
     pub fn map_folder(&self) -> Option<PathBuf> {
-        self.map.folder().map(Path::to_owned)
+        self.map.as_ref()?.folder().map(Path::to_owned)
     }
 
     async fn flush(&self, name: Option<&LinuxName>) -> Answer {

@@ -84,7 +84,7 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
         let map = Publisher::beside(socket, self::log());
         let answerer = Rc::new(Answerer::new(Rc::clone(&directory)).with_map(map));
         // Before the first answer, the map is that of this resolver's cache and configuration.
-        answerer.distrust_map();
+        directory.changes.mark_all();
         answerer.publish();
         spawn_local(keep_map(Rc::clone(&directory), Rc::clone(&answerer)));
         spawn_local(keep_roster(directory, Rc::clone(&answerer)));
@@ -208,7 +208,7 @@ async fn keep_map<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<I>>
         tokio::select! {
             () = directory.changes.marked() => {}
             () = change_in(local.as_ref()) => {}
-            () = change_in(claiming.as_ref()) => answerer.reread(),
+            () = change_in(claiming.as_ref()) => answerer.distrust_claims(),
             () = tokio::time::sleep(answerer.map_pause().unwrap_or(interval).min(interval)) => {}
         }
         answerer.refresh();

@@ -26,9 +26,9 @@ const PAUSE_FACTOR: u32 = 50;
 /// The name of the file in the folder of the map.
 const FILE: &str = "nss.map";
 
-/// Writes the map. Without a path it does nothing, as in `iam-resolver --once`.
+/// Writes the map.
 pub struct Publisher {
-    path: Option<PathBuf>,
+    path: PathBuf,
     log: RefCell<Log>,
     /// The map that was last written. None if there is none on the disk.
     published: RefCell<Option<Map<Vec<u8>>>>,
@@ -45,19 +45,10 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Returns a publisher that writes no map.
-    pub fn none() -> Self {
-        Self::with_path(None, Log::silent())
-    }
-
     /// Returns a publisher of the map in the folder `map` beside the socket. The resolver's unit makes that folder.
     pub fn beside(socket: &Path, log: Log) -> Self {
-        Self::with_path(Some(socket.with_file_name("map").join(FILE)), log)
-    }
-
-    fn with_path(path: Option<PathBuf>, log: Log) -> Self {
         let publisher = Self {
-            path,
+            path: socket.with_file_name("map").join(FILE),
             log: RefCell::new(log),
             published: RefCell::default(),
             version: Cell::default(),
@@ -73,9 +64,6 @@ impl Publisher {
 
     /// Reads nsswitch.conf(5) again if it has changed. Returns whether it has.
     pub fn refresh(&self) -> bool {
-        if self.path.is_none() {
-            return false;
-        }
         let version = FileVersion::of(Path::new(NSSWITCH)).ok();
         if version == self.order.borrow().0 {
             return false;
@@ -87,9 +75,6 @@ impl Publisher {
 
     /// Returns what the map says about the account `name`. The outer value is None if there is no map.
     pub fn published(&self, name: &LinuxName) -> Option<Option<AccountRecord>> {
-        if self.path.is_none() {
-            return Some(None);
-        }
         let published = self.published.borrow();
         Some(match published.as_ref()?.by_name(name).ok()? {
             Some(Record::Account(account)) => Some(account),
@@ -105,7 +90,7 @@ impl Publisher {
 
     /// Returns the folder of the map.
     pub fn folder(&self) -> Option<&Path> {
-        self.path.as_deref()?.parent()
+        self.path.parent()
     }
 
     /// Returns the time after which the map has to be written because of younger answers. None if there are none.
@@ -121,9 +106,8 @@ impl Publisher {
     /// Returns whether the map has to be written although NSS would show the same names: answers have become younger, the file is
     /// not the one that was written, or the wall clock was set, so that the map seems to be of another boot.
     pub fn is_due(&self) -> bool {
-        let Some(path) = &self.path else { return false };
         let was_set = |map: &Map<Vec<u8>>| !map.about.boot.is_same_as(BootedAt::now());
-        let is_other_file = self.version.get() != FileVersion::of(path).ok();
+        let is_other_file = self.version.get() != FileVersion::of(&self.path).ok();
         if is_other_file || self.published.borrow().as_ref().is_some_and(was_set) {
             self.has_other_ages.set(true);
         }
@@ -134,40 +118,39 @@ impl Publisher {
     ///
     /// `began` is when the records were begun, so that the next write waits longer after an expensive one.
     pub fn write(&self, records: &[Record], about: About, began: Instant) {
-        let Some(path) = &self.path else { return };
-        let outcome = self.write_to(path, records, about);
+        let outcome = self.replace(records, about);
         self.has_other_ages.set(false);
         self.written_at.set(Instant::now());
         self.cost.set(began.elapsed());
-        let message = outcome.err().map(|error| match std::fs::remove_file(path) {
+        let message = outcome.err().map(|error| match std::fs::remove_file(&self.path) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => {
                 format!("{error}; an older one cannot be removed: {why}")
             }
             _ => format!("{error}; names are looked up on the socket"),
         });
-        self.log_failure(path, message);
+        self.log_failure(message);
     }
 
-    fn write_to(&self, path: &Path, records: &[Record], about: About) -> io::Result<()> {
+    fn replace(&self, records: &[Record], about: About) -> io::Result<()> {
         self.published.replace(None);
         self.version.set(None);
         let boot = BootedAt::now();
         let files_first = self.order.borrow().1;
         let bytes = writer::encode(records.iter(), &About { boot, files_first, ..about });
-        file::write(path, &bytes)?;
-        self.version.set(FileVersion::of(path).ok());
+        file::write(&self.path, &bytes)?;
+        self.version.set(FileVersion::of(&self.path).ok());
         let map = Map::new(bytes, boot).map_err(io::Error::other)?;
         self.published.replace(Some(map));
         Ok(())
     }
 
     /// Logs a failure with a new message, and the first write that works after a failed one.
-    fn log_failure(&self, path: &Path, message: Option<String>) {
+    fn log_failure(&self, message: Option<String>) {
         let before = self.failure.replace(message.clone());
         if before == message {
             return;
         }
-        let path = path.display();
+        let path = self.path.display();
         match message {
             Some(error) => self
                 .log

@@ -15,69 +15,66 @@ use super::{AnswerError, Answerer};
 use crate::lookup::Named;
 use crate::lookup::changes::Changed;
 use crate::lookup::roster::Roster;
+use crate::publish::Publisher;
 use crate::source::Iam;
 
 impl<I: Iam> Answerer<I> {
     /// Reads the host's own names again if they have changed.
     pub fn refresh(&self) {
         self.directory.notice_sleep();
-        let has_changed = [self.locals.refresh(), self.claims.refresh(), self.map.refresh()];
+        let order_has_changed = self.map.as_ref().is_some_and(Publisher::refresh);
+        let has_changed = [self.locals.refresh(), self.claims.refresh(), order_has_changed];
         if has_changed.contains(&true) {
             self.directory.changes.mark_all();
         }
     }
 
-    /// Reads the host's own names again, since a file in one of [`Self::watched_folders`] has changed.
-    pub fn reread(&self) {
+    /// Has the next [`Self::refresh`] read the claims again, since a file in one of [`Self::claiming_folders`] has changed.
+    pub fn distrust_claims(&self) {
         self.claims.distrust();
-        self.refresh();
-    }
-
-    /// Has the next [`Self::publish`] write the map, whatever has changed.
-    pub fn distrust_map(&self) {
-        self.directory.changes.mark_all();
     }
 
     /// Brings the map up to date, before an answer tells anybody what has changed. If NSS would show a name differently, the map
     /// is written at once. If only answers have become younger, a long map is written some seconds later, by [`Self::publish_ages`].
     pub fn publish(&self) {
+        let Some(map) = &self.map else { return };
         let is_due = match self.directory.changes.take() {
             Changed::All => true,
-            Changed::Names(names) => names.iter().any(|name| self.shows_differently(name)),
+            Changed::Names(names) => names.iter().any(|name| self.shows_differently(map, name)),
         };
         if is_due {
-            self.write_map();
+            self.write(map);
         }
     }
 
     /// Writes the map if it is too old to be left as it is.
     pub fn publish_ages(&self) {
-        if self.map.is_due() {
-            self.write_map();
+        if let Some(map) = self.map.as_ref().filter(|map| map.is_due()) {
+            self.write(map);
         }
     }
 
     /// Returns the time after which [`Self::publish_ages`] has something to write. None if it has nothing.
     pub fn map_pause(&self) -> Option<Duration> {
-        self.map.pause()
+        self.map.as_ref()?.pause()
     }
 
     /// Returns whether NSS would show `name` differently from the map.
-    fn shows_differently(&self, name: &LinuxName) -> bool {
-        let Some(published) = self.map.published(name) else { return true };
+    fn shows_differently(&self, map: &Publisher, name: &LinuxName) -> bool {
+        let Some(published) = map.published(name) else { return true };
         let record = self.account_record(name).ok().flatten();
         match (published, record) {
             (None, None) => false,
             (Some(old), Some(new)) => {
                 let (before, after) = (old.until, new.until);
-                let is_due = before != after && self.map.note_other_ages();
+                let is_due = before != after && map.note_other_ages();
                 is_due || serving(before) != serving(after) || old != AccountRecord { until: before, ..new }
             }
             _ => true,
         }
     }
 
-    fn write_map(&self) {
+    fn write(&self, map: &Publisher) {
         let began = Instant::now();
         let mut records = self.group_records();
         let mut is_complete = true;
@@ -87,13 +84,13 @@ impl<I: Iam> Answerer<I> {
                 Err(_) => is_complete = false,
             }
         }
-        let max_age = self.config().freshness.max_age.0;
+        let max_age = self.max_age();
         let complete_until = match self.directory.serving_roster().filter(|_| is_complete) {
             Some(roster) if self.is_exhaustive(&roster) => end_of(roster.began_at, max_age),
             _ => BootTime::default(),
         };
         let max_age = u32::try_from(max_age.as_millis()).unwrap_or(u32::MAX);
-        self.map.write(&records, About { complete_until, max_age, ..About::default() }, began);
+        map.write(&records, About { complete_until, max_age, ..About::default() }, began);
     }
 
     /// Returns whether every user who may log in is on the roster. A roster from before the start proves only that its users exist.
