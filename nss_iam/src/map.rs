@@ -76,12 +76,10 @@ fn private_copy(age: Age, now: BootTime) -> Option<Arc<Map<Vec<u8>>>> {
 
     let mut copy = try_lock(&COPY)?;
     if let Some(known) = copy.as_mut() {
-        let is_current =
-            || FileVersion::of(Path::new(paths::MAP)).is_ok_and(|version| version == known.version);
         if age == Age::Second && serves(known.checked, now) {
             return known.map.clone();
         }
-        if is_current() {
+        if FileVersion::of(Path::new(paths::MAP)).is_ok_and(|version| version == known.version) {
             known.checked = now;
             return known.map.clone();
         }
