@@ -1,4 +1,4 @@
-//! The blocking client: one connection, one request, one answer, one deadline.
+//! The blocking client: a request, its answer, a deadline. A [`Line`] keeps the connection for more than one request.
 //!
 //! It runs inside sshd, sudo and every program that looks up a user. So it closes its descriptor before it returns,
 //! never raises SIGPIPE, and bounds connect(2) too, which blocks while a socket's backlog is full.
@@ -23,6 +23,10 @@ use crate::frame::{self, ANSWER_MAX, HEADER, REQUEST_MAX};
 use crate::id::Uid;
 use crate::wire::{Answer, Envelope, Failure, Request, VERSION};
 use crate::{local, paths};
+
+mod line;
+
+pub use line::Line;
 
 /// The size of the first read, in bytes: room for an account, a decision or a few keys, with the header.
 const FIRST_READ: usize = 8 * 1024;
@@ -123,7 +127,7 @@ pub fn notify(socket: &Path, request: &Request, behalf: Behalf) -> Result<(), Cl
     let connection = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&connection, &address).map_err(|errno| not_connected(errno, socket))?;
     check_owner(&connection, socket)?;
-    let frame = encode(request, behalf)?;
+    let frame = encode(request, behalf, Following::Nothing)?;
     match send(&connection, &frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
         Ok(sent) if sent == frame.len() => Ok(()),
         Ok(_) | Err(Errno::AGAIN) => Err(ClientError::TimedOut),
@@ -167,17 +171,34 @@ pub fn exchange(
     behalf: Behalf,
     deadline: Deadline,
 ) -> Result<Answer, ClientError> {
-    send_all(connection, &encode(request, behalf)?, deadline)?;
+    exchange_one(connection, request, behalf, Following::Nothing, deadline)
+}
 
+/// Whether another request may follow over the same connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Following {
+    Nothing,
+    Maybe,
+}
+
+fn exchange_one(
+    connection: BorrowedFd<'_>,
+    request: &Request,
+    behalf: Behalf,
+    following: Following,
+    deadline: Deadline,
+) -> Result<Answer, ClientError> {
+    send_all(connection, &encode(request, behalf, following)?, deadline)?;
     let body = receive(connection, deadline)?;
     serde_json::from_slice(&body).map_err(|error| ClientError::Malformed(error.to_string()))
 }
 
 /// Returns a request as a frame.
-fn encode(request: &Request, behalf: Behalf) -> Result<Vec<u8>, ClientError> {
+fn encode(request: &Request, behalf: Behalf, following: Following) -> Result<Vec<u8>, ClientError> {
     let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
     let caller = behalf.caller.or_else(|| (real != effective).then(|| Uid(real.as_raw())));
-    let envelope = Envelope { v: VERSION, caller, client: behalf.client, request: request.clone() };
+    let more = following == Following::Maybe;
+    let envelope = Envelope { v: VERSION, caller, client: behalf.client, more, request: request.clone() };
     let body = serde_json::to_vec(&envelope).map_err(|error| ClientError::Malformed(error.to_string()))?;
     frame::encode(&body, REQUEST_MAX).map_err(|error| ClientError::Malformed(error.to_string()))
 }

@@ -1,11 +1,12 @@
 //! The typed client of the resolver. It asks the daemon, a process of its own, or whichever the configuration names.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::client::{self, ClientError};
+use crate::client::{ClientError, Line};
 use crate::deadline::Deadline;
 use crate::fingerprint::Fingerprint;
 use crate::id::{Gid, Uid};
@@ -36,13 +37,15 @@ pub struct Resolver {
     pub socket: PathBuf,
     /// The process.
     pub once: Once,
+    /// The connection to the daemon. Resolvers that share it make fewer of them.
+    pub line: Rc<Line>,
 }
 
 impl Resolver {
     /// Returns the resolver in its usual places. A process that is started reads the configuration `config`.
     pub fn new(mode: Mode, config: &Path) -> Self {
         let once = Once { config: config.to_owned(), ..Once::default() };
-        Self { mode, socket: paths::SOCKET.into(), once }
+        Self { mode, socket: paths::SOCKET.into(), once, line: Rc::default() }
     }
 }
 
@@ -55,9 +58,9 @@ impl Queries for Resolver {
     fn send(&self, request: &Request) -> Result<Answer, ClientError> {
         let deadline = Deadline::after(request.patience());
         match self.mode {
-            Mode::Daemon => client::ask(&self.socket, request, deadline),
+            Mode::Daemon => self.line.ask(&self.socket, request, deadline),
             Mode::Once => once::ask(&self.once, request, deadline),
-            Mode::Auto => match client::ask(&self.socket, request, deadline) {
+            Mode::Auto => match self.line.ask(&self.socket, request, deadline) {
                 Err(ClientError::NoListener(_)) => once::ask(&self.once, request, deadline),
                 answer => answer,
             },

@@ -1,4 +1,5 @@
-//! Requests and answers: one of each per connection, or per run of `iam-resolver --once`.
+//! Requests and answers. A connection, or a run of `iam-resolver --once`, carries one of each. Root may send
+//! another request over the same connection, if the one before said so (`"more":true`).
 //!
 //! A request is `{"v":1,"ask":"user-by-name","name":"alice"}`, an answer `{"answer":"user",...}`. A request that the
 //! resolver does not know is answered with an error, so that an older resolver and a newer client get along.
@@ -62,6 +63,9 @@ pub struct Envelope {
     /// The address of the client that sshd asks about. Believed from root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<IpAddr>,
+    /// Whether the client may send another request over the same connection. Heeded if the client is root.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
     /// The question.
     #[serde(flatten)]
     pub request: Request,
@@ -325,6 +329,7 @@ mod tests {
             v: VERSION,
             caller: None,
             client: None,
+            more: false,
             request: request.clone(),
         })
         .unwrap();

@@ -27,7 +27,7 @@ pub fn check(application: &mut impl Application, arguments: &Arguments) -> Outco
         return Outcome::UnknownUser;
     };
     let begun = begun(arguments.policy, &name);
-    let Some(account) = TargetAccount::look_up(name, &arguments.config) else {
+    let Some(account) = TargetAccount::look_up(name, &arguments.config, application.line()) else {
         let event = refused(begun, application, "no-such-account");
         application.audit(Severity::Warning, &event);
         return Outcome::UnknownUser;
@@ -208,9 +208,11 @@ fn decided(event: Event, application: &impl Application, decision: &Decision) ->
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use pam_iam_core::client::Line;
     use pam_iam_core::id::Gid;
     use pam_iam_core::wire::{Reason, Source};
     use std::ffi::CStr;
+    use std::rc::Rc;
 
     /// An application that keeps the messages and log lines that it gets.
     #[derive(Default)]
@@ -247,6 +249,9 @@ pub mod tests {
         }
         fn gids_of(&self, _: &str, gid: u32) -> Vec<Gid> {
             vec![Gid(gid)]
+        }
+        fn line(&self) -> Rc<Line> {
+            Rc::default()
         }
         fn message(&mut self, message: &str) {
             self.told.push(message.to_owned());

@@ -1,8 +1,10 @@
 //! The application that called PAM (pam(3)): sshd, sudo, cron.
 
 use std::ffi::CStr;
+use std::rc::Rc;
 
 use pam_iam_core::audit::Event;
+use pam_iam_core::client::Line;
 use pam_iam_core::id::{Gid, Uid};
 
 /// The calls of this module to the application. Tests have a fake.
@@ -23,6 +25,8 @@ pub trait Application {
     fn process_gids(&self) -> Vec<Gid>;
     /// Returns the gids that initgroups(3) would give `user` with the primary group `gid`.
     fn gids_of(&self, user: &str, gid: u32) -> Vec<Gid>;
+    /// Returns the connection to the resolver that this call into the module uses.
+    fn line(&self) -> Rc<Line>;
     /// Shows a message to the user.
     fn message(&mut self, message: &str);
     /// Writes an event to the journal or, if that fails, as a line to syslog (authpriv). The resolver gets it too.

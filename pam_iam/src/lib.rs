@@ -20,6 +20,7 @@ mod target;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Once;
 
 use pam::constants::{PAM_ERROR_MSG, PamFlag, PamResultCode};
@@ -28,11 +29,11 @@ use pam::items::{Item, RHost, RUser, Service};
 use pam::module::{PamHandle, PamHooks};
 
 use pam_iam_core::audit::Event;
-use pam_iam_core::deadline::Deadline;
+use pam_iam_core::client::Line;
 use pam_iam_core::escape::Value;
 use pam_iam_core::id::{Gid, Uid};
+use pam_iam_core::paths;
 use pam_iam_core::wire::Request;
-use pam_iam_core::{client, paths};
 
 use crate::application::{Application, Outcome, Severity};
 use crate::arguments::Arguments;
@@ -84,7 +85,7 @@ fn guard(
     body: impl FnOnce(&mut PamHost<'_>, &Arguments) -> Outcome,
 ) -> PamResultCode {
     silence_panics();
-    let mut application = PamHost { handle: pamh, phase };
+    let mut application = PamHost { handle: pamh, phase, line: Rc::default() };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         panic_if_tested(entry);
         let (arguments, complaints) = Arguments::parse(args.iter().map(|arg| arg.to_string_lossy()));
@@ -139,6 +140,8 @@ struct PamHost<'a> {
     handle: &'a mut PamHandle,
     /// The name that pam_syslog(3) has for the phase.
     phase: &'static str,
+    /// Closed when the phase ends.
+    line: Rc<Line>,
 }
 
 impl PamHost<'_> {
@@ -190,6 +193,10 @@ impl Application for PamHost<'_> {
         gids.into_iter().map(Gid).collect()
     }
 
+    fn line(&self) -> Rc<Line> {
+        Rc::clone(&self.line)
+    }
+
     fn message(&mut self, message: &str) {
         if let Ok(Some(conversation)) = self.handle.get_item::<Conv<'_>>() {
             let _ = conversation.send(PAM_ERROR_MSG, message);
@@ -206,7 +213,7 @@ impl Application for PamHost<'_> {
         }
         // journald may drop the line above in a flood. The resolver logs it too, and its unit has no rate limit.
         let request = Request::Record { line: event.to_string() };
-        let _ = client::ask(Path::new(paths::SOCKET), &request, Deadline::after(request.patience()));
+        let _ = self.line.tell(Path::new(paths::SOCKET), &request);
     }
 
     fn log(&mut self, severity: Severity, line: &str) {

@@ -28,7 +28,9 @@ use crate::target::TargetAccount;
 /// Opens a session (`pam_sm_open_session`).
 pub fn open(application: &mut impl Application, arguments: &Arguments) -> Outcome {
     let Some(name) = application.user().filter(|name| !name.is_empty()) else { return Outcome::UnknownUser };
-    let Some(account) = TargetAccount::look_up(name, &arguments.config) else { return Outcome::UnknownUser };
+    let Some(account) = TargetAccount::look_up(name, &arguments.config, application.line()) else {
+        return Outcome::UnknownUser;
+    };
     if account.account_kind == AccountKind::Local {
         return Outcome::Ignore;
     }

@@ -1,9 +1,10 @@
 //! The account that a PAM call is about.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use pam_iam_core::account_kind::{AccountKind, Files, account_kind_or_meant};
-use pam_iam_core::client::ClientError;
+use pam_iam_core::client::{ClientError, Line};
 use pam_iam_core::config::{Config, ConfigError};
 use pam_iam_core::id::Uid;
 use pam_iam_core::leftovers::{self, Leftovers};
@@ -42,18 +43,21 @@ pub struct TargetAccount {
     pub config: Result<Config, ConfigError>,
     /// The path of the configuration.
     pub config_path: PathBuf,
+    /// The connection to the resolver.
+    line: Rc<Line>,
 }
 
 impl TargetAccount {
     /// Looks up the account `name` by NSS, as the application does. None if there is no such account or the lookup fails.
-    /// The caller refuses the user in both cases.
-    pub fn look_up(name: String, config: &Path) -> Option<Self> {
+    /// The caller refuses the user in both cases. Requests about the account are sent over `line`.
+    pub fn look_up(name: String, config: &Path, line: Rc<Line>) -> Option<Self> {
         let user = users::get_user_by_name(&name)?;
         let uid = Uid(user.uid());
         let loaded = Config::load(config);
         let account_kind = account_kind_or_meant(&name, uid, &loaded, config, &Files::default());
         let (gid, home) = (user.primary_group_id(), user.home_dir().to_owned());
-        Some(Self { name, uid, gid, home, account_kind, config: loaded, config_path: config.to_owned() })
+        let config_path = config.to_owned();
+        Some(Self { name, uid, gid, home, account_kind, config: loaded, config_path, line })
     }
 
     /// Returns what the user of a managed account would inherit, since this host has set it up for the name.
@@ -79,6 +83,6 @@ impl TargetAccount {
 
     /// Returns the resolver, reached as `config` says.
     pub fn resolver(&self, config: &Config) -> Resolver {
-        Resolver::new(config.resolver.mode, &self.config_path)
+        Resolver { line: Rc::clone(&self.line), ..Resolver::new(config.resolver.mode, &self.config_path) }
     }
 }

@@ -1,4 +1,4 @@
-//! One connection: a request in, an answer out.
+//! One connection: frames in, frames out.
 //!
 //! A client sends its request right after connecting and waits for the answer. So recv(2) and send(2) are tried first,
 //! and only a socket that is not ready is registered with epoll, which halves the system calls of a request.

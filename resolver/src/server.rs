@@ -164,29 +164,41 @@ impl Drop for ConnectionSlot {
     }
 }
 
+/// Answers a request, and those of root that follow it over the same connection.
 async fn converse<I: Iam>(client: Client, answerer: &Answerer<I>) -> io::Result<()> {
     let Client { mut connection, peer, trusted, slots } = client;
     let patience = if trusted { PATIENCE } else { PATIENCE_WITH_OTHERS };
-    let request = timeout(patience, connection.receive()).await??;
-    let answer = match parse(&request) {
-        Ok(envelope) if may_ask(peer, trusted, &envelope.request) => {
-            let asker = asker(peer, trusted, &envelope);
-            // A request of a setuid program counts as a connection of the user who runs the program.
-            let _place_of_user = match asker.origin {
-                Origin::User(user) if peer == Uid::ROOT => Some(
-                    ConnectionSlot::take(&slots.1.users, user, false)
-                        .ok_or(io::ErrorKind::ConnectionRefused)?,
-                ),
-                _ => None,
-            };
-            answerer.answer(&envelope.request, asker).await
+    // The place of the user who runs the setuid program that asks. Its connection counts as one of that user's.
+    let mut place_of_user = None;
+    loop {
+        let request = timeout(patience, connection.receive()).await??;
+        let envelope = parse(&request);
+        let more = peer == Uid::ROOT && envelope.as_ref().is_ok_and(|envelope| envelope.more);
+        let answer = match envelope {
+            Ok(envelope) if may_ask(peer, trusted, &envelope.request) => {
+                let asker = asker(peer, trusted, &envelope);
+                if let Origin::User(user) = asker.origin
+                    && peer == Uid::ROOT
+                    && place_of_user.as_ref().is_none_or(|place: &ConnectionSlot| place.uid != user)
+                {
+                    let place = ConnectionSlot::take(&slots.1.users, user, false);
+                    place_of_user = Some(place.ok_or(io::ErrorKind::ConnectionRefused)?);
+                }
+                answerer.answer(&envelope.request, asker).await
+            }
+            Ok(_) => {
+                Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") }
+            }
+            Err(error) => Answer::Error { kind: Failure::BadRequest, message: error.to_string() },
+        };
+        let frame = encode(&answer).or_else(|error| {
+            encode(&Answer::Error { kind: Failure::Unavailable, message: error.to_string() })
+        })?;
+        timeout(patience, connection.send(&frame)).await??;
+        if !more {
+            return Ok(());
         }
-        Ok(_) => Answer::Error { kind: Failure::Forbidden, message: format!("uid {peer} may not ask this") },
-        Err(error) => Answer::Error { kind: Failure::BadRequest, message: error.to_string() },
-    };
-    let frame = encode(&answer)
-        .or_else(|error| encode(&Answer::Error { kind: Failure::Unavailable, message: error.to_string() }))?;
-    timeout(patience, connection.send(&frame)).await?
+    }
 }
 
 async fn accept(socket: &AsyncFd<OwnedFd>) -> io::Result<Connection> {
