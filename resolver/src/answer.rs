@@ -120,7 +120,7 @@ impl<I: Iam> Answerer<I> {
 
     /// Returns whether `uid` is that of `keys.user`, which runs the key command.
     pub fn is_key_user(&self, uid: Uid) -> bool {
-        self.refresh();
+        self.refresh_locals();
         self.locals.uid_of(&self.config().keys.user).is_ok_and(|known| known == Some(uid))
     }
 

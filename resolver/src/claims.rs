@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use pam_iam_core::unit::runs_as;
 use tokio::time::Instant;
 
+use crate::watch::Folders;
+
 /// How long the claims are used before they are read again. A change in one of the folders is noticed at once, a change in a folder
 /// of drop-ins only after this time.
 const SERVES: Duration = Duration::from_secs(60);
@@ -41,9 +43,17 @@ pub struct Claims {
 #[derive(Debug)]
 struct Read {
     at: Instant,
-    versions: Vec<Option<SystemTime>>,
+    watch: Watched,
     /// The claimed names, each with a text about what claims it.
     names: BTreeMap<String, String>,
+}
+
+/// How a change in one of the folders is noticed.
+#[derive(Debug)]
+enum Watched {
+    ByKernel(Folders),
+    /// Where this user may have no more watches: by the time of each folder's last change.
+    ByTime(Vec<Option<SystemTime>>),
 }
 
 impl Claims {
@@ -57,21 +67,22 @@ impl Claims {
     /// Reads the claims again if a folder has changed, or the last read is [`SERVES`] ago. To be called at the start of a request,
     /// since [`Self::of`] does not check. Returns whether the claims have changed.
     pub fn refresh(&self) -> bool {
-        let versions = self.versions();
         let mut read = self.read.borrow_mut();
-        let serves = |read: &Read| read.versions == versions && read.at.elapsed() < SERVES;
-        if read.as_ref().is_some_and(serves) {
+        let serves = |read: &mut Read| {
+            let has_changed = match &mut read.watch {
+                Watched::ByKernel(folders) => folders.has_changed(),
+                Watched::ByTime(times) => *times != self.times(),
+            };
+            !has_changed && read.at.elapsed() < SERVES
+        };
+        if read.as_mut().is_some_and(serves) {
             return false;
         }
-        let before = read.replace(Read { at: Instant::now(), versions, names: self.names() });
+        // The watch begins before the folders are read, so no change falls in between.
+        let watch =
+            Folders::on(self.folders()).map_or_else(|_| Watched::ByTime(self.times()), Watched::ByKernel);
+        let before = read.replace(Read { at: Instant::now(), watch, names: self.names() });
         before.map(|before| before.names) != read.as_ref().map(|read| read.names.clone())
-    }
-
-    /// Has the next [`Self::refresh`] read the claims again: a file has changed whose folder looks the same.
-    pub fn distrust(&self) {
-        if let Some(read) = self.read.borrow_mut().as_mut() {
-            read.versions.clear();
-        }
     }
 
     /// Returns the unit or the file of sysusers.d(5) that claims `name`.
@@ -84,7 +95,7 @@ impl Claims {
         UNITS.iter().chain(&SYSUSERS).map(|folder| self.root.join(folder))
     }
 
-    fn versions(&self) -> Vec<Option<SystemTime>> {
+    fn times(&self) -> Vec<Option<SystemTime>> {
         self.folders().map(|folder| std::fs::metadata(folder).ok()?.modified().ok()).collect()
     }
 
@@ -176,14 +187,18 @@ mod tests {
         for name in ["alice", "carol", "no", "%i", "run@", "job@", "own", "dynamic"] {
             assert_eq!(claims.of(name), None, "{name}");
         }
-        claims.distrust();
+        write("usr/lib/systemd/system/ci.service", "[Service]\nUser=jenkins\nNice=1\n");
         assert!(!claims.refresh(), "read again, and found to be the same");
         assert!(claims.of("jenkins").unwrap().contains("usr/lib/systemd/system/ci.service"));
-        // A package that is installed later.
+        // Packages that are installed later.
         write("usr/lib/systemd/system/bob.service", "[Service]\nUser=bob\n");
-        tokio::time::advance(SERVES).await;
         assert!(claims.refresh() && !claims.refresh());
         assert!(claims.of("bob").is_some());
+        write("usr/local/lib/systemd/system/ann.service", "[Service]\nUser=ann\n");
+        assert!(claims.refresh() && claims.of("ann").is_some(), "a folder that was missing");
+        write("usr/lib/systemd/system/ci.service.d/user.conf", "[Service]\nUser=runner\n");
+        tokio::time::advance(SERVES).await;
+        assert!(claims.refresh() && claims.of("runner").is_some());
     }
 
     #[test]

@@ -17,15 +17,22 @@ use pam_iam_core::local;
 pub struct Locals {
     /// The paths of the two files.
     pub files: Files,
-    users: RefCell<Cached<Uid>>,
-    groups: RefCell<Cached<Gid>>,
-    /// The members of the groups that mean root, each with the name of one such group.
-    members: RefCell<Cached<&'static str>>,
-    /// The names of all groups that have the gid of a privileged group.
-    privileged: RefCell<Cached<()>>,
+    users: RefCell<Cached<Names<Uid>>>,
+    groups: RefCell<Cached<Groups>>,
 }
 
-type Cached<T> = Option<(FileVersion, Names<T>)>;
+/// What was read from a file, and the file's version. None if the file cannot be read.
+type Cached<T> = Option<(FileVersion, T)>;
+
+/// The groups of /etc/group.
+#[derive(Debug)]
+struct Groups {
+    gids: Names<Gid>,
+    /// The members of the groups that mean root, each with the name of one such group.
+    members: Names<&'static str>,
+    /// The names of all groups that have the gid of a privileged group.
+    privileged: Names<()>,
+}
 
 /// The names in a file, and the value that each stands for.
 #[derive(Debug)]
@@ -79,13 +86,7 @@ impl<T: Number> Names<T> {
 impl Locals {
     /// Reads the two files.
     pub fn new(files: Files) -> Self {
-        let locals = Self {
-            files,
-            users: RefCell::default(),
-            groups: RefCell::default(),
-            members: RefCell::default(),
-            privileged: RefCell::default(),
-        };
+        let locals = Self { files, users: RefCell::default(), groups: RefCell::default() };
         locals.refresh();
         locals
     }
@@ -94,14 +95,14 @@ impl Locals {
     /// changes. Returns whether a file has changed.
     pub fn refresh(&self) -> bool {
         let users = || Ok(first(local::accounts(&self.files.passwd)?.into_iter().map(|a| (a.name, a.uid))));
-        let groups = || Ok(first(local::groups(&self.files.group)?.into_iter().map(|g| (g.name, g.gid))));
-        let mut has_changed = refresh(&self.users, &self.files.passwd, users);
-        has_changed |= refresh(&self.groups, &self.files.group, groups);
-        let members = || Ok(first(privileged_members(local::groups(&self.files.group)?)));
-        has_changed |= refresh(&self.members, &self.files.group, members);
-        let privileged = || Ok(first(privileged_names(&local::groups(&self.files.group)?)));
-        has_changed |= refresh(&self.privileged, &self.files.group, privileged);
-        has_changed
+        let groups = || {
+            let groups = local::groups(&self.files.group)?;
+            let privileged = first(privileged_names(&groups));
+            let members = first(privileged_members(&groups));
+            Ok(Groups { gids: first(groups.into_iter().map(|g| (g.name, g.gid))), members, privileged })
+        };
+        let users_have_changed = refresh(&self.users, &self.files.passwd, users);
+        refresh(&self.groups, &self.files.group, groups) || users_have_changed
     }
 
     /// Returns the uid of the local account `name`.
@@ -109,7 +110,10 @@ impl Locals {
     /// # Errors
     /// Returns an error if the file cannot be read: the caller must not conclude that there is no local account `name`.
     pub fn uid_of(&self, name: &str) -> io::Result<Option<Uid>> {
-        look_up(&self.users, &self.files.passwd, name)
+        match &*self.users.borrow() {
+            Some((_, users)) => Ok(users.of.get(name).copied()),
+            None => Err(unreadable(&self.files.passwd)),
+        }
     }
 
     /// Returns whether a local account other than `name` has `uid`.
@@ -130,8 +134,8 @@ impl Locals {
     pub fn is_gid_of_another(&self, gid: Gid, name: &str) -> io::Result<bool> {
         match &*self.groups.borrow() {
             // The account of a private group is checked by itself, and the importer may be about to rename both.
-            Some((_, groups)) if groups.is_of_another(gid, name) => {
-                let others = groups.of.iter().filter(|(local, held)| **held == gid && *local != name);
+            Some((_, groups)) if groups.gids.is_of_another(gid, name) => {
+                let others = groups.gids.of.iter().filter(|(local, held)| **held == gid && *local != name);
                 let is_private = |local: &String| self.uid_of(local).map(|uid| uid == Some(Uid(gid.0)));
                 for (local, _) in others {
                     if !is_private(local)? {
@@ -154,7 +158,7 @@ impl Locals {
         let (users, groups) = (self.users.borrow(), self.groups.borrow());
         match (&*users, &*groups) {
             (Some((_, users)), Some((_, groups))) => {
-                Ok(users.has_in_other_case(name) || groups.has_in_other_case(name))
+                Ok(users.has_in_other_case(name) || groups.gids.has_in_other_case(name))
             }
             (None, _) => Err(unreadable(&self.files.passwd)),
             (_, None) => Err(unreadable(&self.files.group)),
@@ -170,7 +174,7 @@ impl Locals {
         if self.uid_of(name)?.is_some() {
             return Ok(None);
         }
-        look_up(&self.members, &self.files.group, name)
+        self.in_groups(|groups| groups.members.of.get(name).copied())
     }
 
     /// Returns whether the local group `name` has a privileged name, or the gid of a local group that has one.
@@ -178,7 +182,7 @@ impl Locals {
     /// # Errors
     /// Returns an error if the file cannot be read.
     pub fn is_privileged(&self, name: &str) -> io::Result<bool> {
-        Ok(look_up(&self.privileged, &self.files.group, name)?.is_some())
+        self.in_groups(|groups| groups.privileged.of.contains_key(name))
     }
 
     /// Returns the gid of the local group `name`.
@@ -186,7 +190,14 @@ impl Locals {
     /// # Errors
     /// Returns an error if the file cannot be read.
     pub fn gid_of(&self, name: &str) -> io::Result<Option<Gid>> {
-        look_up(&self.groups, &self.files.group, name)
+        self.in_groups(|groups| groups.gids.of.get(name).copied())
+    }
+
+    fn in_groups<T>(&self, look_up: impl FnOnce(&Groups) -> T) -> io::Result<T> {
+        match &*self.groups.borrow() {
+            Some((_, groups)) => Ok(look_up(groups)),
+            None => Err(unreadable(&self.files.group)),
+        }
     }
 }
 
@@ -198,9 +209,9 @@ fn privileged_names(groups: &[local::Group]) -> impl Iterator<Item = (String, ()
 
 /// Returns the members of the groups that mean root, each with the name of such a group. A group with the gid of one that
 /// means root counts too.
-fn privileged_members(groups: Vec<local::Group>) -> impl Iterator<Item = (String, &'static str)> {
-    let gids = local::gids_of(&groups, &groups_of_root());
-    groups.into_iter().flat_map(move |group| {
+fn privileged_members(groups: &[local::Group]) -> impl Iterator<Item = (String, &'static str)> {
+    let gids = local::gids_of(groups, &groups_of_root());
+    groups.iter().flat_map(move |group| {
         let name = gids.get(&group.gid).copied();
         name.into_iter()
             .flat_map(move |name| group.members.clone().into_iter().map(move |member| (member, name)))
@@ -222,23 +233,16 @@ fn first<T: Number>(entries: impl Iterator<Item = (String, T)>) -> Names<T> {
     Names { of, count, lower }
 }
 
-fn look_up<T: Copy>(cached: &RefCell<Cached<T>>, path: &Path, name: &str) -> io::Result<Option<T>> {
-    match &*cached.borrow() {
-        Some((_, names)) => Ok(names.of.get(name).copied()),
-        None => Err(unreadable(path)),
-    }
-}
-
 fn unreadable(path: &Path) -> io::Error {
     io::Error::other(format!("{} cannot be read", path.display()))
 }
 
-fn refresh<T>(cached: &RefCell<Cached<T>>, path: &Path, read: impl FnOnce() -> io::Result<Names<T>>) -> bool {
+fn refresh<T>(cached: &RefCell<Cached<T>>, path: &Path, read: impl FnOnce() -> io::Result<T>) -> bool {
     let Ok(version) = FileVersion::of(path) else { return cached.take().is_some() };
     if cached.borrow().as_ref().is_some_and(|(known, _)| *known == version) {
         return false;
     }
-    let now = read().ok().map(|names| (version, names));
+    let now = read().ok().map(|read| (version, read));
     let is_readable = now.is_some();
     // A file that stays unreadable does not change.
     cached.replace(now).is_some() || is_readable

@@ -22,16 +22,18 @@ impl<I: Iam> Answerer<I> {
     /// Reads the host's own names again if they have changed.
     pub fn refresh(&self) {
         self.directory.notice_sleep();
+        self.refresh_locals();
         let order_has_changed = self.map.as_ref().is_some_and(Publisher::refresh);
-        let has_changed = [self.locals.refresh(), self.claims.refresh(), order_has_changed];
-        if has_changed.contains(&true) {
+        if self.claims.refresh() || order_has_changed {
             self.directory.changes.mark_all();
         }
     }
 
-    /// Has the next [`Self::refresh`] read the claims again, since a file in one of [`Self::claiming_folders`] has changed.
-    pub fn distrust_claims(&self) {
-        self.claims.distrust();
+    /// Reads the local accounts and groups again if they have changed.
+    pub fn refresh_locals(&self) {
+        if self.locals.refresh() {
+            self.directory.changes.mark_all();
+        }
     }
 
     /// Brings the map up to date, before an answer tells anybody what has changed. If NSS would show a name differently, the map
