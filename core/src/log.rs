@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::audit::Event;
@@ -34,6 +34,8 @@ pub struct Log(Sink);
 enum Sink {
     Stderr,
     Syslog(Box<Syslog>),
+    /// syslog(3), whose socket the first line opens: a program that usually logs nothing runs at each login.
+    Unopened(PathBuf, Formatter3164),
     /// No log: a program that cannot log still does its work.
     None,
 }
@@ -67,23 +69,20 @@ impl Log {
             process: program.to_owned(),
             pid: std::process::id(),
         };
-        let syslog = open(path).and_then(|socket| {
-            let logger = Logger::new(LoggerBackend::Unix(socket.try_clone()?), formatter);
-            Ok(Sink::Syslog(Box::new(Syslog { logger, socket })))
-        });
-        Self(syslog.unwrap_or(Sink::None))
+        Self(Sink::Unopened(path.to_owned(), formatter))
     }
 
     /// Writes an event, with its fields where journald runs.
     pub fn event(&mut self, level: Level, event: &Event) {
         let line = event.to_string();
-        let taken = match &self.0 {
-            Sink::Syslog(syslog) => {
-                let process = &syslog.logger.formatter.process;
-                event.to_journal(Path::new(paths::JOURNAL), level as u8, process, &line)
-            }
-            Sink::Stderr | Sink::None => false,
+        let formatter = match &self.0 {
+            Sink::Syslog(syslog) => Some(&syslog.logger.formatter),
+            Sink::Unopened(_, formatter) => Some(formatter),
+            Sink::Stderr | Sink::None => None,
         };
+        let taken = formatter.is_some_and(|formatter| {
+            event.to_journal(Path::new(paths::JOURNAL), level as u8, &formatter.process, &line)
+        });
         if !taken {
             self.write(level, line);
         }
@@ -92,6 +91,10 @@ impl Log {
     /// Writes a line. A line feed in it becomes a space: a line stays a line.
     pub fn write(&mut self, level: Level, message: impl Display) {
         let line = message.to_string().replace('\n', " ");
+        if let Sink::Unopened(path, formatter) = &self.0 {
+            self.0 = open_syslog(path, formatter.clone())
+                .map_or(Sink::None, |syslog| Sink::Syslog(Box::new(syslog)));
+        }
         let _ = match &mut self.0 {
             Sink::Stderr => writeln!(io::stderr(), "<{}>{line}", level as u8).is_ok(),
             Sink::Syslog(syslog) => {
@@ -103,9 +106,15 @@ impl Log {
                 // A log daemon that hangs is waited for once.
                 written.is_ok() || syslog.socket.set_nonblocking(true).is_ok()
             }
-            Sink::None => false,
+            Sink::Unopened(..) | Sink::None => false,
         };
     }
+}
+
+fn open_syslog(path: &Path, formatter: Formatter3164) -> io::Result<Syslog> {
+    let socket = open(path)?;
+    let logger = Logger::new(LoggerBackend::Unix(socket.try_clone()?), formatter);
+    Ok(Syslog { logger, socket })
 }
 
 /// Opens the socket of a log daemon. A full queue (10 lines where net.unix.max_dgram_qlen is the kernel's default) is waited for; a

@@ -27,8 +27,9 @@ use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{LinuxName, NameError};
-use pam_iam_core::paths;
+use pam_iam_core::nsswitch::{NSSWITCH, has_directory};
 use pam_iam_core::resolver::{Queries, Resolver};
+use pam_iam_core::{local, paths};
 
 const USAGE: &str = "usage: iam-authorized-keys [--config FILE] [--uid UID] [--home DIRECTORY] [--type TYPE] [--key KEY] USER [FINGERPRINT]";
 
@@ -109,10 +110,9 @@ fn question(mut arguments: impl Iterator<Item = String>) -> Option<Question> {
 }
 
 fn run(question: &Question, log: &mut Log) -> Result<(), KeysError> {
-    let found = || users::get_user_by_name(&question.user).map(|user| Uid(user.uid()));
-    let Some(uid) = question.uid.or_else(found) else { return Ok(()) };
+    let Some(uid) = question.uid.or_else(|| uid_of(&question.user)) else { return Ok(()) };
     // sshd looked up the account once, when the login began. PAM would check the account that has the name now.
-    if uid.is_managed() && found().is_some_and(|now| now != uid) {
+    if uid.is_managed() && is_of_another(&question.user, uid) {
         let why = "another account has the name than when the login began";
         log.event(Level::Warning, &failed(&question.user, why));
         return Ok(());
@@ -146,6 +146,21 @@ fn run(question: &Question, log: &mut Log) -> Result<(), KeysError> {
         also_run::run(&config.keys.also_run, question, uid, log);
     }
     Ok(())
+}
+
+/// Returns the uid of the account that has a name now.
+fn uid_of(name: &str) -> Option<Uid> {
+    users::get_user_by_name(name).map(|user| Uid(user.uid()))
+}
+
+/// Whether the host or a directory has an account of this name with another uid than the managed one. (Whose the managed uid
+/// is, the resolver knows.) The modules of NSS are only loaded where there is a directory: they take as long as all else here.
+fn is_of_another(name: &str, uid: Uid) -> bool {
+    if let Ok(Some(account)) = local::account_by_name(Path::new(paths::PASSWD), name) {
+        return account.uid != uid;
+    }
+    let has_directory = std::fs::read_to_string(NSSWITCH).map_or(true, |text| has_directory(&text));
+    has_directory && uid_of(name).is_some_and(|now| now != uid)
 }
 
 /// Returns the lines for sshd: type, base64 and the IAM name as comment.
