@@ -39,6 +39,11 @@ pub enum Identity {
 }
 
 impl Identity {
+    /// Returns whether the answer was that this host may know no user of the name.
+    fn is_nobody(&self) -> bool {
+        matches!(self, Self::NotFound | Self::AccessDenied)
+    }
+
     /// Returns whether this is a single IAM user, with the given uid.
     pub fn has_uid(&self, uid: Uid) -> bool {
         matches!(self, Self::User(user) if user.uid == uid)
@@ -87,14 +92,22 @@ pub struct CacheEntry {
     pub identity: Identity,
     /// The moment before the first call of the fetch, so that an age is never too small.
     pub fetched_at: Instant,
-    /// The moment when a partial answer last took something away. `fetched_at` if none did.
+    /// The moment when an answer last took something away: a partial one, or the no that this entry is. `fetched_at` if none did.
     pub revoked_at: Instant,
 }
 
 impl CacheEntry {
-    /// Returns an entry that was fetched at `fetched_at`.
+    /// Returns the entry of an answer that has just come. The fetch began at `fetched_at`.
     pub fn new(identity: Identity, fetched_at: Instant) -> Self {
-        Self { identity, fetched_at, revoked_at: fetched_at }
+        let revoked_at = if identity.is_nobody() { Instant::now() } else { fetched_at };
+        Self { identity, fetched_at, revoked_at }
+    }
+
+    /// Returns whether this entry is to be believed rather than a roster that lists its name. What was taken away during the read of
+    /// the roster counts, since the roster may have listed it before.
+    pub fn overrides(&self, roster: &Roster) -> bool {
+        let has_taken_away = self.revoked_at > self.fetched_at || self.identity.is_nobody();
+        self.fetched_at >= roster.ended_at || has_taken_away && self.revoked_at >= roster.began_at
     }
 
     /// Returns the time since the fetch began.
@@ -162,9 +175,8 @@ impl Cache {
 
     /// Stores an entry. Returns the entry that it replaces.
     pub fn insert(&mut self, name: &LinuxName, entry: Rc<CacheEntry>) -> Option<Rc<CacheEntry>> {
-        let is_nobody = |identity: &Identity| matches!(identity, Identity::NotFound | Identity::AccessDenied);
-        if is_nobody(&entry.identity) && self.entries.len() >= NAMES_MAX {
-            self.entries.retain(|_, entry| !is_nobody(&entry.identity));
+        if entry.identity.is_nobody() && self.entries.len() >= NAMES_MAX {
+            self.entries.retain(|_, entry| !entry.identity.is_nobody());
         }
         self.entries.insert(name.clone(), entry)
     }

@@ -70,8 +70,7 @@ impl<I: Iam> Directory<I> {
     pub fn known_name(&self, name: &LinuxName) -> Option<Named> {
         let roster = self.serving_roster().filter(|roster| roster.has(name));
         let entry = self.entry_up_to(name, self.config.freshness.offline.0);
-        let newer =
-            entry.filter(|entry| roster.as_ref().is_none_or(|roster| entry.fetched_at >= roster.ended_at));
+        let newer = entry.filter(|entry| roster.as_ref().is_none_or(|roster| entry.overrides(roster)));
         newer.map(|entry| Named::Cached(Lookup::cached(entry))).or(roster.map(Named::Listed))
     }
 

@@ -187,6 +187,27 @@ async fn a_uid_whose_user_was_renamed_is_found_by_the_roster() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn a_no_that_comes_while_the_roster_is_read_is_not_undone_by_the_roster() {
+    let directory = directory(USERS);
+    directory.iam.add("alice", &["users"]);
+    let roster = spawn_local({
+        let directory = Rc::clone(&directory);
+        async move { directory.read_roster().await }
+    });
+    tokio::time::advance(FakeIam::CALL / 2).await;
+    directory.iam.slow.borrow_mut().insert("GetUser".into(), FakeIam::CALL * 5);
+    let found = spawn_local({
+        let directory = Rc::clone(&directory);
+        async move { find(&directory, "alice").await }
+    });
+    assert!(roster.await.unwrap().unwrap().has(&linux("alice")));
+    directory.iam.people.borrow_mut().clear();
+    assert_eq!(found.await.unwrap().unwrap().entry.identity, Identity::NotFound);
+    let named = directory.lookup_name(&linux("alice"), Origin::Host).await.unwrap();
+    assert!(matches!(named, Named::Cached(lookup) if lookup.entry.identity == Identity::NotFound));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_candidate_that_is_gone_is_forgotten_while_another_cannot_be_asked() {
     let directory = directory("[access]\nallow = ['users']\n[accounts]\ndrop_suffix = ['@example.com']");
     directory.iam.add("alice@example.com", &["users"]);
