@@ -291,6 +291,11 @@ impl Cache {
         self.key_bodies.get(&(user.clone(), key.to_owned())).cloned()
     }
 
+    /// Returns the bodies of the keys that sshd would accept, each with its user and its id, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = (&IamId, &KeyId, &PublicKey)> {
+        self.key_bodies.iter().filter_map(|((user, id), key)| Some((user, id, key.as_ref()?)))
+    }
+
     /// Stores the body of a key.
     pub fn set_key_body(&mut self, user: &IamId, key: &str, body: Option<PublicKey>) {
         if self.key_bodies.len() >= KEY_BODIES_MAX {

@@ -195,7 +195,7 @@ async fn a_no_that_comes_while_the_roster_is_read_is_not_undone_by_the_roster() 
         async move { directory.read_roster().await }
     });
     tokio::time::advance(FakeIam::CALL / 2).await;
-    directory.iam.slow.borrow_mut().insert("GetUser".into(), FakeIam::CALL * 5);
+    directory.iam.slow.borrow_mut().insert("GetUser", FakeIam::CALL * 5);
     let found = spawn_local({
         let directory = Rc::clone(&directory);
         async move { find(&directory, "alice").await }

@@ -1,5 +1,6 @@
 //! The form of the cache on the disk.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,12 +13,15 @@ use super::file::milliseconds;
 use crate::ids;
 use crate::lookup::cache::{Cache, CacheEntry, Identity, TagValue, UserEntry};
 use crate::lookup::roster::{Roster, SavedRoster};
-use crate::source::sshkey;
+use crate::source::{IamId, KeyId, sshkey};
 
 /// The cache as it is saved. All ages are in milliseconds.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     names: Vec<SavedName>,
+    /// Keys of users whom the roster lists, though their entries are too old to be saved.
+    #[serde(default)]
+    keys: Vec<SavedKey>,
     roster: Option<SavedRoster>,
     tags: SavedTags,
 }
@@ -32,6 +36,14 @@ struct SavedName {
     #[serde(alias = "reduced")]
     revoked_age: u64,
     known: SavedIdentity,
+}
+
+/// The body of a key. It never changes under the key's id, so a login after a restart need not fetch it again.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct SavedKey {
+    user: IamId,
+    id: KeyId,
+    key: String,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +113,7 @@ impl Snapshot {
             _ => None,
         };
         Self {
+            keys: old_keys(cache, roster, &names),
             names,
             roster: roster.map(|roster| roster.saved()),
             tags: SavedTags { allow: tag(&cache.allow_tag), sudo: tag(&cache.sudo_tag) },
@@ -118,6 +131,12 @@ impl Snapshot {
         self.names.len()
     }
 
+    /// Returns the number of keys that no entry has.
+    #[cfg(test)]
+    pub fn keys(&self) -> usize {
+        self.keys.len()
+    }
+
     /// Adds the snapshot, which was saved `ago`, to `cache`. Leaves out what does not fit the configuration, and what
     /// `cache` has already, since that is newer.
     pub fn restore(self, cache: &mut Cache, config: &Config, ago: Duration) {
@@ -133,6 +152,11 @@ impl Snapshot {
                 cache.set_name_if_absent(user.uid, name.clone());
             }
             cache.insert_if_absent(name, Rc::new(CacheEntry { identity, fetched_at, revoked_at }));
+        }
+        for SavedKey { user, id, key } in self.keys {
+            if let (None, Ok(key)) = (cache.key_body(&user, &id), sshkey::usable(&key)) {
+                cache.set_key_body(&user, &id, Some(key));
+            }
         }
         let still_serves =
             |age: u64| Duration::from_millis(age).saturating_add(ago) < config.freshness.offline.0;
@@ -172,6 +196,25 @@ impl SavedIdentity {
             }
         }
     }
+}
+
+/// Returns the keys of the users of `roster` that no entry in `names` has.
+fn old_keys(cache: &Cache, roster: Option<&Rc<Roster>>, names: &[SavedName]) -> Vec<SavedKey> {
+    let listed: HashSet<&IamId> =
+        roster.iter().flat_map(|roster| roster.users()).map(|(_, user)| &user.id).collect();
+    let saved: HashSet<&IamId> = names
+        .iter()
+        .filter_map(|name| match &name.known {
+            SavedIdentity::One(user) => Some(&user.user.id),
+            SavedIdentity::Team(_) | SavedIdentity::Absent => None,
+        })
+        .collect();
+    let old = cache.keys().filter(|(user, ..)| listed.contains(user) && !saved.contains(user));
+    let mut keys: Vec<SavedKey> = old
+        .map(|(user, id, key)| SavedKey { user: user.clone(), id: id.clone(), key: key.to_string() })
+        .collect();
+    keys.sort();
+    keys
 }
 
 fn users_of(identity: &mut Identity) -> &mut [UserEntry] {

@@ -52,6 +52,30 @@ async fn entries_survive_a_restart_and_age_meanwhile() {
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn a_login_the_day_after_and_after_a_restart_takes_one_round_trip() {
+    let before = directory(USERS);
+    for name in ["alice", "bob"] {
+        before.iam.add(name, &["users"]);
+        find(&before, name).await.unwrap();
+    }
+    tokio::time::advance(DAY).await;
+    before.iam.people.borrow_mut().remove("bob");
+    before.read_roster().await.unwrap();
+    let after = restarted(&before, USERS, Duration::from_secs(60));
+    assert_eq!((before.snapshot().count(), after.snapshot().keys()), (0, 1), "not those of bob");
+    assert!(find(&after, "alice").await.is_err(), "a key is no answer about its user");
+
+    after.iam.fail(None);
+    tokio::time::advance(BACK_OFF).await;
+    after.iam.take_calls();
+    after.iam.people.replace(before.iam.people.take());
+    let lookup = find(&after, "alice").await.unwrap();
+    assert!(matches!(&lookup.entry.identity, Identity::User(alice) if alice.keys.len() == 1));
+    let calls = ["GetUser", "ListGroupsForUser", "ListSSHPublicKeys"];
+    assert_eq!(after.iam.take_calls(), calls.map(|action| format!("{action} alice")));
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_withdrawal_is_on_the_disk_before_it_is_answered() {
     let directory = directory("[access]\nallow = ['users']\n[freshness]\nmax_age = 0");
     directory.iam.add("alice", &["users"]);
