@@ -168,46 +168,37 @@ pub fn decode_header(bytes: &[u8; HEADER], length: u64) -> Result<(Layout, About
 
 /// Returns the bytes of a record, padded to a multiple of 8. None if it would be longer than [`RECORD_MAX`].
 pub fn encode_record(record: &Record) -> Option<Vec<u8>> {
-    let mut body = Vec::with_capacity(192);
-    let none = User {
-        name: record_name(record).clone(),
-        uid: Uid(0),
-        gid: Gid(0),
-        gecos: String::new(),
-        home: String::new(),
-        shell: String::new(),
-    };
-    let (kind, id, user, until, lists): (_, _, _, _, [&[Gid]; 2]) = match record {
-        Record::Account(account) => (
-            ACCOUNT,
-            account.user.uid.0,
-            &account.user,
-            account.until,
-            [&account.groups, &account.privileged],
-        ),
+    let (kind, id, until, texts, lists): (_, _, _, [&str; 4], [&[Gid]; 2]) = match record {
+        Record::Account(AccountRecord { user, groups, privileged, until }) => {
+            let texts = [user.name.as_str(), &user.gecos, &user.home, &user.shell];
+            (ACCOUNT, user.uid.0, *until, texts, [groups, privileged])
+        }
         Record::Group(group) => {
             let until = Until { exists: group.until, ..Until::default() };
-            (GROUP, group.gid.0, &none, until, [&[], &[]])
+            (GROUP, group.gid.0, until, [group.name.as_str(), "", "", ""], [&[], &[]])
         }
     };
-    body.extend(kind.to_le_bytes());
-    body.extend(id.to_le_bytes());
+    let mut bytes = Vec::with_capacity(256);
+    // The length and the checksum come last.
+    bytes.resize(PREFIX, 0);
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(id.to_le_bytes());
     for moment in [until.exists, until.fresh, until.groups, until.privileged] {
-        body.extend(moment.0.to_le_bytes());
+        bytes.extend(moment.0.to_le_bytes());
     }
-    let texts = [user.name.as_str(), &user.gecos, &user.home, &user.shell];
     for length in texts.iter().map(|text| text.len()).chain(lists.iter().map(|list| list.len())) {
-        body.extend(u16::try_from(length).ok()?.to_le_bytes());
+        bytes.extend(u16::try_from(length).ok()?.to_le_bytes());
     }
-    body.resize(FIXED - PREFIX, 0);
-    texts.iter().for_each(|text| body.extend(text.as_bytes()));
-    lists.iter().flat_map(|list| list.iter()).for_each(|gid| body.extend(gid.0.to_le_bytes()));
-    body.resize(body.len().next_multiple_of(8), 0);
-    let length = u32::try_from(PREFIX + body.len()).ok().filter(|length| *length as usize <= RECORD_MAX)?;
-    let mut bytes = Vec::with_capacity(PREFIX + body.len());
-    bytes.extend(length.to_le_bytes());
-    bytes.extend(checksum(&body).to_le_bytes());
-    bytes.extend(body);
+    bytes.resize(FIXED, 0);
+    texts.iter().for_each(|text| bytes.extend(text.as_bytes()));
+    lists.iter().flat_map(|list| list.iter()).for_each(|gid| bytes.extend(gid.0.to_le_bytes()));
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    let length = u32::try_from(bytes.len()).ok().filter(|length| *length as usize <= RECORD_MAX)?;
+    let sum = checksum(bytes.get(PREFIX..)?);
+    let (prefix, _) = bytes.split_first_chunk_mut::<PREFIX>()?;
+    let (first, last) = prefix.split_at_mut(length.to_le_bytes().len());
+    first.copy_from_slice(&length.to_le_bytes());
+    last.copy_from_slice(&sum.to_le_bytes());
     Some(bytes)
 }
 

@@ -88,7 +88,7 @@ impl<I: Iam> Answerer<I> {
         }
         let max_age = self.max_age();
         let complete_until = match self.directory.serving_roster().filter(|_| is_complete) {
-            Some(roster) if self.is_exhaustive(&roster) => end_of(roster.began_at, max_age),
+            Some(roster) if self.is_exhaustive(&roster) => Now::new().end_of(roster.began_at, max_age),
             _ => BootTime::default(),
         };
         let max_age = u32::try_from(max_age.as_millis()).unwrap_or(u32::MAX);
@@ -108,7 +108,7 @@ impl<I: Iam> Answerer<I> {
             groups.push((IAM_SUDO_NAME.clone(), gid, BootTime::NEVER));
         }
         if let Some(roster) = self.directory.serving_roster() {
-            let until = end_of(roster.began_at, self.config().freshness.offline.0);
+            let until = Now::new().end_of(roster.began_at, self.config().freshness.offline.0);
             let mapped = self.mapped(&roster).unwrap_or_default();
             groups.extend(mapped.into_iter().map(|(name, gid)| (name.clone(), gid, until)));
         }
@@ -162,12 +162,13 @@ impl<I: Iam> Answerer<I> {
     /// Returns until when an answer about `name` may be used. `max_age` is how long the answer is fresh; None for one that never
     /// decides, since it comes from the roster.
     fn until(&self, name: &LinuxName, answered_at: Instant, max_age: Option<Duration>) -> Until {
+        let now = Now::new();
         let freshness = &self.config().freshness;
         let (offline, offline_sudo) = (freshness.offline.0, freshness.offline_sudo.0);
         let listed = self.directory.serving_roster().filter(|roster| roster.has(name));
         let exists = match listed {
-            Some(roster) => end_of(roster.began_at, offline),
-            None => end_of(answered_at, freshness.roster.0.max(freshness.max_age.0).min(offline)),
+            Some(roster) => now.end_of(roster.began_at, offline),
+            None => now.end_of(answered_at, freshness.roster.0.max(freshness.max_age.0).min(offline)),
         };
         // The roster is read every `freshness.roster`. While that goes well, no answer gets older than twice that.
         let (groups, privileged) = match self.directory.is_unreachable_about(name) {
@@ -175,12 +176,12 @@ impl<I: Iam> Answerer<I> {
             false => ((freshness.roster.0 * 2).min(offline), (freshness.roster.0 * 2).min(offline)),
         };
         let tags = self.directory.tags_serve();
-        let (login_rules, sudo_rules) = (BootTime::now().plus(tags.login), BootTime::now().plus(tags.sudo));
+        let (login_rules, sudo_rules) = (now.boot.plus(tags.login), now.boot.plus(tags.sudo));
         Until {
             exists: exists.min(login_rules),
-            fresh: max_age.map_or(BootTime::default(), |max_age| end_of(answered_at, max_age)),
-            groups: end_of(answered_at, groups).min(login_rules),
-            privileged: end_of(answered_at, privileged).min(sudo_rules),
+            fresh: max_age.map_or(BootTime::default(), |max_age| now.end_of(answered_at, max_age)),
+            groups: now.end_of(answered_at, groups).min(login_rules),
+            privileged: now.end_of(answered_at, privileged).min(sudo_rules),
         }
     }
 }
@@ -191,8 +192,21 @@ fn serving(until: Until) -> [bool; 3] {
     [until.exists, until.groups, until.privileged].map(|moment| now < moment)
 }
 
-/// Returns the moment at which an answer of `answered_at` becomes older than `limit`. The answer may be older than this boot. The
-/// runtime's clock stands still while the machine sleeps, and the directory makes everything older after that.
-fn end_of(answered_at: Instant, limit: Duration) -> BootTime {
-    BootTime::now().plus(limit.saturating_sub(answered_at.elapsed()))
+/// This moment by both clocks: that of the runtime, which answers have, and that of the map.
+#[derive(Clone, Copy)]
+struct Now {
+    runtime: Instant,
+    boot: BootTime,
+}
+
+impl Now {
+    fn new() -> Self {
+        Self { runtime: Instant::now(), boot: BootTime::now() }
+    }
+
+    /// Returns the moment at which an answer of `answered_at` becomes older than `limit`. The answer may be older than this boot.
+    /// The runtime's clock stands still while the machine sleeps, and the directory makes everything older after that.
+    fn end_of(self, answered_at: Instant, limit: Duration) -> BootTime {
+        self.boot.plus(limit.saturating_sub(self.runtime.saturating_duration_since(answered_at)))
+    }
 }
