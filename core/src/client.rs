@@ -1,7 +1,7 @@
 //! The blocking client: a request, its answer, a deadline. A [`Line`] keeps the connection for more than one request.
 //!
-//! It runs inside sshd, sudo and every program that looks up a user. So it closes its descriptor before it returns,
-//! never raises SIGPIPE, and bounds connect(2) too, which blocks while a socket's backlog is full.
+//! It runs inside sshd, sudo and every program that looks up a user. So it closes its descriptor before it returns (a
+//! [`Line`] when it is dropped), never raises SIGPIPE, and bounds connect(2) too, which blocks while a socket's backlog is full.
 
 use std::io;
 use std::net::IpAddr;

@@ -30,6 +30,7 @@ use pam::module::{PamHandle, PamHooks};
 
 use pam_iam_core::audit::Event;
 use pam_iam_core::client::Line;
+use pam_iam_core::deadline::Deadline;
 use pam_iam_core::escape::Value;
 use pam_iam_core::id::{Gid, Uid};
 use pam_iam_core::paths;
@@ -213,7 +214,7 @@ impl Application for PamHost<'_> {
         }
         // journald may drop the line above in a flood. The resolver logs it too, and its unit has no rate limit.
         let request = Request::Record { line: event.to_string() };
-        let _ = self.line.tell(Path::new(paths::SOCKET), &request);
+        let _ = self.line.ask(Path::new(paths::SOCKET), &request, Deadline::after(request.patience()));
     }
 
     fn log(&mut self, severity: Severity, line: &str) {

@@ -4,9 +4,7 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::net::{SendFlags, send};
-
-use super::{Behalf, ClientError, Following, ask, check_owner, encode, exchange_one, is_broken_off, open};
+use super::{Behalf, ClientError, Following, check_owner, exchange_one, is_broken_off, open};
 use crate::deadline::Deadline;
 use crate::wire::{Answer, Request};
 
@@ -20,45 +18,31 @@ pub struct Line {
 }
 
 impl Line {
-    /// Sends `request` to the resolver that listens on `socket`, and returns its answer.
+    /// Sends `request` to the resolver that listens on `socket`, and returns its answer. The connection is kept, except after a
+    /// request that is not repeated if the connection breaks.
     ///
     /// # Errors
     /// Returns an error if nothing listens, an untrusted user listens, or no valid answer comes in time.
     pub fn ask(&self, socket: &Path, request: &Request, deadline: Deadline) -> Result<Answer, ClientError> {
-        if let Some(connection) = self.kept.take() {
-            match exchange_one(connection.as_fd(), request, Behalf::default(), Following::Maybe, deadline) {
+        let retries = request.retries(rustix::process::geteuid().is_root());
+        let following = if retries > 0 { Following::Maybe } else { Following::Nothing };
+        let exchange = |connection: OwnedFd| {
+            let answer = exchange_one(connection.as_fd(), request, Behalf::default(), following, deadline)?;
+            self.kept.replace(Some(connection).filter(|_| following == Following::Maybe));
+            Ok(answer)
+        };
+        if let Some(connection) = self.kept.take().filter(|_| retries > 0) {
+            match exchange(connection) {
                 // The resolver closed the connection, or was restarted.
                 Err(ClientError::Io(error)) if is_broken_off(&error) => {}
-                Err(error) => return Err(error),
-                Ok(answer) => {
-                    self.kept.replace(Some(connection));
-                    return Ok(answer);
-                }
+                outcome => return outcome,
             }
         }
-        let retries = request.retries(rustix::process::geteuid().is_root());
         super::persistently(retries, deadline, || {
             let connection = open(socket, deadline)?;
             check_owner(&connection, socket)?;
-            let answer =
-                exchange_one(connection.as_fd(), request, Behalf::default(), Following::Maybe, deadline)?;
-            self.kept.replace(Some(connection));
-            Ok(answer)
+            exchange(connection)
         })
-    }
-
-    /// Sends `request`, whose answer says nothing. Over a kept connection, which is closed by this, it does not wait.
-    ///
-    /// # Errors
-    /// Returns an error if nothing listens, an untrusted user listens, or the resolver does not take the request in time.
-    pub fn tell(&self, socket: &Path, request: &Request) -> Result<(), ClientError> {
-        if let Some(connection) = self.kept.take() {
-            let frame = encode(request, Behalf::default(), Following::Nothing)?;
-            if send(&connection, &frame, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Ok(frame.len()) {
-                return Ok(());
-            }
-        }
-        ask(socket, request, Deadline::after(request.patience())).map(drop)
     }
 }
 
@@ -89,20 +73,19 @@ mod tests {
             drop(stream);
             let (mut stream, _) = listener.accept().unwrap();
             answer(&mut stream);
-            let mut rest = String::new();
-            stream.read_to_string(&mut rest).unwrap();
-            let (mut stream, _) = listener.accept().unwrap();
-            (rest, answer(&mut stream))
+            (answer(&mut stream), listener)
         });
         let line = Line::default();
         let ask = || line.ask(&path, &Request::Status, Deadline::after(Duration::from_secs(20)));
         for _ in 0..3 {
             assert_eq!(ask().unwrap(), Answer::NotFound);
         }
-        line.tell(&path, &Request::Record { line: "first".into() }).unwrap();
-        line.tell(&path, &Request::Record { line: "second".into() }).unwrap();
-        let (first, second) = resolver.join().unwrap();
-        assert!(first.contains(r#""line":"first""#), "over the kept connection: {first}");
-        assert!(second.contains(r#""line":"second""#), "over a new one: {second}");
+        let record = Request::Record { line: "event=login".into() };
+        line.ask(&path, &record, Deadline::after(Duration::from_secs(20))).unwrap();
+        let (recorded, _listener) = resolver.join().unwrap();
+        assert!(
+            recorded.contains(r#""line":"event=login""#),
+            "over the connection of the request before it: {recorded}"
+        );
     }
 }
