@@ -52,7 +52,7 @@ struct Read {
 #[derive(Debug)]
 enum Watched {
     ByKernel(Folders),
-    /// Where this user may have no more watches: by the time of each folder's last change.
+    /// Where a folder may not be watched: by the time of each folder's last change.
     ByTime(Vec<Option<SystemTime>>),
 }
 
@@ -70,7 +70,7 @@ impl Claims {
         let mut read = self.read.borrow_mut();
         let serves = |read: &mut Read| {
             let has_changed = match &mut read.watch {
-                Watched::ByKernel(folders) => folders.has_changed(),
+                Watched::ByKernel(folders) => folders.have_changed(),
                 Watched::ByTime(times) => *times != self.times(),
             };
             !has_changed && read.at.elapsed() < SERVES
@@ -78,11 +78,21 @@ impl Claims {
         if read.as_mut().is_some_and(serves) {
             return false;
         }
+        let (watch, before) = read.take().map(|read| (read.watch, read.names)).unzip();
         // The watch begins before the folders are read, so no change falls in between.
-        let watch =
-            Folders::on(self.folders()).map_or_else(|_| Watched::ByTime(self.times()), Watched::ByKernel);
-        let before = read.replace(Read { at: Instant::now(), watch, names: self.names() });
-        before.map(|before| before.names) != read.as_ref().map(|read| read.names.clone())
+        let watch = self.begin_again(watch);
+        let names = self.names();
+        let has_changed = before.as_ref() != Some(&names);
+        *read = Some(Read { at: Instant::now(), watch, names });
+        has_changed
+    }
+
+    fn begin_again(&self, watch: Option<Watched>) -> Watched {
+        let folders = match watch {
+            Some(Watched::ByKernel(mut folders)) => folders.begin_again().map(|()| folders),
+            Some(Watched::ByTime(_)) | None => Folders::on(self.folders()),
+        };
+        folders.map_or_else(|_| Watched::ByTime(self.times()), Watched::ByKernel)
     }
 
     /// Returns the unit or the file of sysusers.d(5) that claims `name`.

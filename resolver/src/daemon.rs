@@ -201,14 +201,15 @@ async fn keep_roster<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<
 /// Keeps the map up to date when something changes without a request: a revalidation ends, the roster was read, or the host's own
 /// names change.
 async fn keep_map<I: Iam>(directory: Rc<Directory<I>>, answerer: Rc<Answerer<I>>) {
-    let folders =
-        [PathBuf::from(ETC)].into_iter().chain(answerer.map_folder()).chain(answerer.claiming_folders());
-    let watch = watch(folders);
-    let interval = if watch.is_some() { MAP_INTERVAL } else { MAP_INTERVAL_UNWATCHED };
+    // Two watches: a folder of units that may not be watched takes nothing from the other one.
+    let local = watch([PathBuf::from(ETC)].into_iter().chain(answerer.map_folder()));
+    let claiming = watch(answerer.claiming_folders());
+    let interval = if local.is_some() && claiming.is_some() { MAP_INTERVAL } else { MAP_INTERVAL_UNWATCHED };
     loop {
         tokio::select! {
             () = directory.changes.marked() => {}
-            () = change_in(watch.as_ref()) => {}
+            () = change_in(local.as_ref()) => {}
+            () = change_in(claiming.as_ref()) => {}
             () = tokio::time::sleep(answerer.map_pause().unwrap_or(interval).min(interval)) => {}
         }
         answerer.refresh();

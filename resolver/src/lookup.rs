@@ -293,7 +293,7 @@ impl<I: Iam> Directory<I> {
         &self.iam
     }
 
-    /// Returns the entries that were fetched, or from which a partial answer took something away, at `since` or later.
+    /// Returns the entries that an answer changed at `since` or later.
     pub fn changed_since(&self, since: Instant) -> Vec<(LinuxName, Rc<CacheEntry>)> {
         self.cache.borrow().changed_since(since)
     }

@@ -3,7 +3,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
@@ -34,21 +36,35 @@ const ANYTHING: WatchFlags = WatchFlags::CREATE
 /// That something is new in a folder, or the folder has another name.
 const ARRIVALS: WatchFlags = WatchFlags::CREATE.union(WatchFlags::MOVED_TO).union(WatchFlags::MOVE_SELF);
 
-/// Watches those of `folders` that exist, and returns those that do not too.
+/// How often the paths of the folders are looked up again: a watch is on what a path led to, and is not told if the path leads
+/// elsewhere, for example since a file system was mounted over it.
+const LOOK_UP: Duration = Duration::from_secs(10);
+
+/// How often a folder above a missing one may be made while the watch on it is begun, before the folders count as changed.
+const ATTEMPTS: usize = 8;
+
+fn new_watch() -> io::Result<OwnedFd> {
+    Ok(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?)
+}
+
+/// Has `watch` watch those of `folders` that exist, besides what it watches already. Returns those that do not exist.
 ///
 /// # Errors
 /// Returns an error if one of them exists and cannot be watched, or the user of this process has too many watches.
-fn watch(folders: impl Iterator<Item = PathBuf>, events: WatchFlags) -> io::Result<(OwnedFd, Vec<PathBuf>)> {
-    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+fn add(
+    watch: &OwnedFd,
+    folders: impl Iterator<Item = PathBuf>,
+    events: WatchFlags,
+) -> io::Result<Vec<PathBuf>> {
     let mut missing = Vec::new();
     for folder in folders {
-        match inotify::add_watch(&watch, &folder, events | WatchFlags::ONLYDIR) {
+        match inotify::add_watch(watch, &folder, events | WatchFlags::ONLYDIR) {
             Ok(_) => {}
             Err(Errno::NOENT | Errno::NOTDIR) => missing.push(folder),
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok((watch, missing))
+    Ok(missing)
 }
 
 /// Reads the events that there are, and returns whether there were any. The kernel queues an event before the system call that
@@ -61,55 +77,96 @@ fn has_events(watch: &OwnedFd) -> bool {
     any
 }
 
-fn is_any_there(folders: &[PathBuf]) -> bool {
-    folders.iter().any(|folder| folder.is_dir())
-}
-
 fn read_events(watch: &OwnedFd) -> io::Result<usize> {
     let mut events = [0; 4096];
     Ok(rustix::io::read(watch, &mut events)?)
 }
 
-/// A watch on some folders that is asked, with one system call, whether anything has changed in them since it was begun. It is not
-/// told of a file system that is mounted over a folder.
+/// A watch on some folders that is asked, with one or two system calls, whether anything has changed in them.
+///
+/// Its descriptors are kept as long as it is: closing one waits for the kernel, up to some 10 ms.
 #[derive(Debug)]
 pub struct Folders {
+    folders: Vec<PathBuf>,
     present: OwnedFd,
-    /// On the folders in which one of `missing`, or a folder above it, would be made.
+    /// On the folders in which a missing one, or a folder above it, would be made.
     above: OwnedFd,
     missing: Vec<PathBuf>,
-    /// Whether one of `missing` is there by now.
-    has_appeared: bool,
+    /// What the paths led to, when they were last looked up.
+    places: Vec<Option<(u64, u64)>>,
+    looked_up: Instant,
+    /// Whether the folders count as changed until the watch is begun again.
+    has_changed: bool,
 }
 
 impl Folders {
     /// Watches `folders`, and for each that is missing the nearest folder above it.
     ///
     /// # Errors
-    /// See [`watch`].
+    /// See [`add`].
     pub fn on(folders: impl Iterator<Item = PathBuf>) -> io::Result<Self> {
-        let (present, missing) = watch(folders, ANYTHING)?;
-        let above = watch_above(&missing)?;
-        let has_appeared = is_any_there(&missing);
-        Ok(Self { present, above, missing, has_appeared })
+        let mut watch = Self {
+            folders: folders.collect(),
+            present: new_watch()?,
+            above: new_watch()?,
+            missing: Vec::new(),
+            places: Vec::new(),
+            looked_up: Instant::now(),
+            has_changed: false,
+        };
+        watch.begin_again()?;
+        Ok(watch)
     }
 
-    /// Whether anything may have changed since the watch was begun or this was last called. Once a folder that was missing is there,
-    /// the answer is yes until the watch is begun again.
-    pub fn has_changed(&mut self) -> bool {
-        if has_events(&self.above) {
-            let Ok(above) = watch_above(&self.missing) else { return true };
-            self.above = above;
-            self.has_appeared = is_any_there(&self.missing);
+    /// Forgets all changes so far, and watches the folders that are there now.
+    ///
+    /// # Errors
+    /// See [`add`].
+    pub fn begin_again(&mut self) -> io::Result<()> {
+        has_events(&self.present);
+        self.missing = add(&self.present, self.folders.iter().cloned(), ANYTHING)?;
+        self.places = self.places_now();
+        self.looked_up = Instant::now();
+        self.has_changed = false;
+        self.watch_above()
+    }
+
+    /// Whether anything may have changed since the watch was begun or this was last called.
+    pub fn have_changed(&mut self) -> bool {
+        if has_events(&self.above) && self.watch_above().is_err() {
+            self.has_changed = true;
         }
-        has_events(&self.present) || self.has_appeared
+        if self.looked_up.elapsed() > LOOK_UP {
+            self.looked_up = Instant::now();
+            self.has_changed |= self.places != self.places_now();
+        }
+        has_events(&self.present) || self.has_changed
     }
-}
 
-fn watch_above(missing: &[PathBuf]) -> io::Result<OwnedFd> {
-    let nearest =
-        |folder: &PathBuf| folder.ancestors().skip(1).find(|above| above.is_dir()).map(Path::to_owned);
-    Ok(watch(missing.iter().filter_map(nearest), ARRIVALS)?.0)
+    /// Watches the nearest folder above each missing one. Notes whether one of the missing is there by now.
+    fn watch_above(&mut self) -> io::Result<()> {
+        let nearest =
+            |folder: &PathBuf| folder.ancestors().skip(1).find(|above| above.is_dir()).map(Path::to_owned);
+        let above = |missing: &[PathBuf]| missing.iter().filter_map(nearest).collect::<Vec<_>>();
+        let mut watched = above(&self.missing);
+        for _ in 0..ATTEMPTS {
+            add(&self.above, watched.iter().cloned(), ARRIVALS)?;
+            self.has_changed |= self.missing.iter().any(|folder| folder.is_dir());
+            let now = above(&self.missing);
+            if now == watched {
+                return Ok(());
+            }
+            watched = now;
+        }
+        self.has_changed = true;
+        Ok(())
+    }
+
+    /// Returns the device and the inode of each folder.
+    fn places_now(&self) -> Vec<Option<(u64, u64)>> {
+        let place = |folder: &PathBuf| std::fs::metadata(folder).ok().map(|found| (found.dev(), found.ino()));
+        self.folders.iter().map(place).collect()
+    }
 }
 
 /// A watch on some folders that wakes a task.
@@ -119,9 +176,11 @@ impl Watch {
     /// Watches those of `folders` that exist.
     ///
     /// # Errors
-    /// See [`watch`].
+    /// See [`add`].
     pub fn on(folders: impl Iterator<Item = PathBuf>) -> io::Result<Self> {
-        Ok(Self(readable(watch(folders, ANYTHING)?.0)?))
+        let watch = new_watch()?;
+        add(&watch, folders, ANYTHING)?;
+        Ok(Self(readable(watch)?))
     }
 
     /// Waits until something in a folder changes.
@@ -139,25 +198,41 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (there, later) = (dir.path().join("there"), dir.path().join("a/b/later"));
         std::fs::create_dir(&there).unwrap();
-        let begin = || Folders::on([there.clone(), later.clone()].into_iter()).unwrap();
-        let mut folders = begin();
-        assert!(!folders.has_changed());
+        let mut folders = Folders::on([there.clone(), later.clone()].into_iter()).unwrap();
+        assert!(!folders.have_changed());
         std::fs::write(there.join("unit"), "x").unwrap();
-        assert!(folders.has_changed() && !folders.has_changed());
+        assert!(folders.have_changed() && !folders.have_changed());
         std::fs::write(there.join("unit"), "in place").unwrap();
-        assert!(folders.has_changed());
+        assert!(folders.have_changed());
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        assert!(!folders.has_changed(), "another folder than the wanted one");
+        assert!(!folders.have_changed(), "another folder than the wanted one");
         std::fs::create_dir_all(&later).unwrap();
-        assert!(folders.has_changed() && folders.has_changed(), "and so until the watch is begun again");
-        let mut folders = begin();
-        assert!(!folders.has_changed());
+        assert!(folders.have_changed() && folders.have_changed(), "and so until the watch is begun again");
+        folders.begin_again().unwrap();
+        assert!(!folders.have_changed());
         std::fs::write(later.join("unit"), "x").unwrap();
-        assert!(folders.has_changed());
+        assert!(folders.have_changed());
         std::fs::rename(&there, dir.path().join("gone")).unwrap();
-        assert!(folders.has_changed());
+        assert!(folders.have_changed());
         std::fs::remove_dir_all(&later).unwrap();
-        assert!(folders.has_changed());
+        assert!(folders.have_changed());
+    }
+
+    #[test]
+    fn a_path_that_leads_elsewhere_is_noticed_when_it_is_looked_up_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other, link) = (dir.path().join("one"), dir.path().join("other"), dir.path().join("link"));
+        std::fs::create_dir(&one).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        std::os::unix::fs::symlink(&one, &link).unwrap();
+        let mut folders = Folders::on([link.clone()].into_iter()).unwrap();
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&other, &link).unwrap();
+        assert!(!folders.have_changed());
+        folders.looked_up -= LOOK_UP * 2;
+        assert!(folders.have_changed());
+        folders.begin_again().unwrap();
+        assert!(!folders.have_changed());
     }
 
     #[tokio::test(flavor = "local")]

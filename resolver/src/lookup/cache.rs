@@ -92,22 +92,14 @@ pub struct CacheEntry {
     pub identity: Identity,
     /// The moment before the first call of the fetch, so that an age is never too small.
     pub fetched_at: Instant,
-    /// The moment when an answer last took something away: a partial one, or the no that this entry is. `fetched_at` if none did.
-    pub revoked_at: Instant,
+    /// The moment when an answer last changed the identity: that of this answer, or of a later partial one.
+    pub changed_at: Instant,
 }
 
 impl CacheEntry {
     /// Returns the entry of an answer that has just come. The fetch began at `fetched_at`.
     pub fn new(identity: Identity, fetched_at: Instant) -> Self {
-        let revoked_at = if identity.is_nobody() { Instant::now() } else { fetched_at };
-        Self { identity, fetched_at, revoked_at }
-    }
-
-    /// Returns whether this entry is to be believed rather than a roster that lists its name. What was taken away during the read of
-    /// the roster counts, since the roster may have listed it before.
-    pub fn overrides(&self, roster: &Roster) -> bool {
-        let has_taken_away = self.revoked_at > self.fetched_at || self.identity.is_nobody();
-        self.fetched_at >= roster.ended_at || has_taken_away && self.revoked_at >= roster.began_at
+        Self { identity, fetched_at, changed_at: Instant::now() }
     }
 
     /// Returns the time since the fetch began.
@@ -115,15 +107,10 @@ impl CacheEntry {
         self.fetched_at.elapsed()
     }
 
-    /// Returns when the identity was last changed by an answer, even a partial one.
-    pub fn changed_at(&self) -> Instant {
-        self.fetched_at.max(self.revoked_at)
-    }
-
     fn older_by(&self, span: Duration) -> Option<Self> {
-        let (fetched_at, revoked_at) =
-            (self.fetched_at.checked_sub(span)?, self.revoked_at.checked_sub(span)?);
-        Some(Self { identity: self.identity.clone(), fetched_at, revoked_at })
+        let (fetched_at, changed_at) =
+            (self.fetched_at.checked_sub(span)?, self.changed_at.checked_sub(span)?);
+        Some(Self { identity: self.identity.clone(), fetched_at, changed_at })
     }
 }
 
@@ -217,13 +204,13 @@ impl Cache {
             return false;
         };
         let fetched_at = entry.fetched_at;
-        *entry = Rc::new(CacheEntry { identity, fetched_at, revoked_at: Instant::now() });
+        *entry = Rc::new(CacheEntry { identity, fetched_at, changed_at: Instant::now() });
         true
     }
 
-    /// Returns the entries that were fetched, or from which a partial answer took something away, at `since` or later.
+    /// Returns the entries that an answer changed at `since` or later.
     pub fn changed_since(&self, since: Instant) -> Vec<(LinuxName, Rc<CacheEntry>)> {
-        let changed = |entry: &CacheEntry| entry.changed_at() >= since;
+        let changed = |entry: &CacheEntry| entry.changed_at >= since;
         let entries = self.entries.iter().filter(|(_, entry)| changed(entry));
         entries.map(|(name, entry)| (name.clone(), Rc::clone(entry))).collect()
     }

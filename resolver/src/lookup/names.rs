@@ -9,11 +9,11 @@ use pam_iam_core::name::{IamName, LinuxName};
 use pam_iam_core::wire::Policy;
 
 use super::Directory;
-use super::cache::{Identity, Lookup};
+use super::cache::{CacheEntry, Identity, Lookup};
 use super::roster::Roster;
 use crate::limits::Origin;
 use crate::policy;
-use crate::source::{Cause, Iam, IamError};
+use crate::source::{Cause, Iam, IamError, IamGroup};
 
 /// An answer about a name, for NSS.
 #[derive(Clone, Debug)]
@@ -70,8 +70,29 @@ impl<I: Iam> Directory<I> {
     pub fn known_name(&self, name: &LinuxName) -> Option<Named> {
         let roster = self.serving_roster().filter(|roster| roster.has(name));
         let entry = self.entry_up_to(name, self.config.freshness.offline.0);
-        let newer = entry.filter(|entry| roster.as_ref().is_none_or(|roster| entry.overrides(roster)));
-        newer.map(|entry| Named::Cached(Lookup::cached(entry))).or(roster.map(Named::Listed))
+        let (Some(entry), Some(roster)) = (&entry, &roster) else {
+            return entry.map(|entry| Named::Cached(Lookup::cached(entry))).or(roster.map(Named::Listed));
+        };
+        if entry.fetched_at >= roster.ended_at {
+            Some(Named::Cached(Lookup::cached(Rc::clone(entry))))
+        } else if entry.changed_at >= roster.began_at {
+            Some(Named::Cached(Lookup::cached(Rc::new(self.agreed(name, entry, roster)))))
+        } else {
+            Some(Named::Listed(Rc::clone(roster)))
+        }
+    }
+
+    /// Returns what an entry that changed during the read of a roster and that roster agree on: neither is known to be the newer
+    /// one, so the user has the groups that both name. A group of `access.deny` counts if the entry has it.
+    fn agreed(&self, name: &LinuxName, entry: &CacheEntry, roster: &Roster) -> CacheEntry {
+        let mut identity = entry.identity.clone();
+        if let Identity::User(user) = &mut identity {
+            let access = &self.config.access;
+            user.groups.retain(|IamGroup { name: group, .. }| {
+                access.deny.contains(group) || roster.gid_of(group).is_none() || roster.is_member(group, name)
+            });
+        }
+        CacheEntry { identity, ..*entry }
     }
 
     /// Returns the name of the user with `uid`, for NSS. A uid cannot be turned into an id, so only users who were seen

@@ -208,6 +208,29 @@ async fn a_no_that_comes_while_the_roster_is_read_is_not_undone_by_the_roster() 
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
+async fn a_group_that_is_withdrawn_while_the_roster_is_read_is_not_given_back_by_the_roster() {
+    let directory = directory("[access]\nallow = ['users']\n[groups]\ndevelopers = 'dev'");
+    directory.iam.add("alice", &["users", "developers"]);
+    find(&directory, "alice").await.unwrap();
+    tokio::time::advance(Duration::from_secs(11)).await;
+    let roster = spawn_local({
+        let directory = Rc::clone(&directory);
+        async move { directory.read_roster().await }
+    });
+    tokio::time::advance(FakeIam::CALL / 2).await;
+    directory.iam.slow.borrow_mut().insert("ListGroupsForUser", FakeIam::CALL * 5);
+    let found = spawn_local({
+        let directory = Rc::clone(&directory);
+        async move { find(&directory, "alice").await }
+    });
+    roster.await.unwrap().unwrap();
+    directory.iam.change("alice", |alice| alice.groups = vec!["users".into()]);
+    assert_eq!(groups(&found.await.unwrap().unwrap()), ["users"]);
+    let Some(Named::Cached(known)) = directory.known_name(&linux("alice")) else { panic!("the roster") };
+    assert_eq!(groups(&known), ["users"]);
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_candidate_that_is_gone_is_forgotten_while_another_cannot_be_asked() {
     let directory = directory("[access]\nallow = ['users']\n[accounts]\ndrop_suffix = ['@example.com']");
     directory.iam.add("alice@example.com", &["users"]);

@@ -32,9 +32,9 @@ pub struct Snapshot {
 struct SavedName {
     name: LinuxName,
     age: u64,
-    /// The time since a partial answer last took something away from the entry, in milliseconds.
-    #[serde(alias = "reduced")]
-    revoked_age: u64,
+    /// The time since an answer last changed the entry, in milliseconds.
+    #[serde(alias = "revoked_age", alias = "reduced")]
+    changed_age: u64,
     known: SavedIdentity,
 }
 
@@ -53,6 +53,9 @@ enum SavedIdentity {
     Team(Vec<UserEntry>),
     Absent,
 }
+
+/// The most bytes of old keys that are saved, so that they do not make the file too long to be read.
+const OLD_KEYS_MAX: usize = 16 * 1024 * 1024;
 
 /// The groups that tags named, with their ages.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -100,9 +103,9 @@ impl Snapshot {
                         is_listed(name).then_some(SavedIdentity::Absent)?
                     }
                 };
-                let (age, revoked_age) =
-                    (milliseconds(entry.age()), milliseconds(entry.revoked_at.elapsed()));
-                Some(SavedName { name: name.clone(), age, revoked_age, known })
+                let (age, changed_age) =
+                    (milliseconds(entry.age()), milliseconds(entry.changed_at.elapsed()));
+                Some(SavedName { name: name.clone(), age, changed_age, known })
             })
             .collect();
         names.sort_by(|one, other| one.name.cmp(&other.name));
@@ -142,8 +145,8 @@ impl Snapshot {
     pub fn restore(self, cache: &mut Cache, config: &Config, ago: Duration) {
         let now = Instant::now();
         let moment = |age: u64| now.checked_sub(Duration::from_millis(age).saturating_add(ago));
-        for SavedName { name, age, revoked_age, known } in self.names {
-            let Some((fetched_at, revoked_at)) = moment(age).zip(moment(revoked_age)) else { continue };
+        for SavedName { name, age, changed_age, known } in self.names {
+            let Some((fetched_at, changed_at)) = moment(age).zip(moment(changed_age)) else { continue };
             let Some(mut identity) = known.identity(&name, config) else { continue };
             for user in users_of(&mut identity) {
                 restore_keys(user, cache);
@@ -151,7 +154,7 @@ impl Snapshot {
             if let Identity::User(user) = &identity {
                 cache.set_name_if_absent(user.uid, name.clone());
             }
-            cache.insert_if_absent(name, Rc::new(CacheEntry { identity, fetched_at, revoked_at }));
+            cache.insert_if_absent(name, Rc::new(CacheEntry { identity, fetched_at, changed_at }));
         }
         for SavedKey { user, id, key } in self.keys {
             if let (None, Ok(key)) = (cache.key_body(&user, &id), sshkey::usable(&key)) {
@@ -198,7 +201,7 @@ impl SavedIdentity {
     }
 }
 
-/// Returns the keys of the users of `roster` that no entry in `names` has.
+/// Returns the keys of the users of `roster` that no entry in `names` has, in all at most [`OLD_KEYS_MAX`] bytes.
 fn old_keys(cache: &Cache, roster: Option<&Rc<Roster>>, names: &[SavedName]) -> Vec<SavedKey> {
     let listed: HashSet<&IamId> =
         roster.iter().flat_map(|roster| roster.users()).map(|(_, user)| &user.id).collect();
@@ -214,6 +217,11 @@ fn old_keys(cache: &Cache, roster: Option<&Rc<Roster>>, names: &[SavedName]) -> 
         .map(|(user, id, key)| SavedKey { user: user.clone(), id: id.clone(), key: key.to_string() })
         .collect();
     keys.sort();
+    let mut length = 0;
+    keys.retain(|key| {
+        length += key.key.len();
+        length <= OLD_KEYS_MAX
+    });
     keys
 }
 
