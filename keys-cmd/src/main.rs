@@ -27,7 +27,7 @@ use pam_iam_core::id::Uid;
 use pam_iam_core::key::PublicKey;
 use pam_iam_core::log::{Level, Log};
 use pam_iam_core::name::{LinuxName, NameError};
-use pam_iam_core::nsswitch::{NSSWITCH, has_directory};
+use pam_iam_core::nsswitch::{NSSWITCH, has_directory, services};
 use pam_iam_core::resolver::{Queries, Resolver};
 use pam_iam_core::{local, paths};
 
@@ -153,13 +153,18 @@ fn uid_of(name: &str) -> Option<Uid> {
     users::get_user_by_name(name).map(|user| Uid(user.uid()))
 }
 
-/// Whether the host or a directory has an account of this name with another uid than the managed one. (Whose the managed uid
-/// is, the resolver knows.) The modules of NSS are only loaded where there is a directory: they take as long as all else here.
+/// Whether /etc/passwd or a directory has an account of this name with another uid than the managed one. (Whose the managed
+/// uid is, the resolver knows.) The modules of NSS are loaded only where there is a directory: they take as long as all else
+/// here, and only root could make systemd or altfiles know the name in this moment.
 fn is_of_another(name: &str, uid: Uid) -> bool {
     if let Ok(Some(account)) = local::account_by_name(Path::new(paths::PASSWD), name) {
         return account.uid != uid;
     }
-    let has_directory = std::fs::read_to_string(NSSWITCH).map_or(true, |text| has_directory(&text));
+    // `compat` may bring NIS.
+    let is_directory = |text: String| {
+        has_directory(&text) || services(&text, "passwd").is_none_or(|services| services.contains(&"compat"))
+    };
+    let has_directory = std::fs::read_to_string(NSSWITCH).map_or(true, is_directory);
     has_directory && uid_of(name).is_some_and(|now| now != uid)
 }
 
