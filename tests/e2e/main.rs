@@ -39,5 +39,6 @@ mod sudo;
 mod sudo_rs;
 mod sweep;
 mod test_box;
+mod traces;
 mod vagrant;
 mod withdrawal;
