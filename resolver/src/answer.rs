@@ -170,6 +170,11 @@ impl<I: Iam> Answerer<I> {
         answer.unwrap_or_else(Answer::from)
     }
 
+    /// Waits until all recorded events are written, at most `limit`.
+    pub fn finish_trail(&self, limit: Duration) {
+        self.trail.finish(limit);
+    }
+
     /// Returns the folders of units and of sysusers.d(5), which claim names.
     pub fn claiming_folders(&self) -> impl Iterator<Item = PathBuf> {
         self.claims.folders()

@@ -35,6 +35,9 @@ const SOCKET_MODE: u32 = 0o666;
 /// The most time that the last write of the cache, after SIGTERM, may take.
 const LAST_SAVE_MAX: Duration = Duration::from_secs(2);
 
+/// The most time that the last events of the audit trail, after SIGTERM, may take.
+const LAST_EVENTS_MAX: Duration = Duration::from_secs(1);
+
 /// How often a configuration that has an error is read again.
 const MENDED_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -91,13 +94,14 @@ pub fn main(config_path: &Path, socket: &Path, cache: &Path) -> ExitCode {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         tokio::select! {
-            () = server::serve(listener, answerer) => {}
+            () = server::serve(listener, Rc::clone(&answerer)) => {}
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
         drop(stop);
         // A disk that hangs must not delay the start of the next resolver.
         let _ = timeout(LAST_SAVE_MAX, writing).await;
+        answerer.finish_trail(LAST_EVENTS_MAX);
         if bound {
             // The next resolver makes its own socket. Until then, connect(2) fails at once.
             let _ = std::fs::remove_file(socket);

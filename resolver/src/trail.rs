@@ -10,8 +10,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The most lines that wait for the journal. Further lines are lost, so that no login waits for the journal.
 const LINES_MAX: usize = 8192;
@@ -35,7 +35,15 @@ const OLDER: u32 = 7;
 #[derive(Debug, Default)]
 pub struct Trail {
     last: Cell<u64>,
-    writer: OnceCell<Option<SyncSender<String>>>,
+    writer: OnceCell<Option<SyncSender<Entry>>>,
+}
+
+/// What the thread gets.
+enum Entry {
+    /// An event, as a line.
+    Event(String),
+    /// The last entry. The thread answers once all events before it are written.
+    Last(Sender<()>),
 }
 
 impl Trail {
@@ -48,19 +56,35 @@ impl Trail {
         let writer = self.writer.get_or_init(|| start(io::stderr(), folder()));
         if let Some(writer) = writer {
             // An event that does not fit into the queue leaves a gap in the numbers.
-            let _: Result<(), TrySendError<String>> = writer.try_send(format!("seq={number} {line}\n"));
+            let _ = writer.try_send(Entry::Event(format!("seq={number} {line}\n")));
+        }
+    }
+
+    /// Waits until all events are written, at most `limit`: those who reported them were told that they are recorded.
+    pub fn finish(&self, limit: Duration) {
+        let Some(Some(writer)) = self.writer.get() else { return };
+        let (done, is_done) = channel();
+        if writer.try_send(Entry::Last(done)).is_ok() {
+            let _ = is_done.recv_timeout(limit);
         }
     }
 }
 
 /// Starts a thread that writes each line that is sent to it. A write blocks while journald is slow, and the resolver has
 /// only one thread for everything else. None if the thread cannot be started.
-fn start(mut journal: impl Write + Send + 'static, folder: Option<PathBuf>) -> Option<SyncSender<String>> {
-    let (sender, receiver) = sync_channel::<String>(LINES_MAX);
+fn start(mut journal: impl Write + Send + 'static, folder: Option<PathBuf>) -> Option<SyncSender<Entry>> {
+    let (sender, receiver) = sync_channel(LINES_MAX);
     let writing = move || {
         let mut kept = folder.map(|folder| Kept { path: folder.join(NAME), file: None });
         let mut was_told = false;
-        for line in receiver {
+        for entry in receiver {
+            let line = match entry {
+                Entry::Event(line) => line,
+                Entry::Last(done) => {
+                    let _ = done.send(());
+                    return;
+                }
+            };
             if let Some(kept) = &mut kept
                 && let Err(error) = kept.append(&line)
                 && !was_told
@@ -138,7 +162,6 @@ fn utc(time: SystemTime) -> String {
 mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
-    use std::time::Duration;
 
     #[test]
     fn events_are_numbered_and_stay_lines() {
@@ -155,6 +178,18 @@ mod tests {
         let kept: Vec<&str> =
             kept.lines().filter_map(|line| line.split_once("Z seq=")).map(|(_, rest)| rest).collect();
         assert_eq!(kept, ["1 event=login user=alice", "2 event=login user=\"x y\" "]);
+    }
+
+    #[test]
+    fn all_events_are_written_before_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let trail = Trail::default();
+        trail.writer.set(start(io::sink(), Some(folder.path().to_owned()))).unwrap();
+        for number in 0..1000 {
+            trail.record(&format!("event={number}"));
+        }
+        trail.finish(Duration::from_secs(20));
+        assert_eq!(std::fs::read_to_string(folder.path().join(NAME)).unwrap().lines().count(), 1000);
     }
 
     #[test]
