@@ -177,8 +177,10 @@ async fn converse<I: Iam>(client: Client, answerer: &Answerer<I>) -> io::Result<
         let answer = match envelope {
             Ok(envelope) if may_ask(peer, trusted, &envelope.request) => {
                 let asker = asker(peer, trusted, &envelope);
+                // An event is recorded however many connections its user has.
                 if let Origin::User(user) = asker.origin
                     && peer == Uid::ROOT
+                    && !matches!(envelope.request, Request::Record { .. })
                     && place_of_user.as_ref().is_none_or(|place: &ConnectionSlot| place.uid != user)
                 {
                     let place = ConnectionSlot::take(&slots.1.users, user, false);
