@@ -124,8 +124,8 @@ impl Folders {
     /// See [`add`].
     pub fn begin_again(&mut self) -> io::Result<()> {
         has_events(&self.present);
-        self.missing = add(&self.present, self.folders.iter().cloned(), ANYTHING)?;
         self.places = self.places_now();
+        self.missing = add(&self.present, self.folders.iter().cloned(), ANYTHING)?;
         self.looked_up = Instant::now();
         self.has_changed = false;
         self.watch_above()

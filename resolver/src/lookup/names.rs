@@ -13,7 +13,7 @@ use super::cache::{CacheEntry, Identity, Lookup};
 use super::roster::Roster;
 use crate::limits::Origin;
 use crate::policy;
-use crate::source::{Cause, Iam, IamError, IamGroup};
+use crate::source::{Cause, Iam, IamError};
 
 /// An answer about a name, for NSS.
 #[derive(Clone, Debug)]
@@ -75,24 +75,44 @@ impl<I: Iam> Directory<I> {
         };
         if entry.fetched_at >= roster.ended_at {
             Some(Named::Cached(Lookup::cached(Rc::clone(entry))))
-        } else if entry.changed_at >= roster.began_at {
-            Some(Named::Cached(Lookup::cached(Rc::new(self.agreed(name, entry, roster)))))
+        } else if entry.changed_at >= roster.began_at
+            && let Some(agreed) = self.agreed(name, entry, roster)
+        {
+            Some(Named::Cached(Lookup::cached(Rc::new(agreed))))
         } else {
             Some(Named::Listed(Rc::clone(roster)))
         }
     }
 
-    /// Returns what an entry that changed during the read of a roster and that roster agree on: neither is known to be the newer
-    /// one, so the user has the groups that both name. A group of `access.deny` counts if the entry has it.
-    fn agreed(&self, name: &LinuxName, entry: &CacheEntry, roster: &Roster) -> CacheEntry {
+    /// Returns what an entry that changed during the read of a roster, and that roster, agree on: neither is known to be the newer
+    /// one, so the user has the rights that both give. A group of `access.deny` counts if the entry has it. None if the roster lists
+    /// another user, who was created later.
+    fn agreed(&self, name: &LinuxName, entry: &CacheEntry, roster: &Roster) -> Option<CacheEntry> {
         let mut identity = entry.identity.clone();
         if let Identity::User(user) = &mut identity {
-            let access = &self.config.access;
-            user.groups.retain(|IamGroup { name: group, .. }| {
-                access.deny.contains(group) || roster.gid_of(group).is_none() || roster.is_member(group, name)
-            });
+            let listed = roster.user(name)?;
+            if listed.id != user.user.id && listed.created > user.user.created {
+                return None;
+            }
+            user.groups.retain(|group| self.is_agreed(name, &group.name, roster));
         }
-        CacheEntry { identity, ..*entry }
+        Some(CacheEntry { identity, ..*entry })
+    }
+
+    /// Returns whether `roster` too gives the user, whom it lists, each right that membership of `group` gives.
+    fn is_agreed(&self, name: &LinuxName, group: &IamName, roster: &Roster) -> bool {
+        let is_named = roster.gid_of(group).is_some() || roster.missing.contains(group);
+        if !is_named || roster.access.deny.contains(group) || roster.is_member(group, name) {
+            return true;
+        }
+        // Another group may give the same right.
+        let sudo = roster.access.sudo.groups();
+        let is_sudoer = !sudo.contains(group) || sudo.iter().any(|other| roster.is_member(other, name));
+        let targets = &self.config.groups;
+        let is_mapped = targets.get(group).is_none_or(|target| {
+            targets.iter().any(|(other, its)| its.group == target.group && roster.is_member(other, name))
+        });
+        is_sudoer && is_mapped
     }
 
     /// Returns the name of the user with `uid`, for NSS. A uid cannot be turned into an id, so only users who were seen

@@ -43,6 +43,9 @@ pub struct Roster {
 pub struct SavedRoster {
     /// The time since the read began, in milliseconds.
     pub age: u64,
+    /// How long the read took, in milliseconds.
+    #[serde(default)]
+    took: u64,
     users: Vec<IamUser>,
     groups: Vec<(IamName, Members)>,
     refused: Vec<Refused>,
@@ -125,13 +128,14 @@ impl Roster {
         Self { groups, users, names, refused, missing, access, began_at, ended_at, restored: false }
     }
 
-    /// Returns the form of the roster for the disk.
-    pub fn saved(&self) -> SavedRoster {
+    /// Returns the form of the roster for the disk, saved at `now`.
+    pub fn saved(&self, now: Instant) -> SavedRoster {
         let mut groups: Vec<_> =
             self.groups.iter().map(|(name, members)| (name.clone(), members.clone())).collect();
         groups.sort_by(|(one, _), (other, _)| one.cmp(other));
         SavedRoster {
-            age: milliseconds(self.age()),
+            age: milliseconds(now.saturating_duration_since(self.began_at)),
+            took: milliseconds(self.ended_at.saturating_duration_since(self.began_at)),
             users: self.users.values().cloned().collect(),
             groups,
             refused: self.refused.clone(),
@@ -142,10 +146,11 @@ impl Roster {
 
     /// Returns a roster that was read at `began_at` and saved.
     pub fn restored(saved: SavedRoster, config: &Config, began_at: Instant) -> Self {
-        let SavedRoster { users, groups, refused, missing, access, .. } = saved;
+        let SavedRoster { age, took, users, groups, refused, missing, access } = saved;
+        let ended_at = began_at + Duration::from_millis(took.min(age));
         let (users, names, _) = accounts(users, &config.accounts);
         let (groups, access) = (groups.into_iter().collect(), Rc::new(access));
-        Self { users, names, groups, refused, missing, access, began_at, ended_at: began_at, restored: true }
+        Self { users, names, groups, refused, missing, access, began_at, ended_at, restored: true }
     }
 
     /// Returns the time since the read began.

@@ -213,21 +213,39 @@ async fn a_group_that_is_withdrawn_while_the_roster_is_read_is_not_given_back_by
     directory.iam.add("alice", &["users", "developers"]);
     find(&directory, "alice").await.unwrap();
     tokio::time::advance(Duration::from_secs(11)).await;
+    let withdraw = || directory.iam.change("alice", |alice| alice.groups = vec!["users".into()]);
+    let Named::Cached(known) = known_after(&directory, withdraw).await else { panic!("the roster") };
+    assert_eq!(groups(&known), ["users"]);
+}
+
+/// Reads the roster, lets `change` happen, and then has the answer about alice come whose fetch began during the read. Returns what NSS
+/// knows of her.
+async fn known_after(directory: &Rc<Directory<FakeIam>>, change: impl FnOnce()) -> Named {
     let roster = spawn_local({
-        let directory = Rc::clone(&directory);
+        let directory = Rc::clone(directory);
         async move { directory.read_roster().await }
     });
     tokio::time::advance(FakeIam::CALL / 2).await;
     directory.iam.slow.borrow_mut().insert("ListGroupsForUser", FakeIam::CALL * 5);
     let found = spawn_local({
-        let directory = Rc::clone(&directory);
+        let directory = Rc::clone(directory);
         async move { find(&directory, "alice").await }
     });
     roster.await.unwrap().unwrap();
-    directory.iam.change("alice", |alice| alice.groups = vec!["users".into()]);
-    assert_eq!(groups(&found.await.unwrap().unwrap()), ["users"]);
-    let Some(Named::Cached(known)) = directory.known_name(&linux("alice")) else { panic!("the roster") };
-    assert_eq!(groups(&known), ["users"]);
+    change();
+    found.await.unwrap().unwrap();
+    directory.known_name(&linux("alice")).unwrap()
+}
+
+#[tokio::test(flavor = "local", start_paused = true)]
+async fn a_user_who_changes_groups_while_the_roster_is_read_keeps_the_rights_that_both_groups_give() {
+    let text = "[access]\nallow = ['a', 'b']\n[groups]\na = 'dev'\nb = 'dev'\nc = 'web'";
+    let directory = directory(text);
+    directory.iam.add("alice", &["a"]);
+    directory.iam.add("bob", &["b", "c"]);
+    let moved = || directory.iam.change("alice", |alice| alice.groups = vec!["b".into(), "c".into()]);
+    let Named::Cached(known) = known_after(&directory, moved).await else { panic!("the roster") };
+    assert_eq!(groups(&known), ["b"], "both allow her and give dev; the roster does not give web");
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]

@@ -33,7 +33,7 @@ struct SavedName {
     name: LinuxName,
     age: u64,
     /// The time since an answer last changed the entry, in milliseconds.
-    #[serde(alias = "revoked_age", alias = "reduced")]
+    #[serde(rename = "revoked_age", alias = "reduced")]
     changed_age: u64,
     known: SavedIdentity,
 }
@@ -93,6 +93,9 @@ impl Snapshot {
     pub fn of(cache: &Cache, offline: Duration) -> Self {
         let roster = cache.roster.as_ref().filter(|roster| roster.age() < offline);
         let is_listed = |name: &LinuxName| roster.is_some_and(|roster| roster.has(name));
+        // By one clock reading, so that the order of entries and roster is saved too.
+        let now = Instant::now();
+        let age_of = |moment: Instant| milliseconds(now.saturating_duration_since(moment));
         let young = cache.entries().filter(|(_, entry)| entry.age() < offline);
         let mut names: Vec<SavedName> = young
             .filter_map(|(name, entry)| {
@@ -103,8 +106,7 @@ impl Snapshot {
                         is_listed(name).then_some(SavedIdentity::Absent)?
                     }
                 };
-                let (age, changed_age) =
-                    (milliseconds(entry.age()), milliseconds(entry.changed_at.elapsed()));
+                let (age, changed_age) = (age_of(entry.fetched_at), age_of(entry.changed_at));
                 Some(SavedName { name: name.clone(), age, changed_age, known })
             })
             .collect();
@@ -118,7 +120,7 @@ impl Snapshot {
         Self {
             keys: old_keys(cache, roster, &names),
             names,
-            roster: roster.map(|roster| roster.saved()),
+            roster: roster.map(|roster| roster.saved(now)),
             tags: SavedTags { allow: tag(&cache.allow_tag), sudo: tag(&cache.sudo_tag) },
         }
     }
