@@ -82,38 +82,7 @@ pub fn run(context: &Context) -> Result<Reply, Error> {
                 paths::RESOLVER
             ),
         )),
-        Ok(config) => {
-            findings.push(Finding::ok("configuration", context.config_path.display().to_string()));
-            let mend = "change it in the configuration, and restart iam-resolver";
-            findings.extend(config.warnings().into_iter().map(|why| Finding::warning("configuration", why, mend)));
-            if enabled::is_off() {
-                let mend = "iamctl enable --dry-run shows what iamctl enable changes";
-                findings.push(Finding::wrong("enabled", "nothing of pam_iam is switched on here", mend));
-            }
-            if let Some(left) = enabled::trial_left() {
-                let what = format!("a trial goes on: everything is taken back in {} s", left.as_secs());
-                findings.push(Finding::warning("enabled", what, "log in as an IAM user, then: iamctl enable --confirm"));
-            }
-            findings.push(socket(&config, &context.config_path));
-            findings.extend(aws::metadata(&config));
-            findings.extend(aws::permissions(context));
-            let roster = roster(context, &config, &mut findings);
-            let accounts = files::accounts(roster.as_ref());
-            // If the accounts are wrong, what sshd and sudo do with them tells nothing more.
-            let managed = roster.as_ref().filter(|_| accounts.state == State::Ok);
-            let user = managed.and_then(|roster| roster.users.first()).map(|user| user.name.as_str());
-            findings.extend(sshd::effective(&config, user));
-            findings.extend(pam::stacks(&config));
-            findings.push(accounts);
-            findings.push(files::sudoers(&config, managed));
-            findings.extend(files::owners(&config, &context.config_path));
-            findings.extend(files::sudo_group(&config));
-            findings.extend(files::lastlog());
-            findings.extend(map::look(context));
-            findings.extend(machine::look(&config, roster.as_ref()));
-            findings.extend(sweep_service(&config));
-            findings.extend(sweeps());
-        }
+        Ok(config) => findings = checks(context, &config),
     }
     let mut text = String::new();
     for Finding { check, state, message, fix } in &findings {
@@ -132,21 +101,81 @@ pub fn run(context: &Context) -> Result<Reply, Error> {
     Ok(sound.into())
 }
 
-fn socket(config: &Config, config_path: &Path) -> Finding {
+/// Returns the findings about a host whose configuration can be used.
+fn checks(context: &Context, config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.push(Finding::ok("configuration", context.config_path.display().to_string()));
+    let mend = "change it in the configuration, and restart iam-resolver";
+    findings.extend(config.warnings().into_iter().map(|why| Finding::warning("configuration", why, mend)));
+    if enabled::is_off() {
+        let mend = "iamctl enable --dry-run shows what iamctl enable changes";
+        findings.push(Finding::wrong("enabled", "nothing of pam_iam is switched on here", mend));
+    }
+    if let Some(left) = enabled::trial_left() {
+        let what = format!("a trial goes on: everything is taken back in {} s", left.as_secs());
+        findings.push(Finding::warning(
+            "enabled",
+            what,
+            "log in as an IAM user, then: iamctl enable --confirm",
+        ));
+    }
+    let (resolver, is_silent) = socket(config, &context.config_path);
+    findings.push(resolver);
+    findings.extend(aws::metadata(config));
+    // A daemon that hangs would be waited for again, for minutes.
+    let roster = match is_silent {
+        true => None,
+        false => {
+            findings.extend(aws::permissions(context));
+            roster(context, config, &mut findings)
+        }
+    };
+    let accounts = files::accounts(roster.as_ref());
+    // If the accounts are wrong, what sshd and sudo do with them tells nothing more.
+    let managed = roster.as_ref().filter(|_| accounts.state == State::Ok);
+    let user = managed.and_then(|roster| roster.users.first()).map(|user| user.name.as_str());
+    findings.extend(sshd::effective(config, user));
+    findings.extend(pam::stacks(config));
+    findings.push(accounts);
+    findings.push(files::sudoers(config, managed));
+    findings.extend(files::owners(config, &context.config_path));
+    findings.extend(files::sudo_group(config));
+    findings.extend(files::lastlog());
+    findings.extend(map::look(context));
+    findings.extend(machine::look(config, roster.as_ref()));
+    findings.extend(sweep_service(config));
+    findings.extend(sweeps());
+    findings
+}
+
+/// Checks the resolver. Returns also whether there is a daemon that does not answer.
+fn socket(config: &Config, config_path: &Path) -> (Finding, bool) {
+    let answer = match config.resolver.mode {
+        Mode::Once => None,
+        Mode::Daemon | Mode::Auto => {
+            Some(client::ask(Path::new(paths::SOCKET), &Request::Status, Deadline::after(CLIENT_DEADLINE)))
+        }
+    };
+    let is_silent = matches!(answer, Some(Err(ClientError::TimedOut)));
+    (resolver(config, config_path, answer), is_silent)
+}
+
+/// Returns the finding about the resolver. `answer` is what the daemon said about its state; None if there is to be none.
+fn resolver(config: &Config, config_path: &Path, answer: Option<Result<Answer, ClientError>>) -> Finding {
     const CHECK: &str = "resolver";
     let program = Path::new(paths::RESOLVER);
     let no_program =
         || Finding::wrong(CHECK, format!("{} is missing", paths::RESOLVER), "install pam_iam again");
-    if config.resolver.mode == Mode::Once {
+    let Some(answer) = answer else {
         return if program.exists() {
             Finding::ok(CHECK, "a process for each question")
         } else {
             no_program()
         };
-    }
+    };
     let start =
         "systemctl enable --now iam-resolver.socket; journalctl -u iam-resolver says why it does not run";
-    match client::ask(Path::new(paths::SOCKET), &Request::Status, Deadline::after(CLIENT_DEADLINE)) {
+    match answer {
         Ok(answer) if is_older(&answer, config_path) => Finding::warning(
             CHECK,
             "the daemon is older than the configuration, and still decides by the former one",

@@ -286,3 +286,12 @@ fn find_who_listens_at_the_socket(machine: &Machine) {
     socket.remove();
     assert_complains(machine, "no daemon: a process for each question, and NSS shows nobody");
 }
+
+#[test]
+fn doctor_names_a_resolver_that_hangs_and_asks_it_no_more() {
+    let machine = Machine::new().start();
+    machine.signal_resolver("STOP");
+    let said = machine.iamctl("doctor").stdout;
+    assert_eq!(said.matches("the resolver did not answer in time").count(), 1, "{said}");
+    machine.signal_resolver("CONT");
+}
