@@ -17,9 +17,8 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent))
 import bench_logins
 import bench_scale
-from bench_table import Table, control, seconds
+from bench_table import Table, calls, control, seconds
 
-WARM_UP = 5
 LOOKUPS = 5000
 LOADS = 40
 RUNS = 100
@@ -32,13 +31,9 @@ RESOLVER = "/usr/libexec/pam_iam/iam-resolver"
 def logins():
     """The commands of a login of a local account and of alice, by the same key."""
     key = f"{os.environ['BOX_KEYS']}/alice"
-    subprocess.run(["useradd", "-m", "-s", "/bin/bash", "local"], check=True)
-    os.makedirs("/home/local/.ssh", mode=0o700)
-    public = subprocess.run(["ssh-keygen", "-y", "-f", key], check=True, capture_output=True).stdout
-    Path("/home/local/.ssh/authorized_keys").write_bytes(public)
-    subprocess.run(["chown", "-R", "local:", "/home/local/.ssh"], check=True)
+    bench_logins.add_local()
     local, iam = ["box-ssh", "-i", key, "local", "true"], ["box-ssh", "-i", key, "alice", "true"]
-    for _ in range(WARM_UP):
+    for _ in range(bench_logins.WARM_UP):
         seconds(local), seconds(iam)
     return local, iam
 
@@ -74,8 +69,7 @@ def busy():
     subprocess.run(["pkill", "-KILL", "-u", "mallory,oscar"], check=False)
     for file, (what, (attempts, _, _)) in zip(files, LOOPS.items()):
         print(f"{int(file.read_text()) * attempts:5} attempts: {what}")
-    calls = sum(call["action"] != "IMDS" for call in control("log")["calls"])
-    print(f"{calls} calls to IAM in {time.perf_counter() - began:.0f} s; {len(pairs)} pairs of logins meanwhile")
+    print(f"{len(calls())} calls to IAM in {time.perf_counter() - began:.0f} s; {len(pairs)} pairs of logins meanwhile")
     print(f"local account, authorized_keys   {median(a for a, _ in pairs) * 1000:7.1f} ms")
     print(f"IAM user                         {median(b for _, b in pairs) * 1000:7.1f} ms")
     print(f"ratio                            {median(b / a for a, b in pairs):7.3f}")
@@ -226,9 +220,7 @@ def size():
     print(f"iam-authorized-keys: {median(times) * 1000:.2f} ms start to finish ({median(nothing) * 1000:.2f} for /bin/true), "
           f"{int(peak.split()[-1]) / 1024:.1f} MiB peak")
     print(f"iam-resolver: {os.path.getsize(RESOLVER) / 1024 / 1024:.1f} MiB")
-    status = Path(f"/proc/{subprocess.check_output(['pgrep', '-x', 'iam-resolver'], text=True).strip()}/status").read_text()
-    peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
-    print(f"iam-resolver serve: {peak / 1024:.1f} MiB peak")
+    print(f"iam-resolver serve: {bench_scale.memory('VmHWM'):.1f} MiB peak")
 
 
 def once():
@@ -256,8 +248,7 @@ def imports():
         whole = (time.perf_counter() - start) * 1000
         own, listed = map(int, re.search(r"\((\d+) ms, and (\d+) ms for the list\)", said).groups())
         log = control("log")
-        calls = sum(call["action"] != "IMDS" for call in log["calls"])
-        rows.append((whole, listed, log["seconds"] * 1000, own, calls))
+        rows.append((whole, listed, log["seconds"] * 1000, own, len(calls())))
         if what == "first":
             print_import(what, rows.pop())
     print_import("no change", [median(column) for column in zip(*rows)])

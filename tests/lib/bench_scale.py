@@ -26,7 +26,7 @@ def status():
 
 
 def memory(field):
-    """Megabytes, as /proc has them of the resolver."""
+    """The resolver's memory in MiB, by a field of /proc/PID/status."""
     return int(re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{resolver()}/status").read_text())[1]) / 1024
 
 

@@ -190,19 +190,9 @@ async fn a_uid_whose_user_was_renamed_is_found_by_the_roster() {
 async fn a_no_that_comes_while_the_roster_is_read_is_not_undone_by_the_roster() {
     let directory = directory(USERS);
     directory.iam.add("alice", &["users"]);
-    let roster = spawn_local({
-        let directory = Rc::clone(&directory);
-        async move { directory.read_roster().await }
-    });
-    tokio::time::advance(FakeIam::CALL / 2).await;
-    directory.iam.slow.borrow_mut().insert("GetUser", FakeIam::CALL * 5);
-    let found = spawn_local({
-        let directory = Rc::clone(&directory);
-        async move { find(&directory, "alice").await }
-    });
-    assert!(roster.await.unwrap().unwrap().has(&linux("alice")));
-    directory.iam.people.borrow_mut().clear();
-    assert_eq!(found.await.unwrap().unwrap().entry.identity, Identity::NotFound);
+    let remove = || directory.iam.people.borrow_mut().clear();
+    let found = found_while_the_roster_is_read(&directory, "GetUser", remove).await;
+    assert_eq!(found.entry.identity, Identity::NotFound);
     let named = directory.lookup_name(&linux("alice"), Origin::Host).await.unwrap();
     assert!(matches!(named, Named::Cached(lookup) if lookup.entry.identity == Identity::NotFound));
 }
@@ -214,27 +204,32 @@ async fn a_group_that_is_withdrawn_while_the_roster_is_read_is_not_given_back_by
     find(&directory, "alice").await.unwrap();
     tokio::time::advance(Duration::from_secs(11)).await;
     let withdraw = || directory.iam.change("alice", |alice| alice.groups = vec!["users".into()]);
-    let Named::Cached(known) = known_after(&directory, withdraw).await else { panic!("the roster") };
+    let found = found_while_the_roster_is_read(&directory, "ListGroupsForUser", withdraw).await;
+    assert_eq!(groups(&found), ["users"]);
+    let Some(Named::Cached(known)) = directory.known_name(&linux("alice")) else { panic!("the roster") };
     assert_eq!(groups(&known), ["users"]);
 }
 
-/// Reads the roster, lets `change` happen, and then has the answer about alice come whose fetch began during the read. Returns what NSS
-/// knows of her.
-async fn known_after(directory: &Rc<Directory<FakeIam>>, change: impl FnOnce()) -> Named {
+/// Has a fetch of alice begin while the roster is read, which lists her, and end after `change`, since its call `slow` takes longer.
+/// Returns what the fetch found.
+async fn found_while_the_roster_is_read(
+    directory: &Rc<Directory<FakeIam>>,
+    slow: &'static str,
+    change: impl FnOnce(),
+) -> Lookup {
     let roster = spawn_local({
         let directory = Rc::clone(directory);
         async move { directory.read_roster().await }
     });
     tokio::time::advance(FakeIam::CALL / 2).await;
-    directory.iam.slow.borrow_mut().insert("ListGroupsForUser", FakeIam::CALL * 5);
+    directory.iam.slow.borrow_mut().insert(slow, FakeIam::CALL * 5);
     let found = spawn_local({
         let directory = Rc::clone(directory);
         async move { find(&directory, "alice").await }
     });
-    roster.await.unwrap().unwrap();
+    assert!(roster.await.unwrap().unwrap().has(&linux("alice")));
     change();
-    found.await.unwrap().unwrap();
-    directory.known_name(&linux("alice")).unwrap()
+    found.await.unwrap().unwrap()
 }
 
 #[tokio::test(flavor = "local", start_paused = true)]
@@ -244,7 +239,8 @@ async fn a_user_who_changes_groups_while_the_roster_is_read_keeps_the_rights_tha
     directory.iam.add("alice", &["a"]);
     directory.iam.add("bob", &["b", "c"]);
     let moved = || directory.iam.change("alice", |alice| alice.groups = vec!["b".into(), "c".into()]);
-    let Named::Cached(known) = known_after(&directory, moved).await else { panic!("the roster") };
+    found_while_the_roster_is_read(&directory, "ListGroupsForUser", moved).await;
+    let Some(Named::Cached(known)) = directory.known_name(&linux("alice")) else { panic!("the roster") };
     assert_eq!(groups(&known), ["b"], "both allow her and give dev; the roster does not give web");
 }
 
